@@ -1,0 +1,116 @@
+r"""CNF, the continuous layer: state, log-determinant and costs, integrated jointly.
+
+    dx/dt = f(t, x),    d log|det dx(t)/dx(t_0)| / dt = tr(df/dx),    d cost/dt = r(x(t), t)
+
+(instantaneous change of variables, Chen et al. 2018, theorem 1; FFJORD, Grathwohl et al. 2019). The layer's own clock
+runs from 0 at the base to `end_time` at the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from ffjord_kit.layers import Layer
+from ffjord_kit.regularizers import Regularizer
+from ffjord_kit.solver import Evaluations, Solver
+from ffjord_kit.steppers import State
+from ffjord_kit.trace import ExactTrace, TraceEstimator, evaluate
+
+
+@dataclass(frozen=True)
+class Path:
+    """What one solve returns: states and log-determinants from times[0] on, and the costs of the way.
+
+    Shapes: times (T,), x (T, batch, *event), log_det (T, batch) or None where no trace was asked for,
+    costs name -> (batch,), each >= 0.
+    """
+
+    times: Tensor
+    x: Tensor
+    log_det: Tensor | None
+    costs: dict[str, Tensor]
+    evaluations: Evaluations
+
+    @property
+    def nfe(self) -> int:
+        """Evaluations of the dynamics on the way forward."""
+        return self.evaluations.forward
+
+
+@dataclass(frozen=True)
+class Integration:
+    """How continuous layers are integrated: the trace (None: no log-determinant), solver, costs and noise."""
+
+    trace: TraceEstimator | None = field(default_factory=ExactTrace)
+    solver: Solver | None = None
+    regularizers: Mapping[str, Regularizer] = field(default_factory=dict)
+    generator: torch.Generator | None = None
+
+
+class CNF(Layer):
+    """A continuous layer: the flow of dx/dt = dynamics(t, x, context) for t from 0 to end_time.
+
+    Raises SolveError (of the solver) where the integration cannot go on.
+    """
+
+    def __init__(
+        self,
+        dynamics: nn.Module,
+        event_shape: Sequence[int],
+        *,
+        solver: Solver | None = None,
+        end_time: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.dynamics = dynamics
+        self.event_shape = tuple(event_shape)
+        self.solver = solver or Solver()
+        self.end_time = end_time
+
+    def to_base(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        path = self.transport(x, [self.end_time, 0.0], context=context)
+        return path.x[-1], path.log_det[-1]
+
+    def to_data(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        path = self.transport(z, [0.0, self.end_time], context=context)
+        return path.x[-1], path.log_det[-1]
+
+    def transport(
+        self,
+        x: Tensor,
+        times: Sequence[float] | Tensor,
+        *,
+        context: Tensor | None = None,
+        integration: Integration | None = None,
+    ) -> Path:
+        """Carry x, the state at times[0], through every time; the order of `times` is the direction.
+
+        The only method that integrates. Shapes: x (batch, *event), times (T,), context (batch, context_dim).
+        """
+        how = integration or Integration()
+        clock = torch.as_tensor(times, dtype=torch.float32 if x.device.type == "mps" else torch.float64)
+        rhs, state = self._problem(x, clock, context, how)
+        params = [*self.dynamics.parameters(), *([] if context is None else [context])]
+        solver = how.solver or self.solver
+        states, evaluations = solver.solve(rhs, state, clock, params=params, steering=2)
+        log_det = None if how.trace is None else states[1]
+        costs = {name: values[-1] for name, values in zip(how.regularizers, states[2:], strict=True)}
+        return Path(clock, states[0], log_det, costs, evaluations)
+
+    def _problem(self, x: Tensor, clock: Tensor, context: Tensor | None, how: Integration) -> tuple:
+        """The right-hand side, and the state that it starts from; the probes are drawn here, once."""
+        if how.trace is None:
+            return (lambda t, state: (self.dynamics(t, state[0], context),)), (x,)
+        probes = how.trace.draw(x, how.generator)
+        forward = 1.0 if clock[-1] > clock[0] else -1.0  # costs grow in both directions
+
+        def rhs(t: Tensor, state: State) -> State:
+            point = evaluate(self.dynamics, t, state[0], probes, context)
+            costs = [forward * cost(point) for cost in how.regularizers.values()]
+            return (point.dx, point.trace, *costs)
+
+        return rhs, (x, *(x.new_zeros(len(x)) for _ in range(1 + len(how.regularizers))))

@@ -1,0 +1,173 @@
+r"""Dynamics: networks f(t, x, context) that give dx/dt.
+
+Any `nn.Module` with this signature is a dynamics:
+
+    forward(t, x, context=None) -> dx/dt      t: () or (batch,); x: (batch, *event); context: (batch, context_dim)
+
+A row of the output depends on the same row of the inputs alone (no batch normalisation): the trace of the Jacobian
+is taken row by row. The networks here flatten the event, and see time in one of three ways:
+
+    residual        h <- h + W silu(h (1 + s(t)) + b(t)),   s, b from sinusoids of t and the context (FiLM)
+    concat_squash   h <- act((W h + c) sigmoid(g(t)) + b(t))                          (FFJORD, Grathwohl et al. 2019)
+    concat          h <- act(W [h, t] + c)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "silu": nn.SiLU,
+    "tanh": nn.Tanh,
+    "softplus": nn.Softplus,
+    "elu": nn.ELU,
+    "gelu": nn.GELU,
+}
+
+
+def _column(t: Tensor) -> Tensor:
+    """Time as a column: () gives (1, 1), (batch,) gives (batch, 1)."""
+    return t.reshape(-1, 1)
+
+
+def _beside(time: Tensor, x: Tensor, context: Tensor | None) -> Tensor:
+    """Time features, (1 or batch, features), joined with the context where there is one."""
+    if context is None:
+        return time
+    return torch.cat([time.expand(len(x), -1), context], dim=1)
+
+
+class Sinusoids(nn.Module):
+    """Sines and cosines of t at geometrically spaced angular frequencies from 1 to `highest`.
+
+    Shapes: t (rows, 1) -> (rows, 2 * count).
+    """
+
+    def __init__(self, count: int = 16, *, highest: float = 100.0) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", torch.logspace(0.0, math.log10(highest), count))
+
+    def forward(self, t: Tensor) -> Tensor:
+        angles = t * self.frequencies
+        return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+class ResidualDynamics(nn.Module):
+    """Residual network whose layers are scaled and shifted by an embedding of time and context.
+
+    The output starts at zero, so an untrained flow is the identity. The scale and shift of each layer come from one
+    small network of the sinusoids of t (feature-wise linear modulation, Perez et al. 2018).
+
+    Shapes: t () or (batch,), x (batch, *event), context (batch, context_dim) -> (batch, *event).
+    """
+
+    def __init__(
+        self,
+        event_shape: Sequence[int],
+        *,
+        context_dim: int = 0,
+        hidden: Sequence[int] = (128, 128, 128),
+        activation: str = "silu",
+    ) -> None:
+        super().__init__()
+        size, widths = math.prod(event_shape), [hidden[0], *hidden]
+        self.time = Sinusoids()
+        self.act = ACTIVATIONS[activation]()
+        features = 2 * len(self.time.frequencies) + context_dim
+        self.modulation = nn.Sequential(
+            nn.Linear(features, hidden[0]), nn.SiLU(), nn.Linear(hidden[0], 2 * sum(widths[:-1]))
+        )
+        self.inward = nn.Linear(size, widths[0])
+        pairs = list(zip(widths[:-1], widths[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairs)
+        self.skips = nn.ModuleList(nn.Identity() if a == b else nn.Linear(a, b, bias=False) for a, b in pairs)
+        self.outward = nn.Linear(widths[-1], size)
+        nn.init.zeros_(self.outward.weight)
+        nn.init.zeros_(self.outward.bias)
+
+    def forward(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:
+        scales_and_shifts = self._modulate(_beside(self.time(_column(t)), x, context))
+        h = self.inward(x.flatten(1))
+        for layer, skip, (scale, shift) in zip(self.layers, self.skips, scales_and_shifts, strict=True):
+            h = skip(h) + layer(self.act(torch.addcmul(shift, h, 1 + scale)))
+        return self.outward(self.act(h)).reshape(x.shape)
+
+    def _modulate(self, features: Tensor) -> list[tuple[Tensor, Tensor]]:
+        widths = [width for layer in self.layers for width in (layer.in_features, layer.in_features)]
+        parts = self.modulation(features).split(widths, dim=1)
+        return list(zip(parts[::2], parts[1::2], strict=True))
+
+
+class ConcatSquashDynamics(nn.Module):
+    """The network of the FFJORD paper: each layer is gated and shifted by time (and context).
+
+    Shapes: t () or (batch,), x (batch, *event), context (batch, context_dim) -> (batch, *event).
+    Source: Grathwohl et al. 2019, appendix B.1.
+    """
+
+    def __init__(
+        self,
+        event_shape: Sequence[int],
+        *,
+        context_dim: int = 0,
+        hidden: Sequence[int] = (64, 64, 64),
+        activation: str = "tanh",
+    ) -> None:
+        super().__init__()
+        size = math.prod(event_shape)
+        widths = [size, *hidden, size]
+        pairs = list(zip(widths[:-1], widths[1:], strict=True))
+        self.act = ACTIVATIONS[activation]()
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairs)
+        self.gates = nn.ModuleList(nn.Linear(1 + context_dim, b) for _, b in pairs)
+        self.shifts = nn.ModuleList(nn.Linear(1 + context_dim, b, bias=False) for _, b in pairs)
+
+    def forward(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:
+        side = _beside(_column(t), x, context)
+        h = x.flatten(1)
+        for i, (layer, gate, shift) in enumerate(zip(self.layers, self.gates, self.shifts, strict=True)):
+            h = torch.addcmul(shift(side), layer(h), gate(side).sigmoid())
+            h = self.act(h) if i < len(self.layers) - 1 else h
+        return h.reshape(x.shape)
+
+
+class ConcatDynamics(nn.Module):
+    """Plain layers that see time (and context) as extra inputs.
+
+    Shapes: t () or (batch,), x (batch, *event), context (batch, context_dim) -> (batch, *event).
+    """
+
+    def __init__(
+        self,
+        event_shape: Sequence[int],
+        *,
+        context_dim: int = 0,
+        hidden: Sequence[int] = (64, 64, 64),
+        activation: str = "tanh",
+    ) -> None:
+        super().__init__()
+        size = math.prod(event_shape)
+        widths = [size, *hidden, size]
+        self.act = ACTIVATIONS[activation]()
+        self.layers = nn.ModuleList(
+            nn.Linear(a + 1 + context_dim, b) for a, b in zip(widths[:-1], widths[1:], strict=True)
+        )
+
+    def forward(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:
+        side = _beside(_column(t), x, context).expand(len(x), -1)
+        h = x.flatten(1)
+        for i, layer in enumerate(self.layers):
+            h = layer(torch.cat([h, side], dim=1))
+            h = self.act(h) if i < len(self.layers) - 1 else h
+        return h.reshape(x.shape)
+
+
+DYNAMICS: dict[str, Callable[..., nn.Module]] = {
+    "residual": ResidualDynamics,
+    "concat_squash": ConcatSquashDynamics,
+    "concat": ConcatDynamics,
+}

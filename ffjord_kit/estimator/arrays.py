@@ -1,0 +1,67 @@
+"""Arrays on their way in: the context, the seed, the rows held out, and a fingerprint of the whole."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.utils import check_array, check_random_state
+from torch import Tensor
+
+LARGEST_VALIDATION_SET = 2_000
+SMALLEST_VALIDATION_SET = 5
+
+Rows = tuple[Tensor, Tensor | None]
+
+
+def check_context(context: Any, rows: int) -> np.ndarray | None:
+    """The context as (rows, c) float64; one row (c,) serves all, but for a single column (rows,).
+
+    Raises ValueError for another number of rows, text, or values that are not finite.
+    """
+    if context is None:
+        return None
+    context = check_array(context, dtype=np.float64, ensure_2d=False, allow_nd=True, input_name="context")
+    if context.ndim == 1:
+        context = context[:, None] if len(context) == rows else np.broadcast_to(context, (rows, len(context)))
+    if context.ndim != 2 or len(context) != rows:
+        raise ValueError(f"context must have shape ({rows}, c), a row for each row of the data; got {context.shape}")
+    return context
+
+
+def seed_from(random_state: Any) -> int:
+    """A seed from what scikit-learn calls a random_state; None asks the operating system."""
+    if random_state is None:
+        return secrets.randbits(31)
+    if isinstance(random_state, np.random.RandomState):
+        return int(check_random_state(random_state).randint(2**31 - 1))
+    return int(random_state)
+
+
+def fingerprint(x: np.ndarray, context: np.ndarray | None) -> str:
+    """SHA-256 of the rows and their context."""
+    digest = hashlib.sha256(np.ascontiguousarray(x).tobytes())
+    if context is not None:
+        digest.update(np.ascontiguousarray(context).tobytes())
+    return digest.hexdigest()
+
+
+def held_out_rows(x: np.ndarray, context: np.ndarray | None, fraction: float, seed: int) -> tuple[Rows, Rows | None]:
+    """The rows to train on and those held out, which the seed picks; none is held out of a very small table.
+
+    Raises ValueError for a fraction outside [0, 1).
+    """
+    if not 0 <= fraction < 1:
+        raise ValueError(f"validation_fraction must be in [0, 1); got {fraction}")
+    count = min(int(fraction * len(x)), LARGEST_VALIDATION_SET)
+    order = np.random.default_rng(seed).permutation(len(x))
+    count = 0 if count < SMALLEST_VALIDATION_SET else count
+    kept, held_out = np.sort(order[count:]), np.sort(order[:count])
+    return _rows(x, context, kept), _rows(x, context, held_out) if count else None
+
+
+def _rows(x: np.ndarray, context: np.ndarray | None, which: np.ndarray) -> Rows:
+    return torch.tensor(x[which]), None if context is None else torch.tensor(context[which])

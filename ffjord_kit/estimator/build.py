@@ -1,0 +1,173 @@
+"""From the fields of FFJORD to the objects that they name: flow, solvers, schedule, device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from numbers import Integral
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ffjord_kit.cnf import CNF, Integration
+from ffjord_kit.dynamics import ACTIVATIONS, DYNAMICS
+from ffjord_kit.estimator.fields import Fields
+from ffjord_kit.estimator.words import choice, regularizers_of, schedule_of, support_of
+from ffjord_kit.flow import Flow
+from ffjord_kit.layers import SCALINGS, Layer, Logit, Softplus
+from ffjord_kit.objectives import TIME_DENSITIES, FlowMatching, MaximumLikelihood, Objective
+from ffjord_kit.solver import Solver
+from ffjord_kit.trace import TRACE_ESTIMATORS, TraceEstimator
+from ffjord_kit.training import Optimization, Phase
+
+EXACT_TRACE_UP_TO = 8
+
+
+def build_flow(fields: Fields, exact: list[Layer], context_layer: Layer | None, dimensions: int, seed: int) -> Flow:
+    """An untrained flow: the exact layers, and continuous ones whose weights the seed draws.
+
+    The global state of torch is left as it was.
+    """
+    context_dim = 0 if context_layer is None else context_layer.event_shape[0]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        blocks = [_block(fields, dimensions, context_dim) for _ in range(_whole("blocks", fields.blocks))]
+    return Flow([*exact, *blocks], context_dim=context_dim, context_layer=context_layer)
+
+
+def fitted_layers(fields: Fields, x: Tensor) -> list[Layer]:
+    """The exact layers for data x (n, d) in float64: support first, then scaling."""
+    layers = _support_layers(fields, x.shape[1])
+    for layer in layers:
+        x, _ = layer.to_base(x)
+    return [*layers, *[make(x) for make in _scaling(fields)[:1]]]
+
+
+def blank_layers(fields: Fields, dimensions: int) -> list[Layer]:
+    """The same layers before any data, to load weights into."""
+    zeros = torch.zeros(dimensions, dtype=torch.float64)
+    return [*_support_layers(fields, dimensions), *[make(zeros) for make in _scaling(fields)[1:]]]
+
+
+def build_schedule(fields: Fields, dimensions: int) -> list[Phase]:
+    """The phases of training that `schedule` names."""
+    rates = {"flow_matching": fields.learning_rate, "mle": fields.mle_learning_rate}
+    for name in ("learning_rate", "mle_learning_rate"):
+        _positive(name, getattr(fields, name))
+    makers = {"flow_matching": lambda: _flow_matching(fields), "mle": lambda: _maximum_likelihood(fields, dimensions)}
+    return [Phase(makers[word](), steps, rates[word]) for word, steps in schedule_of(fields.schedule)]
+
+
+def training_options(fields: Fields) -> dict[str, Any]:
+    """The keyword options of `training.fit` that the fields name."""
+    return {
+        "batch_size": _whole("batch_size", fields.batch_size),
+        "optimization": _optimization(fields),
+        "validate_every": _whole("validate_every", fields.validate_every),
+        "patience": _whole("patience", fields.patience),
+        "evaluation": validating(fields),
+    }
+
+
+def training_solver(fields: Fields) -> Solver:
+    """The solver of the likelihood's gradient: the method, tolerance or steps that the fields name."""
+    tolerance = _positive("train_tolerance", fields.train_tolerance)
+    return Solver(fields.solver, tolerance, tolerance, fields.steps, fields.adjoint, fields.max_nfe)
+
+
+def reporting(fields: Fields) -> Integration:
+    """How every reported likelihood is integrated: exact trace, adaptive, each row with steps of its own."""
+    tolerance = _positive("tolerance", fields.tolerance)
+    return Integration(solver=Solver("dopri5_by_row", tolerance, tolerance, max_nfe=fields.max_nfe))
+
+
+def validating(fields: Fields) -> Integration:
+    """How training is validated: exact trace, adaptive, no finer than the float32 weights deserve."""
+    tolerance = max(fields.tolerance, 1e-4)
+    return Integration(solver=Solver("dopri5", tolerance, tolerance, max_nfe=fields.max_nfe))
+
+
+def build_device(name: str) -> torch.device:
+    """The device: 'auto' takes CUDA, then MPS, then the CPU. Raises ValueError for one that is not there."""
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind, here in present.items() if here))
+    kind = name.partition(":")[0]
+    if not present.get(kind, False):
+        here = ", ".join(kind for kind, there in present.items() if there)
+        raise ValueError(f"device must be 'auto' or one that this machine has ({here}); got {name!r}")
+    return torch.device(name)
+
+
+def reporting_dtype(device: torch.device) -> torch.dtype:
+    """float64, where the device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def _scaling(fields: Fields) -> tuple[Callable[[Tensor], Layer], ...]:
+    """How to make the scaling layer: from data, and blank from zeros (d,); nothing for 'none'."""
+    return choice("scaling", fields.scaling, SCALINGS)
+
+
+def _support_layers(fields: Fields, dimensions: int) -> list[Layer]:
+    bounds = torch.tensor(support_of(fields.support, dimensions), dtype=torch.float64)
+    lower, upper = bounds.unbind(1)
+    bounded, positive = upper.isfinite(), lower.isfinite() & ~upper.isfinite()
+    layers: list[Layer] = []
+    if bool(bounded.any()):
+        layers.append(Logit(torch.where(bounded, lower, -math.inf), upper))
+    if bool(positive.any()):
+        layers.append(Softplus(torch.where(positive, lower, -math.inf)))
+    return layers
+
+
+def _block(fields: Fields, dimensions: int, context_dim: int) -> CNF:
+    hidden = tuple(fields.hidden)
+    if not hidden or any(not isinstance(width, Integral) or width < 1 for width in hidden):
+        raise ValueError(f"hidden must be one or more positive widths; got {fields.hidden}")
+    options = {} if fields.activation is None else {"activation": fields.activation}
+    if options:
+        choice("activation", fields.activation, ACTIVATIONS)
+    network = choice("dynamics", fields.dynamics, DYNAMICS)
+    dynamics = network((dimensions,), context_dim=context_dim, hidden=hidden, **options)
+    return CNF(dynamics, (dimensions,), solver=training_solver(fields))
+
+
+def _optimization(fields: Fields) -> Optimization:
+    if not 0 <= fields.ema_decay < 1:
+        raise ValueError(f"ema_decay must be in [0, 1); got {fields.ema_decay}")
+    if fields.weight_decay < 0:
+        raise ValueError(f"weight_decay must not be negative; got {fields.weight_decay}")
+    clip_norm = _positive("clip_norm", fields.clip_norm)
+    return Optimization(fields.weight_decay, fields.warmup_steps, clip_norm, fields.ema_decay)
+
+
+def _flow_matching(fields: Fields) -> Objective:
+    choice("time_density", fields.time_density, TIME_DENSITIES)
+    return FlowMatching(fields.time_density)
+
+
+def _maximum_likelihood(fields: Fields, dimensions: int) -> Objective:
+    return MaximumLikelihood(
+        _trace(fields, dimensions), regularizers_of(fields.regularizers), training_solver(fields)
+    )
+
+
+def _trace(fields: Fields, dimensions: int) -> TraceEstimator:
+    if fields.trace == "auto":
+        word = "exact" if dimensions <= EXACT_TRACE_UP_TO else "rademacher"
+        return TRACE_ESTIMATORS[word](fields.probes)
+    return choice("trace", fields.trace, {"auto": None, **TRACE_ESTIMATORS})(fields.probes)
+
+
+def _positive(name: str, value: float) -> float:
+    if not value > 0:
+        raise ValueError(f"{name} must be positive; got {value}")
+    return value
+
+
+def _whole(name: str, value: int) -> int:
+    if not isinstance(value, Integral) or value < 1:
+        raise ValueError(f"{name} must be a whole number, at least 1; got {value!r}")
+    return int(value)

@@ -1,0 +1,219 @@
+"""FFJORD: the scikit-learn face of a flow. Its fields are the configuration of the command line and of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, DensityMixin
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor
+
+from ffjord_kit.estimator import build
+from ffjord_kit.estimator.arrays import check_context, fingerprint, held_out_rows, seed_from
+from ffjord_kit.estimator.checks import check_columns, column_names
+from ffjord_kit.estimator.fields import Fields
+from ffjord_kit.flow import Flow
+from ffjord_kit.layers import Standardize
+from ffjord_kit.progress import progress_bar
+from ffjord_kit.runs import Run, RunError
+from ffjord_kit.training import History, fit
+
+CHUNK_ELEMENTS = 32_768
+
+
+class Evaluation(NamedTuple):
+    """Log-densities (n,), nats, and the evaluations of the dynamics that the slowest part of the rows took."""
+
+    log_prob: np.ndarray
+    nfe: int
+
+
+class NumpyTrajectory(NamedTuple):
+    """States along the way and their log-densities: times (T,), x (T, n, d), log_prob (T, n)."""
+
+    times: np.ndarray
+    x: np.ndarray
+    log_prob: np.ndarray
+
+
+@dataclass(eq=False, repr=False)
+class FFJORD(Fields, DensityMixin, BaseEstimator):
+    """A continuous normalizing flow with scikit-learn's verbs: fit, score_samples, score, sample.
+
+    The constructor only stores; what is learned ends in an underscore (`flow_`, `history_`, `seed_`). Log-densities
+    are exact-trace solves by tolerance, in float64 where the device has it, each row independent of the others.
+    Source: Grathwohl et al. 2019 (FFJORD), Lipman et al. 2023 (flow matching).
+    """
+
+    def fit(
+        self,
+        X: Any,
+        y: None = None,
+        *,
+        context: Any = None,
+        columns: Sequence[str] | None = None,
+        run: str | Path | None = None,
+        force: bool = False,
+        resume: bool = False,
+        data: Mapping[str, Any] | None = None,
+        on_step: Callable[[dict[str, Any]], None] | None = None,
+    ) -> FFJORD:
+        """Learn the density of the rows of X (n, d), given context (n, c) where it is passed; y is ignored.
+
+        `columns` name the columns where X does not. `run` is a folder to keep log, model and checkpoints in: `force`
+        lets it replace a run, `resume` goes on from its checkpoint, `data` is kept in its config as it is.
+        Raises ValueError for data or fields that cannot be used, TrainingDiverged, RunError.
+        """
+        X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
+        context = check_context(context, len(X))
+        names = column_names(getattr(self, "feature_names_in_", columns), X.shape[1])
+        check_columns(X, names)
+        about = {"columns": names, "rows": len(X), "sha256": fingerprint(X, context), "data": dict(data or {})}
+        about["context_dim"] = 0 if context is None else context.shape[1]
+        schedule = build.build_schedule(self, X.shape[1])
+        kept = self._begin(run, about, force, resume)
+        rows, held_out = held_out_rows(X, context, self.validation_fraction, self.seed_)
+        self.flow_ = self._untrained(*rows)
+        with progress_bar(schedule, self.verbose, on_step) as tell:
+            self.history_ = fit(
+                self.flow_, rows[0], context=rows[1], validation=held_out, schedule=schedule,
+                **build.training_options(self), seed=self.seed_, run=kept, resume=resume, on_step=tell,
+            )  # fmt: skip
+        self._settle()
+        return self
+
+    def score_samples(self, X: Any, *, context: Any = None, time: float = 1.0) -> np.ndarray:
+        """Log-density of each row of X (n, d), (n,), in nats and the units of X; of the state at `time` if not 1."""
+        return self.evaluate(X, context=context, time=time).log_prob
+
+    def evaluate(self, X: Any, *, context: Any = None, time: float = 1.0) -> Evaluation:
+        """Log-density of each row of X (n, d), and the evaluations of the dynamics that it took."""
+        log_probs, nfe = [], 0
+        for x, c in self._chunks(*self._checked(X, context)):
+            with torch.no_grad():
+                log_prob, moved = self.flow_.evaluate_log_prob(x, c, time=time, integration=build.reporting(self))
+            log_probs.append(_numpy(log_prob))
+            nfe = max(nfe, moved.nfe)
+        return Evaluation(np.concatenate(log_probs), nfe)
+
+    def score(self, X: Any, y: None = None, *, context: Any = None) -> float:
+        """The mean log-likelihood of the rows of X (n, d), nats; y is ignored."""
+        return float(self.score_samples(X, context=context).mean())
+
+    def sample(self, n_samples: int = 1, *, context: Any = None, random_state: Any = None) -> np.ndarray:
+        """Draw rows (n_samples, d); context is one row (c,) for all, or one for each (n_samples, c)."""
+        generator, context = self._drawing(n_samples, context, random_state)
+        solver, parts = build.reporting(self).solver, []
+        for start in range(0, n_samples, CHUNK_ELEMENTS):
+            end = min(start + CHUNK_ELEMENTS, n_samples)
+            part = None if context is None else context[start:end]
+            with torch.no_grad():
+                parts.append(_numpy(self.flow_.sample(end - start, part, solver=solver, generator=generator)))
+        return np.concatenate(parts)
+
+    def trajectory(
+        self, n_samples: int = 200, *, frames: int = 41, context: Any = None, random_state: Any = None
+    ) -> NumpyTrajectory:
+        """Follow new samples from the base (t = 0) to the data (t = 1), with their log-density along the way."""
+        generator, context = self._drawing(n_samples, context, random_state)
+        solver, times = build.reporting(self).solver, np.linspace(0.0, 1.0, frames)
+        with torch.no_grad():
+            start = self.flow_.sample(n_samples, context, time=0.0, generator=generator)
+            path = self.flow_.trajectory(start, times.tolist(), context, solver=solver)
+        return NumpyTrajectory(times, _numpy(path.x), _numpy(path.log_prob))
+
+    def velocity(self, X: Any, time: float, *, context: Any = None) -> np.ndarray:
+        """The field dx/dt (n, d) at the states X (n, d) and a time in [0, 1], in the units of X."""
+        x, context = self._checked(X, context)
+        return _numpy(self.flow_.velocity(x, time, context).detach())
+
+    def save(self, path: str | Path, *, force: bool = False) -> None:
+        """Write the model as a run folder that `load` and the command line read."""
+        check_is_fitted(self)
+        run = Run.create(path, self.config_, force=force)
+        for record in self.history_.records:
+            run.record(record)
+        run.save_model(self.flow_)
+
+    @classmethod
+    def load(cls, path: str | Path) -> FFJORD:
+        """The model of a run folder, on the device that its `device` field names here.
+
+        Raises RunError where the folder is missing, damaged, without weights yet, or of another version.
+        """
+        run = Run.open(path)
+        model = cls.configured(run)
+        dimensions, context_dim = model.n_features_in_, model.config_["context_dim"]
+        zeros = torch.zeros(context_dim, dtype=torch.float64)
+        scaling = Standardize(zeros, torch.ones_like(zeros)) if context_dim else None
+        model.flow_ = build.build_flow(model, build.blank_layers(model, dimensions), scaling, dimensions, model.seed_)
+        run.load_model(model.flow_)
+        model.history_ = History(model.seed_, records=run.records())
+        model._settle()
+        return model
+
+    @classmethod
+    def configured(cls, run: Run) -> FFJORD:
+        """An estimator with a run's fields and no weights. Raises RunError where the fields are not FFJORD's."""
+        config = run.config
+        try:
+            model = cls(**{**config["estimator"], "hidden": tuple(config["estimator"]["hidden"])})
+            model.config_, model.seed_ = config, int(config["seed"])
+            model.n_features_in_ = len(config["columns"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise RunError(f"{run.path / 'config.json'} is damaged ({error!r}): restore it, or fit again") from error
+        return model
+
+    def _begin(self, path: str | Path | None, about: dict[str, Any], force: bool, resume: bool) -> Run | None:
+        """Settle the seed and the config, and make or open the run folder."""
+        if resume:
+            run = Run.open(path)
+            self.config_, self.seed_ = run.config, int(run.config["seed"])
+            if run.config["sha256"] != about["sha256"]:
+                raise RunError(f"{path} was fitted to other data: resume it with the same rows and columns")
+            return run
+        self.seed_ = seed_from(self.random_state)
+        fields = {**self.get_params(), "random_state": self.seed_}
+        self.config_ = {"estimator": fields, "seed": self.seed_, **about}
+        return None if path is None else Run.create(path, self.config_, force=force)
+
+    def _untrained(self, x: Tensor, context: Tensor | None) -> Flow:
+        scaling = None if context is None else Standardize.of(context)
+        flow = build.build_flow(self, build.fitted_layers(self, x), scaling, x.shape[1], self.seed_)
+        return flow.to(build.build_device(self.device))
+
+    def _settle(self) -> None:
+        """Leave the flow where and how it reports: fixed, and in the widest floats that the device has."""
+        device = build.build_device(self.device)
+        self.flow_.to(device=device, dtype=build.reporting_dtype(device)).requires_grad_(False)
+
+    def _checked(self, X: Any, context: Any) -> tuple[Tensor, Tensor | None]:
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=np.float64, reset=False)
+        context = check_context(context, len(X))
+        return self._tensor(X), None if context is None else self._tensor(context)
+
+    def _drawing(self, n: int, context: Any, random_state: Any) -> tuple[torch.Generator, Tensor | None]:
+        check_is_fitted(self)
+        if n < 1:
+            raise ValueError(f"n_samples must be at least 1; got {n}")
+        context = None if context is None else self._tensor(check_context(context, n))
+        return torch.Generator().manual_seed(seed_from(random_state)), context
+
+    def _chunks(self, x: Tensor, context: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+        rows = max(1, CHUNK_ELEMENTS // x.shape[1])
+        for start in range(0, len(x), rows):
+            yield x[start : start + rows], None if context is None else context[start : start + rows]
+
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        device = next(self.flow_.parameters()).device
+        return torch.tensor(array).to(build.reporting_dtype(device)).to(device)
+
+
+def _numpy(values: Tensor) -> np.ndarray:
+    return values.double().cpu().numpy()

@@ -1,0 +1,57 @@
+"""The configuration: every hyper-parameter once, with its default, its help, and the words that it may be.
+
+The constructor of FFJORD, the options of the command line and config.json are made from these fields.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ffjord_kit.dynamics import ACTIVATIONS, DYNAMICS
+from ffjord_kit.layers import SCALINGS
+from ffjord_kit.objectives import TIME_DENSITIES
+from ffjord_kit.solver import METHODS
+from ffjord_kit.trace import TRACE_ESTIMATORS
+
+
+def option(default: Any, text: str, choices: Iterable[str] = ()) -> Any:
+    """A field with the help, and the choices, that the command line shows."""
+    return field(default=default, metadata={"help": text, "choices": tuple(choices)})
+
+
+@dataclass(eq=False, repr=False)
+class Fields:
+    """The fields of FFJORD; they are stored as they come and checked where they are used."""
+
+    schedule: str = option("flow_matching:4000", "phases of training, e.g. flow_matching:4000,mle:200; mle: plain FFJORD")
+    time_density: str = option("uniform", "density of t in flow matching", TIME_DENSITIES)
+    dynamics: str = option("residual", "the network that gives dx/dt", DYNAMICS)
+    hidden: tuple[int, ...] = option((128, 128, 128), "widths of its hidden layers, e.g. 128,128,128")
+    activation: str | None = option(None, "its activation (default: the network's own)", ACTIVATIONS)
+    blocks: int = option(1, "continuous layers in a row")
+    scaling: str = option("standardize", "affine layer next to the data", SCALINGS)
+    support: str = option("real", "where the data live: real, positive or bounded:LOW:HIGH; one word, or one a column")
+    learning_rate: float = option(2e-3, "peak learning rate of flow matching")
+    mle_learning_rate: float = option(5e-4, "peak learning rate of maximum likelihood")
+    batch_size: int = option(512, "rows in a step")
+    weight_decay: float = option(0.0, "weight decay of AdamW")
+    warmup_steps: int = option(200, "steps of warm-up, at most a tenth of a phase")
+    clip_norm: float = option(1.0, "largest norm of the gradient")
+    ema_decay: float = option(0.999, "decay of the moving average of the weights")
+    validation_fraction: float = option(0.1, "part of the rows held out for validation (at most 2000 rows)")
+    validate_every: int = option(500, "steps between validations")
+    patience: int = option(10, "validations without a better one that end a phase")
+    trace: str = option("auto", "trace while training; auto: exact up to 8 columns", ("auto", *TRACE_ESTIMATORS))
+    probes: int = option(1, "noise vectors of a stochastic trace")
+    regularizers: str = option("", "costs along the path in mle, e.g. kinetic:0.01,jacobian:0.01")
+    solver: str = option("dopri5", "method of integration while training by mle, and for samples", METHODS)
+    train_tolerance: float = option(1e-3, "tolerance of that method")
+    steps: int | None = option(None, "steps of that method, if it is one of fixed steps")
+    adjoint: bool = option(False, "gradients by the adjoint equation: constant memory, slower")
+    tolerance: float = option(1e-5, "tolerance of every reported likelihood and of samples")
+    max_nfe: int = option(10_000, "most evaluations that one solve may take")
+    device: str = option("auto", "auto, cpu, cuda or mps")
+    random_state: int | None = option(None, "seed of everything")
+    verbose: bool = option(False, "show a progress bar")

@@ -1,0 +1,166 @@
+r"""Layers: invertible maps with their log-determinants; here the exact, non-continuous ones.
+
+A layer maps data x towards the base, z = to_base(x), and back, x = to_data(z); each map comes with the log of the
+absolute determinant of its Jacobian, so that log p(x) = log p(z) + log|det dz/dx|.
+
+    Standardize   z = (x - mean) / scale                       one scale for each element
+    Whiten        z = L^-1 (x - mean),  L L^T = covariance     unit covariance
+    Logit         z = logit((x - lower) / (upper - lower))     data in (lower, upper)
+    Softplus      z = log(exp(x - lower) - 1)                  data above `lower`; softplus(z) + lower = x
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Layer(nn.Module, ABC):
+    """An invertible map between data and base; every log_det is (batch,)."""
+
+    event_shape: tuple[int, ...] | None = None
+
+    @abstractmethod
+    def to_base(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """z and log|det dz/dx| for x (batch, *event), context (batch, context_dim)."""
+
+    @abstractmethod
+    def to_data(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x and log|det dx/dz| for z (batch, *event), context (batch, context_dim)."""
+
+
+class Standardize(Layer):
+    """Shift and scale each element of the event.
+
+    Shapes: mean, scale (*event); scale > 0.
+    """
+
+    def __init__(self, mean: Tensor, scale: Tensor) -> None:
+        super().__init__()
+        self.event_shape = tuple(mean.shape)
+        self.register_buffer("mean", mean)
+        self.register_buffer("scale", scale)
+
+    @classmethod
+    def of(cls, x: Tensor) -> Standardize:
+        """The layer that gives the rows of x (n, *event) zero mean and unit variance; a constant keeps its scale."""
+        scale = x.std(0, correction=0)
+        return cls(x.mean(0), torch.where(scale > 0, scale, torch.ones_like(scale)))
+
+    def to_base(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return (x - self.mean) / self.scale, -self.scale.log().sum().expand(len(x))
+
+    def to_data(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return z * self.scale + self.mean, self.scale.log().sum().expand(len(z))
+
+
+class Whiten(Layer):
+    """Shift, rotate and scale to unit covariance, by the Cholesky factor L of the covariance.
+
+    Shapes: mean (*event); factor (D, D), lower triangular with a positive diagonal, D the event's size.
+    """
+
+    def __init__(self, mean: Tensor, factor: Tensor) -> None:
+        super().__init__()
+        self.event_shape = tuple(mean.shape)
+        self.register_buffer("mean", mean)
+        self.register_buffer("factor", factor)
+
+    @classmethod
+    def of(cls, x: Tensor) -> Whiten:
+        """The layer that gives the rows of x (n, *event) zero mean and the identity as covariance.
+
+        Raises ValueError where the covariance is singular.
+        """
+        covariance = torch.atleast_2d(torch.cov(x.flatten(1).T, correction=0))
+        factor, failed = torch.linalg.cholesky_ex(covariance)
+        if bool(failed) or float(factor.diagonal().min() / factor.diagonal().max()) < torch.finfo(x.dtype).eps:
+            raise ValueError("whitening needs a regular covariance: drop collinear columns, or standardize instead")
+        return cls(x.mean(0), factor)
+
+    def to_base(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        centred = (x - self.mean).flatten(1)
+        z = torch.linalg.solve_triangular(self.factor, centred.T, upper=False).T
+        return z.reshape(x.shape), -self._log_det().expand(len(x))
+
+    def to_data(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        x = (z.flatten(1) @ self.factor.T).reshape(z.shape) + self.mean
+        return x, self._log_det().expand(len(z))
+
+    def _log_det(self) -> Tensor:
+        return self.factor.diagonal().log().sum()
+
+
+class Logit(Layer):
+    """Open bounded elements of the event to the whole line; elements with infinite bounds pass unchanged.
+
+    Shapes: lower, upper (*event), both finite or both infinite for each element.
+    Raises ValueError for data outside its bounds.
+    """
+
+    def __init__(self, lower: Tensor, upper: Tensor) -> None:
+        super().__init__()
+        self.event_shape = tuple(lower.shape)
+        bounded = lower.isfinite()
+        self.register_buffer("bounded", bounded)
+        self.register_buffer("lower", torch.where(bounded, lower, 0.0))
+        self.register_buffer("width", torch.where(bounded, upper - lower, 1.0))
+
+    def to_base(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        u = torch.where(self.bounded, (x - self.lower) / self.width, 0.5)
+        _check_inside((u > 0) & (u < 1), "strictly between the bounds")
+        z = torch.where(self.bounded, u.log() - (-u).log1p(), x)
+        return z, -self._log_slope(z)
+
+    def to_data(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        x = torch.where(self.bounded, self.lower + self.width * z.sigmoid(), z)
+        return x, self._log_slope(z)
+
+    def _log_slope(self, z: Tensor) -> Tensor:
+        """log|dx/dz| = log width + log sigmoid(z) + log sigmoid(-z), which neither over- nor underflows."""
+        slope = self.width.log() + F.logsigmoid(z) + F.logsigmoid(-z)
+        return torch.where(self.bounded, slope, 0.0).flatten(1).sum(1)
+
+
+class Softplus(Layer):
+    """Open elements above a lower bound to the whole line; elements with an infinite bound pass unchanged.
+
+    Shapes: lower (*event), finite or -inf for each element.
+    Raises ValueError for data at or below its bound.
+    """
+
+    def __init__(self, lower: Tensor) -> None:
+        super().__init__()
+        self.event_shape = tuple(lower.shape)
+        self.register_buffer("bounded", lower.isfinite())
+        self.register_buffer("lower", torch.where(lower.isfinite(), lower, 0.0))
+
+    def to_base(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        above = torch.where(self.bounded, x - self.lower, 1.0)
+        _check_inside(above > 0, "above the lower bound")
+        z = torch.where(self.bounded, above + (-torch.expm1(-above)).log(), x)
+        return z, -self._log_slope(z)
+
+    def to_data(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return torch.where(self.bounded, self.lower + F.softplus(z), z), self._log_slope(z)
+
+    def _log_slope(self, z: Tensor) -> Tensor:
+        return torch.where(self.bounded, F.logsigmoid(z), 0.0).flatten(1).sum(1)
+
+
+def _check_inside(inside: Tensor, where: str) -> None:
+    if not bool(inside.all()):
+        row, *element = (~inside).nonzero()[0].tolist()
+        raise ValueError(f"data must lie {where}; row {row}, element {tuple(element)} does not")
+
+
+# A scaling layer made from data x (n, d), and a blank one from zeros (d,), to load weights into.
+SCALINGS: dict[str, tuple[Callable[[Tensor], Layer], ...]] = {
+    "standardize": (Standardize.of, lambda zeros: Standardize(zeros, torch.ones_like(zeros))),
+    "whiten": (Whiten.of, lambda zeros: Whiten(zeros, torch.eye(len(zeros), dtype=zeros.dtype))),
+    "none": (),
+}

@@ -1,0 +1,48 @@
+"""A progress bar for training: steps, loss, validation NLL, evaluations forward and backward, and the time left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ffjord_kit.training import Phase
+
+OnStep = Callable[[dict[str, Any]], None]
+
+
+@contextmanager
+def progress_bar(schedule: Sequence[Phase], shown: bool, also: OnStep | None = None) -> Iterator[OnStep | None]:
+    """A function for each step's record that moves a bar for each phase, and passes the record on to `also`."""
+    if not shown:
+        yield also
+        return
+    columns = (
+        TextColumn("{task.description:>13}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[numbers]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), refresh_per_second=4) as bar:
+        tasks = [bar.add_task(p.objective.name, total=p.steps, start=False, numbers="") for p in schedule]
+
+        def tell(record: dict[str, Any]) -> None:
+            task = tasks[record["phase_index"]]
+            bar.start_task(task)
+            bar.update(task, completed=record["phase_step"], numbers=_numbers(record))
+            if also is not None:
+                also(record)
+
+        yield tell
+
+
+def _numbers(record: dict[str, Any]) -> str:
+    best = "" if record["best_nll"] is None else f"  validation NLL {record['best_nll']:.3f}"
+    nfe = f"  NFE {record['nfe_forward']}+{record['nfe_backward']}" if record["nfe_forward"] else ""
+    return f"loss {record['loss']:.3f}{best}{nfe}"

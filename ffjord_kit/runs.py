@@ -1,0 +1,171 @@
+"""A run folder: everything that a fit leaves, and everything that it needs to go on.
+
+    config.json          what was asked for: the estimator's fields, the data, the seed, the format's version
+    metrics.jsonl        one JSON record a line, as training went
+    model.safetensors    the best weights so far; loadable at any moment
+    checkpoint/          state.safetensors: the full state of training, to resume bit for bit
+
+Every file but the log is replaced atomically, and none is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ffjord_kit.atomic import replacing, write_text
+from ffjord_kit.version import __version__
+
+FORMAT = 1
+FILES = ("config.json", "metrics.jsonl", "model.safetensors", "checkpoint")
+
+
+class RunError(ValueError):
+    """A run folder that cannot be read or written; the text says which file, why, and what to do."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder, by its path."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, path: str | Path, config: Mapping[str, Any], *, force: bool = False) -> Run:
+        """Make a folder with its config. An existing run is replaced only by `force`, any other content never.
+
+        Raises RunError where the folder holds something.
+        """
+        run = cls(Path(path))
+        run._make_room(force)
+        write_text(run.path / "config.json", json.dumps({"format": FORMAT, "version": __version__, **config}, indent=2))
+        return run
+
+    @classmethod
+    def open(cls, path: str | Path) -> Run:
+        """An existing run whose config can be read. Raises RunError with the reason otherwise."""
+        run = cls(Path(path))
+        if not run.path.is_dir():
+            raise RunError(f"{path} is no run folder: no such folder")
+        run.config  # noqa: B018  reads and checks it
+        return run
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What was asked for. Raises RunError where config.json is missing, cut short, or of another version."""
+        config = self._json(self.path / "config.json")
+        found = config.get("format")
+        if found != FORMAT:
+            raise RunError(
+                f"{self.path / 'config.json'} has format {found!r}; ffjord_kit {__version__} reads format {FORMAT}: "
+                f"use the version that wrote it ({config.get('version', 'unknown')})"
+            )
+        return config
+
+    def record(self, record: Mapping[str, Any]) -> None:
+        """Append one record to the log."""
+        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as log:
+            log.write(json.dumps(record) + "\n")
+
+    def records(self) -> list[dict[str, Any]]:
+        """The log; a last line cut short by a crash is left out."""
+        log = self.path / "metrics.jsonl"
+        lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+        return [record for record in map(_parsed, lines) if record is not None]
+
+    def forget_after(self, step: int) -> None:
+        """Drop the records of steps that a resumed run will make again."""
+        kept = [json.dumps(record) + "\n" for record in self.records() if record["step"] <= step]
+        write_text(self.path / "metrics.jsonl", "".join(kept))
+
+    def save_model(self, flow: nn.Module) -> None:
+        """Write the weights."""
+        self._save("model.safetensors", flow.state_dict(), {})
+
+    def load_model(self, flow: nn.Module) -> None:
+        """Read the weights into a flow. Raises RunError where they are missing, damaged, or of another shape."""
+        tensors, _ = self._load("model.safetensors")
+        expected = {name: tuple(value.shape) for name, value in flow.state_dict().items()}
+        found = {name: tuple(value.shape) for name, value in tensors.items()}
+        if expected != found:
+            odd = sorted(set(expected.items()) ^ set(found.items()))[0][0]
+            raise RunError(f"{self.path / 'model.safetensors'} does not fit config.json (first at {odd!r})")
+        if not all(bool(value.isfinite().all()) for value in tensors.values() if value.is_floating_point()):
+            raise RunError(f"{self.path / 'model.safetensors'} holds weights that are NaN or infinite")
+        flow.load_state_dict(tensors)
+
+    def save_checkpoint(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Write the full state of training, in one file, so that it is whole or absent."""
+        (self.path / "checkpoint").mkdir(exist_ok=True)
+        self._save("checkpoint/state.safetensors", tensors, {"state": json.dumps(state)})
+
+    def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The last full state, or None where the run had not reached one."""
+        if not (self.path / "checkpoint/state.safetensors").exists():
+            return None
+        tensors, metadata = self._load("checkpoint/state.safetensors")
+        return tensors, json.loads(metadata["state"])
+
+    def _save(self, name: str, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+        flat = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+        with replacing(self.path / name) as temporary:
+            save_file(flat, temporary, metadata)
+
+    def _load(self, name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+        path = self.path / name
+        if not path.is_file():
+            raise RunError(f"{path} is missing: the run had not reached its first checkpoint, or lost it; fit again")
+        try:
+            with safe_open(path, framework="pt") as file:
+                return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+        except (SafetensorError, OSError, RuntimeError) as error:
+            raise RunError(f"{path} is damaged ({_one_line(error)}): restore it, or fit again") from error
+
+    def _json(self, path: Path) -> dict[str, Any]:
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise RunError(f"{self.path} is no run folder: it has no config.json") from None
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise RunError(f"{path} is damaged ({_one_line(error)}): restore it, or fit again") from error
+        if not isinstance(content, dict):
+            raise RunError(f"{path} is damaged (not a JSON object): restore it, or fit again")
+        return content
+
+    def _make_room(self, force: bool) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise RunError(f"{self.path} is a file: choose another folder for the run")
+        content = {entry.name for entry in self.path.iterdir()} if self.path.exists() else set()
+        if content and "config.json" not in content:
+            raise RunError(f"{self.path} is not empty and holds no run: choose another folder")
+        if content and not force:
+            raise RunError(f"{self.path} already holds a run: choose another folder, --resume it, or pass --force")
+        for name in FILES:
+            _remove(self.path / name)
+        self.path.mkdir(parents=True, exist_ok=True)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        return None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,145 @@
+r"""Trace of the Jacobian J = df/dx, exact or estimated, from the products v^T J alone.
+
+One identity serves every estimator. For probes v_1..v_K with E[sum_k v_k v_k^T] = I,
+
+    E[sum_k v_k^T J v_k] = tr J            E[sum_k |v_k^T J|^2] = |J|_F^2.
+
+The basis vectors satisfy it without the expectation (exact); K random vectors scaled by 1/sqrt(K) satisfy it for any
+law with unit covariance (Hutchinson 1990); K orthogonal vectors of length sqrt(D/K) satisfy it with less variance.
+Probes are drawn once and held during one solve, so the integrand stays a deterministic function of time.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+def fresh_generator() -> torch.Generator:
+    """A generator seeded by the operating system: for callers who passed none; the global state is left alone."""
+    generator = torch.Generator()
+    generator.seed()
+    return generator
+
+
+def normal(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Standard normal noise of the dtype and device of `like`, drawn where the generator lives."""
+    generator = generator or fresh_generator()
+    return torch.randn(shape, generator=generator, device=generator.device, dtype=like.dtype).to(like.device)
+
+
+class TraceEstimator(ABC):
+    """Draws the probes v that turn products v^T J into a trace."""
+
+    @abstractmethod
+    def draw(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Probes (probe, batch, *event) with E[sum_k v_k v_k^T] = I, for x (batch, *event)."""
+
+
+@dataclass(frozen=True)
+class ExactTrace(TraceEstimator):
+    """All basis vectors: the exact trace, at one product for each dimension."""
+
+    def draw(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        size = math.prod(x.shape[1:])
+        basis = torch.eye(size, dtype=x.dtype, device=x.device)
+        return basis.reshape(size, 1, *x.shape[1:]).expand(size, *x.shape)
+
+
+@dataclass(frozen=True)
+class HutchinsonTrace(TraceEstimator):
+    """Independent random probes, Rademacher (smallest variance) or Gaussian (Hutchinson 1990)."""
+
+    probes: int = 1
+    noise: str = "rademacher"
+
+    def __post_init__(self) -> None:
+        _check_probes(self.probes)
+        if self.noise not in ("rademacher", "gaussian"):
+            raise ValueError(f"noise must be 'rademacher' or 'gaussian'; got {self.noise!r}")
+
+    def draw(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        noise = normal((self.probes, *x.shape), x, generator)
+        signs = noise.sign() + (noise == 0).to(x.dtype)
+        return (signs if self.noise == "rademacher" else noise) / math.sqrt(self.probes)
+
+
+@dataclass(frozen=True)
+class OrthogonalTrace(TraceEstimator):
+    """Random orthogonal probes, at most one for each dimension, where they are exact."""
+
+    probes: int = 1
+
+    def __post_init__(self) -> None:
+        _check_probes(self.probes)
+
+    def draw(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        size = math.prod(x.shape[1:])
+        count = min(self.probes, size)
+        frame, _ = torch.linalg.qr(normal((len(x), size, count), x, generator))
+        return frame.movedim(2, 0).reshape(count, *x.shape) * math.sqrt(size / count)
+
+
+class FieldPoint(NamedTuple):
+    """The field at one instant: what the trace, and every cost along the path, is made of.
+
+    Shapes: t () or (batch,); x, dx (batch, *event); probes v and rows v^T J (probe, batch, *event).
+    """
+
+    t: Tensor
+    x: Tensor
+    dx: Tensor
+    probes: Tensor
+    rows: Tensor
+
+    @property
+    def trace(self) -> Tensor:
+        """The (estimated) trace of J, (batch,)."""
+        return (self.rows * self.probes).flatten(2).sum(dim=(0, 2))
+
+
+def evaluate(
+    dynamics: Callable[..., Tensor], t: Tensor, x: Tensor, probes: Tensor, context: Tensor | None = None
+) -> FieldPoint:
+    """The field and its products v^T J at (t, x): the one place with derivatives in x.
+
+    Differentiable to any order where gradients are enabled, and free of a graph where they are not.
+    Shapes: t () or (batch,), x (batch, *event), probes (probe, batch, *event), context (batch, context_dim).
+    """
+    differentiable = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Without gradients x may be a view that autograd disowns (inside the adjoint's forward pass): start anew.
+        point = x if differentiable and x.requires_grad else x.detach().requires_grad_()
+        dx = dynamics(t, point, context)
+        rows = _products(dx, point, probes, differentiable)
+    return FieldPoint(t, x, dx if differentiable else dx.detach(), probes, rows)
+
+
+def _products(dx: Tensor, x: Tensor, probes: Tensor, differentiable: bool) -> Tensor:
+    if not dx.requires_grad:
+        return torch.zeros_like(probes)
+    batched = len(probes) > 1
+    (rows,) = torch.autograd.grad(
+        dx, x, probes if batched else probes[0], is_grads_batched=batched, create_graph=differentiable,
+        allow_unused=True, materialize_grads=True,
+    )  # fmt: skip
+    return rows if batched else rows.unsqueeze(0)
+
+
+def _check_probes(probes: int) -> None:
+    if probes < 1:
+        raise ValueError(f"probes must be at least 1; got {probes}")
+
+
+TRACE_ESTIMATORS: dict[str, Callable[[int], TraceEstimator]] = {
+    "exact": lambda probes: ExactTrace(),
+    "rademacher": lambda probes: HutchinsonTrace(probes),
+    "gaussian": lambda probes: HutchinsonTrace(probes, "gaussian"),
+    "orthogonal": lambda probes: OrthogonalTrace(probes),
+}

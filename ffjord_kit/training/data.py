@@ -1,0 +1,77 @@
+r"""The data of a training run: prepared once, and drawn in an order that the seed and the step alone decide."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from dataclasses import dataclass
+from itertools import takewhile
+
+import torch
+from torch import Tensor
+
+from ffjord_kit.cnf import CNF
+from ffjord_kit.flow import Flow
+from ffjord_kit.layers import Layer
+
+
+@dataclass(frozen=True)
+class Data:
+    """Rows as the first continuous layer sees them, and the log-determinants of the way there, (n,)."""
+
+    x: Tensor
+    context: Tensor | None
+    log_det: Tensor
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+
+def noise_generator(device: torch.device, *key: int | str) -> torch.Generator:
+    """A generator that depends on the key alone: (seed, purpose, step)."""
+    digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=8).digest()
+    place = device if device.type == "cuda" else "cpu"
+    return torch.Generator(place).manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def peel(flow: Flow) -> tuple[list[Layer], Flow]:
+    """The leading exact layers that have nothing to learn, and the flow that remains; all are shared, not copied."""
+    fixed = list(takewhile(lambda layer: not (isinstance(layer, CNF) or list(layer.parameters())), flow.layers))
+    rest = Flow(
+        list(flow.layers)[len(fixed) :],
+        base=flow.base,
+        context_dim=flow.context_dim,
+        context_layer=flow.context_layer,
+    )
+    return fixed, rest
+
+
+def prepare(fixed: list[Layer], x: Tensor, context: Tensor | None, like: Tensor) -> Data:
+    """Rows through the fixed layers in float64 on the CPU, then in the dtype and on the device of `like`."""
+    log_det = torch.zeros(len(x), dtype=torch.float64)
+    x = x.detach().cpu().double()
+    for layer in fixed:
+        x, step = copy.deepcopy(layer).cpu().double().to_base(x)
+        log_det = log_det + step
+    return Data(x.to(like), None if context is None else context.detach().to(like), log_det)
+
+
+class Batches:
+    """Batches of a fixed size, without replacement within an epoch; batch number s depends on (seed, s) alone."""
+
+    def __init__(self, data: Data, size: int, seed: int) -> None:
+        self.data, self.size, self.seed = data, min(size, len(data)), seed
+        self.per_epoch = len(data) // self.size
+        self.epoch, self.order = -1, torch.empty(0)
+
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensor | None]:
+        self._shuffle(step // self.per_epoch)
+        start = (step % self.per_epoch) * self.size
+        rows = self.order[start : start + self.size]
+        return self.data.x[rows], None if self.data.context is None else self.data.context[rows]
+
+    def _shuffle(self, epoch: int) -> None:
+        if epoch != self.epoch:
+            generator = noise_generator(torch.device("cpu"), self.seed, "order", epoch)
+            self.order = torch.randperm(len(self.data), generator=generator).to(self.data.x.device)
+            self.epoch = epoch

@@ -1,0 +1,270 @@
+r"""The loop. All noise of step s, and the order of an epoch, are functions of (seed, s) and (seed, epoch) alone.
+
+So the state of a run is its weights, their average, the best of them, the optimizer and a few numbers; no generator's
+state has to be saved, and a resumed run is the run that was never stopped.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ffjord_kit.cnf import Integration
+from ffjord_kit.flow import Flow
+from ffjord_kit.objectives import Loss, Objective
+from ffjord_kit.runs import Run
+from ffjord_kit.solver import SolveError
+from ffjord_kit.training.data import Batches, Data, noise_generator, peel, prepare
+from ffjord_kit.training.interrupt import interruptible
+from ffjord_kit.training.optimization import Average, Optimization, assign, exchanged
+from ffjord_kit.training.state import flattened, nested, numbered
+
+CHECKPOINT_SECONDS = 20.0
+CHUNK_ELEMENTS = 65_536
+
+OnStep = Callable[[dict[str, Any]], None]
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss, its gradient or the dynamics are no longer numbers; the text says when, and what to try."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of the schedule: an objective, at most `steps` steps of it, and its peak learning rate."""
+
+    objective: Objective
+    steps: int
+    learning_rate: float = 2e-3
+
+
+@dataclass
+class History:
+    """What a fit did, and where it stands: its log, and the best validation NLL in nats (None without such data)."""
+
+    seed: int
+    phase: int = 0
+    phase_step: int = 0
+    step: int = 0
+    best_nll: float | None = None
+    best_step: int = 0
+    stale: int = 0
+    seconds: float = 0.0
+    interrupted: bool = False
+    records: list[dict[str, Any]] = field(default_factory=list, repr=False)
+
+
+def fit(
+    flow: Flow,
+    x: Tensor,
+    *,
+    context: Tensor | None = None,
+    validation: tuple[Tensor, Tensor | None] | None = None,
+    schedule: Sequence[Phase],
+    batch_size: int = 512,
+    optimization: Optimization | None = None,
+    validate_every: int = 500,
+    patience: int = 10,
+    evaluation: Integration | None = None,
+    seed: int = 0,
+    run: Run | None = None,
+    resume: bool = False,
+    on_step: OnStep | None = None,
+) -> History:
+    """Train the flow in place, phase by phase; the best weights on the validation data are left in it.
+
+    A phase ends early after `patience` validations without a better NLL; the next one starts from the best weights.
+    Ctrl-C ends the fit after the step under way with the best weights so far; a second one ends it at once. A `run` is
+    given a log, the model and checkpoints; with `resume` the fit goes on from its last one.
+    Shapes: x (n, *event), context (n, context_dim), validation a pair of the same.
+    Raises TrainingDiverged where the loss, its gradient, or the dynamics are not finite.
+    """
+    trainer = _Trainer(flow, seed, run, on_step)
+    trainer.optimization, trainer.evaluation = optimization or Optimization(), evaluation or Integration()
+    trainer.validate_every, trainer.patience = validate_every, patience
+    trainer.feed((x, context), validation, batch_size)
+    if resume:
+        trainer.restore(schedule)
+    return trainer.go(schedule)
+
+
+class _Trainer:
+    """One fit: the state that changes, and the few verbs that change it."""
+
+    def __init__(self, flow: Flow, seed: int, run: Run | None, on_step: OnStep | None) -> None:
+        self.flow, self.run, self.on_step = flow, run, on_step
+        self.fixed, self.inner = peel(flow)
+        self.parameters = [p for p in self.inner.parameters() if p.requires_grad]
+        if not self.parameters:
+            raise ValueError("the flow has no parameters that require a gradient: there is nothing to train")
+        self.average = Average(self.parameters)
+        self.best: list[Tensor] | None = None
+        self.optimizer: torch.optim.Optimizer | None = None
+        self.history = History(seed)
+        self.saved_at = time.monotonic()
+
+    def feed(
+        self, rows: tuple[Tensor, Tensor | None], held_out: tuple[Tensor, Tensor | None] | None, batch_size: int
+    ) -> None:
+        like = self.parameters[0]
+        self.batches = Batches(prepare(self.fixed, *rows, like), batch_size, self.history.seed)
+        self.held_out = None if held_out is None else prepare(self.fixed, *held_out, like)
+
+    def go(self, schedule: Sequence[Phase]) -> History:
+        begun = time.monotonic() - self.history.seconds
+        with interruptible() as interrupted:
+            while self.history.phase < len(schedule) and not interrupted():
+                self._phase(schedule[self.history.phase], begun, interrupted)
+        self.history.interrupted = self.history.phase < len(schedule)
+        self._save()
+        assign(self.parameters, self._favourite())
+        return self.history
+
+    def _phase(self, phase: Phase, begun: float, interrupted: Callable[[], bool]) -> None:
+        here = self.history
+        if self.optimizer is None:
+            self.optimizer = self.optimization.optimizer(self.parameters, phase.learning_rate)
+        interval = min(self.validate_every, max(1, phase.steps // 4))
+        while here.phase_step < phase.steps and here.stale < self.patience:
+            self._step(phase, begun)
+            if here.phase_step % interval == 0 or here.phase_step == phase.steps:
+                self._validate(phase)
+                self._save()
+            if interrupted():
+                return
+            if time.monotonic() - self.saved_at > CHECKPOINT_SECONDS:
+                self._save()
+        self._end(phase)
+
+    def _step(self, phase: Phase, begun: float) -> None:
+        here = self.history
+        generator = noise_generator(self.parameters[0].device, here.seed, "noise", here.step)
+        rate = self.optimization.rate(here.phase_step, phase.steps, phase.learning_rate)
+        with self._diverging(rate):
+            loss = phase.objective.loss(self.inner, *self.batches[here.step], generator)
+            self.optimizer.zero_grad()
+            loss.value.backward()
+            norm = self.optimization.update(self.optimizer, self.parameters, rate, loss.value)
+        self.average.update(self.optimization.ema_decay)
+        here.step, here.phase_step, here.seconds = here.step + 1, here.phase_step + 1, time.monotonic() - begun
+        self._tell(phase, loss, {"learning_rate": rate, "gradient_norm": float(norm)})
+
+    def _validate(self, phase: Phase) -> None:
+        if self.held_out is None:
+            return
+        here = self.history
+        with exchanged(self.parameters, self.average.values), self._diverging(None), torch.no_grad():
+            nll = self._held_out_nll(self.held_out)
+        mean, error = float(nll.mean()), float(nll.std() / math.sqrt(len(nll)))
+        if here.best_nll is None or mean < here.best_nll:
+            here.best_nll, here.best_step, here.stale = mean, here.step, 0
+            self.best = [value.clone() for value in self.average.values]
+        else:
+            here.stale += 1
+        self._record({**self._where(phase), "validation_nll": mean, "validation_standard_error": error})
+
+    def _held_out_nll(self, data: Data) -> Tensor:
+        """Exact, from a solve by tolerance, in the units of the data and in float64, (n,)."""
+        rows = max(1, CHUNK_ELEMENTS // data.x[0].numel())
+        parts = []
+        for start in range(0, len(data), rows):
+            part = slice(start, start + rows)
+            context = None if data.context is None else data.context[part]
+            log_prob, _ = self.inner.evaluate_log_prob(data.x[part], context, integration=self.evaluation)
+            parts.append(-(log_prob.cpu().double() + data.log_det[part]))
+        nll = torch.cat(parts)
+        if not bool(nll.isfinite().all()):
+            raise SolveError("the validation NLL is not finite")
+        return nll
+
+    def _end(self, phase: Phase) -> None:
+        here = self.history
+        why = "early: no better validation NLL" if here.stale >= self.patience else "all its steps made"
+        self._record({**self._where(phase), "event": f"{phase.objective.name} ended ({why})"})
+        assign(self.parameters, self._favourite())
+        self.average.reset()
+        self.optimizer = None
+        here.phase, here.phase_step, here.stale = here.phase + 1, 0, 0
+        self._save()
+
+    def _favourite(self) -> list[Tensor]:
+        return self.average.values if self.best is None else self.best
+
+    def _tell(self, phase: Phase, loss: Loss, numbers: dict[str, float]) -> None:
+        forward = sum(e.forward for e in loss.evaluations)
+        record = {
+            **self._where(phase),
+            "loss": float(loss.value.detach()),
+            **numbers,
+            **{name: float(value.detach()) for name, value in loss.terms.items()},
+            "nfe_forward": forward,
+            "nfe_backward": sum(e.backward for e in loss.evaluations),
+        }
+        if self.on_step is not None:
+            here = self.history
+            self.on_step(
+                {**record, "phase_index": here.phase, "phase_step": here.phase_step, "best_nll": here.best_nll}
+            )
+        if self.history.phase_step % max(1, phase.steps // 200) == 0:
+            self._record(record)
+
+    def _where(self, phase: Phase) -> dict[str, Any]:
+        return {"step": self.history.step, "phase": phase.objective.name, "seconds": round(self.history.seconds, 3)}
+
+    def _record(self, record: dict[str, Any]) -> None:
+        self.history.records.append(record)
+        if self.run is not None:
+            self.run.record(record)
+
+    @contextmanager
+    def _diverging(self, rate: float | None) -> Iterator[None]:
+        """Say where training was when the numbers ran out."""
+        try:
+            yield
+        except (SolveError, ArithmeticError) as error:
+            at = "in validation" if rate is None else f"at learning rate {rate:.3g}"
+            raise TrainingDiverged(
+                f"training diverged at step {self.history.step + (rate is not None)}, {at}: {error}. Lower the learning "
+                "rate or clip_norm, or look for outliers in the data; the last checkpoint is intact"
+            ) from error
+
+    def _save(self) -> None:
+        if self.run is None:
+            return
+        tensors = {f"weights/{i}": p for i, p in enumerate(self.parameters)}
+        tensors |= {f"average/{i}": value for i, value in enumerate(self.average.values)}
+        tensors |= {f"best/{i}": value for i, value in enumerate(self.best or [])}
+        if self.optimizer is not None:
+            tensors |= flattened(self.optimizer.state_dict()["state"])
+        state = {key: value for key, value in asdict(self.history).items() if key != "records"}
+        self.run.save_checkpoint(tensors, {**state, "average_steps": self.average.steps})
+        with exchanged(self.parameters, self._favourite()):
+            self.run.save_model(self.flow)
+        self.saved_at = time.monotonic()
+
+    def restore(self, schedule: Sequence[Phase]) -> None:
+        """Take up the run's last checkpoint; a run that had not reached one starts anew."""
+        found = None if self.run is None else self.run.load_checkpoint()
+        if found is None:
+            return
+        tensors, state = found
+        self.average.steps = state.pop("average_steps")
+        self.history = History(**{**state, "interrupted": False})
+        assign(self.parameters, numbered(tensors, "weights"))
+        assign(self.average.values, numbered(tensors, "average"))
+        best = numbered(tensors, "best")
+        self.best = [value.to(p) for value, p in zip(best, self.parameters, strict=True)] if best else None
+        self.batches.seed = self.history.seed
+        moments = {name: value for name, value in tensors.items() if name.startswith("optimizer/")}
+        if moments:
+            self.optimizer = self.optimization.optimizer(self.parameters, schedule[self.history.phase].learning_rate)
+            self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": nested(moments)})
+        self.run.forget_after(self.history.step)
+        self.history.records = self.run.records()
