@@ -29,7 +29,7 @@ RIDGE = 1e-4  # added to the variances of standardised columns, so that no compo
 BANDWIDTHS = np.geomspace(1 / 16, 2, 16)  # in units of Scott's rule, n^(-1 / (d + 4))
 KDE_PRECISION = 1e-4  # relative, of a density
 
-Bounds = tuple[float, float, float, float]
+Bounds = tuple[tuple[float, float], tuple[float, float]]
 
 
 def mean_and_standard_error(values: np.ndarray | Sequence[float]) -> tuple[float, float]:
@@ -67,12 +67,14 @@ def kl_divergence(log_p: np.ndarray, log_q: np.ndarray) -> tuple[float, float]:
 def grid(bounds: Bounds, size: int) -> tuple[np.ndarray, float]:
     """Midpoints of `size` by `size` cells, (size * size, 2), and the area of a cell.
 
-    `bounds` are (left, right, bottom, top). The first coordinate runs fastest, so that values reshaped to
+    `bounds` are ((x0, x1), (y0, y1)). The first coordinate runs fastest, so that values reshaped to
     (size, size) have a row for each height, from the bottom.
     """
-    left, right, bottom, top = bounds
+    (left, right), (bottom, top) = bounds
     if not (left < right and bottom < top and size >= 1):
-        raise ValueError(f"bounds must be (left, right, bottom, top) with size >= 1; got {bounds} and {size}")
+        raise ValueError(
+            f"bounds must be ((x0, x1), (y0, y1)) with x0 < x1, y0 < y1 and size >= 1; got {bounds} and {size}"
+        )
     middle = (np.arange(size) + 0.5) / size
     first, second = np.meshgrid(left + (right - left) * middle, bottom + (top - bottom) * middle)
     return np.stack([first.ravel(), second.ravel()], axis=1), (right - left) * (top - bottom) / size**2

@@ -31,7 +31,7 @@ def surface(word):
         row, column = np.mgrid[:427, :640] + 0.5
         points, area = np.stack([column.ravel() - 320, 213.5 - row.ravel()], axis=1) / 80, 1 / 80**2
     else:
-        points, area = grid((-6, 6, -6, 6), 192)
+        points, area = grid(((-6, 6), (-6, 6)), 192)
     return points, sample(word).log_prob(points), area
 
 

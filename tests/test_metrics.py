@@ -49,15 +49,15 @@ def test_the_divergence_is_infinite_where_q_is_zero():
 
 
 def test_a_grid_has_a_row_of_midpoints_for_each_height_from_the_bottom():
-    points, area = grid((0.0, 4.0, -1.0, 1.0), 2)
+    points, area = grid(((0.0, 4.0), (-1.0, 1.0)), 2)
     np.testing.assert_array_equal(points, [[1, -0.5], [3, -0.5], [1, 0.5], [3, 0.5]])
     assert area == 2.0
 
 
 def test_a_gaussian_integrates_to_one_and_half_of_it_to_a_half():
     log_prob = multivariate_normal([0.0, 0.0], [[1.0, 0.5], [0.5, 1.0]]).logpdf
-    assert abs(integral_on_grid(log_prob, (-9, 9, -9, 9), 100) - 1) < 1e-12
-    assert abs(integral_on_grid(log_prob, (0, 9, -9, 9), 400) - 0.5) < 1e-3  # cut, so of second order in the cell
+    assert abs(integral_on_grid(log_prob, ((-9, 9), (-9, 9)), 100) - 1) < 1e-12
+    assert abs(integral_on_grid(log_prob, ((0, 9), (-9, 9)), 400) - 0.5) < 1e-3  # cut, so of second order in the cell
 
 
 @pytest.mark.parametrize("baseline", BASELINES.values(), ids=BASELINES)
@@ -73,7 +73,7 @@ def test_a_baseline_answers_in_the_units_of_the_data(baseline, rng):
 def test_a_baseline_integrates_to_one_and_comes_near_the_truth_but_not_past_it(baseline, word):
     train, validation, test = load(word, rows=2000).x, load(word, rows=500, seed=1).x, load(f"{word}:test", rows=5000)
     model = baseline(train, validation)
-    assert abs(integral_on_grid(model.score_samples, (-6, 6, -6, 6), 100) - 1) < 1e-3  # the kernels' own precision
+    assert abs(integral_on_grid(model.score_samples, ((-6, 6), (-6, 6)), 100) - 1) < 1e-3  # the kernels' own precision
     divergence, error = kl_divergence(test.log_prob(test.x), model.score_samples(test.x))
     assert -4 * error < divergence < 0.1 + 4 * error
 
@@ -130,8 +130,8 @@ def test_baselines_change_nothing_that_they_are_given(rng):
 BAD = {
     "no values": (lambda: mean_and_standard_error([]), "at least one number"),
     "unequal shapes": (lambda: kl_divergence(np.zeros(2), np.zeros((2, 1))), r"same shape; got \(2,\) and \(2, 1\)"),
-    "bounds in a wrong order": (lambda: grid((1.0, 0.0, 0.0, 1.0), 3), "left, right, bottom, top"),
-    "no cells": (lambda: grid((0.0, 1.0, 0.0, 1.0), 0), "size >= 1"),
+    "bounds in a wrong order": (lambda: grid(((1.0, 0.0), (0.0, 1.0)), 3), "x0 < x1"),
+    "no cells": (lambda: grid(((0.0, 1.0), (0.0, 1.0)), 0), "size >= 1"),
     "other columns": (lambda: best_kde(np.zeros((3, 2)), np.zeros((3, 1))), r"got \(3, 2\) and \(3, 1\)"),
     "one row": (lambda: best_gaussian_mixture(np.zeros((1, 2)), np.zeros((3, 2)), seed=0), "need two rows"),
 }

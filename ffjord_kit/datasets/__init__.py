@@ -15,10 +15,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import curves, files, pictures, tables, toys
-from .dataset import Columns, Dataset, DataWarning, default_columns, split_columns, suggestion
-from .density import Density
-from .writing import check_writable, write
+from ffjord_kit.datasets import curves, files, pictures, tables, toys
+from ffjord_kit.datasets.dataset import Columns, Dataset, DataWarning, default_columns, split_columns, suggestion
+from ffjord_kit.datasets.density import Density
+from ffjord_kit.datasets.writing import check_writable, write
 
 __all__ = [
     "DATASETS",

@@ -23,7 +23,7 @@ from functools import cache
 import numpy as np
 from scipy.special import logsumexp
 
-from .density import Density
+from ffjord_kit.datasets.density import Density
 
 CUTOFF = 37.0  # exp(-37) is 1e-16, one rounding error of the sum
 TINY = np.finfo(np.float64).tiny

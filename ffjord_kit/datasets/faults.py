@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .dataset import DataWarning, listing
+from ffjord_kit.datasets.dataset import DataWarning, listing
 
 SHOWN = 5  # columns that a message lists
 LOOK = 1000  # rows looked at for repeated values

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from .dataset import Dataset, default_columns, listing, pixel_columns, suggestion
-from .faults import refuse_empty, refuse_not_finite, warn_of_discrete
-from .parquet import read_parquet
-from .text import read_text
+from ffjord_kit.datasets.dataset import Dataset, default_columns, listing, pixel_columns, suggestion
+from ffjord_kit.datasets.faults import refuse_empty, refuse_not_finite, warn_of_discrete
+from ffjord_kit.datasets.parquet import read_parquet
+from ffjord_kit.datasets.text import read_text
 
 DAMAGE = (ValueError, OSError, EOFError, KeyError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
 KINDS = {"O": "Python objects", "c": "complex numbers", "U": "text", "S": "text", "M": "dates", "V": "named fields"}

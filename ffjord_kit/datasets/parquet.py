@@ -7,8 +7,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from .dataset import Dataset
-from .faults import refuse_empty, refuse_not_finite, refuse_repeated
+from ffjord_kit.datasets.dataset import Dataset
+from ffjord_kit.datasets.faults import refuse_empty, refuse_not_finite, refuse_repeated
 
 INDEX = "__index_level_"  # how pandas names an index that it stores as a column
 

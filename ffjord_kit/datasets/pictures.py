@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_image
 
-from .density import Density
+from ffjord_kit.datasets.density import Density
 
 WIDTH = 8.0
 DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # modes of one channel that eight bits would cut off

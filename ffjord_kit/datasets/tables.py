@@ -11,7 +11,7 @@ import numpy as np
 from sklearn import datasets as sklearn_datasets
 from sklearn.utils import Bunch
 
-from .dataset import Dataset, pixel_columns
+from ffjord_kit.datasets.dataset import Dataset, pixel_columns
 
 
 def digits(rng: np.random.Generator) -> Dataset:

@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .dataset import Dataset, DataWarning, default_columns, listing
-from .faults import INFINITE, MISSING, TEXT, Fault, Found, refuse, refuse_repeated
+from ffjord_kit.datasets.dataset import Dataset, DataWarning, default_columns, listing
+from ffjord_kit.datasets.faults import INFINITE, MISSING, TEXT, Fault, Found, refuse, refuse_repeated
 
 DELIMITERS = ("\t", ";", ",")  # white space when none of them occurs
 MISSING_WORDS = frozenset({"", "na", "n/a", "#n/a", "nan", "-nan", "null", "none", "?", "-"})

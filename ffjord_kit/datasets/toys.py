@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import i0e, logsumexp
 
-from .density import Density
+from ffjord_kit.datasets.density import Density
 
 LOG_TWO_PI = np.log(2 * np.pi)
 

@@ -5,19 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import os
-import secrets
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
-from .dataset import default_columns
-from .faults import refuse_repeated
-from .parquet import import_parquet, write_parquet
-from .text import is_text
+from ffjord_kit.atomic import replacing
+from ffjord_kit.datasets.dataset import default_columns
+from ffjord_kit.datasets.faults import refuse_repeated
+from ffjord_kit.datasets.parquet import import_parquet, write_parquet
+from ffjord_kit.datasets.text import is_text
 
 Writer = Callable[[BinaryIO, np.ndarray, tuple[str, ...]], None]
 
@@ -33,7 +32,7 @@ def write(path: str | os.PathLike[str], x: np.ndarray, columns: Sequence[str]) -
     check_writable(path)
     table = _as_table(x, columns)
     refuse_repeated(str(path), list(columns))
-    with _replacing(Path(os.path.realpath(path))) as file:
+    with replacing(os.path.realpath(path)) as temporary, open(temporary, "wb") as file:
         WRITERS[Path(path).suffix.lower()](file, table, tuple(columns))
 
 
@@ -62,20 +61,6 @@ def _as_table(x: np.ndarray, columns: Sequence[str]) -> np.ndarray:
     if table.dtype.kind not in "biuf":
         raise ValueError(f"x must hold real numbers; got {table.dtype}")
     return table
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """A new file that takes the place of `path` once it is complete and on the disk."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with open(temporary, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _write_text(file: BinaryIO, x: np.ndarray, columns: tuple[str, ...], *, delimiter: str) -> None:

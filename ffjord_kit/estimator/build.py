@@ -149,9 +149,7 @@ def _flow_matching(fields: Fields) -> Objective:
 
 
 def _maximum_likelihood(fields: Fields, dimensions: int) -> Objective:
-    return MaximumLikelihood(
-        _trace(fields, dimensions), regularizers_of(fields.regularizers), training_solver(fields)
-    )
+    return MaximumLikelihood(_trace(fields, dimensions), regularizers_of(fields.regularizers), training_solver(fields))
 
 
 def _trace(fields: Fields, dimensions: int) -> TraceEstimator:

@@ -25,7 +25,9 @@ def option(default: Any, text: str, choices: Iterable[str] = ()) -> Any:
 class Fields:
     """The fields of FFJORD; they are stored as they come and checked where they are used."""
 
-    schedule: str = option("flow_matching:4000", "phases of training, e.g. flow_matching:4000,mle:200; mle: plain FFJORD")
+    schedule: str = option(
+        "flow_matching:4000", "phases of training, e.g. flow_matching:4000,mle:200; mle: plain FFJORD"
+    )
     time_density: str = option("uniform", "density of t in flow matching", TIME_DENSITIES)
     dynamics: str = option("residual", "the network that gives dx/dt", DYNAMICS)
     hidden: tuple[int, ...] = option((128, 128, 128), "widths of its hidden layers, e.g. 128,128,128")

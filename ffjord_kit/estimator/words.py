@@ -42,7 +42,9 @@ def support_of(text: str, dimensions: int) -> list[tuple[float, float]]:
 
 def _steps(text: str, word: str, steps: str) -> int:
     if word not in OBJECTIVES or not steps.isdigit() or int(steps) == 0:
-        raise ValueError(f"schedule must read like 'flow_matching:4000,mle:200' ({', '.join(OBJECTIVES)}); got {text!r}")
+        raise ValueError(
+            f"schedule must read like 'flow_matching:4000,mle:200' ({', '.join(OBJECTIVES)}); got {text!r}"
+        )
     return int(steps)
 
 

@@ -231,8 +231,8 @@ class _Trainer:
         except (SolveError, ArithmeticError) as error:
             at = "in validation" if rate is None else f"at learning rate {rate:.3g}"
             raise TrainingDiverged(
-                f"training diverged at step {self.history.step + (rate is not None)}, {at}: {error}. Lower the learning "
-                "rate or clip_norm, or look for outliers in the data; the last checkpoint is intact"
+                f"training diverged at step {self.history.step + (rate is not None)}, {at}: {error}. "
+                "Lower the learning rate or clip_norm, or look for outliers in the data; the last checkpoint is intact"
             ) from error
 
     def _save(self) -> None:

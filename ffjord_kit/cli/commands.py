@@ -1,0 +1,183 @@
+"""The commands that fit, sample, score and describe."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from ffjord_kit import datasets, metrics
+from ffjord_kit.cli.options import chosen_fields, field_options, was_given
+from ffjord_kit.cli.sources import Source, context_rows, open_source, rows_like, source_of
+from ffjord_kit.estimator import FFJORD
+from ffjord_kit.runs import Run
+
+INTERRUPTED = 130
+
+
+@click.command()
+@click.argument("source", metavar="[DATA]", required=False)
+@click.option("--out", type=click.Path(), help="Folder to keep the run in.")
+@click.option("--resume", type=click.Path(), help="Go on with an interrupted run, with its own data and options.")
+@click.option("--rows", type=int, help="Rows to draw of a toy, or a random subset of a table.")
+@click.option("--context", "context_columns", default="", help="Columns to condition on, by name or number: a,b.")
+@click.option("--force", is_flag=True, help="Replace a run that is in the folder.")
+@click.option("--dry-run", is_flag=True, help="Print the whole configuration as JSON, and stop.")
+@field_options
+@click.pass_context
+def fit(
+    ctx: click.Context,
+    source: str | None,
+    out: str | None,
+    resume: str | None,
+    rows: int | None,
+    context_columns: str,
+    force: bool,
+    dry_run: bool,
+    **options: Any,
+) -> None:
+    """Fit a flow to DATA, a named set (`ffjord-kit data`) or a file: CSV, TSV, NPY, NPZ, Parquet."""
+    fields = chosen_fields(options)
+    if resume is not None:
+        _resume(resume, was_given(ctx), source or out, fields["verbose"])
+        return
+    if source is None or (out is None and not dry_run):
+        raise click.UsageError("fit needs DATA and --out RUN (or --resume RUN)")
+    if fields["random_state"] is None:
+        fields["random_state"] = secrets.randbits(31)
+    names = [name.strip() for name in context_columns.split(",") if name.strip()]
+    read = open_source(source, rows=rows, seed=fields["random_state"], context_columns=names)
+    model = FFJORD(**fields)
+    if dry_run:
+        shape = {"rows": len(read.x), "columns": list(read.columns)}
+        click.echo(json.dumps({"estimator": model.get_params(), "data": {**read.note, **shape}}, indent=2))
+        return
+    _train(model, read, Path(out), force=force)
+
+
+def _resume(path: str, given: list[str], extra: str | None, verbose: bool) -> None:
+    given = [name for name in given if name != "verbose"]
+    if given or extra:
+        raise click.UsageError(
+            f"--resume takes its data and options from the run: leave out {', '.join(given) or extra}"
+        )
+    run = Run.open(path)
+    model = FFJORD.configured(run).set_params(verbose=verbose)
+    _train(model, source_of(run), run.path, resume=True)
+
+
+def _train(model: FFJORD, read: Source, path: Path, **how: bool) -> None:
+    model.fit(read.x, context=read.context, columns=read.columns, run=path, data=read.note, **how)
+    history = model.history_
+    nll = "no validation rows" if history.best_nll is None else f"validation NLL {history.best_nll:.4f} nats"
+    done = "interrupted" if history.interrupted else "done"
+    click.echo(f"{done} after {history.step} steps, {history.seconds:.1f} s: {nll} (best at step {history.best_step})")
+    click.echo(f"run: {path}   seed: {history.seed}")
+    if history.interrupted:
+        click.echo(f"go on with: ffjord-kit fit --resume {path}", err=True)
+        raise click.exceptions.Exit(INTERRUPTED)
+
+
+@click.command()
+@click.argument("run", type=click.Path())
+@click.option("-n", "--number", type=click.IntRange(min=1), default=1000, show_default=True, help="Samples to draw.")
+@click.option("--out", type=click.Path(), required=True, help="File to write: .csv, .tsv, .npy, .npz or .parquet.")
+@click.option("--context", help="For a conditional run: values 1.0,2.5 for all samples, or a file of rows.")
+@click.option("--seed", type=int, help="Seed of the noise.")
+@click.option("--force", is_flag=True, help="Replace the file if it is there.")
+def sample(run: str, number: int, out: str, context: str | None, seed: int | None, force: bool) -> None:
+    """Draw new rows from a RUN into a file."""
+    datasets.check_writable(out)
+    _check_free(out, force)
+    opened, model = Run.open(run), FFJORD.load(run)
+    rows = model.sample(number, context=context_rows(opened, context, number), random_state=seed)
+    datasets.write(out, rows, opened.config["columns"])
+    click.echo(f"{number} samples in {out}")
+
+
+@click.command()
+@click.argument("run", type=click.Path())
+@click.argument("source", metavar="DATA")
+@click.option("--out", type=click.Path(), help="File for the log-likelihood of each row.")
+@click.option("--force", is_flag=True, help="Replace the file if it is there.")
+def score(run: str, source: str, out: str | None, force: bool) -> None:
+    """Score DATA under a RUN: the mean log-likelihood with its standard error, in nats and in bits per dimension."""
+    if out is not None:
+        datasets.check_writable(out)
+        _check_free(out, force)
+    opened, model = Run.open(run), FFJORD.load(run)
+    read = rows_like(opened, source)
+    result = model.evaluate(read.x, context=read.context)
+    _report(model, read, result.log_prob, result.nfe)
+    if out is not None:
+        datasets.write(out, result.log_prob[:, None], ["log_likelihood"])
+        click.echo(f"each row's log-likelihood in {out}")
+
+
+def _report(model: FFJORD, read: Source, log_prob: np.ndarray, nfe: int) -> None:
+    mean, error = metrics.mean_and_standard_error(log_prob)
+    dimensions = read.x.shape[1]
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_row("rows", f"{len(log_prob)}, {dimensions} columns")
+    table.add_row("log-likelihood", f"{mean:.4f} ± {error:.4f} nats a row")
+    bits, bits_error = (metrics.bits_per_dim(value, dimensions) for value in (-mean, error))
+    table.add_row("bits/dim", f"{bits:.4f} ± {bits_error:.4f}")
+    table.add_row("evaluations", f"{nfe} (exact trace, each row to tolerance {model.tolerance:g})")
+    if read.log_prob is not None:
+        kl, kl_error = metrics.kl_divergence(read.log_prob(read.x), log_prob)
+        table.add_row("KL(truth | model)", f"{kl:.4f} ± {kl_error:.4f} nats")
+    Console().print(table)
+
+
+@click.command()
+@click.argument("run", type=click.Path())
+def info(run: str) -> None:
+    """Say what a RUN is: its data, its options, how far it came, and how well it did."""
+    opened = Run.open(run)
+    config, records = opened.config, opened.records()
+    table = Table(show_header=False, box=None, pad_edge=False)
+    columns = config["columns"]
+    table.add_row("data", f"{config['data'].get('source', 'from Python')}, {config['rows']} rows")
+    table.add_row("columns", ", ".join(columns[:8]) + (f", ... {len(columns)} in all" if len(columns) > 8 else ""))
+    table.add_row("context", ", ".join(config["data"].get("context_columns", [])) or "none")
+    table.add_row("written by", f"ffjord_kit {config['version']}, seed {config['seed']}")
+    for name, text in _outcome(opened, records):
+        table.add_row(name, text)
+    for name, value in config["estimator"].items():
+        table.add_row(f"  {name}", "" if value is None else str(value))
+    Console(soft_wrap=True).print(table)
+
+
+def _outcome(run: Run, records: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    validations = [r for r in records if "validation_nll" in r]
+    best = min(validations, key=lambda r: r["validation_nll"], default=None)
+    steps = f"{records[-1]['step']} in {records[-1]['seconds']:.1f} s" if records else "0"
+    weights = "model.safetensors" if (run.path / "model.safetensors").exists() else "none yet"
+    nll = "none" if best is None else (
+        f"{best['validation_nll']:.4f} ± {best['validation_standard_error']:.4f} nats at step {best['step']}"
+    )  # fmt: skip
+    return [("steps", steps), ("best validation NLL", nll), ("weights", weights)]
+
+
+@click.command()
+def data() -> None:
+    """List the data sets that have a name."""
+    table = Table(box=None, pad_edge=False)
+    for title in ("name", "what", "columns", "rows", "exact density", "source"):
+        table.add_column(title, overflow="fold")
+    for row in datasets.describe():
+        known = "yes" if row.truth_known else ""
+        table.add_row(row.name, row.what, str(row.dimensions), str(row.rows or "any"), known, row.source)
+    Console().print(table)
+    click.echo("A name takes a split, as in moons:test. Any other DATA is a file: CSV, TSV, NPY, NPZ[:KEY], Parquet.")
+
+
+def _check_free(path: str, force: bool) -> None:
+    if Path(path).exists() and not force:
+        raise ValueError(f"{path} exists: choose another name, or pass --force")
