@@ -1,0 +1,31 @@
+# One command each; every target makes the environment that it needs.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: test slow lint notebooks demo clean
+
+test: $(READY)
+	$(BIN)/python -m pytest -q -m "not slow and not notebook" tests
+
+slow: $(READY)
+	$(BIN)/python -m pytest -q -m slow tests
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+notebooks: $(READY)
+	$(BIN)/python -m pytest -q -m notebook tests
+
+demo: $(READY)
+	$(BIN)/ffjord-kit demo --out demo --force
+
+$(READY): setup.cfg constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
