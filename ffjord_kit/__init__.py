@@ -2,6 +2,7 @@
 
 from ffjord_kit.base import Base, StandardNormal
 from ffjord_kit.cnf import CNF, Integration, Path
+from ffjord_kit.datasets import DATASETS
 from ffjord_kit.dynamics import DYNAMICS, ConcatDynamics, ConcatSquashDynamics, ResidualDynamics
 from ffjord_kit.estimator import FFJORD
 from ffjord_kit.flow import Flow, Trajectory
@@ -15,7 +16,7 @@ from ffjord_kit.training import History, Optimization, Phase, TrainingDiverged, 
 from ffjord_kit.version import __version__
 
 __all__ = [
-    "CNF", "DYNAMICS", "FFJORD", "METHODS", "OBJECTIVES", "REGULARIZERS", "TRACE_ESTIMATORS", "Base",
+    "CNF", "DATASETS", "DYNAMICS", "FFJORD", "METHODS", "OBJECTIVES", "REGULARIZERS", "TRACE_ESTIMATORS", "Base",
     "ConcatDynamics", "ConcatSquashDynamics", "ExactTrace", "Flow", "FlowMatching", "History", "HutchinsonTrace",
     "Integration", "Layer", "Logit", "MaximumLikelihood", "Objective", "Optimization", "OrthogonalTrace", "Path",
     "Phase", "ResidualDynamics", "Run", "RunError", "Softplus", "SolveError", "Solver", "StandardNormal",

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ffjord_kit.training import Phase
 
@@ -22,12 +22,11 @@ def progress_bar(schedule: Sequence[Phase], shown: bool, also: OnStep | None = N
         return
     columns = (
         TextColumn("{task.description:>13}"),
-        BarColumn(bar_width=24),
+        BarColumn(bar_width=8),
         MofNCompleteColumn(),
         TextColumn("{task.fields[numbers]}"),
-        TimeElapsedColumn(),
+        TimeRemainingColumn(compact=True),
         TextColumn("left"),
-        TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), refresh_per_second=4) as bar:
         tasks = [bar.add_task(p.objective.name, total=p.steps, start=False, numbers="") for p in schedule]
@@ -43,6 +42,6 @@ def progress_bar(schedule: Sequence[Phase], shown: bool, also: OnStep | None = N
 
 
 def _numbers(record: dict[str, Any]) -> str:
-    best = "" if record["best_nll"] is None else f"  validation NLL {record['best_nll']:.3f}"
+    best = "" if record["best_nll"] is None else f"  NLL {record['best_nll']:.3f}"
     nfe = f"  NFE {record['nfe_forward']}+{record['nfe_backward']}" if record["nfe_forward"] else ""
     return f"loss {record['loss']:.3f}{best}{nfe}"

@@ -194,3 +194,9 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch, use
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(ImportError, match=r"pip install ffjord-kit\[parquet\]"):
         use(str(tmp_path / "t.parquet"))
+
+
+def test_a_file_that_is_not_here_is_looked_for_in_the_folder_of_larger_sets(tmp_path, monkeypatch):
+    np.savez(tmp_path / "large.npz", some=np.eye(3), other=np.ones((2, 2)))
+    monkeypatch.setenv("FFJORD_KIT_DATA", str(tmp_path))
+    assert np.array_equal(load("large.npz:some").x, np.eye(3))

@@ -45,7 +45,7 @@ def fit(
     """Fit a flow to DATA, a named set (`ffjord-kit data`) or a file: CSV, TSV, NPY, NPZ, Parquet."""
     fields = chosen_fields(options)
     if resume is not None:
-        _resume(resume, was_given(ctx), source or out, fields["verbose"])
+        _resume(resume, was_given(ctx), fields["verbose"])
         return
     if source is None or (out is None and not dry_run):
         raise click.UsageError("fit needs DATA and --out RUN (or --resume RUN)")
@@ -61,12 +61,10 @@ def fit(
     _train(model, read, Path(out), force=force)
 
 
-def _resume(path: str, given: list[str], extra: str | None, verbose: bool) -> None:
-    given = [name for name in given if name != "verbose"]
-    if given or extra:
-        raise click.UsageError(
-            f"--resume takes its data and options from the run: leave out {', '.join(given) or extra}"
-        )
+def _resume(path: str, given: list[str], verbose: bool) -> None:
+    odd = [name for name in given if name not in ("resume", "verbose")]
+    if odd:
+        raise click.UsageError(f"--resume takes its data and options from the run: leave out {', '.join(odd)}")
     run = Run.open(path)
     model = FFJORD.configured(run).set_params(verbose=verbose)
     _train(model, source_of(run), run.path, resume=True)

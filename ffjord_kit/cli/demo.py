@@ -26,8 +26,14 @@ class Exhibit:
     fields: dict[str, Any]
 
 
+MOONS = {
+    "schedule": "flow_matching:2000,mle:150",
+    "hidden": (64, 64, 64),
+    "mle_learning_rate": 3e-3,
+    "train_tolerance": 1e-2,
+}
 EXHIBITS = (
-    Exhibit("moons", {"schedule": "flow_matching:3000", "hidden": (64, 64, 64)}),
+    Exhibit("moons", MOONS),
     Exhibit("digits", {"schedule": "flow_matching:2500", "validate_every": 625}),
 )
 
@@ -45,9 +51,8 @@ def demo(out: str, seed: int, force: bool) -> None:
 
 
 def _show(exhibit: Exhibit, folder: Path, seed: int, force: bool) -> None:
-    train, test = (
-        open_source(f"{exhibit.name}:{part}", rows=None, seed=seed, context_columns=[]) for part in ("train", "test")
-    )
+    train = open_source(f"{exhibit.name}:train", rows=None, seed=seed, context_columns=[])
+    test = open_source(f"{exhibit.name}:test", rows=None, seed=seed, context_columns=[])
     click.echo(f"{exhibit.name}: {len(train.x)} rows to fit, {len(test.x)} held out, {train.x.shape[1]} columns")
     model = FFJORD(**exhibit.fields, random_state=seed, verbose=True)
     run = folder / exhibit.name

@@ -44,9 +44,9 @@ def chosen_fields(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def was_given(context: click.Context) -> list[str]:
-    """The names of FFJORD's fields that were given on the command line."""
+    """The names of the command's parameters that were given on the command line."""
     source = click.core.ParameterSource.COMMANDLINE
-    return [f.name for f in fields(FFJORD) if context.get_parameter_source(f.name) is source]
+    return [name for name in context.params if context.get_parameter_source(name) is source]
 
 
 def _option(f: Field) -> Callable[[Command], Command]:

@@ -27,6 +27,7 @@ def read(source: str) -> Dataset:
     wrong with the file, and ImportError for Parquet without pyarrow; warns with DataWarning of discrete columns.
     """
     path, key = _path_and_key(source)
+    path = _in_data_folder(path)
     reader = _reader(path)
     try:
         dataset = reader(path) if key is None else read_npz(path, key=key)
@@ -72,6 +73,13 @@ def _path_and_key(source: str) -> tuple[str, str | None]:
     if Path(head).suffix.lower() != ".npz":
         raise ValueError(f"{source}: only a file of several arrays, .npz, takes a name after the colon; got {tail!r}")
     return head, tail
+
+
+def _in_data_folder(path: str) -> str:
+    """A relative path that is not here, looked for in the folder of larger sets that FFJORD_KIT_DATA names."""
+    folder = os.environ.get("FFJORD_KIT_DATA")
+    there = os.path.join(folder, path) if folder else path
+    return there if not os.path.exists(path) and os.path.exists(there) else path
 
 
 def _reader(path: str) -> Callable[[str], Dataset]:

@@ -51,12 +51,14 @@ def blank_layers(fields: Fields, dimensions: int) -> list[Layer]:
 
 
 def build_schedule(fields: Fields, dimensions: int) -> list[Phase]:
-    """The phases of training that `schedule` names."""
-    rates = {"flow_matching": fields.learning_rate, "mle": fields.mle_learning_rate}
-    for name in ("learning_rate", "mle_learning_rate"):
-        _positive(name, getattr(fields, name))
-    makers = {"flow_matching": lambda: _flow_matching(fields), "mle": lambda: _maximum_likelihood(fields, dimensions)}
-    return [Phase(makers[word](), steps, rates[word]) for word, steps in schedule_of(fields.schedule)]
+    """The phases of training that `schedule` names; every objective is made, so that a wrong field never waits."""
+    choice("time_density", fields.time_density, TIME_DENSITIES)
+    mle = MaximumLikelihood(_trace(fields, dimensions), regularizers_of(fields.regularizers), training_solver(fields))
+    objectives: dict[str, tuple[Objective, float]] = {
+        "flow_matching": (FlowMatching(fields.time_density), _positive("learning_rate", fields.learning_rate)),
+        "mle": (mle, _positive("mle_learning_rate", fields.mle_learning_rate)),
+    }
+    return [Phase(objectives[word][0], steps, objectives[word][1]) for word, steps in schedule_of(fields.schedule)]
 
 
 def training_options(fields: Fields) -> dict[str, Any]:
@@ -141,15 +143,6 @@ def _optimization(fields: Fields) -> Optimization:
         raise ValueError(f"weight_decay must not be negative; got {fields.weight_decay}")
     clip_norm = _positive("clip_norm", fields.clip_norm)
     return Optimization(fields.weight_decay, fields.warmup_steps, clip_norm, fields.ema_decay)
-
-
-def _flow_matching(fields: Fields) -> Objective:
-    choice("time_density", fields.time_density, TIME_DENSITIES)
-    return FlowMatching(fields.time_density)
-
-
-def _maximum_likelihood(fields: Fields, dimensions: int) -> Objective:
-    return MaximumLikelihood(_trace(fields, dimensions), regularizers_of(fields.regularizers), training_solver(fields))
 
 
 def _trace(fields: Fields, dimensions: int) -> TraceEstimator:

@@ -34,26 +34,35 @@ def noise_generator(device: torch.device, *key: int | str) -> torch.Generator:
     return torch.Generator(place).manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
-def peel(flow: Flow) -> tuple[list[Layer], Flow]:
-    """The leading exact layers that have nothing to learn, and the flow that remains; all are shared, not copied."""
-    fixed = list(takewhile(lambda layer: not (isinstance(layer, CNF) or list(layer.parameters())), flow.layers))
-    rest = Flow(
-        list(flow.layers)[len(fixed) :],
-        base=flow.base,
-        context_dim=flow.context_dim,
-        context_layer=flow.context_layer,
-    )
-    return fixed, rest
+@dataclass(frozen=True)
+class Fixed:
+    """The parts of a flow that have nothing to learn and come first: leading exact layers, and the context's own."""
+
+    layers: list[Layer]
+    context_layer: Layer | None
+
+    def prepare(self, x: Tensor, context: Tensor | None, like: Tensor) -> Data:
+        """Rows through these layers in float64 on the CPU, then in the dtype and on the device of `like`."""
+        x, log_det = x.detach().cpu().double(), torch.zeros(len(x), dtype=torch.float64)
+        for layer in self.layers:
+            x, step = _exactly(layer).to_base(x)
+            log_det = log_det + step
+        if context is not None:
+            context = context.detach().cpu().double()
+            context = context if self.context_layer is None else _exactly(self.context_layer).to_base(context)[0]
+            context = context.to(like)
+        return Data(x.to(like), context, log_det)
 
 
-def prepare(fixed: list[Layer], x: Tensor, context: Tensor | None, like: Tensor) -> Data:
-    """Rows through the fixed layers in float64 on the CPU, then in the dtype and on the device of `like`."""
-    log_det = torch.zeros(len(x), dtype=torch.float64)
-    x = x.detach().cpu().double()
-    for layer in fixed:
-        x, step = copy.deepcopy(layer).cpu().double().to_base(x)
-        log_det = log_det + step
-    return Data(x.to(like), None if context is None else context.detach().to(like), log_det)
+def peel(flow: Flow) -> tuple[Fixed, Flow]:
+    """What comes first and has nothing to learn, and the flow that remains; all are shared, not copied."""
+    layers = list(takewhile(lambda layer: not (isinstance(layer, CNF) or list(layer.parameters())), flow.layers))
+    rest = Flow(list(flow.layers)[len(layers) :], base=flow.base, context_dim=flow.context_dim)
+    return Fixed(layers, flow.context_layer), rest
+
+
+def _exactly(layer: Layer) -> Layer:
+    return copy.deepcopy(layer).cpu().double()
 
 
 class Batches:

@@ -21,7 +21,7 @@ from ffjord_kit.flow import Flow
 from ffjord_kit.objectives import Loss, Objective
 from ffjord_kit.runs import Run
 from ffjord_kit.solver import SolveError
-from ffjord_kit.training.data import Batches, Data, noise_generator, peel, prepare
+from ffjord_kit.training.data import Batches, Data, noise_generator, peel
 from ffjord_kit.training.interrupt import interruptible
 from ffjord_kit.training.optimization import Average, Optimization, assign, exchanged
 from ffjord_kit.training.state import flattened, nested, numbered
@@ -114,8 +114,8 @@ class _Trainer:
         self, rows: tuple[Tensor, Tensor | None], held_out: tuple[Tensor, Tensor | None] | None, batch_size: int
     ) -> None:
         like = self.parameters[0]
-        self.batches = Batches(prepare(self.fixed, *rows, like), batch_size, self.history.seed)
-        self.held_out = None if held_out is None else prepare(self.fixed, *held_out, like)
+        self.batches = Batches(self.fixed.prepare(*rows, like), batch_size, self.history.seed)
+        self.held_out = None if held_out is None else self.fixed.prepare(*held_out, like)
 
     def go(self, schedule: Sequence[Phase]) -> History:
         begun = time.monotonic() - self.history.seconds
