@@ -5,6 +5,7 @@ The standard normal is the default; `DistributionBase` holds any `torch.distribu
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -40,7 +41,7 @@ class StandardNormal(Base):
 
     def log_prob(self, z: Tensor) -> Tensor:
         constant = math.prod(self.event_shape) * math.log(2 * math.pi)
-        return -0.5 * (z.square().flatten(1).sum(1) + constant)
+        return -0.5 * (z.square().reshape(len(z), -1).sum(1) + constant)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         return normal((n, *self.event_shape), self.anchor, generator)
@@ -59,7 +60,7 @@ class DistributionBase(Base):
                 f"the base must have an empty batch shape; got {tuple(distribution.batch_shape)}: "
                 "wrap it in torch.distributions.Independent"
             )
-        self.distribution = distribution
+        self.distribution = copy.deepcopy(distribution)  # it moves and casts with the flow; the caller's does not
         self.event_shape = tuple(distribution.event_shape)
 
     def log_prob(self, z: Tensor) -> Tensor:

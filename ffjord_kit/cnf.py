@@ -54,7 +54,7 @@ class Integration:
 class CNF(Layer):
     """A continuous layer: the flow of dx/dt = dynamics(t, x, context) for t from 0 to end_time.
 
-    Raises SolveError (of the solver) where the integration cannot go on.
+    Raises ValueError for an end_time that is not positive; SolveError where the integration cannot go on.
     """
 
     def __init__(
@@ -66,6 +66,8 @@ class CNF(Layer):
         end_time: float = 1.0,
     ) -> None:
         super().__init__()
+        if not end_time > 0:
+            raise ValueError(f"end_time must be positive; got {end_time}")
         self.dynamics = dynamics
         self.event_shape = tuple(event_shape)
         self.solver = solver or Solver()
@@ -92,6 +94,10 @@ class CNF(Layer):
         The only method that integrates. Shapes: x (batch, *event), times (T,), context (batch, context_dim).
         """
         how = integration or Integration()
+        if torch.is_inference_mode_enabled():  # where autograd, which gives the trace, cannot record
+            with torch.inference_mode(False), torch.no_grad():
+                context = None if context is None else context.clone()
+                return self.transport(x.clone(), times, context=context, integration=how)
         clock = torch.as_tensor(times, dtype=torch.float32 if x.device.type == "mps" else torch.float64)
         rhs, state = self._problem(x, clock, context, how)
         params = [*self.dynamics.parameters(), *([] if context is None else [context])]

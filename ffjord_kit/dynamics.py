@@ -91,7 +91,7 @@ class ResidualDynamics(nn.Module):
 
     def forward(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:
         scales_and_shifts = self._modulate(_beside(self.time(_column(t)), x, context))
-        h = self.inward(x.flatten(1))
+        h = self.inward(x.reshape(len(x), -1))
         for layer, skip, (scale, shift) in zip(self.layers, self.skips, scales_and_shifts, strict=True):
             h = skip(h) + layer(self.act(torch.addcmul(shift, h, 1 + scale)))
         return self.outward(self.act(h)).reshape(x.shape)
@@ -128,7 +128,7 @@ class ConcatSquashDynamics(nn.Module):
 
     def forward(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:
         side = _beside(_column(t), x, context)
-        h = x.flatten(1)
+        h = x.reshape(len(x), -1)
         for i, (layer, gate, shift) in enumerate(zip(self.layers, self.gates, self.shifts, strict=True)):
             h = torch.addcmul(shift(side), layer(h), gate(side).sigmoid())
             h = self.act(h) if i < len(self.layers) - 1 else h
@@ -159,7 +159,7 @@ class ConcatDynamics(nn.Module):
 
     def forward(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:
         side = _beside(_column(t), x, context).expand(len(x), -1)
-        h = x.flatten(1)
+        h = x.reshape(len(x), -1)
         for i, layer in enumerate(self.layers):
             h = layer(torch.cat([h, side], dim=1))
             h = self.act(h) if i < len(self.layers) - 1 else h

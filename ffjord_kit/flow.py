@@ -99,6 +99,7 @@ class Flow(nn.Module):
     ) -> tuple[Tensor, Moved]:
         """The log-density (batch,), and the way to the base that gave it: z, log_det, costs and evaluations."""
         self._check(x, context)
+        _check_times([time])
         moved = self._carry(x, to_base_legs(self.layers, time), context, integration or Integration())
         return self.base.log_prob(moved.x) + moved.log_det, moved
 
@@ -112,6 +113,7 @@ class Flow(nn.Module):
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Draw (n, *event) from p_time; one context (context_dim,) for all, or one for each (n, context_dim)."""
+        _check_times([time])
         z, context = self._draw(n, context, generator)
         how = Integration(trace=None, solver=solver)
         return self._carry(z, upward(to_base_legs(self.layers, time)), context, how).x
@@ -156,8 +158,10 @@ class Flow(nn.Module):
         """Follow x, a state at times[0] in the units of the data, through the times, with log p_t along the way.
 
         Shapes: x (batch, *event), times (T,) within [0, 1], context (batch, context_dim).
+        Raises ValueError for times outside [0, 1].
         """
         self._check(x, context)
+        _check_times(times)
         how = Integration(trace=trace or ExactTrace(), solver=solver, generator=generator)
         log_prob, first = self.evaluate_log_prob(x, context, time=times[0], integration=how)
         states, log_probs, nfe = [x], [log_prob], first.nfe
@@ -171,20 +175,22 @@ class Flow(nn.Module):
     def velocity(self, x: Tensor, time: float, context: Tensor | None = None) -> Tensor:
         """dx/dt, (batch, *event), of the state x at `time`, both in the units of the data."""
         self._check(x, context)
-        context, legs = self.scaled_context(context), descent(self.layers, time, time)
-        stop = layer_at(self.layers, time)
-        inner = self._pass(x, legs, context)
-        slope = stop.layer.dynamics(torch.as_tensor(stop.clock).to(x), inner, context) * stop.rate
-        return torch.autograd.functional.jvp(lambda y: self._pass(y, upward(legs), context), inner, slope)[1]
+        _check_times([time])
+        legs, stop = descent(self.layers, time, time), layer_at(self.layers, time)
+        with torch.inference_mode(False), torch.enable_grad():
+            context = self.scaled_context(None if context is None else context.clone())
+            inner = self._pass(x.clone(), legs, context)
+            slope = stop.layer.dynamics(torch.as_tensor(stop.clock).to(x), inner, context) * stop.rate
+            return torch.autograd.functional.jvp(lambda y: self._pass(y, upward(legs), context), inner, slope)[1]
 
     def grad_log_prob(
         self, x: Tensor, context: Tensor | None = None, *, solver: Solver | None = None, create_graph: bool = False
     ) -> Tensor:
         """The score d log p(x) / dx, (batch, *event); differentiable again with `create_graph`."""
-        with torch.enable_grad():
-            point = x if x.requires_grad and create_graph else x.detach().requires_grad_()
-            total = self.log_prob(point, context, solver=solver).sum()
-        return torch.autograd.grad(total, point, create_graph=create_graph)[0]
+        with torch.inference_mode(False), torch.enable_grad():
+            point = x if x.requires_grad and create_graph else x.detach().clone().requires_grad_()
+            total = self.log_prob(point, None if context is None else context.clone(), solver=solver).sum()
+            return torch.autograd.grad(total, point, create_graph=create_graph)[0]
 
     def _draw(self, n: int, context: Tensor | None, generator: torch.Generator | None) -> tuple[Tensor, Tensor | None]:
         if n < 1:
@@ -228,6 +234,11 @@ class Flow(nn.Module):
         expected_context = (len(x), self.context_dim) if self.context_dim else None
         if given != expected_context:
             raise ValueError(f"context must have shape {expected_context}; got {given}")
+
+
+def _check_times(times: Sequence[float]) -> None:
+    if not all(0 <= float(time) <= 1 for time in times):
+        raise ValueError(f"times must lie in [0, 1], from base to data; got {[float(time) for time in times]}")
 
 
 def _event_shape(layers: Sequence[Layer]) -> tuple[int, ...]:

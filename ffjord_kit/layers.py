@@ -5,7 +5,7 @@ absolute determinant of its Jacobian, so that log p(x) = log p(z) + log|det dz/d
 
     Standardize   z = (x - mean) / scale                       one scale for each element
     Whiten        z = L^-1 (x - mean),  L L^T = covariance     unit covariance
-    Logit         z = logit((x - lower) / (upper - lower))     data in (lower, upper)
+    Logit         z = log(x - lower) - log(upper - x)          data in (lower, upper)
     Softplus      z = log(exp(x - lower) - 1)                  data above `lower`; softplus(z) + lower = x
 """
 
@@ -49,7 +49,7 @@ class Standardize(Layer):
     def of(cls, x: Tensor) -> Standardize:
         """The layer that gives the rows of x (n, *event) zero mean and unit variance; a constant keeps its scale."""
         scale = x.std(0, correction=0)
-        return cls(x.mean(0), torch.where(scale > 0, scale, torch.ones_like(scale)))
+        return cls(x.mean(0), torch.where(x.amax(0) > x.amin(0), scale, torch.ones_like(scale)))
 
     def to_base(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return (x - self.mean) / self.scale, -self.scale.log().sum().expand(len(x))
@@ -76,19 +76,22 @@ class Whiten(Layer):
 
         Raises ValueError where the covariance is singular.
         """
-        covariance = torch.atleast_2d(torch.cov(x.flatten(1).T, correction=0))
-        factor, failed = torch.linalg.cholesky_ex(covariance)
-        if bool(failed) or float(factor.diagonal().min() / factor.diagonal().max()) < torch.finfo(x.dtype).eps:
+        rows = x.reshape(len(x), -1)
+        scale = rows.std(0, correction=0)
+        correlation = torch.atleast_2d(torch.cov(((rows - rows.mean(0)) / scale).T, correction=0))
+        factor, failed = torch.linalg.cholesky_ex(correlation)
+        # The square of a diagonal entry is the share of a column's variance that those before it leave unexplained.
+        if bool(failed) or not float(factor.diagonal().min()) ** 2 > 100 * torch.finfo(x.dtype).eps:
             raise ValueError("whitening needs a regular covariance: drop collinear columns, or standardize instead")
-        return cls(x.mean(0), factor)
+        return cls(x.mean(0), scale[:, None] * factor)
 
     def to_base(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        centred = (x - self.mean).flatten(1)
+        centred = (x - self.mean).reshape(len(x), -1)
         z = torch.linalg.solve_triangular(self.factor, centred.T, upper=False).T
         return z.reshape(x.shape), -self._log_det().expand(len(x))
 
     def to_data(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        x = (z.flatten(1) @ self.factor.T).reshape(z.shape) + self.mean
+        x = (z.reshape(len(z), -1) @ self.factor.T).reshape(z.shape) + self.mean
         return x, self._log_det().expand(len(z))
 
     def _log_det(self) -> Tensor:
@@ -108,22 +111,22 @@ class Logit(Layer):
         bounded = lower.isfinite()
         self.register_buffer("bounded", bounded)
         self.register_buffer("lower", torch.where(bounded, lower, 0.0))
-        self.register_buffer("width", torch.where(bounded, upper - lower, 1.0))
+        self.register_buffer("upper", torch.where(bounded, upper, 1.0))
 
     def to_base(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        u = torch.where(self.bounded, (x - self.lower) / self.width, 0.5)
-        _check_inside((u > 0) & (u < 1), "strictly between the bounds")
-        z = torch.where(self.bounded, u.log() - (-u).log1p(), x)
+        inner = torch.where(self.bounded, x, (self.lower + self.upper) / 2)
+        _check_inside((inner > self.lower) & (inner < self.upper), "strictly between the bounds")
+        z = torch.where(self.bounded, (inner - self.lower).log() - (self.upper - inner).log(), x)
         return z, -self._log_slope(z)
 
     def to_data(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        x = torch.where(self.bounded, self.lower + self.width * z.sigmoid(), z)
-        return x, self._log_slope(z)
+        x = _inside(torch.lerp(self.lower, self.upper, z.sigmoid()), self.lower, self.upper)
+        return torch.where(self.bounded, x, z), self._log_slope(z)
 
     def _log_slope(self, z: Tensor) -> Tensor:
         """log|dx/dz| = log width + log sigmoid(z) + log sigmoid(-z), which neither over- nor underflows."""
-        slope = self.width.log() + F.logsigmoid(z) + F.logsigmoid(-z)
-        return torch.where(self.bounded, slope, 0.0).flatten(1).sum(1)
+        slope = (self.upper - self.lower).log() + F.logsigmoid(z) + F.logsigmoid(-z)
+        return torch.where(self.bounded, slope, 0.0).reshape(len(z), -1).sum(1)
 
 
 class Softplus(Layer):
@@ -146,10 +149,18 @@ class Softplus(Layer):
         return z, -self._log_slope(z)
 
     def to_data(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return torch.where(self.bounded, self.lower + F.softplus(z), z), self._log_slope(z)
+        x = _inside(
+            self.lower + torch.logaddexp(z, torch.zeros_like(z)), self.lower, torch.full_like(self.lower, torch.inf)
+        )
+        return torch.where(self.bounded, x, z), self._log_slope(z)
 
     def _log_slope(self, z: Tensor) -> Tensor:
-        return torch.where(self.bounded, F.logsigmoid(z), 0.0).flatten(1).sum(1)
+        return torch.where(self.bounded, F.logsigmoid(z), 0.0).reshape(len(z), -1).sum(1)
+
+
+def _inside(x: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """x, where rounding took it to an open bound, a last digit inside it: a sample can be mapped back."""
+    return torch.clamp(x, torch.nextafter(lower, upper), torch.nextafter(upper, lower))
 
 
 def _check_inside(inside: Tensor, where: str) -> None:

@@ -80,13 +80,14 @@ class FlowMatching(Objective):
 
     def loss(self, flow: Flow, x: Tensor, context: Tensor | None, generator: torch.Generator) -> Loss:
         above, cnfs, below = _split(flow)
+        context = flow.scaled_context(context)
         for layer in above:
             x, _ = layer.to_base(x, context)
         start = flow.base.sample(len(x), generator)
         for layer in reversed(below):
             start, _ = layer.to_data(start, context)
         times, weights = TIME_DENSITIES[self.time_density](_stratified(x, generator))
-        error = self._error(cnfs, times, start, x, flow.scaled_context(context))
+        error = self._error(cnfs, times, start, x, context)
         value = (weights * error).mean()
         return Loss(value, {"matching": value}, ())
 
@@ -95,7 +96,7 @@ class FlowMatching(Objective):
         column = t.reshape(-1, *[1] * (end.dim() - 1))
         state, slope = torch.lerp(start, end, column), end - start
         velocity = _velocity(cnfs, t, state, context)
-        return (velocity - slope).square().flatten(1).mean(1)
+        return (velocity - slope).square().reshape(len(t), -1).mean(1)
 
 
 def _velocity(cnfs: list[CNF], t: Tensor, x: Tensor, context: Tensor | None) -> Tensor:
@@ -106,7 +107,8 @@ def _velocity(cnfs: list[CNF], t: Tensor, x: Tensor, context: Tensor | None) -> 
     velocity, before = torch.zeros_like(x), 0.0
     for cnf in reversed(cnfs):
         clock = t * total - before
-        rows = ((clock >= 0) & (clock < cnf.end_time)).nonzero().flatten()
+        inside = (clock < cnf.end_time) | (cnf is cnfs[0])  # the last one, at the data, holds the end of time
+        rows = ((clock >= 0) & inside).nonzero().flatten()
         if len(rows):
             part = cnf.dynamics(clock[rows], x[rows], None if context is None else context[rows])
             velocity = velocity.index_add(0, rows, part * total)

@@ -19,12 +19,12 @@ Regularizer = Callable[[FieldPoint], Tensor]
 
 def kinetic_energy(point: FieldPoint) -> Tensor:
     """Squared speed |f|^2, (batch,)."""
-    return point.dx.square().flatten(1).sum(1)
+    return point.dx.square().reshape(len(point.dx), -1).sum(1)
 
 
 def jacobian_norm(point: FieldPoint) -> Tensor:
     """Squared Frobenius norm of the Jacobian, estimated by the point's own probes, (batch,)."""
-    return point.rows.square().flatten(2).sum(dim=(0, 2))
+    return point.rows.square().reshape(*point.rows.shape[:2], -1).sum(dim=(0, 2))
 
 
 REGULARIZERS: dict[str, Regularizer] = {"kinetic": kinetic_energy, "jacobian": jacobian_norm}

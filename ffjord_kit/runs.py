@@ -25,7 +25,7 @@ from ffjord_kit.atomic import replacing, write_text
 from ffjord_kit.version import __version__
 
 FORMAT = 1
-FILES = ("config.json", "metrics.jsonl", "model.safetensors", "checkpoint")
+REPLACED = ("metrics.jsonl", "model.safetensors", "checkpoint")
 
 
 class RunError(ValueError):
@@ -148,7 +148,9 @@ class Run:
             raise RunError(f"{self.path} is not empty and holds no run: choose another folder")
         if content and not force:
             raise RunError(f"{self.path} already holds a run: choose another folder, --resume it, or pass --force")
-        for name in FILES:
+        for (
+            name
+        ) in REPLACED:  # the config stays until the new one takes its place: a crash leaves a run, if an empty one
             _remove(self.path / name)
         self.path.mkdir(parents=True, exist_ok=True)
 

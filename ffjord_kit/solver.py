@@ -82,11 +82,12 @@ class Solver:
 
         Only the first `steering` parts of the state steer the step size (all, if None).
         Shapes: every part of the state (batch, ...); times (T,), strictly monotonic, T >= 2.
-        Raises SolveError on a non-finite field, a vanishing step, or more than max_nfe evaluations.
+        Raises SolveError on a non-finite field, a vanishing step, or more than max_nfe evaluations; ValueError for
+        times that do not run one way.
         """
-        self._check(state)
-        counted = _Counted(rhs, self.max_nfe)
+        self._check(state, times)
         times = times.to(state[0].device, _clock_dtype(state[0]))
+        counted = _Counted(rhs, self.max_nfe, times)
         try:
             states = METHODS[self.method](self, counted, state, times, tuple(params), steering)
         except (AssertionError, StepUnderflow) as error:  # torchdiffeq's guard, and our own stepper's
@@ -97,7 +98,10 @@ class Solver:
         counted.turn_back()
         return Solution(tuple(states), counted.evaluations)
 
-    def _check(self, state: State) -> None:
+    def _check(self, state: State, times: Tensor) -> None:
+        steps = times.diff()
+        if times.dim() != 1 or len(times) < 2 or not bool((steps > 0).all() | (steps < 0).all()):
+            raise ValueError(f"times must be strictly monotonic, two or more; got {times.tolist()}")
         if self.steps is None and self.rtol < 4 * torch.finfo(state[0].dtype).eps:
             raise ValueError(
                 f"rtol={self.rtol:g} is finer than {state[0].dtype} resolves: "
@@ -108,16 +112,18 @@ class Solver:
 class _Counted:
     """The right-hand side, counted and guarded: it stops a solve that would never end, or that has left the reals."""
 
-    def __init__(self, rhs: RightHandSide, limit: int) -> None:
+    def __init__(self, rhs: RightHandSide, limit: int, times: Tensor) -> None:
         self.rhs, self.limit = rhs, limit
+        self.first, self.last = float(times.min()), float(times.max())
         self.evaluations, self.backward = Evaluations(), False
 
     def __call__(self, t: Tensor, state: State) -> State:
         self._count(t)
-        slopes = self.rhs(t, state)
+        # torchdiffeq probes for its first step beyond the end, where no field was ever trained.
+        slopes = self.rhs(t.clamp(self.first, self.last), state)
         if not all(bool(slope.isfinite().all()) for slope in slopes):
             raise SolveError(_nonfinite(t, slopes))
-        return slopes
+        return _linked(slopes, state) if torch.is_grad_enabled() else slopes
 
     def turn_back(self) -> None:
         self.backward = True
@@ -127,7 +133,7 @@ class _Counted:
         self.evaluations.forward += not self.backward
         if (self.evaluations.backward if self.backward else self.evaluations.forward) > self.limit:
             raise SolveError(
-                f"more than max_nfe={self.limit} evaluations by t = {float(t.min()):.4g}: loosen the "
+                f"more than max_nfe={self.limit} evaluations by t = {float(t.detach().min()):.4g}: loosen the "
                 "tolerance, raise max_nfe, or regularize the dynamics (kinetic, jacobian)"
             )
 
@@ -135,10 +141,18 @@ class _Counted:
 def _nonfinite(t: Tensor, slopes: State) -> str:
     bad = torch.stack([~slope.detach().reshape(len(slope), -1).isfinite().all(1) for slope in slopes]).any(0)
     rows = bad.nonzero().flatten().tolist()
+    at = float(t.detach().min())
     return (
-        f"the dynamics became NaN or infinite at t = {float(t.min()):.4g} in {len(rows)} of {len(bad)} rows (first: "
+        f"the dynamics became NaN or infinite at t = {at:.4g} in {len(rows)} of {len(bad)} rows (first: "
         f"{rows[:5]}): check those rows for outliers; in training lower the learning rate or clip the gradient"
     )
+
+
+def _linked(slopes: State, state: State) -> State:
+    """Slopes that depend on nothing (a constant field) tied to the state by zero: the adjoint asks for a graph."""
+    if any(slope.requires_grad for slope in slopes):
+        return slopes
+    return tuple(slope + 0 * part for slope, part in zip(slopes, state, strict=True))
 
 
 def _clock_dtype(x: Tensor) -> torch.dtype:
@@ -153,10 +167,22 @@ def _worst_row(parts: State) -> Tensor:
 def _integrate(
     solver: Solver, rhs: _Counted, state: State, times: Tensor, params: tuple[Tensor, ...], options: dict
 ) -> State:
-    common = {"rtol": solver.rtol, "atol": solver.atol, "method": solver.method, "options": options}
+    common = {"rtol": solver.rtol, "atol": options.pop("atol", solver.atol), "method": solver.method}
     if not solver.adjoint:
-        return odeint(rhs, state, times, **common)
-    states = odeint_adjoint(rhs, state, times, adjoint_params=params, **common)
+        return odeint(rhs, state, times, options=options, **common)
+    back = {key: value for key, value in options.items() if key != "norm"}
+    if "step_t" in back:  # torchdiffeq turns a falling clock round, but not these
+        back["step_t"] = torch.cat([times, -times]).unique()
+    states = odeint_adjoint(
+        rhs,
+        state,
+        times,
+        options=options,
+        adjoint_params=params,
+        adjoint_options=back,
+        adjoint_atol=solver.atol,
+        **common,
+    )
     return tuple(_OnceDifferentiable.apply(part) for part in states)
 
 
@@ -195,7 +221,10 @@ def _scipy(
 ) -> State:
     if not solver.adjoint and torch.is_grad_enabled() and any(p.requires_grad for p in (*state, *params)):
         raise ValueError("method 'scipy_solver' is not differentiable: pass adjoint=True, or use torch.no_grad()")
-    return _integrate(solver, rhs, state, times, params, {"solver": "LSODA"})
+    # LSODA knows tolerances, not norms: a part that must not steer gets one that it always meets.
+    count = len(state) if steering is None else steering
+    atol = tuple(solver.atol if i < count else 1e30 for i in range(len(state)))
+    return _integrate(solver, rhs, state, times, params, {"solver": "LSODA", "atol": atol})
 
 
 def _by_row(

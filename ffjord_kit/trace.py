@@ -101,7 +101,7 @@ class FieldPoint(NamedTuple):
     @property
     def trace(self) -> Tensor:
         """The (estimated) trace of J, (batch,)."""
-        return (self.rows * self.probes).flatten(2).sum(dim=(0, 2))
+        return (self.rows * self.probes).reshape(*self.rows.shape[:2], -1).sum(dim=(0, 2))
 
 
 def evaluate(
@@ -127,8 +127,10 @@ def _products(dx: Tensor, x: Tensor, probes: Tensor, differentiable: bool) -> Te
     batched = len(probes) > 1
     (rows,) = torch.autograd.grad(
         dx, x, probes if batched else probes[0], is_grads_batched=batched, create_graph=differentiable,
-        allow_unused=True, materialize_grads=True,
+        allow_unused=True,
     )  # fmt: skip
+    if rows is None:  # dx does not depend on x
+        return torch.zeros_like(probes)
     return rows if batched else rows.unsqueeze(0)
 
 

@@ -167,13 +167,16 @@ def _outcome(run: Run, records: list[dict[str, Any]]) -> list[tuple[str, str]]:
 def data() -> None:
     """List the data sets that have a name."""
     table = Table(box=None, pad_edge=False)
-    for title in ("name", "what", "columns", "rows", "exact density", "source"):
+    for title in ("name", "what", "columns", "rows", "exact density"):
         table.add_column(title, overflow="fold")
     for row in datasets.describe():
         known = "yes" if row.truth_known else ""
-        table.add_row(row.name, row.what, str(row.dimensions), str(row.rows or "any"), known, row.source)
+        table.add_row(row.name, row.what, str(row.dimensions), str(row.rows or "any"), known)
     Console().print(table)
-    click.echo("A name takes a split, as in moons:test. Any other DATA is a file: CSV, TSV, NPY, NPZ[:KEY], Parquet.")
+    click.echo(
+        "A name takes a split, as in moons:test. Any other DATA is a file: CSV, TSV, NPY, NPZ[:KEY], Parquet.\n"
+        "Sources and licences: data/README.md"
+    )
 
 
 def _check_free(path: str, force: bool) -> None:

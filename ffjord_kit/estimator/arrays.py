@@ -17,8 +17,8 @@ SMALLEST_VALIDATION_SET = 5
 Rows = tuple[Tensor, Tensor | None]
 
 
-def check_context(context: Any, rows: int) -> np.ndarray | None:
-    """The context as (rows, c) float64; one row (c,) serves all, but for a single column (rows,).
+def check_context(context: Any, rows: int, dim: int | None = None) -> np.ndarray | None:
+    """The context as (rows, c) float64; one row (c,) serves all where c = `dim`, else (rows,) is a single column.
 
     Raises ValueError for another number of rows, text, or values that are not finite.
     """
@@ -26,7 +26,8 @@ def check_context(context: Any, rows: int) -> np.ndarray | None:
         return None
     context = check_array(context, dtype=np.float64, ensure_2d=False, allow_nd=True, input_name="context")
     if context.ndim == 1:
-        context = context[:, None] if len(context) == rows else np.broadcast_to(context, (rows, len(context)))
+        one_for_all = dim == len(context) and (dim > 1 or rows == 1 or len(context) != rows)
+        context = np.tile(context, (rows, 1)) if one_for_all else context[:, None]
     if context.ndim != 2 or len(context) != rows:
         raise ValueError(f"context must have shape ({rows}, c), a row for each row of the data; got {context.shape}")
     return context
@@ -64,4 +65,9 @@ def held_out_rows(x: np.ndarray, context: np.ndarray | None, fraction: float, se
 
 
 def _rows(x: np.ndarray, context: np.ndarray | None, which: np.ndarray) -> Rows:
-    return torch.tensor(x[which]), None if context is None else torch.tensor(context[which])
+    return tensor(x[which]), None if context is None else tensor(context[which])
+
+
+def tensor(array: np.ndarray) -> Tensor:
+    """A copy, whatever the strides."""
+    return torch.tensor(np.ascontiguousarray(array))

@@ -61,6 +61,12 @@ def build_schedule(fields: Fields, dimensions: int) -> list[Phase]:
     return [Phase(objectives[word][0], steps, objectives[word][1]) for word, steps in schedule_of(fields.schedule)]
 
 
+def check_dimensions(dimensions: int, context_dim: int) -> None:
+    """Raise ValueError unless a flow can have so many columns and context columns."""
+    _whole("the number of columns", dimensions)
+    _whole("context_dim + 1", context_dim + 1)
+
+
 def training_options(fields: Fields) -> dict[str, Any]:
     """The keyword options of `training.fit` that the fields name."""
     return {

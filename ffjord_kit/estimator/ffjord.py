@@ -16,7 +16,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from ffjord_kit.estimator import build
-from ffjord_kit.estimator.arrays import check_context, fingerprint, held_out_rows, seed_from
+from ffjord_kit.estimator.arrays import check_context, fingerprint, held_out_rows, seed_from, tensor
 from ffjord_kit.estimator.checks import check_columns, column_names
 from ffjord_kit.estimator.fields import Fields
 from ffjord_kit.flow import Flow
@@ -77,9 +77,11 @@ class FFJORD(Fields, DensityMixin, BaseEstimator):
         """
         X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
         context = check_context(context, len(X))
-        names = column_names(getattr(self, "feature_names_in_", columns), X.shape[1])
+        named = getattr(self, "feature_names_in_", None)  # scikit-learn sets it where X carries names
+        names = column_names(columns if named is None else named, X.shape[1])
         check_columns(X, names)
         about = {"columns": names, "rows": len(X), "sha256": fingerprint(X, context), "data": dict(data or {})}
+        about["named"] = named is not None
         about["context_dim"] = 0 if context is None else context.shape[1]
         schedule = build.build_schedule(self, X.shape[1])
         kept = self._begin(run, about, force, resume)
@@ -109,7 +111,7 @@ class FFJORD(Fields, DensityMixin, BaseEstimator):
         return Evaluation(np.concatenate(log_probs), nfe)
 
     def draft(self, X: Any, *, context: Any = None, time: float = 1.0) -> np.ndarray:
-        """Log-density of each row of X (n, d) to a picture's precision (some hundredths of a nat), at a fraction of the cost.
+        """Log-density of each row of X (n, d), (n,), to some hundredths of a nat: what a picture needs, and cheap.
 
         In float32, with one step size for all rows; not for reporting.
         """
@@ -158,7 +160,8 @@ class FFJORD(Fields, DensityMixin, BaseEstimator):
     def split(self, X: Any) -> tuple[np.ndarray, np.ndarray]:
         """The rows of X (n, d), the data of the fit, that trained this model, and those held out for validation."""
         check_is_fitted(self)
-        kept, held_out = held_out_rows(np.asarray(X, np.float64), None, self.validation_fraction, self.seed_)
+        X = np.asarray(X, np.float64)
+        kept, held_out = held_out_rows(X, None, self.validation_fraction, self.seed_)
         return kept[0].numpy(), np.empty((0, X.shape[1])) if held_out is None else held_out[0].numpy()
 
     def save(self, path: str | Path, *, force: bool = False) -> None:
@@ -194,6 +197,9 @@ class FFJORD(Fields, DensityMixin, BaseEstimator):
             model = cls(**{**config["estimator"], "hidden": tuple(config["estimator"]["hidden"])})
             model.config_, model.seed_ = config, int(config["seed"])
             model.n_features_in_ = len(config["columns"])
+            if config["named"]:
+                model.feature_names_in_ = np.array(config["columns"], dtype=object)
+            build.check_dimensions(model.n_features_in_, config["context_dim"])
         except (KeyError, TypeError, ValueError) as error:
             raise RunError(f"{run.path / 'config.json'} is damaged ({error!r}): restore it, or fit again") from error
         return model
@@ -232,14 +238,14 @@ class FFJORD(Fields, DensityMixin, BaseEstimator):
     def _checked(self, X: Any, context: Any) -> tuple[Tensor, Tensor | None]:
         check_is_fitted(self)
         X = validate_data(self, X, dtype=np.float64, reset=False)
-        context = check_context(context, len(X))
+        context = check_context(context, len(X), self.flow_.context_dim)
         return self._tensor(X), None if context is None else self._tensor(context)
 
     def _drawing(self, n: int, context: Any, random_state: Any) -> tuple[torch.Generator, Tensor | None]:
         check_is_fitted(self)
         if n < 1:
             raise ValueError(f"n_samples must be at least 1; got {n}")
-        context = None if context is None else self._tensor(check_context(context, n))
+        context = None if context is None else self._tensor(check_context(context, n, self.flow_.context_dim))
         return torch.Generator().manual_seed(seed_from(random_state)), context
 
     def _chunks(self, x: Tensor, context: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
@@ -249,7 +255,7 @@ class FFJORD(Fields, DensityMixin, BaseEstimator):
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         device = next(self.flow_.parameters()).device
-        return torch.tensor(array).to(build.reporting_dtype(device)).to(device)
+        return tensor(array).to(build.reporting_dtype(device)).to(device)
 
 
 def _numpy(values: Tensor) -> np.ndarray:

@@ -36,7 +36,7 @@ def noise_generator(device: torch.device, *key: int | str) -> torch.Generator:
 
 @dataclass(frozen=True)
 class Fixed:
-    """The parts of a flow that have nothing to learn and come first: leading exact layers, and the context's own."""
+    """The parts of a flow that come first and have nothing to learn: leading exact layers, and the context's own."""
 
     layers: list[Layer]
     context_layer: Layer | None
@@ -57,8 +57,14 @@ class Fixed:
 def peel(flow: Flow) -> tuple[Fixed, Flow]:
     """What comes first and has nothing to learn, and the flow that remains; all are shared, not copied."""
     layers = list(takewhile(lambda layer: not (isinstance(layer, CNF) or list(layer.parameters())), flow.layers))
-    rest = Flow(list(flow.layers)[len(layers) :], base=flow.base, context_dim=flow.context_dim)
-    return Fixed(layers, flow.context_layer), rest
+    learns = flow.context_layer is not None and bool(list(flow.context_layer.parameters()))
+    rest = Flow(
+        list(flow.layers)[len(layers) :],
+        base=flow.base,
+        context_dim=flow.context_dim,
+        context_layer=flow.context_layer if learns else None,
+    )
+    return Fixed(layers, None if learns else flow.context_layer), rest
 
 
 def _exactly(layer: Layer) -> Layer:

@@ -1,0 +1,293 @@
+"""Every bad input that somebody thought of: what it is told in one line, and that it leaves nothing behind.
+
+Commands run in a folder with the files of `write_files` and the runs of `write_runs`; `fit` gets a tiny schedule.
+"""
+
+import json
+import re
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ffjord_kit import CNF, FFJORD, Flow, Run, fit
+from ffjord_kit.cli import main
+from ffjord_kit.dynamics import ResidualDynamics
+from ffjord_kit.layers import Logit, Softplus, Standardize
+from ffjord_kit.objectives import FlowMatching
+from ffjord_kit.solver import Solver
+from ffjord_kit.trace import HutchinsonTrace
+
+TINY = {"schedule": "flow_matching:2", "hidden": (4,), "random_state": 0}
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(12, 3))
+
+
+def text(rows, header):
+    return "\n".join([header, *(",".join(map(str, row)) for row in rows), ""])
+
+
+def write_files():
+    texts = {
+        "table.csv": text(X, "width,height,age"), "swapped.csv": text(X, "height,width,age"),
+        "two.csv": text(X[:, 1:], "height,age"), "changed.csv": text(X, "a,b,c"), "gone.csv": text(X, "a,b,c"),
+        "nan.csv": "a,b\n1,2\n3,nan\n4,\n", "text.csv": "a,b\n1,red\n3,4\n",
+        "constant.csv": text([(v, 3) for v in range(5)], "a,level"), "one.csv": "a,b\n1,2\n", "empty.csv": "",
+        "ragged.csv": "a,b\n1,2\n3,4,5\n", "table.xlsx": "?",
+        "collinear.csv": text(np.stack([X[:, 0], 2 * X[:, 0]], 1), "a,b"), "ages.csv": "age\n1\n2\n", "file": "mine",
+    }  # fmt: skip
+    for name, content in texts.items():
+        Path(name).write_text(content)
+    np.save("flat.npy", np.arange(3.0))
+    np.save("deep.npy", np.zeros((2, 2, 2, 2)))
+    np.save("objects.npy", np.array([[1, "a"]], dtype=object))
+    np.savez("several.npz", a=np.eye(3), b=np.eye(2))
+    Path("cut.npy").write_bytes(Path("deep.npy").read_bytes()[:150])
+    Path("folder").mkdir()
+    Path("folder/note.txt").write_text("mine")
+
+
+def write_runs():
+    for name, data in (("run", "table"), ("changed", "changed"), ("gone", "gone")):
+        assert command(f"fit {data}.csv --out {name} --no-verbose") == 0
+    assert command("fit table.csv --context age --out conditional --no-verbose") == 0
+    Path("changed.csv").write_text(text(X + 1, "a,b,c"))
+    Path("gone.csv").unlink()
+    FFJORD(**TINY).fit(X, run="python")
+    for name in ("cut-config", "later", "cut-model", "no-model", "nan-model", "cut-checkpoint"):
+        shutil.copytree("run", name)
+    Path("cut-config/config.json").write_text('{"format": 1, "vers')
+    later = {**json.loads(Path("later/config.json").read_text()), "format": 7, "version": "3.1"}
+    Path("later/config.json").write_text(json.dumps(later))
+    for path in ("cut-model/model.safetensors", "cut-checkpoint/checkpoint/state.safetensors"):
+        Path(path).write_bytes(Path(path).read_bytes()[:700])
+    Path("no-model/model.safetensors").unlink()
+    nan = {name: value * np.nan for name, value in load_file("run/model.safetensors").items()}
+    save_file(nan, "nan-model/model.safetensors")
+
+
+def command(line):
+    """The exit code of a command."""
+    tiny = (
+        "--schedule flow_matching:2 --hidden 4 --seed 0 " if line.startswith("fit") and "--resume" not in line else ""
+    )
+    name, *rest = shlex.split(line)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
+        patch.setattr(sys, "argv", ["ffjord-kit", name, *shlex.split(tiny), *rest])
+        main()
+    return ended.value.code or 0
+
+
+DATA = {
+    "a file's name misspelt": ("tabel.csv", r"tabel\.csv: no such file \(did you mean 'table\.csv'\?\)"),
+    "a set's name misspelt": ("mooons", r"no data set and no file 'mooons' \(did you mean 'moons'\?\); the data .*"),
+    "a split that is none": ("moons:valid", "'moons:valid': the splits of moons are train and test; got 'valid'"),
+    "missing cells": ("nan.csv", r"nan\.csv: missing values in 'b' \(2 of 3 rows, first 'nan' on line 3\); fill .*"),
+    "a column of text": ("text.csv", r"text\.csv: text in 'b' \(1 of 2 rows, first 'red' on line 2\); drop .*"),
+    "a constant column": ("constant.csv", "column 'level' has one value in all rows .* drop it, or add noise to it"),
+    "one row": ("one.csv", r"Found array with 1 sample\(s\) .* a minimum of 2 is required by FFJORD\."),
+    "ragged rows": ("ragged.csv", r"ragged\.csv: line 3 has 3 cells; expected 2, as on line 1"),
+    "an empty file": ("empty.csv", r"empty\.csv: the file is empty; expected a row for each observation"),
+    "an unknown extension": ("table.xlsx", r"table\.xlsx: unknown extension '\.xlsx'; known: \.csv, .*"),
+    "a folder as data": ("folder", r"folder: a folder; give a file in it \(note\.txt\)"),
+    "an array of one axis": ("flat.npy", r"flat\.npy: shape \(3,\); expected .*; for one column save x\[:, None\]"),
+    "an array of four axes": ("deep.npy", r"deep\.npy: shape \(2, 2, 2, 2\); expected \(rows, columns\) or .*"),
+    "an array of objects": ("objects.npy", r"objects\.npy: pickled Python objects, which are never loaded; .*"),
+    "an array cut short": ("cut.npy", r"cut\.npy: damaged, or not a NumPy file \(.*\)"),
+    "several arrays": ("several.npz", r"several\.npz: holds a, b; name the one to read, as in several\.npz:KEY"),
+    "more rows than there are": ("table.csv --rows 99", r"table\.csv has 12 rows; got rows=99"),
+    "a negative seed": ("table.csv --seed -1", "seed must be at least 0; got -1"),
+    "an unknown context": (
+        "table.csv --context agee",
+        r"no column 'agee' \(did you mean 'age'\?\); the columns are .*",
+    ),
+}
+
+SCHEDULE = r"schedule must read like 'flow_matching:4000,mle:200' \(flow_matching, mle\); got '{}'"
+REGULARIZERS = r"regularizers must read like 'kinetic:0\.01,jacobian:0\.01' \(kinetic, jacobian\); got '{}'"
+SUPPORT = "support must be 'real', 'positive' or 'bounded:LOW:HIGH'; got '{}'"
+OPTIONS = {
+    "--schedule sgd:5": SCHEDULE.format("sgd:5"),
+    "--schedule mle:0": SCHEDULE.format("mle:0"),
+    "--regularizers speed:1 --schedule mle:1": REGULARIZERS.format("speed:1"),
+    "--regularizers kinetic:-1": REGULARIZERS.format("kinetic:-1"),
+    "--support circle": SUPPORT.format("circle"),
+    "--support bounded:2:1": SUPPORT.format("bounded:2:1"),
+    "--support real,real": "support must have one word for all 3 columns, or one each; got 2",
+    "--support positive": "data must lie above the lower bound; row 0, .* does not",
+    "--support bounded:0:1": "data must lie strictly between the bounds; row 0, .* does not",
+    "--hidden 0": r"hidden must be one or more positive widths; got \(0,\)",
+    "--solver rk4": "method 'rk4' takes a fixed number of steps: pass steps >= 1; got None",
+    "--steps 5": "method 'dopri5' adapts its steps: .* not steps=5",
+    "--solver dopri5_by_row --adjoint": "method 'dopri5_by_row' has no adjoint: .*",
+    "--solver scipy_solver --schedule mle:1": "method 'scipy_solver' is not differentiable: .*adjoint.*",
+    "--device abacus": r"device must be 'auto' or one that this machine has \(.*cpu\); got 'abacus'",
+    "--learning-rate -1": r"learning_rate must be positive; got -1\.0",
+    "--validation-fraction 1": r"validation_fraction must be in \[0, 1\); got 1\.0",
+    "--ema-decay 1": r"ema_decay must be in \[0, 1\); got 1\.0",
+    "--probes 0": "probes must be .*at least 1; got 0",
+    "--tolerance -1": r"tolerance must be positive; got -1\.0",
+    "--tolerance 1e-20": ".*(1e-20 is finer than|tolerance must be .* 1e-20).*",
+    "--train-tolerance 1e-12 --schedule mle:1": ".*(1e-12 is finer than|train_tolerance must be .* 1e-12).*",
+    "--max-nfe 0": "max_nfe must be at least 1; got 0",
+    "--blocks 0": "blocks must be a whole number, at least 1; got 0",
+    "--batch-size 0": "batch_size must be a whole number, at least 1; got 0",
+    "--patience 0": "patience must be a whole number, at least 1; got 0",
+    "--validate-every 0": "validate_every must be a whole number, at least 1; got 0",
+    "--warmup-steps -1": "warmup_steps must .*; got -1",
+    "--clip-norm 0": r"clip_norm must be positive; got 0\.0",
+    "--weight-decay -1": r"weight_decay must not be negative; got -1\.0",
+}
+
+NO_RUN = "{} is no run folder: .*"
+COMMANDS = {
+    "fit collinear.csv --scaling whiten --out out": "whitening needs a regular covariance: .*",
+    "fit table.csv --out file": "file is a file: choose another folder for the run",
+    "fit table.csv --out folder --force": "folder is not empty and holds no run: choose another folder",
+    "fit table.csv --out file/run": ".*[Nn]ot a (directory|folder).*",
+    "fit table.csv --out run": "run already holds a run: choose another folder, --resume it, or pass --force",
+    "fit table.csv --out run --force --ema-decay 2": r"ema_decay must be in \[0, 1\); got 2\.0",
+    "fit nan.csv --out run --force": r"nan\.csv: missing values .*",
+    "sample run --out x.xlsx": r"x\.xlsx: unknown extension '\.xlsx'; known: .*",
+    "sample run --out table.csv": r"table\.csv exists: choose another name, or pass --force",
+    "sample run --out no/x.csv": r"no/x\.csv: no folder '.*no'; make it first",
+    "sample run --context 1 --out x.csv": "this run takes no context: leave --context out",
+    "sample conditional --out x.csv": "this run is conditional: pass --context with values of age",
+    "sample conditional --context 1,2 --out x.csv": r"--context must give 1 values \(age\), .*; got shape \(1000, 2\)",
+    "sample conditional --context nan --out x.csv": r"Input context contains NaN\.",
+    "sample conditional -n 3 --context ages.csv --out x.csv": r"--context must .* 3 rows of them; got shape \(2, 1\)",
+    "score run two.csv --out x.csv": r"two\.csv has 2 columns to score; the run has 3: width, height, age",
+    "score run swapped.csv --out x.csv": r"swapped\.csv has column 'height' where the run has 'width': put .*",
+    "score conditional moons --out x.csv": "no column 'age'.*; the columns are x0, x1",
+    "plot python --out p": "python does not say what it was fitted to: it was made in Python",
+    "info folder": NO_RUN.format("folder"),
+    "score file table.csv": NO_RUN.format("file"),
+    "sample cut-config --out x.csv": r"cut-config/config\.json is damaged \(.*\): restore it, or fit again",
+    "sample later --out x.csv": r"later/config\.json has format 7; .* reads format 1: use the version .* \(3\.1\)",
+    "sample cut-model --out x.csv": r"cut-model/model\.safetensors is damaged \(.*\): restore it, or fit again",
+    "sample no-model --out x.csv": r"no-model/model\.safetensors is missing: the run had not reached .*",
+    "sample nan-model --out x.csv": r"nan-model/model\.safetensors holds weights that are NaN or infinite",
+    "fit --resume folder": NO_RUN.format("folder"),
+    "fit --resume python": "python does not say what it was fitted to: it was made in Python",
+    "fit --resume gone": r".*gone\.csv: no such file.*",
+    "fit --resume changed": "changed was fitted to other data: resume it with the same rows and columns",
+    "fit --resume cut-checkpoint": r"cut-checkpoint/checkpoint/state\.safetensors is damaged \(.*\): .*",
+}
+
+USAGE = {
+    "fit table.csv --out out --hidden 8,x": "'8,x' is not a list of whole numbers like 128,128",
+    "fit table.csv --out out --solver rk5": "'rk5' is not one of 'dopri5', ",
+    "fit table.csv --out out --depth 3": "No such option.*--depth",
+    "fit --out out": r"fit needs DATA and --out RUN \(or --resume RUN\)",
+    "fit --resume run --hidden 5": "--resume takes its data and options from the run: leave out hidden",
+    "fit table.csv --resume run": "--resume takes its data and options from the run: leave out source",
+    "sample run -n 0 --out x.csv": "0 is not in the range x>=1",
+    "sample run": "Missing option '--out'",
+    "fly": "No such command 'fly'",
+}
+
+ZEROS = torch.zeros(4, 2)
+
+
+def flow(layers=1, context=0):
+    cnfs = [CNF(ResidualDynamics((2,), hidden=(4,), context_dim=context), (2,)) for _ in range(layers)]
+    return Flow([part for cnf in cnfs for part in (cnf, Standardize.of(ZEROS))], context_dim=context)
+
+
+def fitted(**given):
+    return FFJORD(**TINY).fit(X, **given)
+
+
+PYTHON = {
+    "rows of one axis": (lambda: fitted().fit(X[0]), "Expected 2D array, got 1D array instead"),
+    "rows of three axes": (lambda: fitted().fit(X[None]), "Found array with dim 3"),
+    "rows of words": (lambda: fitted().fit([["a", "b"], ["c", "d"]]), "could not convert string to float|numeric"),
+    "rows to score of another width": (lambda: fitted().score_samples(X[:, :2]), "X has 2 features, but FFJORD is exp"),
+    "a model that was not fitted": (lambda: FFJORD().sample(3), "not fitted yet"),
+    "no samples": (lambda: fitted().sample(0), "n_samples must be at least 1; got 0"),
+    "a time after the data": (lambda: fitted().score_samples(X, time=1.5), r"time must .* \[0, 1\]; got 1\.5"),
+    "no frames": (lambda: fitted().trajectory(3, frames=0), "frames must be at least .*; got 0"),
+    "widths that are a number": (lambda: FFJORD(hidden=64).fit(X, run="out"), "hidden must be .*; got 64"),
+    "a word that no menu has": (lambda: FFJORD(dynamics="cnn").fit(X, run="out"), "dynamics must be one of .*'cnn'"),
+    "resuming nothing": (lambda: fitted(resume=True), "resume needs the run"),
+    "resuming as another": (lambda: FFJORD().fit(X, run="python", resume=True), "python has .*: resume it with its"),
+    "context of other rows": (lambda: fitted(context=X[:5]), r"context must have shape \(12, c\), .* got \(5, 3\)"),
+    "context that holds NaN": (lambda: fitted(context=X * np.nan), "Input context contains NaN"),
+    "context missing": (lambda: fitted(context=X).score_samples(X), r"context must have shape \(12, 3\); got None"),
+    "context to spare": (lambda: fitted().score_samples(X, context=X), r"context .*got \(12, 3\)"),
+    "context of another width": (lambda: fitted(context=X).sample(5, context=[1.0]), r"context .* got \(5, 1\)"),
+    "an unknown method": (lambda: Solver("rk5"), "method must be one of dopri5, .*; got 'rk5'"),
+    "fixed steps unsaid": (lambda: Solver("euler"), "'euler' takes a fixed number of steps: pass steps >= 1; got None"),
+    "a tolerance too fine": (lambda: flow().log_prob(ZEROS, solver=Solver(rtol=1e-9)), "finer than torch.float32"),
+    "no probes": (lambda: HutchinsonTrace(0), "probes must be at least 1; got 0"),
+    "a flow of nothing": (lambda: Flow([]), "no layer knows its event_shape: pass base="),
+    "events of another shape": (lambda: flow().log_prob(torch.zeros(4, 3)), r"shape \(batch >= 1, 2\); got \(4, 3\)"),
+    "a flow's context missing": (lambda: flow(1, 1).sample(4), r"context must have shape \(4, 1\); got None"),
+    "data on their bound": (lambda: Logit(ZEROS[0], ZEROS[0] + 1).to_base(ZEROS), "between the bounds; row 0, elem"),
+    "data below their bound": (lambda: Softplus(ZEROS[0]).to_base(ZEROS - 1), "above the lower bound; row 0"),
+    "continuous layers apart": (lambda: FlowMatching().loss(flow(2), ZEROS, None, None), "layers side by side"),
+    "nothing to train": (lambda: fit(Flow([Standardize.of(ZEROS)]), ZEROS, schedule=[]), "there is nothing to train"),
+    "a folder that holds something": (lambda: Run.create("folder", {}, force=True), "not empty and holds no run"),
+}  # fmt: skip
+
+ERRORS = {name: (f"fit {data} --out out", message) for name, (data, message) in DATA.items()}
+ERRORS |= {option: (f"fit table.csv --out out {option}", message) for option, message in OPTIONS.items()}
+ERRORS |= {line: (line, message) for line, message in COMMANDS.items()}
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("inputs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        write_files()
+        write_runs()
+    return folder
+
+
+@pytest.fixture
+def here(prepared, tmp_path, monkeypatch):
+    """A fresh copy of all files and runs, to work in."""
+    folder = shutil.copytree(prepared, tmp_path / "here")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def content(folder):
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_a_bad_input_is_told_in_one_line_and_leaves_nothing(here, capfd, name):
+    line, message = ERRORS[name]
+    before = content(here)
+    code, shown = command(line), capfd.readouterr()
+    complaints = [text for text in shown.err.splitlines() if not text.startswith("warning: ")]
+    assert (code, shown.out, len(complaints)) == (1, "", 1), shown
+    assert re.fullmatch(f"error: {message}", complaints[0]), complaints[0]
+    assert content(here) == before
+
+
+@pytest.mark.parametrize("line", USAGE)
+def test_a_wrong_usage_is_explained_and_leaves_nothing(here, capfd, line):
+    before = content(here)
+    code, shown = command(line), capfd.readouterr()
+    *usage, last = shown.err.splitlines()
+    assert (code, shown.out, usage[0][:6]) == (2, "", "Usage:")
+    assert "Traceback" not in shown.err
+    assert re.search(f"^Error: .*{USAGE[line]}", last), last
+    assert content(here) == before
+
+
+@pytest.mark.parametrize("name", PYTHON)
+def test_a_bad_argument_is_a_value_error_that_says_so_and_leaves_nothing(here, name):
+    make, message = PYTHON[name]
+    before = content(here)
+    with pytest.raises(ValueError, match=message):
+        make()
+    assert content(here) == before

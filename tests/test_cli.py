@@ -1,0 +1,295 @@
+"""The command line: every command on a tiny run, what it writes, and how it ends."""
+
+import importlib
+import json
+import re
+import signal
+import subprocess
+import sys
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+
+from ffjord_kit import DATASETS, FFJORD, __version__, datasets
+from ffjord_kit.cli import main, pictures
+
+TINY = ["--schedule", "flow_matching:8", "--hidden", "8", "--seed", "0", "--no-verbose"]
+MOONS = ["fit", "moons", "--rows", "60", *TINY]
+
+
+def call(capsys, *argv):
+    """Run a command as main() does: (exit code, what it printed, what it complained of)."""
+    capsys.readouterr()
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
+        patch.setattr(sys, "argv", ["ffjord-kit", *map(str, argv)])
+        main()
+    shown = capsys.readouterr()
+    return ended.value.code or 0, shown.out, shown.err
+
+
+@pytest.fixture
+def command(capsys):
+    """A command that must succeed, in silence on stderr; what it printed."""
+
+    def run(*argv):
+        code, out, err = call(capsys, *argv)
+        assert (code, err) == (0, "")
+        return out
+
+    return run
+
+
+def made(folder, *argv):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
+        patch.setattr(sys, "argv", ["ffjord-kit", *map(str, argv), "--out", str(folder)])
+        main()
+    assert not ended.value.code
+    return folder
+
+
+@pytest.fixture(scope="module")
+def moons(tmp_path_factory):
+    return made(tmp_path_factory.mktemp("cli") / "moons", *MOONS)
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    """A file of three columns, the last of them to condition on."""
+    path = tmp_path_factory.mktemp("cli") / "table.csv"
+    datasets.write(path, np.random.default_rng(0).normal(size=(50, 3)), ["speed [m/s]", "mass", "age"])
+    return path
+
+
+@pytest.fixture(scope="module")
+def conditional(table, tmp_path_factory):
+    return made(tmp_path_factory.mktemp("cli") / "conditional", "fit", table, "--context", "age", *TINY)
+
+
+def content(path):
+    return {str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+
+
+def test_fit_says_how_it_went_and_leaves_a_run(command, tmp_path):
+    out = command(*MOONS, "--out", tmp_path / "run")
+    assert re.search(r"done after 8 steps, [\d.]+ s: validation NLL \d\.\d{4} nats \(best at step \d\)", out)
+    assert f"run: {tmp_path / 'run'}   seed: 0" in out
+    assert FFJORD.load(tmp_path / "run").n_features_in_ == 2
+
+
+def test_the_progress_bar_goes_to_stderr(capsys, tmp_path):
+    code, out, err = call(capsys, *MOONS, "--verbose", "--out", tmp_path / "run")
+    assert code == 0
+    assert "8/8" in err
+    assert "8/8" not in out
+
+
+def test_a_dry_run_prints_the_whole_configuration_and_leaves_nothing(command, tmp_path):
+    shown = json.loads(command(*MOONS, "--dry-run", "--out", tmp_path / "run"))
+    assert shown["estimator"].keys() == {f.name for f in fields(FFJORD)}
+    assert shown["estimator"]["hidden"] == [8]
+    assert shown["data"]["rows"] == 60
+    assert shown["data"]["columns"] == ["x0", "x1"]
+    assert content(tmp_path) == {}
+
+
+def test_help_lists_an_option_for_every_field_and_every_command(command):
+    shown = command("fit", "--help")
+    for f in fields(FFJORD):
+        assert f"--{f.name.replace('_', '-')}" in shown
+        assert f.metadata["help"].split()[0] in shown
+    listed = command("--help")
+    assert all(name in listed for name in ("fit", "sample", "score", "plot", "info", "data", "demo"))
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "npy", "npz", "parquet"])
+def test_samples_are_written_in_the_format_of_the_file(command, moons, tmp_path, suffix):
+    path = tmp_path / f"samples.{suffix}"
+    assert command("sample", moons, "-n", 7, "--seed", 1, "--out", path) == f"7 samples in {path}\n"
+    read = datasets.load(path)
+    assert read.x == pytest.approx(FFJORD.load(moons).sample(7, random_state=1), abs=0)
+    assert read.columns == ("x0", "x1")
+
+
+def test_the_same_seed_gives_the_same_bytes(command, moons, tmp_path):
+    command(*MOONS, "--out", tmp_path / "again")
+    assert (tmp_path / "again/model.safetensors").read_bytes() == (moons / "model.safetensors").read_bytes()
+    for name, seed in (("a.csv", 4), ("b.csv", 4), ("c.csv", 5)):
+        command("sample", moons, "-n", 9, "--seed", seed, "--out", tmp_path / name)
+    a, b, c = ((tmp_path / name).read_bytes() for name in ("a.csv", "b.csv", "c.csv"))
+    assert a == b != c
+
+
+def test_score_prints_the_likelihood_and_writes_it_row_by_row(command, moons, tmp_path):
+    datasets.write(tmp_path / "x.csv", datasets.load("moons", rows=30, seed=3).x, ["x0", "x1"])
+    out = command("score", moons, tmp_path / "x.csv", "--out", tmp_path / "scores.csv")
+    scores = FFJORD.load(moons).score_samples(datasets.load(tmp_path / "x.csv").x)
+    written = datasets.load(tmp_path / "scores.csv")
+    assert written.columns == ("log_likelihood",)
+    assert written.x[:, 0] == pytest.approx(scores, abs=1e-12)
+    error = scores.std(ddof=1) / np.sqrt(30)
+    assert f"{scores.mean():.4f} ± {error:.4f} nats" in out
+    assert f"{-scores.mean() / 2 / np.log(2):.4f} ± {error / 2 / np.log(2):.4f}" in out
+    assert "KL" not in out
+
+
+def test_score_of_a_set_whose_truth_is_known_prints_the_divergence(command, moons, monkeypatch):
+    monkeypatch.setattr(datasets, "TOY_ROWS", 50)
+    assert re.search(r"KL\(truth \| model\) +\d\.\d{4} ± \d\.\d{4} nats", command("score", moons, "moons:test"))
+
+
+def test_info_tells_what_a_run_is(command, moons, conditional, table):
+    out = command("info", moons)
+    for part in ("moons, 60 rows", "x0, x1", "seed 0", "flow_matching:8", "best validation NLL", "model.safetensors"):
+        assert part in out
+    out = command("info", conditional)
+    assert f"{table}, 50 rows" in out
+    assert re.search(r"columns +speed \[m/s\], mass", out)
+    assert re.search(r"context +age", out)
+
+
+def test_data_lists_every_name(command):
+    assert all(name in command("data") for name in DATASETS)
+
+
+@pytest.fixture
+def small_pictures(monkeypatch):
+    for name, value in {"GRID": 16, "GIF_GRID": 8, "PATHS": 9, "FRAMES": 3, "POINTS": 60, "SHEET": 4}.items():
+        monkeypatch.setattr(pictures, name, value)
+    monkeypatch.setattr(pictures, "STRIP_TIMES", np.linspace(0, 1, 2))
+    monkeypatch.setattr(pictures, "GIF_TIMES", np.linspace(0, 1, 2))
+
+
+PLANE = {"density.png", "samples.png", "trajectories.png", "field.png", "flow.png", "flow.gif", "training.png"}
+
+
+def test_plot_of_a_plane_draws_everything(command, moons, tmp_path, small_pictures):
+    out = command("plot", moons, "--out", tmp_path / "new" / "pictures")
+    drawn = content(tmp_path / "new" / "pictures")
+    assert drawn.keys() == PLANE
+    assert out.split() == [str(tmp_path / "new" / "pictures" / name) for name in sorted(drawn, key=out.index)]
+    assert all(data.startswith((b"\x89PNG", b"GIF8")) for data in drawn.values())
+
+
+def test_plot_of_more_columns_draws_pairs_and_of_pictures_a_sheet(command, tmp_path, small_pictures):
+    for name, expected in (("iris", set()), ("digits", {"sheet.png"})):
+        run = made(tmp_path / name, "fit", name, "--rows", "60", *TINY)
+        command("plot", run, "--out", tmp_path / f"{name}-pictures")
+        assert content(tmp_path / f"{name}-pictures").keys() == {"training.png", "pairs.png"} | expected
+
+
+def test_plot_of_a_conditional_run_is_at_the_median_or_at_a_given_context(command, conditional, table, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(pictures, "draw_all", lambda subject, *more, **options: drawn.append(subject) or [])
+    command("plot", conditional, "--out", "nowhere")
+    command("plot", conditional, "--out", "nowhere", "--context", "1.5")
+    assert [subject.context.tolist() for subject in drawn] == [[np.median(datasets.load(table).x[:, 2])], [1.5]]
+    assert [subject.density(np.zeros((3, 2))).shape for subject in drawn] == [(3,), (3,)]
+
+
+def test_a_context_is_given_as_values_or_as_a_file(command, conditional, tmp_path):
+    datasets.write(tmp_path / "ages.csv", np.linspace(-1, 1, 6)[:, None], ["age"])
+    command("sample", conditional, "-n", 6, "--seed", 0, "--context", "-0.5", "--out", tmp_path / "one.csv")
+    command(
+        "sample", conditional, "-n", 6, "--seed", 0, "--context", tmp_path / "ages.csv", "--out", tmp_path / "6.npy"
+    )
+    model = FFJORD.load(conditional)
+    one, each = datasets.load(tmp_path / "one.csv"), np.load(tmp_path / "6.npy")
+    assert one.columns == ("speed [m/s]", "mass")
+    assert one.x == pytest.approx(model.sample(6, context=[-0.5], random_state=0), abs=0)
+    assert each == pytest.approx(model.sample(6, context=np.linspace(-1, 1, 6)[:, None], random_state=0), abs=0)
+
+
+def test_score_of_a_conditional_run_takes_the_context_from_its_column(command, conditional, table, tmp_path):
+    command("score", conditional, table, "--out", tmp_path / "scores.npy")
+    x, model = datasets.load(table).x, FFJORD.load(conditional)
+    scores = model.score_samples(x[:, :2], context=x[:, 2:])
+    assert np.load(tmp_path / "scores.npy")[:, 0] == pytest.approx(scores, abs=1e-12)
+
+
+def test_the_demo_fits_compares_and_draws(command, tmp_path, monkeypatch, small_pictures):
+    demo = importlib.import_module("ffjord_kit.cli.demo")
+    exhibit = replace(demo.EXHIBITS[-1], name="iris", fields={"schedule": "flow_matching:8", "hidden": (8,)})
+    monkeypatch.setattr(demo, "EXHIBITS", (exhibit,))
+    monkeypatch.setattr(demo, "FFJORD", lambda **options: FFJORD(**{**options, "verbose": False}))
+    out = command("demo", "--out", tmp_path / "demo")
+    assert all(part in out for part in ("ffjord_kit flow", "Gaussian mixture", "KDE", "2 pictures"))
+    assert (tmp_path / "demo/iris/model.safetensors").exists()
+    assert (tmp_path / "demo/iris-pictures/pairs.png").exists()
+
+
+def test_nothing_is_overwritten_without_force(capsys, command, conditional, moons, tmp_path):
+    run, file = made(tmp_path / "run", *MOONS), tmp_path / "file.csv"
+    command("sample", run, "-n", 3, "--seed", 0, "--out", file)
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "density.png").write_bytes(b"mine")
+    before = content(tmp_path)
+    for argv in (
+        [*MOONS, "--out", run], ["sample", run, "-n", 3, "--seed", 1, "--out", file],
+        ["score", run, "moons", "--out", file], ["plot", run, "--out", tmp_path / "pictures"],
+    ):  # fmt: skip
+        code, out, err = call(capsys, *argv)
+        assert (code, out, content(tmp_path)) == (1, "", before), argv
+        assert "--force" in err
+    command("sample", run, "-n", 3, "--seed", 1, "--out", file, "--force")
+    command(*MOONS, "--seed", 1, "--out", run, "--force")
+    assert content(tmp_path)["file.csv"] != before["file.csv"]
+    assert content(tmp_path)["run/model.safetensors"] != before["run/model.safetensors"]
+
+
+@pytest.fixture
+def ctrl_c(monkeypatch):
+    """Ctrl-C, pressed at one step of the next fit."""
+    original = FFJORD.fit
+
+    def arm(step, times=1):
+        def press(record):
+            if record["step"] == step:
+                for _ in range(times):
+                    signal.raise_signal(signal.SIGINT)
+
+        monkeypatch.setattr(FFJORD, "fit", lambda self, *args, **more: original(self, *args, on_step=press, **more))
+
+    arm.off = lambda: monkeypatch.setattr(FFJORD, "fit", original)
+    return arm
+
+
+def test_ctrl_c_ends_with_130_and_says_how_to_go_on(capsys, command, moons, tmp_path, ctrl_c):
+    run = tmp_path / "run"
+    ctrl_c(5)
+    code, out, err = call(capsys, *MOONS, "--out", run)
+    assert (code, err) == (130, f"go on with: ffjord-kit fit --resume {run}\n")
+    assert "interrupted after 5 steps" in out
+    ctrl_c.off()
+    assert "done after 8 steps" in command("fit", "--resume", run, "--no-verbose")
+    assert (run / "model.safetensors").read_bytes() == (moons / "model.safetensors").read_bytes()
+
+
+def test_a_second_ctrl_c_ends_at_once_with_130(capsys, tmp_path, ctrl_c):
+    ctrl_c(5, times=2)
+    code, out, err = call(capsys, *MOONS, "--out", tmp_path / "run")
+    assert (code, out, err.split()) == (130, "", ["interrupted"])
+
+
+@pytest.mark.parametrize("more", [["--rows", "5"], ["--hidden", "9"], ["--force"], ["--dry-run"], ["--out", "x"]])
+def test_resume_takes_nothing_else(capsys, moons, more):
+    before = content(moons)
+    code, _, err = call(capsys, "fit", "--resume", moons, *more)
+    assert (code, content(moons)) == (2, before)
+    assert more[0].strip("-").replace("-", "_") in err
+
+
+def test_an_error_that_nobody_foresaw_is_one_line_and_a_traceback_only_when_asked_for(capsys, monkeypatch, moons):
+    monkeypatch.setattr(FFJORD, "load", lambda path: {}["of all things"])
+    code, out, err = call(capsys, "score", moons, "moons")
+    assert (code, out) == (1, "")
+    assert err == "error: KeyError: 'of all things' (unforeseen; set FFJORD_KIT_DEBUG=1 for the traceback)\n"
+    monkeypatch.setenv("FFJORD_KIT_DEBUG", "1")
+    with pytest.raises(KeyError):
+        call(capsys, "score", moons, "moons")
+
+
+def test_the_module_is_the_command():
+    shown = subprocess.run([sys.executable, "-m", "ffjord_kit", "--version"], capture_output=True, text=True)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert __version__ in shown.stdout

@@ -1,0 +1,107 @@
+"""The contract of every dynamics: shape, dtype, gradient to every parameter, time as a number or one for each row."""
+
+import pytest
+import torch
+from oracles import F64, close, jacobian, randn
+
+from ffjord_kit.cnf import CNF
+from ffjord_kit.dynamics import ACTIVATIONS, DYNAMICS, ResidualDynamics
+from ffjord_kit.flow import Flow
+
+HIDDEN = [(8,), (8, 16, 4)]
+EVENTS = [(1,), (3,), (2, 2, 2)]
+CONTRACT = [
+    pytest.param(word, dim, hidden, id=f"{word}-context{dim}-{'x'.join(map(str, hidden))}")
+    for word in DYNAMICS
+    for dim in (0, 3)
+    for hidden in HIDDEN
+]
+
+
+def build(word, dim=0, hidden=(8,), event=(3,), **options):
+    """The dynamics with every parameter moved off its initial value (an output may start at zero)."""
+    field = DYNAMICS[word](event, context_dim=dim, hidden=hidden, **options).double()
+    with torch.no_grad():
+        for seed, parameter in enumerate(field.parameters()):
+            parameter.copy_(0.5 * randn(*parameter.shape, seed=seed))
+    return field
+
+
+def inputs(dim, event=(3,), rows=4):
+    return randn(rows, *event), randn(rows, dim, seed=1) if dim else None
+
+
+@pytest.mark.parametrize("event", EVENTS)
+@pytest.mark.parametrize(("word", "dim", "hidden"), CONTRACT)
+def test_the_velocity_has_the_shape_and_dtype_of_the_state(word, dim, hidden, event):
+    x, context = inputs(dim, event)
+    field, time = build(word, dim, hidden, event), torch.tensor(0.3, dtype=F64)
+    assert field(time, x, context).shape == x.shape
+    assert field(time, x, context).dtype == F64
+    single = field.float()(time.float(), x.float(), None if context is None else context.float())
+    assert single.shape == x.shape
+    assert single.dtype == torch.float32
+
+
+@pytest.mark.parametrize(("word", "dim", "hidden"), CONTRACT)
+def test_the_gradient_reaches_every_element_of_every_parameter_and_input(word, dim, hidden):
+    x, context = inputs(dim, rows=16)
+    field, time = build(word, dim, hidden), torch.linspace(0.1, 0.9, 16, dtype=F64).requires_grad_()
+    leaves = [time, x.requires_grad_(), *([] if context is None else [context.requires_grad_()])]
+    loss = (field(time, x, context) * randn(16, 3, seed=2)).sum()
+    names = [name for name, _ in field.named_parameters()] + ["t", "x", "context"][: len(leaves)]
+    gradients = torch.autograd.grad(loss, [*field.parameters(), *leaves])
+    assert [name for name, g in zip(names, gradients, strict=True) if bool((g == 0).any())] == []
+
+
+@pytest.mark.parametrize(("word", "dim", "hidden"), CONTRACT)
+def test_rows_do_not_mix(word, dim, hidden):
+    x, context = inputs(dim)
+    field, time = build(word, dim, hidden), torch.linspace(0.1, 0.9, 4, dtype=F64)
+    parts = (time, x) if context is None else (time, x, context)
+    for matrix in torch.autograd.functional.jacobian(field, parts):
+        by_rows = matrix.reshape(4, 3, 4, -1).abs().sum((1, 3))
+        close(by_rows, by_rows.diagonal().diag(), 0.0)
+        assert bool((by_rows.diagonal() > 0).all())
+
+
+@pytest.mark.parametrize(("word", "dim", "hidden"), CONTRACT)
+def test_one_time_for_all_is_the_same_as_one_for_each_row(word, dim, hidden):
+    x, context = inputs(dim)
+    field, time = build(word, dim, hidden), torch.tensor(0.37, dtype=F64)
+    close(field(time.expand(4), x, context), field(time, x, context), 1e-13)
+
+
+@pytest.mark.parametrize(("word", "dim", "hidden"), CONTRACT)
+def test_derivatives_are_those_of_finite_differences_to_the_second_order(word, dim, hidden):
+    x, context = inputs(dim, rows=2)
+    field, time = build(word, dim, hidden), torch.tensor([0.3, 0.8], dtype=F64)
+    parts = tuple(v.requires_grad_() for v in ((time, x) if context is None else (time, x, context)))
+    assert torch.autograd.gradcheck(field, parts, fast_mode=True)
+    assert torch.autograd.gradgradcheck(field, parts, fast_mode=True, gen_non_contig_grad_outputs=False)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("word", DYNAMICS)
+def test_every_activation_gives_a_jacobian_that_varies_with_the_state(word, activation):
+    field, time = build(word, activation=activation), torch.tensor(0.3, dtype=F64)
+    first, second = jacobian(lambda y: field(time, y), randn(2, 3))
+    assert float((first - second).abs().max()) > 1e-6
+
+
+@pytest.mark.parametrize("dim", [0, 3])
+@pytest.mark.parametrize("hidden", HIDDEN)
+def test_residual_dynamics_start_as_the_identity_flow(dim, hidden):
+    field = ResidualDynamics((3,), context_dim=dim, hidden=hidden).double()
+    x, context = inputs(dim)
+    close(field(torch.tensor(0.3, dtype=F64), x, context), torch.zeros_like(x), 0.0)
+    flow = Flow([CNF(field, (3,))], context_dim=dim).double()
+    close(flow.log_prob(x, context), flow.base.log_prob(x), 1e-14)
+
+
+@pytest.mark.parametrize("word", DYNAMICS)
+def test_a_network_is_reproduced_by_its_state(word):
+    x, context = inputs(3)
+    field, fresh = build(word, 3), DYNAMICS[word]((3,), context_dim=3, hidden=(8,)).double()
+    fresh.load_state_dict(field.state_dict())
+    close(*(f(torch.tensor(0.3, dtype=F64), x, context) for f in (fresh, field)), 0.0)

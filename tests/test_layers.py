@@ -1,0 +1,183 @@
+"""The contract of every exact layer: its two maps are inverse, and their log-determinants those of the Jacobians."""
+
+import pytest
+import torch
+from oracles import F64, close, jacobian, randn
+
+from ffjord_kit.layers import SCALINGS, Logit, Softplus, Standardize, Whiten
+
+INF = float("inf")
+
+
+def values(*numbers):
+    return torch.tensor(numbers, dtype=F64)
+
+
+def shaped(shape):
+    """Bounds of an event of four elements, of which one (or two) are unbounded."""
+    lower, upper = values(-1.0, -INF, 1000.0, 0.0), values(0.1, INF, 1003.0, 1.0)
+    return lower.reshape(shape), upper.reshape(shape)
+
+
+LAYERS = {
+    "standardize": lambda shape: Standardize(randn(*shape), randn(*shape, seed=1).exp()),
+    "whiten": lambda shape: Whiten(randn(*shape), randn(4, 4).tril(-1) + randn(4, seed=2).exp().diag()),
+    "logit": lambda shape: Logit(*shaped(shape)),
+    "logit of all": lambda shape: Logit(torch.zeros(shape, dtype=F64), torch.ones(shape, dtype=F64)),
+    "softplus": lambda shape: Softplus(shaped(shape)[0]),
+    "softplus of all": lambda shape: Softplus(torch.full(shape, -2.5, dtype=F64)),
+}
+CONTRACT = [
+    pytest.param(make, shape, id=f"{name}-{shape}")
+    for name, make in LAYERS.items()
+    for shape in [(4,), (2, 2), (4, 1, 1)]
+]
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+@pytest.mark.parametrize(("make", "shape"), CONTRACT)
+def test_the_two_maps_are_inverse_and_their_log_determinants_opposite(make, shape, scale):
+    layer, z = make(shape), scale * randn(5, *shape).clamp(-3, 3)
+    x, up = layer.to_data(z)
+    back, down = layer.to_base(x)
+    assert x.shape == z.shape
+    assert up.shape == down.shape == (5,)
+    close(back, z, 1e-10 if scale == 1 else 1e-8)
+    close(down, -up, 1e-10 if scale == 1 else 1e-8)
+
+
+@pytest.mark.parametrize(("make", "shape"), CONTRACT)
+def test_the_log_determinants_are_those_of_autograds_jacobian(make, shape):
+    layer, z = make(shape), 2 * randn(4, *shape)
+    x, up = layer.to_data(z)
+    close(up, torch.linalg.slogdet(jacobian(lambda y: layer.to_data(y)[0], z))[1], 1e-8)
+    _, down = layer.to_base(x)
+    close(down, torch.linalg.slogdet(jacobian(lambda y: layer.to_base(y)[0], x))[1], 1e-8)
+
+
+@pytest.mark.parametrize(("make", "shape"), CONTRACT)
+def test_maps_and_log_determinants_are_differentiable(make, shape):
+    layer, z = make(shape), randn(2, *shape).requires_grad_()
+    assert torch.autograd.gradcheck(layer.to_data, z, fast_mode=True)
+    x = layer.to_data(z)[0].detach().requires_grad_()
+    assert torch.autograd.gradcheck(layer.to_base, x, fast_mode=True, eps=1e-8, atol=1e-4)
+
+
+@pytest.mark.parametrize("height", [-40.0, 40.0])
+@pytest.mark.parametrize("dtype", [F64, torch.float32], ids=["double", "single"])
+@pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
+def test_extreme_values_have_finite_images_and_gradients_that_can_be_mapped_back(make, dtype, height):
+    layer, z = make((4,)).to(dtype), torch.full((2, 4), height, dtype=dtype, requires_grad=True)
+    x, up = layer.to_data(z)
+    assert bool(x.isfinite().all() and up.isfinite().all())
+    (gradient,) = torch.autograd.grad(x.sum() + up.sum(), z)
+    assert bool(gradient.isfinite().all())
+    again = x.detach().requires_grad_()
+    back, down = layer.to_base(again)  # whatever a flow samples, it can score
+    (gradient,) = torch.autograd.grad(back.sum() + down.sum(), again)
+    assert bool(back.isfinite().all() and down.isfinite().all() and gradient.isfinite().all())
+
+
+def test_softplus_is_inverted_to_the_last_digits_where_it_is_nearly_linear():
+    layer, z = Softplus(values(0.0)), torch.linspace(15, 45, 61, dtype=F64)[:, None]
+    close(layer.to_base(layer.to_data(z)[0])[0], z, 1e-13)
+
+
+@pytest.mark.parametrize("bounds", [(-1.0, 0.1), (0.0, 3.0), (1000.0, 1003.0)], ids=str)
+def test_data_next_to_a_bound_are_inside_it(bounds):
+    lower, upper = (values(b) for b in bounds)
+    x = torch.stack([torch.nextafter(lower, upper), torch.nextafter(upper, lower)])
+    z, log_det = Logit(lower, upper).to_base(x)
+    assert bool(z.isfinite().all() and log_det.isfinite().all())
+    z, log_det = Softplus(lower).to_base(x)
+    assert bool(z.isfinite().all() and log_det.isfinite().all())
+
+
+@pytest.mark.parametrize(("kind", "bounds"), [(Logit, [(0.0, -INF), (1.0, INF)]), (Softplus, [(0.0, -INF)])])
+def test_unbounded_elements_pass_unchanged_and_the_others_as_if_alone(kind, bounds):
+    z = randn(5, 2)
+    x, log_det = kind(*(values(*b) for b in bounds)).to_data(z)
+    alone, expected = kind(*(values(b[0]) for b in bounds)).to_data(z[:, :1])
+    close(x, torch.cat([alone, z[:, 1:]], 1), 0.0)
+    close(log_det, expected, 0.0)
+
+
+OUTSIDE = {
+    "below": (Logit(values(0.0, 0.0), values(1.0, 2.0)), values(0.5, -0.1), "strictly between the bounds"),
+    "above": (Logit(values(0.0, 0.0), values(1.0, 2.0)), values(0.5, 2.1), "strictly between the bounds"),
+    "on the upper bound": (Logit(values(0.0, 0.0), values(1.0, 2.0)), values(0.5, 2.0), "strictly between the bounds"),
+    "on the lower bound": (Softplus(values(-INF, 3.0)), values(-9.0, 3.0), "above the lower bound"),
+    "under the lower bound": (Softplus(values(-INF, 3.0)), values(-9.0, 2.0), "above the lower bound"),
+    "no number": (Softplus(values(-INF, 3.0)), values(-9.0, float("nan")), "above the lower bound"),
+}
+
+
+@pytest.mark.parametrize(("layer", "bad", "text"), OUTSIDE.values(), ids=OUTSIDE)
+def test_data_outside_the_bounds_are_refused_by_row_and_element(layer, bad, text):
+    x = torch.stack([values(0.5, 1.0) + 3 * isinstance(layer, Softplus)] * 3 + [bad])
+    with pytest.raises(ValueError) as caught:
+        layer.to_base(x)
+    assert text in str(caught.value)
+    assert "row 3, element (1,)" in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 2)])
+def test_standardize_of_data_gives_zero_mean_and_unit_variance(shape):
+    x = 5 * randn(500, *shape) + 30
+    z, _ = Standardize.of(x).to_base(x)
+    close(z.mean(0), torch.zeros(shape, dtype=F64), 1e-12)
+    close(z.var(0, correction=0), torch.ones(shape, dtype=F64), 1e-12)
+
+
+@pytest.mark.parametrize("constant", [0.0, 0.1, 1 / 3, -7.7, 1e6 + 0.1])
+@pytest.mark.parametrize("dtype", [F64, torch.float32], ids=["double", "single"])
+def test_standardize_keeps_the_scale_of_a_constant(dtype, constant):
+    for rows in (3, 37, 1000):
+        for columns in (1, 2):
+            x = torch.full((rows, columns), constant, dtype=dtype)
+            layer = Standardize.of(x)
+            close(layer.scale, torch.ones(columns, dtype=dtype), 0.0)
+            assert float(layer.to_base(x)[0].abs().max()) <= 1e-6 * abs(constant)
+
+
+@pytest.mark.parametrize("shape", [(1,), (3,), (2, 2)])
+def test_whiten_of_data_gives_zero_mean_and_the_identity_as_covariance(shape):
+    size = torch.Size(shape).numel()
+    x = (randn(500, size) @ (randn(size, size, seed=1) + 2 * torch.eye(size, dtype=F64)) + 30).reshape(500, *shape)
+    z = Whiten.of(x).to_base(x)[0].flatten(1)
+    close(z.mean(0), torch.zeros(size, dtype=F64), 1e-12)
+    close(z.T @ z / 500, torch.eye(size, dtype=F64), 1e-11)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("dtype", [F64, torch.float32], ids=["double", "single"])
+def test_whiten_refuses_collinear_columns(dtype, seed):
+    x = randn(100, 2, seed=seed)
+    x = torch.cat([x, (2.7 * x[:, :1] - 0.3 * x[:, 1:] + 1.3)], 1).to(dtype)
+    with pytest.raises(ValueError, match="regular covariance"):
+        Whiten.of(x)
+
+
+def test_whiten_refuses_a_constant_column_and_fewer_rows_than_columns():
+    for x in (torch.cat([randn(50, 1), torch.full((50, 1), 0.1, dtype=F64)], 1), randn(3, 4)):
+        with pytest.raises(ValueError, match="regular covariance"):
+            Whiten.of(x)
+
+
+@pytest.mark.parametrize("dtype", [F64, torch.float32], ids=["double", "single"])
+def test_whiten_accepts_independent_columns_of_very_different_units(dtype):
+    x = (randn(200, 3) * values(1e-9, 1.0, 1e6)).to(dtype)
+    z = Whiten.of(x).to_base(x)[0].double()
+    close(z.T @ z / 200 - torch.outer(z.mean(0), z.mean(0)), torch.eye(3, dtype=F64), 1e-11 if dtype == F64 else 1e-4)
+
+
+@pytest.mark.parametrize("word", SCALINGS)
+def test_a_blank_scaling_takes_the_weights_of_a_made_one(word):
+    if not SCALINGS[word]:
+        assert word == "none"
+        return
+    make, blank = SCALINGS[word]
+    made, loaded, x = make(3 * randn(50, 3) + 1), blank(torch.zeros(3, dtype=F64)), randn(5, 3)
+    close(loaded.to_base(x)[0], x, 0.0)
+    loaded.load_state_dict(made.state_dict())
+    close(loaded.to_base(x)[0], made.to_base(x)[0], 0.0)

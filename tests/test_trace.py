@@ -1,0 +1,218 @@
+"""Probes, the products v^T J that they pay for, and the costs along the path that are made of them."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from oracles import F64, LinearDynamics, SmoothMLP, close, jacobian, linear, randn
+
+from ffjord_kit.cnf import CNF, Integration
+from ffjord_kit.regularizers import REGULARIZERS, jacobian_norm
+from ffjord_kit.solver import Solver
+from ffjord_kit.trace import TRACE_ESTIMATORS, ExactTrace, FieldPoint, HutchinsonTrace, OrthogonalTrace, evaluate
+
+HALF = torch.tensor(0.5, dtype=F64)
+STOCHASTIC = [word for word in TRACE_ESTIMATORS if word != "exact"]
+
+
+def within_standard_errors(samples, expected, count=5.0):
+    """Judge the mean over the first axis; values that do not vary at all must be equal."""
+    error = samples.std(0) / math.sqrt(len(samples))
+    return bool(((samples.mean(0) - expected).abs() <= count * error + 1e-12).all())
+
+
+def repeated(row, count):
+    return row.expand(count, *row.shape[1:])
+
+
+@pytest.mark.parametrize("probes", [1, 2, 3])
+@pytest.mark.parametrize("word", TRACE_ESTIMATORS)
+def test_the_probes_outer_products_sum_to_the_identity_on_average(word, probes, generator):
+    v = TRACE_ESTIMATORS[word](probes).draw(torch.empty(20_000, 3, dtype=F64), generator)
+    assert v.shape == (3 if word == "exact" else probes, 20_000, 3)
+    assert v.dtype == F64
+    assert within_standard_errors(torch.einsum("kbi,kbj->bij", v, v), torch.eye(3, dtype=F64))
+
+
+def test_as_many_orthogonal_probes_as_dimensions_are_exact_and_more_are_not_drawn(generator):
+    v = OrthogonalTrace(7).draw(torch.empty(5, 2, 2, dtype=F64), generator).flatten(2)
+    assert v.shape == (4, 5, 4)
+    close(torch.einsum("kbi,kbj->bij", v, v), torch.eye(4, dtype=F64).expand(5, 4, 4), 1e-12)
+
+
+@pytest.mark.parametrize("word", TRACE_ESTIMATORS)
+def test_probes_are_reproduced_by_the_generator_and_otherwise_differ(word):
+    estimator, x = TRACE_ESTIMATORS[word](2), torch.empty(8, 3, dtype=F64)
+    first, again = (estimator.draw(x, torch.Generator().manual_seed(1)) for _ in range(2))
+    close(again, first, 0.0)
+    other = estimator.draw(x, torch.Generator().manual_seed(2))
+    assert bool((other == first).all()) == (word == "exact")
+    assert bool((estimator.draw(x) == first).all()) == (word == "exact")
+
+
+@pytest.mark.parametrize(("kind", "bad"), [(HutchinsonTrace, 0), (OrthogonalTrace, -1)])
+def test_fewer_than_one_probe_is_refused(kind, bad):
+    with pytest.raises(ValueError, match=f"at least 1; got {bad}"):
+        kind(bad)
+
+
+def test_an_unknown_noise_is_refused():
+    with pytest.raises(ValueError, match="'rademacher' or 'gaussian'; got 'cauchy'"):
+        HutchinsonTrace(noise="cauchy")
+
+
+@pytest.mark.parametrize("shape", [(1,), (3,), (2, 2)])
+def test_the_exact_trace_and_norm_are_those_of_autograds_jacobian(shape):
+    field, x = SmoothMLP(math.prod(shape), context_dim=2), randn(4, *shape)
+    context = randn(1, 2)
+    matrix = jacobian(lambda y: field(HALF, y, context), x)
+    point = evaluate(field, HALF, x, ExactTrace().draw(x), context.expand(4, 2))
+    close(point.trace, matrix.diagonal(dim1=1, dim2=2).sum(1), 1e-12)
+    close(jacobian_norm(point), matrix.square().sum((1, 2)), 1e-12)
+    close(point.dx, field(HALF, x, context.expand(4, 2)), 0.0)
+
+
+@pytest.mark.parametrize("probes", [1, 2])
+@pytest.mark.parametrize("word", STOCHASTIC)
+def test_estimates_of_trace_and_norm_are_right_within_standard_errors(word, probes, generator):
+    field, row = SmoothMLP(3), randn(1, 3)
+    matrix = jacobian(lambda y: field(HALF, y), row)[0]
+    x = repeated(row, 20_000)
+    point = evaluate(field, HALF, x, TRACE_ESTIMATORS[word](probes).draw(x, generator))
+    assert within_standard_errors(point.trace.detach(), matrix.trace())
+    assert within_standard_errors(jacobian_norm(point).detach(), matrix.square().sum())
+
+
+def test_rademacher_probes_have_the_variance_of_theory_and_orthogonal_ones_less_than_gaussian(generator):
+    matrix, x = randn(4, 4) + randn(4, 4).T, torch.zeros(20_000, 4, dtype=F64)
+    spread = {}
+    for word in STOCHASTIC:
+        trace = evaluate(LinearDynamics(matrix), HALF, x, TRACE_ESTIMATORS[word](2).draw(x, generator)).trace.detach()
+        spread[word] = (trace - matrix.trace()).square()
+    off_diagonal = matrix.square().sum() - matrix.diagonal().square().sum()
+    assert within_standard_errors(spread["rademacher"], 2 * off_diagonal / 2)
+    assert within_standard_errors(spread["gaussian"], 2 * matrix.square().sum() / 2)
+    assert spread["orthogonal"].mean() < spread["gaussian"].mean()
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("estimator", [ExactTrace(), HutchinsonTrace(1)])
+def test_without_gradients_nothing_keeps_a_graph_and_the_values_are_the_same(estimator, mode, generator):
+    field, x = SmoothMLP(2, context_dim=3), randn(4, 2).requires_grad_()
+    probes, context = estimator.draw(x, generator), randn(4, 3)
+    expected = evaluate(field, HALF, x, probes, context)
+    with mode():
+        point = evaluate(field, HALF.clone(), x.clone(), probes.clone(), context.clone())
+    assert not (point.dx.requires_grad or point.rows.requires_grad or point.trace.requires_grad)
+    close(point.dx, expected.dx, 1e-14)
+    close(point.rows, expected.rows, 1e-14)
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+@pytest.mark.parametrize("estimator", [ExactTrace(), HutchinsonTrace(1)])
+@pytest.mark.parametrize("field", [lambda t, x, c: torch.ones_like(x), lambda t, x, c: (0 * x).detach() + t])
+def test_a_field_that_is_constant_in_x_has_no_trace(field, estimator, gradients):
+    x = randn(4, 2)
+    with torch.set_grad_enabled(gradients):
+        point = evaluate(field, HALF, x, estimator.draw(x))
+    close(point.trace, torch.zeros(4, dtype=F64), 0.0)
+    assert point.rows.shape == point.probes.shape
+
+
+def test_a_learned_shift_has_no_trace_but_a_gradient():
+    shift, x = randn(2).requires_grad_(), randn(4, 2)
+    point = evaluate(lambda t, x, c: shift.expand_as(x), HALF, x, ExactTrace().draw(x))
+    close(point.trace, torch.zeros(4, dtype=F64), 0.0)
+    close(torch.autograd.grad(point.dx.sum(), shift)[0], torch.full((2,), 4.0, dtype=F64))
+
+
+@pytest.mark.parametrize("method", ["dopri5", "dopri8", "dopri5_by_row"])
+@pytest.mark.parametrize("word", TRACE_ESTIMATORS)
+def test_probes_are_held_during_a_solve_so_noise_costs_no_evaluations(word, method):
+    field, x, solver = SmoothMLP(3), randn(2, 3), Solver(method, 1e-7, 1e-7)
+    estimator, times = TRACE_ESTIMATORS[word](1), torch.tensor([1.0, 0.0], dtype=F64)
+    how = Integration(estimator, solver, generator=torch.Generator().manual_seed(3))
+    probes = estimator.draw(x, torch.Generator().manual_seed(3))
+
+    def deterministic(t, state):
+        matrix = torch.func.vmap(torch.func.jacrev(lambda y, s: field(s, y[None])[0]))(state[0], t.expand(2))
+        return field(t, state[0]), torch.einsum("kbi,bij,kbj->b", probes, matrix, probes)
+
+    path = CNF(field, (3,)).transport(x, times, integration=how)
+    solution = solver.solve(deterministic, (x, x.new_zeros(2)), times)
+    assert path.nfe == solution.evaluations.forward
+    close(path.log_det[-1], solution.states[1][-1], 1e-12)
+
+
+@pytest.mark.parametrize("word", TRACE_ESTIMATORS)
+def test_the_right_hand_side_is_one_function_of_time_and_state_throughout_a_solve(word):
+    field, x, seen = SmoothMLP(3), randn(4, 3), []
+
+    def spy(point):
+        seen.append(point)
+        return point.trace.detach().square()
+
+    CNF(field, (3,)).transport(
+        x, [0.0, 1.0], integration=Integration(TRACE_ESTIMATORS[word](1), regularizers={"": spy})
+    )
+    assert len(seen) > 6
+    for point in seen:
+        close(evaluate(field, point.t, point.x, seen[0].probes).trace, point.trace, 0.0)
+
+
+def a_point(field, x, estimator, generator=None):
+    return evaluate(field, HALF, x, estimator.draw(x, generator))
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 2)])
+@pytest.mark.parametrize("cost", REGULARIZERS.values(), ids=REGULARIZERS)
+def test_a_cost_is_one_number_a_row_not_negative_and_zero_at_rest(cost, shape, generator):
+    field, x = SmoothMLP(math.prod(shape)), randn(5, *shape)
+    value = cost(a_point(field, x, HutchinsonTrace(2), generator))
+    assert value.shape == (5,)
+    assert bool((value > 0).all())
+    still = FieldPoint(HALF, x, *(torch.zeros_like(v) for v in a_point(field, x, ExactTrace())[2:]))
+    close(cost(still), torch.zeros(5, dtype=F64), 0.0)
+
+
+@pytest.mark.parametrize("cost", REGULARIZERS.values(), ids=REGULARIZERS)
+def test_a_cost_is_differentiable_in_state_and_parameters(cost):
+    field, x = SmoothMLP(2), randn(3, 2).requires_grad_()
+    assert torch.autograd.gradcheck(lambda y: cost(a_point(field, y, ExactTrace())), x)
+    gradients = torch.autograd.grad(cost(a_point(field, x, ExactTrace())).sum(), list(field.parameters()))
+    assert all(bool((g != 0).any()) for g in gradients)
+
+
+def test_the_kinetic_cost_is_the_squared_speed():
+    field, x = SmoothMLP(2), randn(3, 2)
+    close(REGULARIZERS["kinetic"](a_point(field, x, ExactTrace())), field(HALF, x).square().sum(1), 0.0)
+
+
+@pytest.mark.parametrize("adjoint", [False, True], ids=["backprop", "adjoint"])
+@pytest.mark.parametrize("times", [(0.0, 0.3, 0.7), (0.7, 0.3, 0.0)], ids=["upward", "downward"])
+def test_the_costs_of_a_way_are_their_closed_form_integrals_and_positive_in_both_directions(times, adjoint):
+    field, x = linear(3, rate=0.5), randn(4, 3)
+    nodes, weights = map(torch.tensor, np.polynomial.legendre.leggauss(16))
+    solver = Solver("dopri5", 1e-9, 1e-9, adjoint=adjoint)
+    path = CNF(field, (3,)).transport(x, times, integration=Integration(ExactTrace(), solver, REGULARIZERS))
+    clock = [float(0.7 * (1 + n) / 2) for n in nodes]
+    speeds = torch.stack([field(torch.tensor(t), field.flow(x, times[0], t)).square().sum(1) for t in clock])
+    kinetic = 0.35 * (weights[:, None] * speeds).sum(0)
+    norm = field.a.square().sum() * ((1 + 0.5 * 0.7) ** 3 - 1) / 1.5
+    close(path.costs["kinetic"], kinetic)
+    close(path.costs["jacobian"], norm.expand(4))
+    pairs = [(path.costs["kinetic"], kinetic), (path.costs["jacobian"], norm.expand(4))]
+    for ours, theirs in pairs:
+        close(*(torch.autograd.grad(v.sum(), field.a, retain_graph=True)[0] for v in (ours, theirs)), 1e-6)
+
+
+def test_costs_do_not_steer_the_steps_of_a_way():
+    cnf, x = CNF(SmoothMLP(2), (2,), solver=Solver("dopri5", 1e-4, 1e-4)), randn(4, 2)
+
+    def rough(point):
+        return 1e6 * (50 * point.x).sin().square().sum(1)
+
+    paths = [cnf.transport(x, [1.0, 0.0], integration=Integration(regularizers=r)) for r in ({}, {"rough": rough})]
+    assert paths[0].nfe == paths[1].nfe
+    close(paths[1].x, paths[0].x, 0.0)
