@@ -75,6 +75,7 @@ class Flow(nn.Module):
 
     @property
     def event_shape(self) -> tuple[int, ...]:
+        """The shape of one event."""
         return self.base.event_shape
 
     def log_prob(
@@ -173,7 +174,7 @@ class Flow(nn.Module):
         return Trajectory(torch.as_tensor(times), torch.stack(states), torch.stack(log_probs), nfe)
 
     def velocity(self, x: Tensor, time: float, context: Tensor | None = None) -> Tensor:
-        """dx/dt, (batch, *event), of the state x at `time`, both in the units of the data."""
+        """dx/dt, (batch, *event), of the state x at `time`, both in the units of the data; it carries no gradient."""
         self._check(x, context)
         _check_times([time])
         legs, stop = descent(self.layers, time, time), layer_at(self.layers, time)
@@ -231,9 +232,10 @@ class Flow(nn.Module):
             expected = ", ".join(map(str, ("batch >= 1", *self.event_shape)))
             raise ValueError(f"expected events of shape ({expected}); got {tuple(x.shape)}")
         given = None if context is None else tuple(context.shape)
-        expected_context = (len(x), self.context_dim) if self.context_dim else None
-        if given != expected_context:
-            raise ValueError(f"context must have shape {expected_context}; got {given}")
+        if not self.context_dim and given is not None:
+            raise ValueError(f"this flow takes no context; got one of shape {given}: leave it out")
+        if self.context_dim and given != (len(x), self.context_dim):
+            raise ValueError(f"context must have shape {(len(x), self.context_dim)}; got {given}")
 
 
 def _check_times(times: Sequence[float]) -> None:

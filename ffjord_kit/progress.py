@@ -28,10 +28,12 @@ def progress_bar(schedule: Sequence[Phase], shown: bool, also: OnStep | None = N
         TimeRemainingColumn(compact=True),
         TextColumn("left"),
     )
-    with Progress(*columns, console=Console(stderr=True), refresh_per_second=4) as bar:
+    bar = Progress(*columns, console=Console(stderr=True), refresh_per_second=4)
+    try:
         tasks = [bar.add_task(p.objective.name, total=p.steps, start=False, numbers="") for p in schedule]
 
         def tell(record: dict[str, Any]) -> None:
+            bar.start()  # at the first step, so that an error before it stands alone
             task = tasks[record["phase_index"]]
             bar.start_task(task)
             bar.update(task, completed=record["phase_step"], numbers=_numbers(record))
@@ -39,6 +41,9 @@ def progress_bar(schedule: Sequence[Phase], shown: bool, also: OnStep | None = N
                 also(record)
 
         yield tell
+    finally:
+        if bar.live.is_started:
+            bar.stop()
 
 
 def _numbers(record: dict[str, Any]) -> str:

@@ -81,9 +81,10 @@ class Run:
         lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
         return [record for record in map(_parsed, lines) if record is not None]
 
-    def forget_after(self, step: int) -> None:
-        """Drop the records of steps that a resumed run will make again."""
-        kept = [json.dumps(record) + "\n" for record in self.records() if record["step"] <= step]
+    def keep_records(self, count: int) -> None:
+        """Keep the first `count` records; a resumed run will make the others again, and needs no half-written file."""
+        self._sweep()
+        kept = [json.dumps(record) + "\n" for record in self.records()[:count]]
         write_text(self.path / "metrics.jsonl", "".join(kept))
 
     def save_model(self, flow: nn.Module) -> None:
@@ -148,11 +149,17 @@ class Run:
             raise RunError(f"{self.path} is not empty and holds no run: choose another folder")
         if content and not force:
             raise RunError(f"{self.path} already holds a run: choose another folder, --resume it, or pass --force")
-        for (
-            name
-        ) in REPLACED:  # the config stays until the new one takes its place: a crash leaves a run, if an empty one
+        # The config stays until the new one takes its place: a crash between leaves a run, if an empty one.
+        for name in REPLACED:
             _remove(self.path / name)
         self.path.mkdir(parents=True, exist_ok=True)
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Remove what a killed process had begun to write."""
+        for pattern in (".config-*", ".metrics-*", ".model-*", "checkpoint/.state-*"):
+            for leftover in self.path.glob(pattern):
+                leftover.unlink(missing_ok=True)
 
 
 def _remove(path: Path) -> None:

@@ -1,9 +1,10 @@
 r"""Solver: how the initial value problem dy/dt = rhs(t, y), y(t_0) = y_0 is integrated.
 
-The only file that knows torchdiffeq. An adaptive method holds the error of every step below atol + rtol |y|, judged by
-its worst row; a fixed one takes a number of steps that is always said. Every requested time is a step's end, so nothing
-is interpolated and no field is evaluated outside the interval. Gradients run back through the solver's own steps, or
-through the adjoint equation, whose memory does not grow with the steps (Chen et al. 2018, section 2).
+The only file that knows torchdiffeq. An adaptive method holds its own estimate of each step's error below
+atol + rtol |y|, judged by the worst row (fehlberg2's estimate is a hundred times too kind: prefer another); a fixed
+one takes a number of steps that is always said. Every requested time is a step's end, so nothing is interpolated
+(scipy_solver alone does), and no field is evaluated outside the interval. Gradients run back through the solver's own
+steps, or through the adjoint equation, whose memory does not grow with the steps (Chen et al. 2018, section 2).
 """
 
 from __future__ import annotations

@@ -112,6 +112,10 @@ def evaluate(
     Differentiable to any order where gradients are enabled, and free of a graph where they are not.
     Shapes: t () or (batch,), x (batch, *event), probes (probe, batch, *event), context (batch, context_dim).
     """
+    if torch.is_inference_mode_enabled():  # where autograd, which makes the products, records nothing
+        with torch.inference_mode(False), torch.no_grad():
+            context = None if context is None else context.clone()
+            return evaluate(dynamics, t.clone(), x.clone(), probes.clone(), context)
     differentiable = torch.is_grad_enabled()
     with torch.enable_grad():
         # Without gradients x may be a view that autograd disowns (inside the adjoint's forward pass): start anew.

@@ -7,6 +7,7 @@ from oracles import F64, close, jacobian, randn
 from ffjord_kit.cnf import CNF
 from ffjord_kit.dynamics import ACTIVATIONS, DYNAMICS, ResidualDynamics
 from ffjord_kit.flow import Flow
+from ffjord_kit.solver import Solver
 
 HIDDEN = [(8,), (8, 16, 4)]
 EVENTS = [(1,), (3,), (2, 2, 2)]
@@ -18,12 +19,12 @@ CONTRACT = [
 ]
 
 
-def build(word, dim=0, hidden=(8,), event=(3,), **options):
+def build(word, dim=0, hidden=(8,), event=(3,), scale=0.5, **options):
     """The dynamics with every parameter moved off its initial value (an output may start at zero)."""
     field = DYNAMICS[word](event, context_dim=dim, hidden=hidden, **options).double()
     with torch.no_grad():
         for seed, parameter in enumerate(field.parameters()):
-            parameter.copy_(0.5 * randn(*parameter.shape, seed=seed))
+            parameter.copy_(scale * randn(*parameter.shape, seed=seed))
     return field
 
 
@@ -105,3 +106,16 @@ def test_a_network_is_reproduced_by_its_state(word):
     field, fresh = build(word, 3), DYNAMICS[word]((3,), context_dim=3, hidden=(8,)).double()
     fresh.load_state_dict(field.state_dict())
     close(*(f(torch.tensor(0.3, dtype=F64), x, context) for f in (fresh, field)), 0.0)
+
+
+@pytest.mark.parametrize("method", ["dopri5", "dopri5_by_row"])
+@pytest.mark.parametrize("word", DYNAMICS)
+def test_a_density_in_single_precision_is_that_in_double_within_its_tolerance(word, method):
+    x, context = inputs(3)
+    field = build(word, 3, scale=0.2)
+    flow = Flow([CNF(field, (3,), solver=Solver(method))], context_dim=3).double()
+    with torch.no_grad():
+        exact = flow.log_prob(x, context, solver=Solver(rtol=1e-7, atol=1e-7))
+        single = flow.float().log_prob(x.float(), context.float())
+    assert single.dtype == torch.float32
+    close(single.double(), exact, 2e-4)

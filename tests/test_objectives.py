@@ -206,7 +206,7 @@ def test_a_loss_takes_all_its_noise_from_the_generator_and_changes_nothing(word)
 LEARNERS = {
     "flow matching": (FlowMatching(), 800),
     "flow matching for the likelihood": (FlowMatching("likelihood"), 800),
-    "maximum likelihood": (MaximumLikelihood(), 120),
+    "maximum likelihood": (MaximumLikelihood(), 80),
 }
 
 

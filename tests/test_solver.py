@@ -141,13 +141,16 @@ def test_every_time_is_hit_and_nothing_is_asked_outside_the_interval(method, tim
 
 @pytest.mark.parametrize("times", [(0.0, 0.4, 1.0), (1.0, 0.4, 0.0)], ids=["upward", "downward"])
 @pytest.mark.parametrize("method", [word for word in METHODS if word != "dopri5_by_row"])
-def test_the_adjoint_asks_nothing_outside_the_interval_on_its_way_back(method, times):
-    problem = Logistic()
+def test_the_adjoint_stays_inside_each_interval_on_its_way_back(method, times):
+    problem, direction = Logistic(), np.sign(times[0] - times[-1])
     states = problem.solve(a_solver(method, 1e-4, adjoint=True), clock(*times)).states[0]
     forward = len(problem.asked)
-    states[-1].sum().backward()
-    assert min(problem.asked[forward:]) >= 0.0
-    assert max(problem.asked[forward:]) <= 1.0
+    states[1:].sum().backward()
+    assert min(problem.asked) >= 0
+    assert max(problem.asked) <= 1
+    way = direction * (np.array(problem.asked[forward:]) - times[1])
+    second = np.argmax(way > 1e-7)  # once in the second interval, it never asks for its start again
+    assert (way[second:] > 0).all()
 
 
 @pytest.mark.parametrize("adjoint", [False, True], ids=["backprop", "adjoint"])
@@ -269,12 +272,10 @@ def test_a_field_that_is_no_number_ends_in_an_error_that_names_the_rows(method):
 
 def ends_in_an_error(method):
     """x' = x^2 with x(0) = 2 leaves the reals at t = 1/2."""
-    start, solver = torch.full((2, 1), 2.0, dtype=F64), Solver(method, max_nfe=2500)
-    try:
+    start, solver = torch.full((2, 1), 2.0, dtype=F64), Solver(method, max_nfe=500 if method in LOW else 2500)
+    with pytest.raises(SolveError):
         solver.solve(lambda t, state: (state[0] ** 2,), (start,), clock(0, 1))
-    except SolveError:
-        return True
-    return False
+    return True
 
 
 @pytest.mark.parametrize("method", ADAPTIVE)

@@ -19,6 +19,7 @@ from ffjord_kit.estimator import FFJORD
 from ffjord_kit.runs import Run
 
 INTERRUPTED = 130
+PLAIN = Console(markup=False, highlight=False)  # a column's name may look like markup
 
 
 @click.command()
@@ -130,7 +131,7 @@ def _report(model: FFJORD, read: Source, log_prob: np.ndarray, nfe: int) -> None
     if read.log_prob is not None:
         kl, kl_error = metrics.kl_divergence(read.log_prob(read.x), log_prob)
         table.add_row("KL(truth | model)", f"{kl:.4f} ± {kl_error:.4f} nats")
-    Console().print(table)
+    PLAIN.print(table)
 
 
 @click.command()
@@ -149,7 +150,7 @@ def info(run: str) -> None:
         table.add_row(name, text)
     for name, value in config["estimator"].items():
         table.add_row(f"  {name}", "" if value is None else str(value))
-    Console(soft_wrap=True).print(table)
+    PLAIN.print(table, soft_wrap=True)
 
 
 def _outcome(run: Run, records: list[dict[str, Any]]) -> list[tuple[str, str]]:
@@ -172,7 +173,7 @@ def data() -> None:
     for row in datasets.describe():
         known = "yes" if row.truth_known else ""
         table.add_row(row.name, row.what, str(row.dimensions), str(row.rows or "any"), known)
-    Console().print(table)
+    PLAIN.print(table)
     click.echo(
         "A name takes a split, as in moons:test. Any other DATA is a file: CSV, TSV, NPY, NPZ[:KEY], Parquet.\n"
         "Sources and licences: data/README.md"

@@ -20,21 +20,24 @@ from ffjord_kit.estimator import FFJORD
 
 @dataclass(frozen=True)
 class Exhibit:
-    """A data set of the demo, and the fields with which it is fitted."""
+    """A data set of the demo, the rows to fit and to hold out (None: all), and the fields with which it is fitted."""
 
     name: str
+    rows: int | None
+    held_out: int | None
     fields: dict[str, Any]
 
 
 MOONS = {
-    "schedule": "flow_matching:2000,mle:150",
+    "schedule": "flow_matching:4000,mle:120",
     "hidden": (64, 64, 64),
+    "learning_rate": 5e-3,
     "mle_learning_rate": 3e-3,
     "train_tolerance": 1e-2,
 }
 EXHIBITS = (
-    Exhibit("moons", MOONS),
-    Exhibit("digits", {"schedule": "flow_matching:2500", "validate_every": 625}),
+    Exhibit("moons", 40_000, 5_000, MOONS),
+    Exhibit("digits", None, None, {"schedule": "flow_matching:2500", "validate_every": 625}),
 )
 
 
@@ -51,17 +54,16 @@ def demo(out: str, seed: int, force: bool) -> None:
 
 
 def _show(exhibit: Exhibit, folder: Path, seed: int, force: bool) -> None:
-    train = open_source(f"{exhibit.name}:train", rows=None, seed=seed, context_columns=[])
-    test = open_source(f"{exhibit.name}:test", rows=None, seed=seed, context_columns=[])
+    train = open_source(f"{exhibit.name}:train", rows=exhibit.rows, seed=seed, context_columns=[])
+    test = open_source(f"{exhibit.name}:test", rows=exhibit.held_out, seed=seed, context_columns=[])
     click.echo(f"{exhibit.name}: {len(train.x)} rows to fit, {len(test.x)} held out, {train.x.shape[1]} columns")
     model = FFJORD(**exhibit.fields, random_state=seed, verbose=True)
     run = folder / exhibit.name
     model.fit(train.x, columns=train.columns, run=run, force=force, data=train.note)
     _compare(model, train, test, seed)
-    pictures = list(
-        draw_all(Subject(model, train, None, seed), model.history_.records, folder / f"{exhibit.name}-pictures")
-    )
-    click.echo(f"{len(pictures)} pictures in {pictures[0].parent}\n")
+    subject, place = Subject(model, train, None, seed), folder / f"{exhibit.name}-pictures"
+    pictures = list(draw_all(subject, model.history_.records, place, force=force))
+    click.echo(f"{len(pictures)} pictures in {place}\n")
 
 
 def _compare(model: FFJORD, train: Source, test: Source, seed: int) -> None:
@@ -74,7 +76,9 @@ def _compare(model: FFJORD, train: Source, test: Source, seed: int) -> None:
         f"Gaussian mixture, {mixture.n_components} {mixture.covariance_type}": mixture.score_samples(test.x),
         f"KDE, bandwidth {kernels.bandwidth:.3f} deviations": kernels.score_samples(test.x),
     }
-    Console().print(_table(scores, None if test.log_prob is None else test.log_prob(test.x), test.x.shape[1]))
+    Console(markup=False, highlight=False).print(
+        _table(scores, None if test.log_prob is None else test.log_prob(test.x), test.x.shape[1])
+    )
 
 
 def _table(scores: dict[str, np.ndarray], truth: np.ndarray | None, dimensions: int) -> Table:

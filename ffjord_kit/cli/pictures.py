@@ -15,9 +15,9 @@ from ffjord_kit.estimator import FFJORD
 from ffjord_kit.runs import Run
 
 STRIP_TIMES = np.linspace(0.0, 1.0, 8)
-GIF_TIMES = np.sin(np.linspace(0.0, np.pi / 2, 24))  # slower towards the data, where most happens
-GRID, GIF_GRID = 140, 64
-PATHS, FRAMES = 200, 61
+GIF_TIMES = np.sin(np.linspace(0.0, np.pi / 2, 21))  # slower towards the data, where most happens
+GRID, GIF_GRID = 120, 48
+PATHS, FRAMES = 200, 41
 POINTS = 4000
 SHEET = 50
 
@@ -55,19 +55,27 @@ class Subject:
 @click.option("--out", type=click.Path(file_okay=False), required=True, help="Folder for the pictures.")
 @click.option("--context", help="For a conditional run: values 1.0,2.5 (default: the median of the data's).")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the samples.")
-def plot(run: str, out: str, context: str | None, seed: int) -> None:
+@click.option("--force", is_flag=True, help="Replace pictures that are there.")
+def plot(run: str, out: str, context: str | None, seed: int, force: bool) -> None:
     """Draw a RUN: its training, its density, samples, trajectories and field, or sheets and pairs."""
     opened, model = Run.open(run), FFJORD.load(run)
     data = source_of(opened)
     subject = Subject(model, data, _one_context(opened, data, context), seed)
-    for path in draw_all(subject, opened.records(), Path(out)):
+    for path in draw_all(subject, opened.records(), Path(out), force=force):
         click.echo(path)
 
 
-def draw_all(subject: Subject, records: list[dict], folder: Path) -> Iterator[Path]:
-    """Draw every picture that suits the model into the folder; the paths come as they are written."""
+def draw_all(subject: Subject, records: list[dict], folder: Path, *, force: bool) -> Iterator[Path]:
+    """Draw every picture that suits the model into the folder; the paths come as they are written.
+
+    Raises ValueError, before any is drawn, where one is there already and `force` does not allow to replace it.
+    """
+    drawings = _drawings(subject, records)
+    there = [folder / name for name in drawings if (folder / name).exists()]
+    if there and not force:
+        raise ValueError(f"{there[0]} exists: choose another folder, or pass --force")
     folder.mkdir(parents=True, exist_ok=True)
-    for name, draw in _drawings(subject, records).items():
+    for name, draw in drawings.items():
         draw(folder / name)
         yield folder / name
 

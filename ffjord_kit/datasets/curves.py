@@ -100,6 +100,7 @@ class Distance:
     scale: float
 
     def rho(self, t: np.ndarray) -> np.ndarray:
+        """Distance of the arm from the origin."""
         return self.arm.radius + self.arm.growth * t
 
     def __call__(self, t: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -80,13 +80,15 @@ def training_options(fields: Fields) -> dict[str, Any]:
 
 def training_solver(fields: Fields) -> Solver:
     """The solver of the likelihood's gradient: the method, tolerance or steps that the fields name."""
-    tolerance = _positive("train_tolerance", fields.train_tolerance)
+    tolerance = _tolerance("train_tolerance", fields.train_tolerance, torch.float32)
+    if fields.solver == "scipy_solver" and not fields.adjoint:
+        raise ValueError("method 'scipy_solver' is not differentiable: pass adjoint=True")
     return Solver(fields.solver, tolerance, tolerance, fields.steps, fields.adjoint, fields.max_nfe)
 
 
 def reporting(fields: Fields) -> Integration:
     """How every reported likelihood is integrated: exact trace, adaptive, each row with steps of its own."""
-    tolerance = _positive("tolerance", fields.tolerance)
+    tolerance = _tolerance("tolerance", fields.tolerance, torch.float64)
     return Integration(solver=Solver("dopri5_by_row", tolerance, tolerance, max_nfe=fields.max_nfe))
 
 
@@ -131,7 +133,7 @@ def _support_layers(fields: Fields, dimensions: int) -> list[Layer]:
 
 
 def _block(fields: Fields, dimensions: int, context_dim: int) -> CNF:
-    hidden = tuple(fields.hidden)
+    hidden = tuple(fields.hidden) if isinstance(fields.hidden, Sequence) else ()
     if not hidden or any(not isinstance(width, Integral) or width < 1 for width in hidden):
         raise ValueError(f"hidden must be one or more positive widths; got {fields.hidden}")
     options = {} if fields.activation is None else {"activation": fields.activation}
@@ -147,6 +149,8 @@ def _optimization(fields: Fields) -> Optimization:
         raise ValueError(f"ema_decay must be in [0, 1); got {fields.ema_decay}")
     if fields.weight_decay < 0:
         raise ValueError(f"weight_decay must not be negative; got {fields.weight_decay}")
+    if fields.warmup_steps < 0:
+        raise ValueError(f"warmup_steps must not be negative; got {fields.warmup_steps}")
     clip_norm = _positive("clip_norm", fields.clip_norm)
     return Optimization(fields.weight_decay, fields.warmup_steps, clip_norm, fields.ema_decay)
 
@@ -154,8 +158,15 @@ def _optimization(fields: Fields) -> Optimization:
 def _trace(fields: Fields, dimensions: int) -> TraceEstimator:
     if fields.trace == "auto":
         word = "exact" if dimensions <= EXACT_TRACE_UP_TO else "rademacher"
-        return TRACE_ESTIMATORS[word](fields.probes)
+        return TRACE_ESTIMATORS[word](_whole("probes", fields.probes))
     return choice("trace", fields.trace, {"auto": None, **TRACE_ESTIMATORS})(fields.probes)
+
+
+def _tolerance(name: str, value: float, dtype: torch.dtype) -> float:
+    finest = 4 * torch.finfo(dtype).eps
+    if _positive(name, value) < finest:
+        raise ValueError(f"{name} must be at least {finest:.1g}, what {dtype} resolves; got {value:g}")
+    return value
 
 
 def _positive(name: str, value: float) -> float:

@@ -83,14 +83,17 @@ class FFJORD(Fields, DensityMixin, BaseEstimator):
         about = {"columns": names, "rows": len(X), "sha256": fingerprint(X, context), "data": dict(data or {})}
         about["named"] = named is not None
         about["context_dim"] = 0 if context is None else context.shape[1]
-        schedule = build.build_schedule(self, X.shape[1])
-        kept = self._begin(run, about, force, resume)
-        rows, held_out = held_out_rows(X, context, self.validation_fraction, self.seed_)
-        flow = self._untrained(*rows)
+        config = self._config(run, about, resume)
+        build.reporting(self)
+        schedule, options = build.build_schedule(self, X.shape[1]), build.training_options(self)
+        rows, held_out = held_out_rows(X, context, self.validation_fraction, config["seed"])
+        flow = self._untrained(*rows, config["seed"])
+        kept = Run.open(run) if resume else None if run is None else Run.create(run, config, force=force)
+        self.config_, self.seed_ = config, config["seed"]
         with progress_bar(schedule, self.verbose, on_step) as tell:
             self.history_ = fit(
                 flow, rows[0], context=rows[1], validation=held_out, schedule=schedule,
-                **build.training_options(self), seed=self.seed_, run=kept, resume=resume, on_step=tell,
+                **options, seed=self.seed_, run=kept, resume=resume, on_step=tell,
             )  # fmt: skip
         self.flow_ = flow
         self._settle()
@@ -145,6 +148,8 @@ class FFJORD(Fields, DensityMixin, BaseEstimator):
         self, n_samples: int = 200, *, frames: int = 41, context: Any = None, random_state: Any = None
     ) -> NumpyTrajectory:
         """Follow new samples from the base (t = 0) to the data (t = 1), with their log-density along the way."""
+        if frames < 2:
+            raise ValueError(f"frames must be at least 2; got {frames}")
         generator, context = self._drawing(n_samples, context, random_state)
         solver, times = build.reporting(self).solver, np.linspace(0.0, 1.0, frames)
         with torch.no_grad():
@@ -204,17 +209,16 @@ class FFJORD(Fields, DensityMixin, BaseEstimator):
             raise RunError(f"{run.path / 'config.json'} is damaged ({error!r}): restore it, or fit again") from error
         return model
 
-    def _begin(self, path: str | Path | None, about: dict[str, Any], force: bool, resume: bool) -> Run | None:
-        """Settle the seed and the config, and make or open the run folder."""
+    def _config(self, path: str | Path | None, about: dict[str, Any], resume: bool) -> dict[str, Any]:
+        """What is asked for, the seed settled; of a run to resume, what was."""
         if resume:
+            if path is None:
+                raise ValueError("resume needs the run to go on with: pass run=")
             run = Run.open(path)
-            self.config_, self.seed_ = run.config, int(run.config["seed"])
             self._check_same(run, about)
-            return run
-        self.seed_ = seed_from(self.random_state)
-        fields = {**self.get_params(), "random_state": self.seed_}
-        self.config_ = {"estimator": fields, "seed": self.seed_, **about}
-        return None if path is None else Run.create(path, self.config_, force=force)
+            return run.config
+        seed = seed_from(self.random_state)
+        return {"estimator": {**self.get_params(), "random_state": seed}, "seed": seed, **about}
 
     def _check_same(self, run: Run, about: dict[str, Any]) -> None:
         """Refuse to resume a run with other data, or other fields than those that say where and how loudly to work."""
@@ -225,9 +229,9 @@ class FFJORD(Fields, DensityMixin, BaseEstimator):
         if odd:
             raise RunError(f"{run.path} has {odd[0]}={its.get(odd[0])!r}; got {mine[odd[0]]!r}: resume it with its own")
 
-    def _untrained(self, x: Tensor, context: Tensor | None) -> Flow:
+    def _untrained(self, x: Tensor, context: Tensor | None, seed: int) -> Flow:
         scaling = None if context is None else Standardize.of(context)
-        flow = build.build_flow(self, build.fitted_layers(self, x), scaling, x.shape[1], self.seed_)
+        flow = build.build_flow(self, build.fitted_layers(self, x), scaling, x.shape[1], seed)
         return flow.to(build.build_device(self.device))
 
     def _settle(self) -> None:

@@ -48,7 +48,7 @@ class Fields:
     trace: str = option("auto", "trace while training; auto: exact up to 8 columns", ("auto", *TRACE_ESTIMATORS))
     probes: int = option(1, "noise vectors of a stochastic trace")
     regularizers: str = option("", "costs along the path in mle, e.g. kinetic:0.01,jacobian:0.01")
-    solver: str = option("dopri5", "method of integration while training by mle, and for samples", METHODS)
+    solver: str = option("dopri5", "method of integration while training by mle", METHODS)
     train_tolerance: float = option(1e-3, "tolerance of that method")
     steps: int | None = option(None, "steps of that method, if it is one of fixed steps")
     adjoint: bool = option(False, "gradients by the adjoint equation: constant memory, slower")

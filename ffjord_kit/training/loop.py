@@ -244,7 +244,8 @@ class _Trainer:
         if self.optimizer is not None:
             tensors |= flattened(self.optimizer.state_dict()["state"])
         state = {key: value for key, value in asdict(self.history).items() if key != "records"}
-        self.run.save_checkpoint(tensors, {**state, "average_steps": self.average.steps})
+        counts = {"average_steps": self.average.steps, "records": len(self.history.records)}
+        self.run.save_checkpoint(tensors, {**state, **counts})
         with exchanged(self.parameters, self._favourite()):
             self.run.save_model(self.flow)
         self.saved_at = time.monotonic()
@@ -253,9 +254,11 @@ class _Trainer:
         """Take up the run's last checkpoint; a run that had not reached one starts anew."""
         found = None if self.run is None else self.run.load_checkpoint()
         if found is None:
+            if self.run is not None:
+                self.run.keep_records(0)
             return
         tensors, state = found
-        self.average.steps = state.pop("average_steps")
+        self.average.steps, written = state.pop("average_steps"), state.pop("records")
         self.history = History(**{**state, "interrupted": False})
         assign(self.parameters, numbered(tensors, "weights"))
         assign(self.average.values, numbered(tensors, "average"))
@@ -266,5 +269,5 @@ class _Trainer:
         if moments:
             self.optimizer = self.optimization.optimizer(self.parameters, schedule[self.history.phase].learning_rate)
             self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": nested(moments)})
-        self.run.forget_after(self.history.step)
+        self.run.keep_records(written)
         self.history.records = self.run.records()
