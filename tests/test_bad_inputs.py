@@ -219,7 +219,7 @@ PYTHON = {
     "context of other rows": (lambda: fitted(context=X[:5]), r"context must have shape \(12, c\), .* got \(5, 3\)"),
     "context that holds NaN": (lambda: fitted(context=X * np.nan), "Input context contains NaN"),
     "context missing": (lambda: fitted(context=X).score_samples(X), r"context must have shape \(12, 3\); got None"),
-    "context to spare": (lambda: fitted().score_samples(X, context=X), r"context .*got \(12, 3\)"),
+    "context to spare": (lambda: fitted().score_samples(X, context=X), r"takes no context; got one of shape \(12, 3\)"),
     "context of another width": (lambda: fitted(context=X).sample(5, context=[1.0]), r"context must .* \(5, .* got"),
     "an unknown method": (lambda: Solver("rk5"), "method must be one of dopri5, .*; got 'rk5'"),
     "fixed steps unsaid": (lambda: Solver("euler"), "'euler' takes a fixed number of steps: pass steps >= 1; got None"),

@@ -128,15 +128,6 @@ def test_importing_plots_does_not_import_matplotlib():
     assert in_a_new_process("import sys, ffjord_kit.plots; print('matplotlib' in sys.modules)").split() == ["False"]
 
 
-def test_importing_the_package_imports_no_drawing_library():
-    load = """
-import sys
-import ffjord_kit.plots
-print(*(name for name in ("matplotlib", "PIL") if name in sys.modules))
-"""
-    assert in_a_new_process(load).split() == []
-
-
 # ---- files
 
 
