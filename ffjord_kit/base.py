@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution
+from torch.distributions import Distribution, Transform
 
 from ffjord_kit.trace import fresh_generator, normal
 
@@ -85,10 +85,11 @@ def as_base(base: Base | Distribution) -> Base:
     return base if isinstance(base, Base) else DistributionBase(base)
 
 
-def _map_tensors(distribution: Distribution, fn: Callable[[Tensor], Tensor]) -> None:
-    """Apply `fn` (a move or a cast) to every tensor that a distribution, or one inside it, holds."""
-    for name, value in list(vars(distribution).items()):
-        if isinstance(value, Distribution):
-            _map_tensors(value, fn)
-        elif isinstance(value, Tensor) and value.is_floating_point():
-            setattr(distribution, name, fn(value))
+def _map_tensors(holder: Distribution | Transform, fn: Callable[[Tensor], Tensor]) -> None:
+    """Apply `fn` (a move or a cast) to every tensor that a distribution, and what it is made of, holds."""
+    for name, value in list(vars(holder).items()):
+        if isinstance(value, Tensor) and value.is_floating_point():
+            setattr(holder, name, fn(value))
+        for part in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(part, (Distribution, Transform)):
+                _map_tensors(part, fn)

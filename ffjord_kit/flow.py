@@ -99,7 +99,7 @@ class Flow(nn.Module):
         self, x: Tensor, context: Tensor | None = None, *, time: float = 1.0, integration: Integration | None = None
     ) -> tuple[Tensor, Moved]:
         """The log-density (batch,), and the way to the base that gave it: z, log_det, costs and evaluations."""
-        self._check(x, context)
+        self.check(x, context)
         _check_times([time])
         moved = self._carry(x, to_base_legs(self.layers, time), context, integration or Integration())
         return self.base.log_prob(moved.x) + moved.log_det, moved
@@ -136,14 +136,14 @@ class Flow(nn.Module):
         self, x: Tensor, context: Tensor | None = None, *, integration: Integration | None = None
     ) -> tuple[Tensor, Tensor]:
         """z and log|det dz/dx|, (batch,), for x (batch, *event)."""
-        self._check(x, context)
+        self.check(x, context)
         return self._carry(x, to_base_legs(self.layers), context, integration or Integration())[:2]
 
     def to_data(
         self, z: Tensor, context: Tensor | None = None, *, integration: Integration | None = None
     ) -> tuple[Tensor, Tensor]:
         """x and log|det dx/dz|, (batch,), for z (batch, *event)."""
-        self._check(z, context)
+        self.check(z, context)
         return self._carry(z, upward(to_base_legs(self.layers)), context, integration or Integration())[:2]
 
     def trajectory(
@@ -161,7 +161,7 @@ class Flow(nn.Module):
         Shapes: x (batch, *event), times (T,) within [0, 1], context (batch, context_dim).
         Raises ValueError for times outside [0, 1].
         """
-        self._check(x, context)
+        self.check(x, context)
         _check_times(times)
         how = Integration(trace=trace or ExactTrace(), solver=solver, generator=generator)
         log_prob, first = self.evaluate_log_prob(x, context, time=times[0], integration=how)
@@ -175,7 +175,7 @@ class Flow(nn.Module):
 
     def velocity(self, x: Tensor, time: float, context: Tensor | None = None) -> Tensor:
         """dx/dt, (batch, *event), of the state x at `time`, both in the units of the data; it carries no gradient."""
-        self._check(x, context)
+        self.check(x, context)
         _check_times([time])
         legs, stop = descent(self.layers, time, time), layer_at(self.layers, time)
         with torch.inference_mode(False), torch.enable_grad():
@@ -193,13 +193,24 @@ class Flow(nn.Module):
             total = self.log_prob(point, None if context is None else context.clone(), solver=solver).sum()
             return torch.autograd.grad(total, point, create_graph=create_graph)[0]
 
+    def check(self, x: Tensor, context: Tensor | None) -> None:
+        """Raise ValueError unless x is (batch, *event), batch >= 1, and context what this flow takes."""
+        if tuple(x.shape[1:]) != self.event_shape or x.dim() == 0 or len(x) == 0:
+            expected = ", ".join(map(str, ("batch >= 1", *self.event_shape)))
+            raise ValueError(f"expected events of shape ({expected}); got {tuple(x.shape)}")
+        given = None if context is None else tuple(context.shape)
+        if not self.context_dim and given is not None:
+            raise ValueError(f"this flow takes no context; got one of shape {given}: leave it out")
+        if self.context_dim and given != (len(x), self.context_dim):
+            raise ValueError(f"context must have shape {(len(x), self.context_dim)}; got {given}")
+
     def _draw(self, n: int, context: Tensor | None, generator: torch.Generator | None) -> tuple[Tensor, Tensor | None]:
         if n < 1:
             raise ValueError(f"the number of samples must be at least 1; got {n}")
         z = self.base.sample(n, generator)
         if context is not None and context.dim() == 1:
             context = context.expand(n, -1)
-        self._check(z, context)
+        self.check(z, context)
         return z, context
 
     def _carry(self, x: Tensor, legs: Sequence[Leg], context: Tensor | None, how: Integration) -> Moved:
@@ -226,16 +237,6 @@ class Flow(nn.Module):
         if context is None or self.context_layer is None:
             return context
         return self.context_layer.to_base(context)[0]
-
-    def _check(self, x: Tensor, context: Tensor | None) -> None:
-        if tuple(x.shape[1:]) != self.event_shape or x.dim() == 0 or len(x) == 0:
-            expected = ", ".join(map(str, ("batch >= 1", *self.event_shape)))
-            raise ValueError(f"expected events of shape ({expected}); got {tuple(x.shape)}")
-        given = None if context is None else tuple(context.shape)
-        if not self.context_dim and given is not None:
-            raise ValueError(f"this flow takes no context; got one of shape {given}: leave it out")
-        if self.context_dim and given != (len(x), self.context_dim):
-            raise ValueError(f"context must have shape {(len(x), self.context_dim)}; got {given}")
 
 
 def _check_times(times: Sequence[float]) -> None:

@@ -278,7 +278,7 @@ REFUSED = {
     "no batch": (0, lambda f: f.to_base(randn(2)), "(batch >= 1, 2); got (2,)"),
     "an empty batch": (0, lambda f: f.log_prob(randn(0, 2)), "(batch >= 1, 2); got (0, 2)"),
     "a missing context": (3, lambda f: f.log_prob(randn(4, 2)), "(4, 3); got None"),
-    "a surplus context": (0, lambda f: f.log_prob(randn(4, 2), randn(4, 1)), "takes no context; got one of shape (4, 1)"),
+    "a surplus context": (0, lambda f: f.log_prob(randn(4, 2), randn(4, 1)), "no context; got one of shape (4, 1)"),
     "a short context": (3, lambda f: f.velocity(randn(4, 2), 0.5, randn(4, 2)), "(4, 3); got (4, 2)"),
     "too few contexts": (3, lambda f: f.sample(4, randn(2, 3)), "(4, 3); got (2, 3)"),
     "no samples": (0, lambda f: f.sample(0), "at least 1; got 0"),

@@ -110,6 +110,15 @@ def build_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def on_device(flow: Flow, device: torch.device) -> Flow:
+    """The flow with its base and continuous layers moved; exact ones stay in float64, which not every device has."""
+    flow.base.to(device)
+    for layer in flow.layers:
+        if isinstance(layer, CNF):
+            layer.to(device)
+    return flow
+
+
 def reporting_dtype(device: torch.device) -> torch.dtype:
     """float64, where the device has it."""
     return torch.float32 if device.type == "mps" else torch.float64

@@ -232,7 +232,7 @@ class FFJORD(Fields, DensityMixin, BaseEstimator):
     def _untrained(self, x: Tensor, context: Tensor | None, seed: int) -> Flow:
         scaling = None if context is None else Standardize.of(context)
         flow = build.build_flow(self, build.fitted_layers(self, x), scaling, x.shape[1], seed)
-        return flow.to(build.build_device(self.device))
+        return build.on_device(flow, build.build_device(self.device))
 
     def _settle(self) -> None:
         """Leave the flow where and how it reports: fixed, and in the widest floats that the device has."""
@@ -263,4 +263,4 @@ class FFJORD(Fields, DensityMixin, BaseEstimator):
 
 
 def _numpy(values: Tensor) -> np.ndarray:
-    return values.double().cpu().numpy()
+    return values.cpu().double().numpy()

@@ -84,7 +84,8 @@ def fit(
     Ctrl-C ends the fit after the step under way with the best weights so far; a second one ends it at once. A `run` is
     given a log, the model and checkpoints; with `resume` the fit goes on from its last one.
     Shapes: x (n, *event), context (n, context_dim), validation a pair of the same.
-    Raises TrainingDiverged where the loss, its gradient, or the dynamics are not finite.
+    Raises ValueError for data that do not fit the flow, TrainingDiverged where the loss, its gradient, or the dynamics
+    are not finite.
     """
     trainer = _Trainer(flow, seed, run, on_step)
     trainer.optimization, trainer.evaluation = optimization or Optimization(), evaluation or Integration()
@@ -113,6 +114,9 @@ class _Trainer:
     def feed(
         self, rows: tuple[Tensor, Tensor | None], held_out: tuple[Tensor, Tensor | None] | None, batch_size: int
     ) -> None:
+        for data in (rows, held_out):
+            if data is not None:
+                self.flow.check(*data)
         like = self.parameters[0]
         self.batches = Batches(self.fixed.prepare(*rows, like), batch_size, self.history.seed)
         self.held_out = None if held_out is None else self.fixed.prepare(*held_out, like)
