@@ -80,10 +80,16 @@ class FFJORD(Fields, DensityMixin, BaseEstimator):
         named = getattr(self, "feature_names_in_", None)  # scikit-learn sets it where X carries names
         names = column_names(columns if named is None else named, X.shape[1])
         check_columns(X, names)
-        about = {"columns": names, "rows": len(X), "sha256": fingerprint(X, context), "data": dict(data or {})}
-        about["named"] = named is not None
-        about["context_dim"] = 0 if context is None else context.shape[1]
+        about = {
+            "columns": names,
+            "named": named is not None,
+            "rows": len(X),
+            "context_dim": 0 if context is None else context.shape[1],
+            "sha256": fingerprint(X, context),
+            "data": dict(data or {}),
+        }
         config = self._config(run, about, resume)
+        # Every field is used once before the run folder is made: a wrong one leaves nothing behind.
         build.reporting(self)
         schedule, options = build.build_schedule(self, X.shape[1]), build.training_options(self)
         rows, held_out = held_out_rows(X, context, self.validation_fraction, config["seed"])
