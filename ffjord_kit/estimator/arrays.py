@@ -1,4 +1,4 @@
-"""Arrays on their way in: the context, the seed, the rows held out, and a fingerprint of the whole."""
+"""Arrays on their way in: the context, the seed, the rows held out, and the facts that a run remembers."""
 
 from __future__ import annotations
 
@@ -42,12 +42,13 @@ def seed_from(random_state: Any) -> int:
     return int(random_state)
 
 
-def fingerprint(x: np.ndarray, context: np.ndarray | None) -> str:
-    """SHA-256 of the rows and their context."""
+def facts(x: np.ndarray, context: np.ndarray | None) -> dict[str, Any]:
+    """What a run remembers of its data: the rows, the width of the context, and the SHA-256 of both."""
     digest = hashlib.sha256(np.ascontiguousarray(x).tobytes())
     if context is not None:
         digest.update(np.ascontiguousarray(context).tobytes())
-    return digest.hexdigest()
+    width = 0 if context is None else context.shape[1]
+    return {"rows": len(x), "context_dim": width, "sha256": digest.hexdigest()}
 
 
 def held_out_rows(x: np.ndarray, context: np.ndarray | None, fraction: float, seed: int) -> tuple[Rows, Rows | None]:

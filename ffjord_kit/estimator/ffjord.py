@@ -16,7 +16,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from ffjord_kit.estimator import build
-from ffjord_kit.estimator.arrays import check_context, fingerprint, held_out_rows, seed_from, tensor
+from ffjord_kit.estimator.arrays import check_context, facts, held_out_rows, seed_from, tensor
 from ffjord_kit.estimator.checks import check_columns, column_names
 from ffjord_kit.estimator.fields import Fields
 from ffjord_kit.flow import Flow
@@ -80,14 +80,7 @@ class FFJORD(Fields, DensityMixin, BaseEstimator):
         named = getattr(self, "feature_names_in_", None)  # scikit-learn sets it where X carries names
         names = column_names(columns if named is None else named, X.shape[1])
         check_columns(X, names)
-        about = {
-            "columns": names,
-            "named": named is not None,
-            "rows": len(X),
-            "context_dim": 0 if context is None else context.shape[1],
-            "sha256": fingerprint(X, context),
-            "data": dict(data or {}),
-        }
+        about = {"columns": names, "named": named is not None, "data": dict(data or {}), **facts(X, context)}
         config = self._config(run, about, resume)
         # Every field is used once before the run folder is made: a wrong one leaves nothing behind.
         build.reporting(self)
