@@ -194,7 +194,9 @@ class Flow(nn.Module):
             return torch.autograd.grad(total, point, create_graph=create_graph)[0]
 
     def check(self, x: Tensor, context: Tensor | None) -> None:
-        """Raise ValueError unless x is (batch, *event), batch >= 1, and context what this flow takes."""
+        """Raise ValueError unless x is a tensor (batch, *event), batch >= 1, and context what this flow takes."""
+        if not all(isinstance(value, Tensor) for value in (x, x if context is None else context)):
+            raise ValueError("a flow takes torch tensors: pass torch.as_tensor(...), or use FFJORD for arrays")
         if tuple(x.shape[1:]) != self.event_shape or x.dim() == 0 or len(x) == 0:
             expected = ", ".join(map(str, ("batch >= 1", *self.event_shape)))
             raise ValueError(f"expected events of shape ({expected}); got {tuple(x.shape)}")

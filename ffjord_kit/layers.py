@@ -109,6 +109,8 @@ class Logit(Layer):
         super().__init__()
         self.event_shape = tuple(lower.shape)
         bounded = lower.isfinite()
+        if not bool((lower < upper).all()):
+            raise ValueError("every lower bound must be below its upper one")
         self.register_buffer("bounded", bounded)
         self.register_buffer("lower", torch.where(bounded, lower, 0.0))
         self.register_buffer("upper", torch.where(bounded, upper, 1.0))

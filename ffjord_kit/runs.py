@@ -14,6 +14,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,11 @@ class RunError(ValueError):
     """A run folder that cannot be read or written; the text says which file, why, and what to do."""
 
 
+def to_json(content: Mapping[str, Any]) -> str:
+    """JSON of plain values and of NumPy's numbers. Raises TypeError for anything else."""
+    return json.dumps(content, indent=2, default=_number)
+
+
 @dataclass(frozen=True)
 class Run:
     """One run folder, by its path."""
@@ -44,9 +50,9 @@ class Run:
 
         Raises RunError where the folder holds something.
         """
-        run = cls(Path(path))
+        run, text = cls(Path(path)), to_json({"format": FORMAT, "version": __version__, **config})
         run._make_room(force)
-        write_text(run.path / "config.json", json.dumps({"format": FORMAT, "version": __version__, **config}, indent=2))
+        write_text(run.path / "config.json", text)
         return run
 
     @classmethod
@@ -108,9 +114,14 @@ class Run:
         (self.path / "checkpoint").mkdir(exist_ok=True)
         self._save("checkpoint/state.safetensors", tensors, {"state": json.dumps(state)})
 
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether training has left a state to resume from."""
+        return (self.path / "checkpoint/state.safetensors").exists()
+
     def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The last full state, or None where the run had not reached one."""
-        if not (self.path / "checkpoint/state.safetensors").exists():
+        if not self.has_checkpoint:
             return None
         tensors, metadata = self._load("checkpoint/state.safetensors")
         return tensors, json.loads(metadata["state"])
@@ -160,6 +171,14 @@ class Run:
         for pattern in (".config-*", ".metrics-*", ".model-*", "checkpoint/.state-*"):
             for leftover in self.path.glob(pattern):
                 leftover.unlink(missing_ok=True)
+
+
+def _number(value: object) -> int | float:
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return float(value)
+    raise TypeError(f"a run's config holds text, numbers and lists of them; got {type(value).__name__}")
 
 
 def _remove(path: Path) -> None:

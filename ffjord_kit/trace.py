@@ -121,6 +121,8 @@ def evaluate(
         # Without gradients x may be a view that autograd disowns (inside the adjoint's forward pass): start anew.
         point = x if differentiable and x.requires_grad else x.detach().requires_grad_()
         dx = dynamics(t, point, context)
+        if dx.shape != x.shape:
+            raise ValueError(f"dynamics must give dx/dt of the shape of x, {tuple(x.shape)}; got {tuple(dx.shape)}")
         rows = _products(dx, point, probes, differentiable)
     return FieldPoint(t, x, dx if differentiable else dx.detach(), probes, rows)
 

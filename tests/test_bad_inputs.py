@@ -22,6 +22,7 @@ from ffjord_kit.layers import Logit, Softplus, Standardize
 from ffjord_kit.objectives import FlowMatching
 from ffjord_kit.solver import Solver
 from ffjord_kit.trace import HutchinsonTrace
+from ffjord_kit.training import Phase
 
 TINY = {"schedule": "flow_matching:2", "hidden": (4,), "random_state": 0}
 RNG = np.random.default_rng(0)
@@ -119,8 +120,8 @@ OPTIONS = {
     "--support circle": SUPPORT.format("circle"),
     "--support bounded:2:1": SUPPORT.format("bounded:2:1"),
     "--support real,real": "support must have one word for all 3 columns, or one each; got 2",
-    "--support positive": "data must lie above the lower bound; row 0, .* does not",
-    "--support bounded:0:1": "data must lie strictly between the bounds; row 0, .* does not",
+    "--support positive": "column 'width' has 5 of 12 rows outside its support, 0 to inf .*first: row 3, .*",
+    "--support bounded:0:1": "column 'width' has .* outside its support, 0 to 1 with both ends left out .*",
     "--hidden 0": r"hidden must be one or more positive widths; got \(0,\)",
     "--solver rk4": "method 'rk4' takes a fixed number of steps: pass steps >= 1; got None",
     "--steps 5": "method 'dopri5' adapts its steps: .* not steps=5",
@@ -161,10 +162,9 @@ COMMANDS = {
     "sample conditional --context 1,2 --out x.csv": r"--context must give 1 values \(age\), .*; got shape \(1000, 2\)",
     "sample conditional --context nan --out x.csv": r"Input context contains NaN\.",
     "sample conditional -n 3 --context ages.csv --out x.csv": r"--context must .* 3 rows of them; got shape \(2, 1\)",
-    "score run two.csv --out x.csv": r"two\.csv has 2 columns to score; the run has 3: width, height, age",
-    "score run swapped.csv --out x.csv": r"swapped\.csv has column 'height' where the run has 'width': put .*",
+    "score run two.csv --out x.csv": r"two\.csv has no column 'width', which the run has; its columns are .*",
     "score conditional moons --out x.csv": "no column 'age'.*; the columns are x0, x1",
-    "plot python --out p": "python does not say what it was fitted to: it was made in Python",
+    "plot python --out p": "python was made in Python and does not name its data: .*",
     "info folder": NO_RUN.format("folder"),
     "score file table.csv": NO_RUN.format("file"),
     "sample cut-config --out x.csv": r"cut-config/config\.json is damaged \(.*\): restore it, or fit again",
@@ -173,7 +173,7 @@ COMMANDS = {
     "sample no-model --out x.csv": r"no-model/model\.safetensors is missing: the run had not reached .*",
     "sample nan-model --out x.csv": r"nan-model/model\.safetensors holds weights that are NaN or infinite",
     "fit --resume folder": NO_RUN.format("folder"),
-    "fit --resume python": "python does not say what it was fitted to: it was made in Python",
+    "fit --resume python": "python was made in Python and does not name its data: .*",
     "fit --resume gone": r".*gone\.csv: no such file.*",
     "fit --resume changed": "changed was fitted to other data: resume it with the same rows and columns",
     "fit --resume cut-checkpoint": r"cut-checkpoint/checkpoint/state\.safetensors is damaged \(.*\): .*",
@@ -231,7 +231,9 @@ PYTHON = {
     "data on their bound": (lambda: Logit(ZEROS[0], ZEROS[0] + 1).to_base(ZEROS), "between the bounds; row 0, elem"),
     "data below their bound": (lambda: Softplus(ZEROS[0]).to_base(ZEROS - 1), "above the lower bound; row 0"),
     "continuous layers apart": (lambda: FlowMatching().loss(flow(2), ZEROS, None, None), "layers side by side"),
-    "nothing to train": (lambda: fit(Flow([Standardize.of(ZEROS)]), ZEROS, schedule=[]), "there is nothing to train"),
+    "nothing to train": (
+        lambda: fit(Flow([Standardize.of(ZEROS)]), ZEROS, schedule=[Phase(FlowMatching(), 1)]), "nothing to train",
+    ),
     "a folder that holds something": (lambda: Run.create("folder", {}, force=True), "not empty and holds no run"),
 }  # fmt: skip
 

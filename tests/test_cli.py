@@ -133,6 +133,13 @@ def test_score_prints_the_likelihood_and_writes_it_row_by_row(command, moons, tm
     assert "KL" not in out
 
 
+def test_score_takes_the_columns_of_the_run_by_their_names(command, moons, tmp_path):
+    x = datasets.load("moons", rows=9, seed=3).x
+    datasets.write(tmp_path / "plain.csv", x, ["x0", "x1"])
+    datasets.write(tmp_path / "other.csv", np.c_[x[:, 1], x.sum(1), x[:, 0]], ["x1", "sum", "x0"])
+    assert command("score", moons, tmp_path / "plain.csv") == command("score", moons, tmp_path / "other.csv")
+
+
 def test_score_of_a_set_whose_truth_is_known_prints_the_divergence(command, moons, monkeypatch):
     monkeypatch.setattr(datasets, "TOY_ROWS", 50)
     assert re.search(r"KL\(truth \| model\) +\d\.\d{4} ± \d\.\d{4} nats", command("score", moons, "moons:test"))

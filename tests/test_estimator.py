@@ -293,3 +293,26 @@ def test_other_scalings_and_more_blocks_learn_the_density_as_well(options):
     plain, other = (FFJORD(**fields, **more).fit(slanted) for more in ({}, options))
     assert other.score(slanted[:200]) == pytest.approx(plain.score(slanted[:200]), abs=0.2)
     assert np.cov(other.sample(300, random_state=0).T) == pytest.approx(np.cov(slanted.T), abs=0.6)
+
+
+def test_a_row_outside_the_support_has_no_density_and_costs_the_others_nothing():
+    x = np.abs(X) + 0.1
+    model = FFJORD(**{**QUICK, "support": "positive"}).fit(x)
+    mixed = np.concatenate([x[:3], [[-1.0, 1.0], [0.0, 1.0]]])
+    assert np.array_equal(model.score_samples(mixed)[:3], model.score_samples(x[:3]))
+    assert np.all(np.isneginf(model.score_samples(mixed)[3:]))
+    assert np.all(np.isneginf(model.draft(mixed)[3:]))
+
+
+def test_numbers_of_numpy_are_fields_too_and_can_be_saved(tmp_path):
+    options = {**QUICK, "hidden": (np.int64(8),), "batch_size": np.int64(64)}
+    FFJORD(**options).fit(X, run=tmp_path / "run")
+    assert FFJORD.load(tmp_path / "run").hidden == (8,)
+
+
+def test_a_config_that_cannot_be_written_leaves_the_run_that_was_there(tmp_path):
+    FFJORD(**QUICK).fit(X, run=tmp_path / "run")
+    before = {path.name for path in (tmp_path / "run").iterdir()}
+    with pytest.raises(TypeError, match="text, numbers and lists"):
+        FFJORD(**QUICK).fit(X, run=tmp_path / "run", force=True, data={"source": object()})
+    assert {path.name for path in (tmp_path / "run").iterdir()} == before

@@ -16,6 +16,7 @@ from ffjord_kit import datasets, metrics
 from ffjord_kit.cli.options import chosen_fields, field_options, was_given
 from ffjord_kit.cli.sources import Source, context_rows, open_source, rows_like, source_of
 from ffjord_kit.estimator import FFJORD
+from ffjord_kit.estimator.words import schedule_of
 from ffjord_kit.runs import Run
 
 INTERRUPTED = 130
@@ -56,6 +57,7 @@ def fit(
     read = open_source(source, rows=rows, seed=fields["random_state"], context_columns=names)
     model = FFJORD(**fields)
     if dry_run:
+        model.check(read.x, context=read.context, columns=read.columns)
         shape = {"rows": len(read.x), "columns": list(read.columns)}
         click.echo(json.dumps({"estimator": model.get_params(), "data": {**read.note, **shape}}, indent=2))
         return
@@ -68,7 +70,11 @@ def _resume(path: str, given: list[str], verbose: bool) -> None:
         raise click.UsageError(f"--resume takes its data and options from the run: leave out {', '.join(odd)}")
     run = Run.open(path)
     model = FFJORD.configured(run).set_params(verbose=verbose)
+    found = run.load_checkpoint()
+    finished = found is not None and found[1]["phase"] >= len(schedule_of(model.schedule))
     _train(model, source_of(run), run.path, resume=True)
+    if finished:
+        click.echo("it had made all its steps before: nothing was left to do")
 
 
 def _train(model: FFJORD, read: Source, path: Path, **how: bool) -> None:
@@ -88,7 +94,7 @@ def _train(model: FFJORD, read: Source, path: Path, **how: bool) -> None:
 @click.option("-n", "--number", type=click.IntRange(min=1), default=1000, show_default=True, help="Samples to draw.")
 @click.option("--out", type=click.Path(), required=True, help="File to write: .csv, .tsv, .npy, .npz or .parquet.")
 @click.option("--context", help="For a conditional run: values 1.0,2.5 for all samples, or a file of rows.")
-@click.option("--seed", type=int, help="Seed of the noise.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="Seed of the noise.")
 @click.option("--force", is_flag=True, help="Replace the file if it is there.")
 def sample(run: str, number: int, out: str, context: str | None, seed: int | None, force: bool) -> None:
     """Draw new rows from a RUN into a file."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
 import numpy as np
 
 from ffjord_kit import plots
-from ffjord_kit.cli.sources import Source, context_rows, source_of
+from ffjord_kit.cli.sources import Source, context_rows, rows_like, source_of
 from ffjord_kit.estimator import FFJORD
 from ffjord_kit.runs import Run
 
@@ -55,12 +55,18 @@ class Subject:
 @click.option("--out", type=click.Path(file_okay=False), required=True, help="Folder for the pictures.")
 @click.option("--context", help="For a conditional run: values 1.0,2.5 (default: the median of the data's).")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the samples.")
+@click.option("--data", "source", help="Data to draw beside it (default: those that it was fitted to).")
 @click.option("--force", is_flag=True, help="Replace pictures that are there.")
-def plot(run: str, out: str, context: str | None, seed: int, force: bool) -> None:
+def plot(run: str, out: str, context: str | None, seed: int, source: str | None, force: bool) -> None:
     """Draw a RUN: its training, its density, samples, trajectories and field, or sheets and pairs."""
     opened, model = Run.open(run), FFJORD.load(run)
-    data = source_of(opened)
-    subject = Subject(model, data, _one_context(opened, data, context), seed)
+    data = source_of(opened) if source is None else rows_like(opened, source)
+    given = _one_context(opened, data, context)
+    subject = Subject(model, data if given is None else _near(data, given), given, seed)
+    if given is not None:
+        names = opened.config["data"].get("context_columns", [])
+        values = ", ".join(f"{name} = {value:g}" for name, value in zip(names, given, strict=True))
+        click.echo(f"every picture is given {values}; the data beside are the {len(subject.data.x)} rows nearest to it")
     for path in draw_all(subject, opened.records(), Path(out), force=force):
         click.echo(path)
 
@@ -78,6 +84,15 @@ def draw_all(subject: Subject, records: list[dict], folder: Path, *, force: bool
     for name, draw in drawings.items():
         draw(folder / name)
         yield folder / name
+
+
+def _near(data: Source, context: np.ndarray) -> Source:
+    """The tenth of the rows (at least 200) whose contexts are nearest, in deviations, and all that are as near."""
+    scale = np.where(np.ptp(data.context, axis=0) > 0, data.context.std(axis=0), 1.0)
+    distance = np.linalg.norm((data.context - context) / scale, axis=1)
+    count = min(len(distance), max(200, len(distance) // 10))
+    kept = distance <= np.partition(distance, count - 1)[count - 1]
+    return replace(data, x=data.x[kept], context=data.context[kept])
 
 
 def _one_context(run: Run, data: Source, text: str | None) -> np.ndarray | None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,7 @@ def open_source(name: str, *, rows: int | None, seed: int, context_columns: Sequ
     """Load a data set or a file, and take the context columns out of it."""
     dataset = datasets.load(name, rows=rows, seed=seed)
     note = {
-        "source": name if _is_named(name) else str(Path(name).resolve()),
+        "source": datasets.locate(name),
         "rows": rows,
         "seed": seed,
         "context_columns": list(context_columns),
@@ -45,23 +44,28 @@ def source_of(run: Run) -> Source:
     """The data that a run was fitted to. Raises ValueError where the run does not say, or they have gone."""
     note = run.config["data"]
     if "source" not in note:
-        raise ValueError(f"{run.path} does not say what it was fitted to: it was made in Python")
+        raise ValueError(
+            f"{run.path} was made in Python and does not name its data: resume it there, or plot --data FILE"
+        )
     return open_source(note["source"], rows=note["rows"], seed=note["seed"], context_columns=note["context_columns"])
 
 
 def rows_like(run: Run, name: str) -> Source:
-    """A data set or a file with the columns of the run. Raises ValueError that names the columns that differ."""
+    """The columns of the run out of a data set or a file, by name, or by place where either has no names.
+
+    Raises ValueError that says which column is missing.
+    """
     config = run.config
     source = open_source(name, rows=None, seed=0, context_columns=config["data"].get("context_columns", []))
     expected = tuple(config["columns"])
-    if len(source.columns) != len(expected):
-        raise ValueError(f"{name} has {len(source.columns)} columns to score; the run has {len(expected)}: "
-                         f"{', '.join(expected[:8])}")  # fmt: skip
-    unnamed = datasets.default_columns(len(expected))
-    if source.columns != expected and unnamed not in (source.columns, expected):
-        odd = next(pair for pair in zip(source.columns, expected, strict=True) if pair[0] != pair[1])
-        raise ValueError(f"{name} has column {odd[0]!r} where the run has {odd[1]!r}: put the columns in its order")
-    return source
+    if set(expected) <= set(source.columns):
+        places = [source.columns.index(column) for column in expected]
+        return replace(source, x=source.x[:, places], columns=expected)
+    unnamed = datasets.default_columns(len(expected)) in (source.columns, expected)
+    if unnamed and len(source.columns) == len(expected):
+        return source
+    missing = next(column for column in expected if column not in source.columns)
+    raise ValueError(f"{name} has no column {missing!r}, which the run has; its columns are {_listed(source.columns)}")
 
 
 def context_rows(run: Run, text: str | None, count: int) -> np.ndarray | None:
@@ -84,5 +88,5 @@ def context_rows(run: Run, text: str | None, count: int) -> np.ndarray | None:
     return rows
 
 
-def _is_named(name: str) -> bool:
-    return name.partition(":")[0] in datasets.DATASETS
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:8])) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

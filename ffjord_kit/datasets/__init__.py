@@ -30,6 +30,7 @@ __all__ = [
     "check_writable",
     "describe",
     "load",
+    "locate",
     "split_columns",
     "write",
 ]
@@ -118,6 +119,14 @@ def load(source: str | os.PathLike[str], *, rows: int | None = None, seed: int =
     if files.looks_like_path(source):
         return _take(files.read(source), rows=rows, seed=seed)
     raise ValueError(_unknown(source))
+
+
+def locate(source: str) -> str:
+    """The source as `load` finds it from any folder: a file's or picture's absolute path, a name as it is."""
+    name, split = _name_and_split(source)
+    if name.startswith("image:"):
+        return f"image:{os.path.abspath(name.removeprefix('image:'))}" + (f":{split}" if split else "")
+    return source if name in DATASETS else files.absolute(source)
 
 
 def describe() -> list[Description]:

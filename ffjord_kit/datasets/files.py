@@ -75,6 +75,12 @@ def _path_and_key(source: str) -> tuple[str, str | None]:
     return head, tail
 
 
+def absolute(source: str) -> str:
+    """A file's source, with its key if it has one, by its absolute path."""
+    path, key = _path_and_key(source)
+    return os.path.abspath(_in_data_folder(path)) + (f":{key}" if key else "")
+
+
 def _in_data_folder(path: str) -> str:
     """A relative path that is not here, looked for in the folder of larger sets that FFJORD_KIT_DATA names."""
     folder = os.environ.get("FFJORD_KIT_DATA")

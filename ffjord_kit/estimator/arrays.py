@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 import torch
-from sklearn.utils import check_array, check_random_state
+from sklearn.utils import check_array
 from torch import Tensor
 
 LARGEST_VALIDATION_SET = 2_000
@@ -38,7 +39,11 @@ def seed_from(random_state: Any) -> int:
     if random_state is None:
         return secrets.randbits(31)
     if isinstance(random_state, np.random.RandomState):
-        return int(check_random_state(random_state).randint(2**31 - 1))
+        return int(random_state.randint(2**31 - 1))
+    if isinstance(random_state, np.random.Generator):
+        return int(random_state.integers(2**31 - 1))
+    if not isinstance(random_state, Integral) or not 0 <= random_state < 2**32:
+        raise ValueError(f"random_state must be a whole number from 0 to 2^32 - 1, or None; got {random_state!r}")
     return int(random_state)
 
 

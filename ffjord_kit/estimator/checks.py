@@ -34,6 +34,23 @@ def check_columns(x: np.ndarray, names: Sequence[str]) -> None:
         _warn(f"{len(x)} rows for {x.shape[1]} columns: the density will follow the rows, not what they came from")
 
 
+def inside_support(x: np.ndarray, bounds: Sequence[tuple[float, float]]) -> np.ndarray:
+    """Where x (n, d) lies strictly between the bounds of its column, (n, d)."""
+    lower, upper = np.array(bounds).T
+    return (x > lower) & (x < upper)
+
+
+def check_support(x: np.ndarray, bounds: Sequence[tuple[float, float]], names: Sequence[str]) -> None:
+    """Raise ValueError naming the first column of x (n, d) with rows outside its bounds, and the first such row."""
+    outside = ~inside_support(x, bounds)
+    for column in np.flatnonzero(outside.any(axis=0)):
+        rows, (low, high) = np.flatnonzero(outside[:, column]), bounds[column]
+        raise ValueError(
+            f"column {names[column]!r} has {len(rows)} of {len(x)} rows outside its support, {low:g} to {high:g} with "
+            f"both ends left out (first: row {rows[0]}, {x[rows[0], column]:g}): give it another support, or drop them"
+        )
+
+
 def _refuse_constant(x: np.ndarray, names: Sequence[str]) -> None:
     constant = [names[i] for i in np.flatnonzero(np.ptp(x, axis=0) == 0)]
     if constant:

@@ -16,15 +16,16 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from ffjord_kit.estimator import build
-from ffjord_kit.estimator.arrays import check_context, facts, held_out_rows, seed_from, tensor
-from ffjord_kit.estimator.checks import check_columns, column_names
+from ffjord_kit.estimator.arrays import Rows, check_context, facts, held_out_rows, seed_from, tensor
+from ffjord_kit.estimator.checks import check_columns, check_support, column_names, inside_support
 from ffjord_kit.estimator.fields import Fields
+from ffjord_kit.estimator.words import support_of
 from ffjord_kit.flow import Flow
 from ffjord_kit.layers import Standardize
 from ffjord_kit.progress import progress_bar
-from ffjord_kit.runs import Run, RunError
+from ffjord_kit.runs import Run, RunError, to_json
 from ffjord_kit.solver import Solver
-from ffjord_kit.training import History, fit
+from ffjord_kit.training import History, Phase, fit
 from ffjord_kit.training.data import peel
 
 CHUNK_ELEMENTS = 32_768
@@ -45,6 +46,16 @@ class NumpyTrajectory(NamedTuple):
     times: np.ndarray
     x: np.ndarray
     log_prob: np.ndarray
+
+
+class Plan(NamedTuple):
+    """What a fit is made of: the flow, the rows to train on and to hold out, the schedule, and the loop's options."""
+
+    flow: Flow
+    rows: Rows
+    held_out: Rows | None
+    schedule: list[Phase]
+    options: dict[str, Any]
 
 
 @dataclass(eq=False, repr=False)
@@ -79,24 +90,25 @@ class FFJORD(Fields, DensityMixin, BaseEstimator):
         context = check_context(context, len(X))
         named = getattr(self, "feature_names_in_", None)  # scikit-learn sets it where X carries names
         names = column_names(columns if named is None else named, X.shape[1])
-        check_columns(X, names)
         about = {"columns": names, "named": named is not None, "data": dict(data or {}), **facts(X, context)}
         config = self._config(run, about, resume)
-        # Every field is used once before the run folder is made: a wrong one leaves nothing behind.
-        build.reporting(self)
-        schedule, options = build.build_schedule(self, X.shape[1]), build.training_options(self)
-        rows, held_out = held_out_rows(X, context, self.validation_fraction, config["seed"])
-        flow = self._untrained(*rows, config["seed"])
+        plan = self._plan(
+            X, context, names, config["seed"]
+        )  # before the folder is made: an error leaves nothing behind
         kept = Run.open(run) if resume else None if run is None else Run.create(run, config, force=force)
         self.config_, self.seed_ = config, config["seed"]
-        with progress_bar(schedule, self.verbose, on_step) as tell:
+        with progress_bar(plan.schedule, self.verbose, on_step) as tell:
             self.history_ = fit(
-                flow, rows[0], context=rows[1], validation=held_out, schedule=schedule,
-                **options, seed=self.seed_, run=kept, resume=resume, on_step=tell,
+                plan.flow, plan.rows[0], context=plan.rows[1], validation=plan.held_out, schedule=plan.schedule,
+                **plan.options, seed=self.seed_, run=kept, resume=resume, on_step=tell,
             )  # fmt: skip
-        self.flow_ = flow
+        self.flow_ = plan.flow
         self._settle()
         return self
+
+    def check(self, X: np.ndarray, *, context: Any = None, columns: Sequence[str] | None = None) -> None:
+        """Raise, before any training, what `fit` would raise for these fields and rows (n, d)."""
+        self._plan(X, check_context(context, len(X)), column_names(columns, X.shape[1]), 0)
 
     def score_samples(self, X: Any, *, context: Any = None, time: float = 1.0) -> np.ndarray:
         """Log-density of each row of X (n, d), (n,), in nats and the units of X; of the state at `time` if not 1."""
@@ -104,29 +116,30 @@ class FFJORD(Fields, DensityMixin, BaseEstimator):
 
     def evaluate(self, X: Any, *, context: Any = None, time: float = 1.0) -> Evaluation:
         """Log-density of each row of X (n, d), and the evaluations of the dynamics that it took."""
-        log_probs, nfe = [], 0
-        for x, c in self._chunks(*self._checked(X, context)):
+        x, context, inside = self._checked(X, context)
+        log_probs, nfe = [np.empty(0)], 0
+        for part, c in self._chunks(x, context):
             with torch.no_grad():
-                log_prob, moved = self.flow_.evaluate_log_prob(x, c, time=time, integration=build.reporting(self))
+                log_prob, moved = self.flow_.evaluate_log_prob(part, c, time=time, integration=build.reporting(self))
             log_probs.append(_numpy(log_prob))
             nfe = max(nfe, moved.nfe)
-        return Evaluation(np.concatenate(log_probs), nfe)
+        return Evaluation(_spread(np.concatenate(log_probs), inside), nfe)
 
     def draft(self, X: Any, *, context: Any = None, time: float = 1.0) -> np.ndarray:
         """Log-density of each row of X (n, d), (n,), to some hundredths of a nat: what a picture needs, and cheap.
 
         In float32, with one step size for all rows; not for reporting.
         """
-        x, context = self._checked(X, context)
+        x, context, inside = self._checked(X, context)
         fixed, rest = peel(self.flow_)
         rest, solver = copy.deepcopy(rest).float(), Solver(rtol=DRAFT_TOLERANCE, atol=DRAFT_TOLERANCE)
-        parts = []
+        parts = [np.empty(0)]
         for part, c in self._chunks(x, context):
             data = fixed.prepare(part, c, next(rest.parameters()))
             with torch.no_grad():
                 log_prob = rest.log_prob(data.x, data.context, time=time, solver=solver)
             parts.append(_numpy(log_prob) + _numpy(data.log_det))
-        return np.concatenate(parts)
+        return _spread(np.concatenate(parts), inside)
 
     def score(self, X: Any, y: None = None, *, context: Any = None) -> float:
         """The mean log-likelihood of the rows of X (n, d), nats; y is ignored."""
@@ -158,8 +171,11 @@ class FFJORD(Fields, DensityMixin, BaseEstimator):
 
     def velocity(self, X: Any, time: float, *, context: Any = None) -> np.ndarray:
         """The field dx/dt (n, d) at the states X (n, d) and a time in [0, 1], in the units of X."""
-        x, context = self._checked(X, context)
-        return _numpy(self.flow_.velocity(x, time, context).detach())
+        x, context, inside = self._checked(X, context)
+        field = np.zeros((len(inside), self.n_features_in_))  # nothing moves outside the support
+        if inside.any():
+            field[inside] = _numpy(self.flow_.velocity(x, time, context).detach())
+        return field
 
     def split(self, X: Any) -> tuple[np.ndarray, np.ndarray]:
         """The rows of X (n, d), the data of the fit, that trained this model, and those held out for validation."""
@@ -223,10 +239,19 @@ class FFJORD(Fields, DensityMixin, BaseEstimator):
         """Refuse to resume a run with other data, or other fields than those that say where and how loudly to work."""
         if run.config["sha256"] != about["sha256"]:
             raise RunError(f"{run.path} was fitted to other data: resume it with the same rows and columns")
-        mine, its = json.loads(json.dumps(self.get_params())), run.config["estimator"]
+        mine, its = json.loads(to_json(self.get_params())), run.config["estimator"]
         odd = [name for name in mine if mine[name] != its.get(name) and name not in FREE_ON_RESUME]
         if odd:
             raise RunError(f"{run.path} has {odd[0]}={its.get(odd[0])!r}; got {mine[odd[0]]!r}: resume it with its own")
+
+    def _plan(self, x: np.ndarray, context: np.ndarray | None, names: Sequence[str], seed: int) -> Plan:
+        """Everything that a fit is made of; every field is used once."""
+        check_columns(x, names)
+        check_support(x, support_of(self.support, x.shape[1]), names)
+        build.reporting(self)
+        schedule, options = build.build_schedule(self, x.shape[1]), build.training_options(self)
+        rows, held_out = held_out_rows(x, context, self.validation_fraction, seed)
+        return Plan(self._untrained(*rows, seed), rows, held_out, schedule, options)
 
     def _untrained(self, x: Tensor, context: Tensor | None, seed: int) -> Flow:
         scaling = None if context is None else Standardize.of(context)
@@ -238,11 +263,13 @@ class FFJORD(Fields, DensityMixin, BaseEstimator):
         device = build.build_device(self.device)
         self.flow_.to(device=device, dtype=build.reporting_dtype(device)).requires_grad_(False)
 
-    def _checked(self, X: Any, context: Any) -> tuple[Tensor, Tensor | None]:
+    def _checked(self, X: Any, context: Any) -> tuple[Tensor, Tensor | None, np.ndarray]:
+        """The rows within the support and their contexts, and which of all the rows (n,) they are."""
         check_is_fitted(self)
         X = validate_data(self, X, dtype=np.float64, reset=False)
         context = check_context(context, len(X), self.flow_.context_dim)
-        return self._tensor(X), None if context is None else self._tensor(context)
+        inside = inside_support(X, support_of(self.support, X.shape[1])).all(axis=1)
+        return self._tensor(X[inside]), None if context is None else self._tensor(context[inside]), inside
 
     def _drawing(self, n: int, context: Any, random_state: Any) -> tuple[torch.Generator, Tensor | None]:
         check_is_fitted(self)
@@ -259,6 +286,13 @@ class FFJORD(Fields, DensityMixin, BaseEstimator):
     def _tensor(self, array: np.ndarray) -> Tensor:
         device = next(self.flow_.parameters()).device
         return tensor(array).to(build.reporting_dtype(device)).to(device)
+
+
+def _spread(values: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """Values of the rows inside the support, and minus infinity, their log-density, for the others."""
+    spread = np.full(len(inside), -np.inf)
+    spread[inside] = values
+    return spread
 
 
 def _numpy(values: Tensor) -> np.ndarray:

@@ -87,6 +87,10 @@ def fit(
     Raises ValueError for data that do not fit the flow, TrainingDiverged where the loss, its gradient, or the dynamics
     are not finite.
     """
+    if not schedule or not all(isinstance(phase, Phase) for phase in schedule):
+        raise ValueError(f"schedule must be a list of one or more Phase(objective, steps); got {schedule!r}")
+    if validation is not None and not isinstance(validation, tuple):
+        raise ValueError("validation must be a pair (x, context), context None where the flow takes none")
     trainer = _Trainer(flow, seed, run, on_step)
     trainer.optimization, trainer.evaluation = optimization or Optimization(), evaluation or Integration()
     trainer.validate_every, trainer.patience = validate_every, patience
@@ -117,6 +121,7 @@ class _Trainer:
         for data in (rows, held_out):
             if data is not None:
                 self.flow.check(*data)
+                _refuse_not_finite(data[0])
         like = self.parameters[0]
         self.batches = Batches(self.fixed.prepare(*rows, like), batch_size, self.history.seed)
         self.held_out = None if held_out is None else self.fixed.prepare(*held_out, like)
@@ -236,8 +241,12 @@ class _Trainer:
             at = "in validation" if rate is None else f"at learning rate {rate:.3g}"
             raise TrainingDiverged(
                 f"training diverged at step {self.history.step + (rate is not None)}, {at}: {error}. "
-                "Lower the learning rate or clip_norm, or look for outliers in the data; the last checkpoint is intact"
+                f"Lower the learning rate or clip_norm, or look for outliers in the data{self._left()}"
             ) from error
+
+    def _left(self) -> str:
+        there = self.run is not None and self.run.has_checkpoint
+        return f"; the last checkpoint in {self.run.path} is intact" if there else ""
 
     def _save(self) -> None:
         if self.run is None:
@@ -275,3 +284,9 @@ class _Trainer:
             self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": nested(moments)})
         self.run.keep_records(written)
         self.history.records = self.run.records()
+
+
+def _refuse_not_finite(x: Tensor) -> None:
+    bad = (~x.reshape(len(x), -1).isfinite().all(1)).nonzero().flatten().tolist()
+    if bad:
+        raise ValueError(f"{len(bad)} of {len(x)} rows are NaN or infinite (first: {bad[:5]}): drop or mend them")
