@@ -8,12 +8,10 @@ import warnings
 
 import click
 
-from ffjord_kit.cli.commands import data, fit, info, sample, score
+from ffjord_kit.cli.commands import INTERRUPTED, data, fit, info, sample, score
 from ffjord_kit.cli.demo import demo
 from ffjord_kit.cli.pictures import plot
 from ffjord_kit.version import __version__
-
-INTERRUPTED = 130
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

@@ -9,10 +9,10 @@ from typing import Any
 
 import click
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from ffjord_kit import metrics
+from ffjord_kit.cli.commands import PLAIN
 from ffjord_kit.cli.pictures import Subject, draw_all
 from ffjord_kit.cli.sources import Source, open_source
 from ffjord_kit.estimator import FFJORD
@@ -76,9 +76,7 @@ def _compare(model: FFJORD, train: Source, test: Source, seed: int) -> None:
         f"Gaussian mixture, {mixture.n_components} {mixture.covariance_type}": mixture.score_samples(test.x),
         f"KDE, bandwidth {kernels.bandwidth:.3f} deviations": kernels.score_samples(test.x),
     }
-    Console(markup=False, highlight=False).print(
-        _table(scores, None if test.log_prob is None else test.log_prob(test.x), test.x.shape[1])
-    )
+    PLAIN.print(_table(scores, None if test.log_prob is None else test.log_prob(test.x), test.x.shape[1]))
 
 
 def _table(scores: dict[str, np.ndarray], truth: np.ndarray | None, dimensions: int) -> Table:

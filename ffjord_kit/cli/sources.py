@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ffjord_kit import datasets
+from ffjord_kit.datasets.dataset import listing
 from ffjord_kit.runs import Run
 
 
@@ -65,7 +66,7 @@ def rows_like(run: Run, name: str) -> Source:
     if unnamed and len(source.columns) == len(expected):
         return source
     missing = next(column for column in expected if column not in source.columns)
-    raise ValueError(f"{name} has no column {missing!r}, which the run has; its columns are {_listed(source.columns)}")
+    raise ValueError(f"{name} has no column {missing!r}, which the run has; its columns are {listing(source.columns)}")
 
 
 def context_rows(run: Run, text: str | None, count: int) -> np.ndarray | None:
@@ -86,7 +87,3 @@ def context_rows(run: Run, text: str | None, count: int) -> np.ndarray | None:
         raise ValueError(f"--context must give {expected} values ({', '.join(names)}), or a file of {count} rows of "
                          f"them; got shape {rows.shape}")  # fmt: skip
     return rows
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names[:8])) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
