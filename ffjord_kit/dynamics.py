@@ -5,7 +5,8 @@ Any `nn.Module` with this signature is a dynamics:
     forward(t, x, context=None) -> dx/dt      t: () or (batch,); x: (batch, *event); context: (batch, context_dim)
 
 A row of the output depends on the same row of the inputs alone (no batch normalisation): the trace of the Jacobian
-is taken row by row. The networks here flatten the event, and see time in one of three ways:
+is taken row by row. One that is also a `Pushforward` carries tangents through its layers itself, which makes the trace
+cheaper than automatic differentiation does. The networks here flatten the event, and see time in one of three ways:
 
     residual        h <- h + W silu(h (1 + s(t)) + b(t)),   s, b from sinusoids of t and the context (FiLM)
     concat_squash   h <- act((W h + c) sigmoid(g(t)) + b(t))                          (FFJORD, Grathwohl et al. 2019)
@@ -18,15 +19,13 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "silu": nn.SiLU,
-    "tanh": nn.Tanh,
-    "softplus": nn.Softplus,
-    "elu": nn.ELU,
-    "gelu": nn.GELU,
-}
+from ffjord_kit.activations import ACTIVATIONS
+from ffjord_kit.trace import Pushforward
+
+Tangents = Tensor | None
 
 
 def _column(t: Tensor) -> Tensor:
@@ -39,6 +38,21 @@ def _beside(time: Tensor, x: Tensor, context: Tensor | None) -> Tensor:
     if context is None:
         return time
     return torch.cat([time.expand(len(x), -1), context], dim=1)
+
+
+class Network(Pushforward):
+    """A network on the flattened event, written once: the same lines carry the state and, where asked, tangents."""
+
+    def forward(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:
+        return self._run(t, x.flatten(1), None, context)[0].reshape(x.shape)
+
+    def push(self, t: Tensor, x: Tensor, tangents: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        dx, moved = self._run(t, x.flatten(1), tangents.flatten(2), context)
+        return dx.reshape(x.shape), moved.reshape(len(tangents), *x.shape)
+
+    def _run(self, t: Tensor, h: Tensor, dh: Tangents, context: Tensor | None) -> tuple[Tensor, Tangents]:
+        """Velocity (batch, size), tangents (probe, batch, size); from h (batch, size), dh (probe, 1 or batch, size)."""
+        raise NotImplementedError
 
 
 class Sinusoids(nn.Module):
@@ -56,11 +70,13 @@ class Sinusoids(nn.Module):
         return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
-class ResidualDynamics(nn.Module):
+class ResidualDynamics(Network):
     """Residual network whose layers are scaled and shifted by an embedding of time and context.
 
     The output starts at zero, so an untrained flow is the identity. The scale and shift of each layer come from one
-    small network of the sinusoids of t (feature-wise linear modulation, Perez et al. 2018).
+    small network of the sinusoids of t (feature-wise linear modulation, Perez et al. 2018). `octaves` adds the sines
+    and cosines of pi x, 2 pi x, 4 pi x, ... of each element to the input: a network learns low frequencies first, and
+    so sees high ones as low (MscaleDNN, Liu, Cai & Xu 2020; Tancik et al. 2020).
 
     Shapes: t () or (batch,), x (batch, *event), context (batch, context_dim) -> (batch, *event).
     """
@@ -72,16 +88,18 @@ class ResidualDynamics(nn.Module):
         context_dim: int = 0,
         hidden: Sequence[int] = (128, 128, 128),
         activation: str = "silu",
+        octaves: int = 0,
     ) -> None:
         super().__init__()
         size, widths = math.prod(event_shape), [hidden[0], *hidden]
         self.time = Sinusoids()
-        self.act = ACTIVATIONS[activation]()
+        self.act = ACTIVATIONS[activation]
         features = 2 * len(self.time.frequencies) + context_dim
         self.modulation = nn.Sequential(
             nn.Linear(features, hidden[0]), nn.SiLU(), nn.Linear(hidden[0], 2 * sum(widths[:-1]))
         )
-        self.inward = nn.Linear(size, widths[0])
+        self.register_buffer("waves", math.pi * 2.0 ** torch.arange(octaves))
+        self.inward = nn.Linear(size * (1 + 2 * octaves), widths[0])
         pairs = list(zip(widths[:-1], widths[1:], strict=True))
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairs)
         self.skips = nn.ModuleList(nn.Identity() if a == b else nn.Linear(a, b, bias=False) for a, b in pairs)
@@ -89,20 +107,32 @@ class ResidualDynamics(nn.Module):
         nn.init.zeros_(self.outward.weight)
         nn.init.zeros_(self.outward.bias)
 
-    def forward(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:
-        scales_and_shifts = self._modulate(_beside(self.time(_column(t)), x, context))
-        h = self.inward(x.reshape(len(x), -1))
+    def _run(self, t: Tensor, h: Tensor, dh: Tangents, context: Tensor | None) -> tuple[Tensor, Tangents]:
+        scales_and_shifts = self._modulate(_beside(self.time(_column(t)), h, context))
+        h, dh = _linear(self.inward, *self._features(h, dh))
         for layer, skip, (scale, shift) in zip(self.layers, self.skips, scales_and_shifts, strict=True):
-            h = skip(h) + layer(self.act(torch.addcmul(shift, h, 1 + scale)))
-        return self.outward(self.act(h)).reshape(x.shape)
+            y, dy = self.act(torch.addcmul(shift, h, 1 + scale), dh, 1 + scale)
+            y, dy = _linear(layer, y, dy)
+            h, dh = skip(h) + y, None if dh is None else skip(dh) + dy
+        return _linear(self.outward, *self.act(h, dh))
 
     def _modulate(self, features: Tensor) -> list[tuple[Tensor, Tensor]]:
         widths = [width for layer in self.layers for width in (layer.in_features, layer.in_features)]
         parts = self.modulation(features).split(widths, dim=1)
         return list(zip(parts[::2], parts[1::2], strict=True))
 
+    def _features(self, x: Tensor, dx: Tangents) -> tuple[Tensor, Tangents]:
+        if not len(self.waves):
+            return x, dx
+        angles = (x[..., None] * self.waves).flatten(-2)
+        sine, cosine = angles.sin(), angles.cos()
+        if dx is not None:
+            turns = (dx[..., None] * self.waves).flatten(-2)
+            dx = torch.cat([dx.expand(-1, len(x), -1), turns * cosine, -turns * sine], dim=-1)
+        return torch.cat([x, sine, cosine], dim=-1), dx
 
-class ConcatSquashDynamics(nn.Module):
+
+class ConcatSquashDynamics(Network):
     """The network of the FFJORD paper: each layer is gated and shifted by time (and context).
 
     Shapes: t () or (batch,), x (batch, *event), context (batch, context_dim) -> (batch, *event).
@@ -121,21 +151,22 @@ class ConcatSquashDynamics(nn.Module):
         size = math.prod(event_shape)
         widths = [size, *hidden, size]
         pairs = list(zip(widths[:-1], widths[1:], strict=True))
-        self.act = ACTIVATIONS[activation]()
+        self.act = ACTIVATIONS[activation]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairs)
         self.gates = nn.ModuleList(nn.Linear(1 + context_dim, b) for _, b in pairs)
         self.shifts = nn.ModuleList(nn.Linear(1 + context_dim, b, bias=False) for _, b in pairs)
 
-    def forward(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:
-        side = _beside(_column(t), x, context)
-        h = x.reshape(len(x), -1)
+    def _run(self, t: Tensor, h: Tensor, dh: Tangents, context: Tensor | None) -> tuple[Tensor, Tangents]:
+        side = _beside(_column(t), h, context)
         for i, (layer, gate, shift) in enumerate(zip(self.layers, self.gates, self.shifts, strict=True)):
-            h = torch.addcmul(shift(side), layer(h), gate(side).sigmoid())
-            h = self.act(h) if i < len(self.layers) - 1 else h
-        return h.reshape(x.shape)
+            h, dh = (h, dh) if i == 0 else self.act(h, dh)
+            h, dh = _linear(layer, h, dh)
+            opening = gate(side).sigmoid()
+            h, dh = torch.addcmul(shift(side), h, opening), None if dh is None else dh * opening
+        return h, dh
 
 
-class ConcatDynamics(nn.Module):
+class ConcatDynamics(Network):
     """Plain layers that see time (and context) as extra inputs.
 
     Shapes: t () or (batch,), x (batch, *event), context (batch, context_dim) -> (batch, *event).
@@ -152,18 +183,22 @@ class ConcatDynamics(nn.Module):
         super().__init__()
         size = math.prod(event_shape)
         widths = [size, *hidden, size]
-        self.act = ACTIVATIONS[activation]()
+        self.act = ACTIVATIONS[activation]
         self.layers = nn.ModuleList(
             nn.Linear(a + 1 + context_dim, b) for a, b in zip(widths[:-1], widths[1:], strict=True)
         )
 
-    def forward(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:
-        side = _beside(_column(t), x, context).expand(len(x), -1)
-        h = x.reshape(len(x), -1)
+    def _run(self, t: Tensor, h: Tensor, dh: Tangents, context: Tensor | None) -> tuple[Tensor, Tangents]:
+        side = _beside(_column(t), h, context).expand(len(h), -1)
         for i, layer in enumerate(self.layers):
+            h, dh = (h, dh) if i == 0 else self.act(h, dh)
+            dh = None if dh is None else dh @ layer.weight[:, : h.shape[1]].T
             h = layer(torch.cat([h, side], dim=1))
-            h = self.act(h) if i < len(self.layers) - 1 else h
-        return h.reshape(x.shape)
+        return h, dh
+
+
+def _linear(layer: nn.Linear, h: Tensor, dh: Tangents) -> tuple[Tensor, Tangents]:
+    return layer(h), None if dh is None else F.linear(dh, layer.weight)
 
 
 DYNAMICS: dict[str, Callable[..., nn.Module]] = {

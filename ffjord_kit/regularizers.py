@@ -1,6 +1,6 @@
 r"""Costs along the path: each is an integrand r >= 0, and the flow pays the integral of r(x(t), t) dt.
 
-Both terms of RNODE (Finlay et al. 2020, equations 9 and 10) come from the products v^T J that the trace already paid
+Both terms of RNODE (Finlay et al. 2020, equations 9 and 10) come from the products that the trace already paid
 for. They keep trajectories straight and the field smooth, so that a solver needs few evaluations.
 
     kinetic    |f(t, x)|^2            jacobian    |df/dx|_F^2 = E[sum_k |v_k^T J|^2]
@@ -24,7 +24,7 @@ def kinetic_energy(point: FieldPoint) -> Tensor:
 
 def jacobian_norm(point: FieldPoint) -> Tensor:
     """Squared Frobenius norm of the Jacobian, estimated by the point's own probes, (batch,)."""
-    return point.rows.square().reshape(*point.rows.shape[:2], -1).sum(dim=(0, 2))
+    return point.products.square().reshape(*point.products.shape[:2], -1).sum(dim=(0, 2))
 
 
 REGULARIZERS: dict[str, Regularizer] = {"kinetic": kinetic_energy, "jacobian": jacobian_norm}

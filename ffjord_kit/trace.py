@@ -1,8 +1,11 @@
-r"""Trace of the Jacobian J = df/dx, exact or estimated, from the products v^T J alone.
+r"""Trace of the Jacobian J = df/dx, exact or estimated, from the products of J with probes alone.
 
 One identity serves every estimator. For probes v_1..v_K with E[sum_k v_k v_k^T] = I,
 
-    E[sum_k v_k^T J v_k] = tr J            E[sum_k |v_k^T J|^2] = |J|_F^2.
+    E[sum_k v_k^T J v_k] = tr J            E[sum_k |v_k^T J|^2] = E[sum_k |J v_k|^2] = |J|_F^2.
+
+The products are J v where the dynamics carry tangents themselves (`Pushforward`), and v^T J by automatic
+differentiation where they do not.
 
 The basis vectors satisfy it without the expectation (exact); K random vectors scaled by 1/sqrt(K) satisfy it for any
 law with unit covariance (Hutchinson 1990); K orthogonal vectors of length sqrt(D/K) satisfy it with less variance.
@@ -18,7 +21,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def fresh_generator() -> torch.Generator:
@@ -39,7 +42,7 @@ class TraceEstimator(ABC):
 
     @abstractmethod
     def draw(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Probes (probe, batch, *event) with E[sum_k v_k v_k^T] = I, for x (batch, *event)."""
+        """Probes (probe, batch, *event), or (probe, 1, *event), with E[sum_k v_k v_k^T] = I, for x (batch, *event)."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class ExactTrace(TraceEstimator):
     def draw(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         size = math.prod(x.shape[1:])
         basis = torch.eye(size, dtype=x.dtype, device=x.device)
-        return basis.reshape(size, 1, *x.shape[1:]).expand(size, *x.shape)
+        return basis.reshape(size, 1, *x.shape[1:])
 
 
 @dataclass(frozen=True)
@@ -86,32 +89,46 @@ class OrthogonalTrace(TraceEstimator):
         return frame.movedim(2, 0).reshape(count, *x.shape) * math.sqrt(size / count)
 
 
+class Pushforward(nn.Module, ABC):
+    """Dynamics that carry tangents along: one pass gives the velocity and its directional derivatives."""
+
+    @abstractmethod
+    def push(self, t: Tensor, x: Tensor, tangents: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """dx/dt (batch, *event) and J v (probe, batch, *event), for tangents v (probe, 1 or batch, *event)."""
+
+
 class FieldPoint(NamedTuple):
     """The field at one instant: what the trace, and every cost along the path, is made of.
 
-    Shapes: t () or (batch,); x, dx (batch, *event); probes v and rows v^T J (probe, batch, *event).
+    Shapes: t () or (batch,); x, dx (batch, *event); probes v (probe, 1 or batch, *event); products, J v or v^T J,
+    (probe, batch, *event). `field` and `context` are there for costs that need further derivatives.
     """
 
     t: Tensor
     x: Tensor
     dx: Tensor
     probes: Tensor
-    rows: Tensor
+    products: Tensor
+    field: Callable[..., Tensor]
+    context: Tensor | None = None
 
     @property
     def trace(self) -> Tensor:
         """The (estimated) trace of J, (batch,)."""
-        return (self.rows * self.probes).reshape(*self.rows.shape[:2], -1).sum(dim=(0, 2))
+        return (self.products * self.probes).reshape(*self.products.shape[:2], -1).sum(dim=(0, 2))
 
 
 def evaluate(
     dynamics: Callable[..., Tensor], t: Tensor, x: Tensor, probes: Tensor, context: Tensor | None = None
 ) -> FieldPoint:
-    """The field and its products v^T J at (t, x): the one place with derivatives in x.
+    """The field and its products with the probes at (t, x): the one place with derivatives in x.
 
     Differentiable to any order where gradients are enabled, and free of a graph where they are not.
-    Shapes: t () or (batch,), x (batch, *event), probes (probe, batch, *event), context (batch, context_dim).
+    Shapes: t () or (batch,), x (batch, *event), probes (probe, 1 or batch, *event), context (batch, context_dim).
     """
+    if isinstance(dynamics, Pushforward):
+        dx, products = dynamics.push(t, x, probes, context)
+        return FieldPoint(t, x, _checked(dx, x), probes, products, dynamics, context)
     if torch.is_inference_mode_enabled():  # where autograd, which makes the products, records nothing
         with torch.inference_mode(False), torch.no_grad():
             context = None if context is None else context.clone()
@@ -120,11 +137,15 @@ def evaluate(
     with torch.enable_grad():
         # Without gradients x may be a view that autograd disowns (inside the adjoint's forward pass): start anew.
         point = x if differentiable and x.requires_grad else x.detach().requires_grad_()
-        dx = dynamics(t, point, context)
-        if dx.shape != x.shape:
-            raise ValueError(f"dynamics must give dx/dt of the shape of x, {tuple(x.shape)}; got {tuple(dx.shape)}")
-        rows = _products(dx, point, probes, differentiable)
-    return FieldPoint(t, x, dx if differentiable else dx.detach(), probes, rows)
+        dx = _checked(dynamics(t, point, context), x)
+        products = _products(dx, point, probes.expand(-1, *x.shape), differentiable)
+    return FieldPoint(t, x, dx if differentiable else dx.detach(), probes, products, dynamics, context)
+
+
+def _checked(dx: Tensor, x: Tensor) -> Tensor:
+    if dx.shape != x.shape:
+        raise ValueError(f"dynamics must give dx/dt of the shape of x, {tuple(x.shape)}; got {tuple(dx.shape)}")
+    return dx
 
 
 def _products(dx: Tensor, x: Tensor, probes: Tensor, differentiable: bool) -> Tensor:

@@ -4,8 +4,9 @@ import pytest
 import torch
 from oracles import F64, close, jacobian, randn
 
+from ffjord_kit.activations import ACTIVATIONS
 from ffjord_kit.cnf import CNF
-from ffjord_kit.dynamics import ACTIVATIONS, DYNAMICS, ResidualDynamics
+from ffjord_kit.dynamics import DYNAMICS, ResidualDynamics
 from ffjord_kit.flow import Flow
 from ffjord_kit.solver import Solver
 
@@ -119,3 +120,10 @@ def test_a_density_in_single_precision_is_that_in_double_within_its_tolerance(wo
         single = flow.float().log_prob(x.float(), context.float())
     assert single.dtype == torch.float32
     close(single.double(), exact, 2e-4)
+
+
+@pytest.mark.parametrize("word", ACTIVATIONS)
+def test_the_slope_of_an_activation_is_that_of_automatic_differentiation(word):
+    u = torch.linspace(-30, 30, 2001, dtype=F64).requires_grad_()
+    y, slope = ACTIVATIONS[word](u, torch.ones_like(u))
+    close(slope, torch.autograd.grad(y.sum(), u)[0], 1e-12)

@@ -8,6 +8,7 @@ import torch
 from oracles import F64, LinearDynamics, SmoothMLP, close, jacobian, linear, randn
 
 from ffjord_kit.cnf import CNF, Integration
+from ffjord_kit.dynamics import DYNAMICS
 from ffjord_kit.regularizers import REGULARIZERS, jacobian_norm
 from ffjord_kit.solver import Solver
 from ffjord_kit.trace import TRACE_ESTIMATORS, ExactTrace, FieldPoint, HutchinsonTrace, OrthogonalTrace, evaluate
@@ -30,8 +31,9 @@ def repeated(row, count):
 @pytest.mark.parametrize("word", TRACE_ESTIMATORS)
 def test_the_probes_outer_products_sum_to_the_identity_on_average(word, probes, generator):
     v = TRACE_ESTIMATORS[word](probes).draw(torch.empty(20_000, 3, dtype=F64), generator)
-    assert v.shape == (3 if word == "exact" else probes, 20_000, 3)
+    assert v.shape == ((3, 1, 3) if word == "exact" else (probes, 20_000, 3))
     assert v.dtype == F64
+    v = v.expand(-1, 20_000, -1)
     assert within_standard_errors(torch.einsum("kbi,kbj->bij", v, v), torch.eye(3, dtype=F64))
 
 
@@ -104,9 +106,9 @@ def test_without_gradients_nothing_keeps_a_graph_and_the_values_are_the_same(est
     expected = evaluate(field, HALF, x, probes, context)
     with mode():
         point = evaluate(field, HALF.clone(), x.clone(), probes.clone(), context.clone())
-    assert not (point.dx.requires_grad or point.rows.requires_grad or point.trace.requires_grad)
+    assert not (point.dx.requires_grad or point.products.requires_grad or point.trace.requires_grad)
     close(point.dx, expected.dx, 1e-14)
-    close(point.rows, expected.rows, 1e-14)
+    close(point.products, expected.products, 1e-14)
 
 
 @pytest.mark.parametrize("gradients", [True, False])
@@ -117,7 +119,7 @@ def test_a_field_that_is_constant_in_x_has_no_trace(field, estimator, gradients)
     with torch.set_grad_enabled(gradients):
         point = evaluate(field, HALF, x, estimator.draw(x))
     close(point.trace, torch.zeros(4, dtype=F64), 0.0)
-    assert point.rows.shape == point.probes.shape
+    assert point.products.shape == (len(point.probes), 4, 2)
 
 
 def test_a_learned_shift_has_no_trace_but_a_gradient():
@@ -161,6 +163,26 @@ def test_the_right_hand_side_is_one_function_of_time_and_state_throughout_a_solv
         close(evaluate(field, point.t, point.x, seen[0].probes).trace, point.trace, 0.0)
 
 
+@pytest.mark.parametrize("shape", [(1,), (3,), (2, 2)])
+@pytest.mark.parametrize("trace", [ExactTrace(), HutchinsonTrace(2)])
+@pytest.mark.parametrize(("word", "options"), [*((word, {}) for word in DYNAMICS), ("residual", {"octaves": 2})])
+def test_tangents_carried_by_the_network_are_those_of_automatic_differentiation(word, options, trace, shape):
+    field = DYNAMICS[word](shape, context_dim=2, hidden=(6, 6, 5), **options).double()
+    with torch.no_grad():
+        for seed, parameter in enumerate(field.parameters()):
+            parameter.copy_(0.5 * randn(*parameter.shape, seed=seed))
+    x, context, t = randn(4, *shape).requires_grad_(), randn(4, 2, seed=1), torch.linspace(0.2, 0.8, 4, dtype=F64)
+    probes = trace.draw(x, torch.Generator().manual_seed(0))
+    mine, its = evaluate(field, t, x, probes, context), evaluate(field.forward, t, x, probes, context)
+    close(mine.dx, its.dx, 1e-12)
+    close(mine.trace, its.trace, 1e-12)
+    gradients = [
+        torch.autograd.grad(p.trace.square().sum(), [x, *field.parameters()], allow_unused=True) for p in (mine, its)
+    ]
+    for a, b in zip(*gradients, strict=True):
+        close(torch.zeros(()) if a is None else a, torch.zeros(()) if b is None else b, 1e-10)
+
+
 def a_point(field, x, estimator, generator=None):
     return evaluate(field, HALF, x, estimator.draw(x, generator))
 
@@ -172,7 +194,7 @@ def test_a_cost_is_one_number_a_row_not_negative_and_zero_at_rest(cost, shape, g
     value = cost(a_point(field, x, HutchinsonTrace(2), generator))
     assert value.shape == (5,)
     assert bool((value > 0).all())
-    still = FieldPoint(HALF, x, *(torch.zeros_like(v) for v in a_point(field, x, ExactTrace())[2:]))
+    still = FieldPoint(HALF, x, torch.zeros_like(x), *(x.new_zeros(3, *x.shape) for _ in range(2)), field)
     close(cost(still), torch.zeros(5, dtype=F64), 0.0)
 
 

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ffjord_kit.activations import ACTIVATIONS
 from ffjord_kit.cnf import CNF, Integration
-from ffjord_kit.dynamics import ACTIVATIONS, DYNAMICS
+from ffjord_kit.dynamics import DYNAMICS
 from ffjord_kit.estimator.fields import Fields
 from ffjord_kit.estimator.words import choice, regularizers_of, schedule_of, support_of
 from ffjord_kit.flow import Flow

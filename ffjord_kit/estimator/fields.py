@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from ffjord_kit.dynamics import ACTIVATIONS, DYNAMICS
+from ffjord_kit.activations import ACTIVATIONS
+from ffjord_kit.dynamics import DYNAMICS
 from ffjord_kit.layers import SCALINGS
 from ffjord_kit.objectives import TIME_DENSITIES
 from ffjord_kit.solver import METHODS

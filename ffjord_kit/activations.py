@@ -1,0 +1,55 @@
+r"""Activations with their slopes in closed form, so that tangents can be carried through a network layer by layer.
+
+y = a(u),    dy = a'(u) du;    with sigma the logistic function and Phi, phi the normal law's,
+
+silu      u sigma(u)              sigma(u) + y (1 - sigma(u))
+tanh      tanh(u)                 1 - y^2
+softplus  log(1 + exp(u))         sigma(u)
+elu       u, or exp(u) - 1        1, or exp(u)            for u > 0, and below
+gelu      u Phi(u)                Phi(u) + u phi(u)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Activation:
+    """A function y of u, element by element, and its slope as a function of u and y."""
+
+    value: Callable[[Tensor], Tensor]
+    slope: Callable[[Tensor, Tensor], Tensor]
+
+    def __call__(
+        self, u: Tensor, tangents: Tensor | None = None, scale: Tensor | float = 1.0
+    ) -> tuple[Tensor, Tensor | None]:
+        """y and, for tangents du/scale, the tangents dy; None where none are given."""
+        y = self.value(u)
+        return y, None if tangents is None else tangents * (self.slope(u, y) * scale)
+
+
+def _silu_slope(u: Tensor, y: Tensor) -> Tensor:
+    gate = u.sigmoid()
+    return torch.addcmul(gate, y, 1 - gate)
+
+
+def _gelu_slope(u: Tensor, y: Tensor) -> Tensor:
+    normal = torch.exp(-0.5 * u.square()) / math.sqrt(2 * math.pi)
+    return torch.addcmul(torch.special.ndtr(u), u, normal)
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    "silu": Activation(F.silu, _silu_slope),
+    "tanh": Activation(torch.tanh, lambda u, y: 1 - y.square()),
+    "softplus": Activation(partial(F.softplus, threshold=50.0), lambda u, y: u.sigmoid()),  # above: linear, to rounding
+    "elu": Activation(F.elu, lambda u, y: torch.where(u > 0, 1.0, y + 1)),
+    "gelu": Activation(F.gelu, _gelu_slope),
+}
