@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from ffjord_kit.layers import Layer
 from ffjord_kit.regularizers import Regularizer
-from ffjord_kit.solver import Evaluations, Solver
+from ffjord_kit.solver import Evaluations, Part, RightHandSide, Solver
 from ffjord_kit.steppers import State
 from ffjord_kit.trace import ExactTrace, TraceEstimator, evaluate
 
@@ -99,24 +100,43 @@ class CNF(Layer):
                 context = None if context is None else context.clone()
                 return self.transport(x.clone(), times, context=context, integration=how)
         clock = torch.as_tensor(times, dtype=torch.float32 if x.device.type == "mps" else torch.float64)
-        rhs, state = self._problem(x, clock, context, how)
+        part, state = self._problem(x, context, how, 1.0 if clock[-1] > clock[0] else -1.0)
         params = [*self.dynamics.parameters(), *([] if context is None else [context])]
         solver = how.solver or self.solver
-        states, evaluations = solver.solve(rhs, state, clock, params=params, steering=2)
+        states, evaluations = solver.solve(part(None), state, clock, params=params, steering=2, part=part)
         log_det = None if how.trace is None else states[1]
         costs = {name: values[-1] for name, values in zip(how.regularizers, states[2:], strict=True)}
         return Path(clock, states[0], log_det, costs, evaluations)
 
-    def _problem(self, x: Tensor, clock: Tensor, context: Tensor | None, how: Integration) -> tuple:
-        """The right-hand side, and the state that it starts from; the probes are drawn here, once."""
+    def _problem(self, x: Tensor, context: Tensor | None, how: Integration, forward: float) -> tuple[Part, State]:
+        """The right-hand side of some rows (None: of all), and the state of all; probes are drawn here, once."""
         if how.trace is None:
-            return (lambda t, state: (self.dynamics(t, state[0], context),)), (x,)
+            return partial(self._velocity, context), (x,)
         probes = how.trace.draw(x, how.generator)
-        forward = 1.0 if clock[-1] > clock[0] else -1.0  # costs grow in both directions
+        costs = [x.new_zeros(len(x)) for _ in how.regularizers]
+        return partial(self._joint, context, probes, how.regularizers, forward), (x, x.new_zeros(len(x)), *costs)
+
+    def _velocity(self, context: Tensor | None, rows: Tensor | None) -> RightHandSide:
+        own = _some(context, rows)
+        return lambda t, state: (self.dynamics(t, state[0], own),)
+
+    def _joint(
+        self,
+        context: Tensor | None,
+        probes: Tensor,
+        regularizers: Mapping[str, Regularizer],
+        forward: float,
+        rows: Tensor | None,
+    ) -> RightHandSide:
+        """Velocity, trace and costs; `forward` is the sign of time, so that costs grow in both directions."""
+        own, mine = _some(context, rows), probes if rows is None or probes.shape[1] == 1 else probes[:, rows]
 
         def rhs(t: Tensor, state: State) -> State:
-            point = evaluate(self.dynamics, t, state[0], probes, context)
-            costs = [forward * cost(point) for cost in how.regularizers.values()]
-            return (point.dx, point.trace, *costs)
+            point = evaluate(self.dynamics, t, state[0], mine, own)
+            return (point.dx, point.trace, *(forward * cost(point) for cost in regularizers.values()))
 
-        return rhs, (x, *(x.new_zeros(len(x)) for _ in range(1 + len(how.regularizers))))
+        return rhs
+
+
+def _some(context: Tensor | None, rows: Tensor | None) -> Tensor | None:
+    return context if context is None or rows is None else context[rows]

@@ -26,6 +26,9 @@ from ffjord_kit.activations import ACTIVATIONS
 from ffjord_kit.trace import Pushforward
 
 Tangents = Tensor | None
+MODULATION = (
+    32  # width of the network of time: at 128 it costs more than the layers that it modulates, and gains nothing
+)
 
 
 def _column(t: Tensor) -> Tensor:
@@ -96,7 +99,7 @@ class ResidualDynamics(Network):
         self.act = ACTIVATIONS[activation]
         features = 2 * len(self.time.frequencies) + context_dim
         self.modulation = nn.Sequential(
-            nn.Linear(features, hidden[0]), nn.SiLU(), nn.Linear(hidden[0], 2 * sum(widths[:-1]))
+            nn.Linear(features, MODULATION), nn.SiLU(), nn.Linear(MODULATION, 2 * sum(widths[:-1]))
         )
         self.register_buffer("waves", math.pi * 2.0 ** torch.arange(octaves))
         self.inward = nn.Linear(size * (1 + 2 * octaves), widths[0])

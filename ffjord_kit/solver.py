@@ -20,6 +20,7 @@ from torchdiffeq import odeint, odeint_adjoint
 from ffjord_kit.steppers import State, StepUnderflow, dopri5_by_row
 
 RightHandSide = Callable[[Tensor, State], State]
+Part = Callable[[Tensor], RightHandSide]  # from the numbers of rows, (m,), to the right-hand side of these rows alone
 
 
 class SolveError(RuntimeError):
@@ -78,17 +79,19 @@ class Solver:
         *,
         params: Sequence[Tensor] = (),
         steering: int | None = None,
+        part: Part | None = None,
     ) -> Solution:
         """Integrate from times[0] through every other time; `params` are the tensors that the adjoint differentiates.
 
-        Only the first `steering` parts of the state steer the step size (all, if None).
+        Only the first `steering` parts of the state steer the step size (all, if None). `part` lets a method that
+        steps by row leave those behind that have arrived.
         Shapes: every part of the state (batch, ...); times (T,), strictly monotonic, T >= 2.
         Raises SolveError on a non-finite field, a vanishing step, or more than max_nfe evaluations; ValueError for
         times that do not run one way.
         """
         self._check(state, times)
         times = times.to(state[0].device, _clock_dtype(state[0]))
-        counted = _Counted(rhs, self.max_nfe, times)
+        counted = _Counted(rhs, part, self.max_nfe, times)
         try:
             states = METHODS[self.method](self, counted, state, times, tuple(params), steering)
         except (AssertionError, StepUnderflow) as error:  # torchdiffeq's guard, and our own stepper's
@@ -113,17 +116,18 @@ class Solver:
 class _Counted:
     """The right-hand side, counted and guarded: it stops a solve that would never end, or that has left the reals."""
 
-    def __init__(self, rhs: RightHandSide, limit: int, times: Tensor) -> None:
-        self.rhs, self.limit = rhs, limit
+    def __init__(self, rhs: RightHandSide, part: Part | None, limit: int, times: Tensor) -> None:
+        self.rhs, self.part, self.limit = rhs, part, limit
         self.first, self.last = float(times.min()), float(times.max())
         self.evaluations, self.backward = Evaluations(), False
 
-    def __call__(self, t: Tensor, state: State) -> State:
+    def __call__(self, t: Tensor, state: State, rows: Tensor | None = None) -> State:
         self._count(t)
         # torchdiffeq probes for its first step beyond the end, where no field was ever trained.
-        slopes = self.rhs(t.clamp(self.first, self.last), state)
+        t = t.clamp(self.first, self.last)
+        slopes = (self.rhs if rows is None else self.part(rows))(t, state)
         if not all(bool(slope.isfinite().all()) for slope in slopes):
-            raise SolveError(_nonfinite(t, slopes))
+            raise SolveError(_nonfinite(t, slopes, rows))
         return _linked(slopes, state) if torch.is_grad_enabled() else slopes
 
     def turn_back(self) -> None:
@@ -139,9 +143,9 @@ class _Counted:
             )
 
 
-def _nonfinite(t: Tensor, slopes: State) -> str:
+def _nonfinite(t: Tensor, slopes: State, live: Tensor | None) -> str:
     bad = torch.stack([~slope.detach().reshape(len(slope), -1).isfinite().all(1) for slope in slopes]).any(0)
-    rows = bad.nonzero().flatten().tolist()
+    rows = (bad.nonzero().flatten() if live is None else live[bad]).tolist()
     at = float(t.detach().min())
     return (
         f"the dynamics became NaN or infinite at t = {at:.4g} in {len(rows)} of {len(bad)} rows (first: "
@@ -231,7 +235,9 @@ def _scipy(
 def _by_row(
     solver: Solver, rhs: _Counted, state: State, times: Tensor, params: tuple[Tensor, ...], steering: int | None
 ) -> State:
-    return _stacked(dopri5_by_row(rhs, state, times, rtol=solver.rtol, atol=solver.atol, steering=steering))
+    leaving = rhs.part is not None
+    solution = dopri5_by_row(rhs, state, times, rtol=solver.rtol, atol=solver.atol, steering=steering, leaving=leaving)
+    return _stacked(solution)
 
 
 def _stacked(solution: Sequence[State]) -> State:

@@ -207,6 +207,36 @@ def test_dopri5_by_row_keeps_each_rows_tolerance_over_scales_of_speed(times):
     assert float(((got - expected).abs().amax((0, 2)) / (1 + speed[:, 0])).max()) < 1e-6
 
 
+def test_rows_that_have_arrived_leave_the_batch_and_change_nothing():
+    speed, x, asked = torch.logspace(-2, 2, 16, dtype=F64), randn(16, 2), []
+
+    def part(rows):
+        own = speed if rows is None else speed[rows]
+
+        def rhs(t, state):
+            asked.append(len(state[0]))
+            return (torch.sin(own[:, None] * (state[0] + t[:, None])),)
+
+        return rhs
+
+    solver, times = Solver("dopri5_by_row", 1e-7, 1e-7), clock(0, 0.4, 1)
+    together = solver.solve(part(None), (x,), times)
+    all_rows, asked[:] = sum(asked), []
+    leaving = solver.solve(part(None), (x,), times, part=part)
+    close(leaving.states[0], together.states[0], 1e-14)
+    assert leaving.evaluations.forward == together.evaluations.forward
+    assert sum(asked) < all_rows / 2
+
+
+def test_a_row_that_turns_nan_after_others_left_is_named_by_its_own_number():
+    def part(rows):
+        own = torch.arange(4) if rows is None else rows
+        return lambda t, state: (torch.where((own == 3)[:, None] & (t[:, None] > 0.9), torch.nan, own[:, None] * 0.1),)
+
+    with pytest.raises(SolveError, match=r"in 1 of \d rows \(first: \[3\]\)"):
+        Solver("dopri5_by_row").solve(part(None), (torch.ones(4, 1, dtype=F64),), clock(0, 1), part=part)
+
+
 def test_dopri5_by_row_differentiates_twice():
     x = torch.tensor([[0.2], [0.6]], dtype=F64, requires_grad=True)
     problem = Logistic()
