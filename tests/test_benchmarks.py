@@ -21,4 +21,4 @@ def test_the_cnf_of_zuko_is_judged_by_its_own_exact_likelihood():
     x = torch.randn(7, 3, dtype=torch.float64)
     tight = peers.as_flow(model, peers.Solver("dopri5", 1e-11, 1e-11)).log_prob(x)
     torch.testing.assert_close(tight, model().log_prob(x), rtol=0, atol=1e-8)
-    torch.testing.assert_close(peers.as_flow(model).log_prob(x), tight, rtol=0, atol=1e-4)
+    torch.testing.assert_close(peers.as_flow(model).log_prob(x), tight, rtol=0, atol=1e-3)
