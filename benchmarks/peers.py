@@ -25,7 +25,17 @@ from fitting import Recipe, train
 from sets import Split
 from torch import Tensor, nn
 
-from ffjord_kit import CNF, FFJORD, ConcatSquashDynamics, ExactTrace, Flow, HutchinsonTrace, Solver, Standardize, metrics
+from ffjord_kit import (
+    CNF,
+    FFJORD,
+    ConcatSquashDynamics,
+    ExactTrace,
+    Flow,
+    HutchinsonTrace,
+    Solver,
+    Standardize,
+    metrics,
+)
 
 CHUNK_ELEMENTS = 16_384
 MOST_EVALUATIONS = 20_000  # of one batch by zuko, whose solver never ends where its field is NaN
@@ -37,11 +47,15 @@ MLE = {"schedule": "mle:100000", "validate_every": 50}
 
 
 class Fitted(NamedTuple):
-    """A density: `score` maps rows (n, d) to log-densities (n,); `budget` is what was asked for, None without one."""
+    """A density: `score` maps rows (n, d) to log-densities (n,); `budget` is what was asked for, None without one.
+
+    `model` is what was trained: the estimator, or a peer's frozen float64 network on standardised columns.
+    """
 
     score: Callable[[np.ndarray], np.ndarray]
     budget: float | None
     facts: dict[str, Any]
+    model: Any = None
 
 
 Fit = Callable[[Split, Sequence[float], int, str], Iterator[Fitted]]
@@ -73,7 +87,7 @@ def ours(**fields: Any) -> Fit:
         model = FFJORD(**fields, max_seconds=budget, random_state=seed, device=device)
         model.fit(np.concatenate([split.train, split.validation]))
         log = [record["event"] for record in model.history_.records if "event" in record]
-        yield Fitted(model.score_samples, budget, _facts(clock, model.history_.step, model.flow_, log=log))
+        yield Fitted(model.score_samples, budget, _facts(clock, model.history_.step, model.flow_, log=log), model)
 
     return fit
 
@@ -102,7 +116,7 @@ def peer(make: Callable[[int], Peer], recipe: Recipe) -> Fit:
         for budget, progress in states:
             frozen = copy.deepcopy(made.model).double().requires_grad_(False).eval()
             score = partial(_score, partial(made.log_prob, frozen), scaling, device)
-            yield Fitted(score, budget, _facts(clock, progress.steps, made.model, note=progress.note))
+            yield Fitted(score, budget, _facts(clock, progress.steps, made.model, note=progress.note), frozen)
 
     return fit
 
@@ -212,7 +226,9 @@ def _zuko() -> ModuleType:
     try:
         from zuko import flows
     except ImportError:
-        raise ValueError('this method needs zuko: pip install "ffjord-kit[benchmarks]", or leave it out (--only)') from None
+        raise ValueError(
+            'this method needs zuko: pip install "ffjord-kit[benchmarks]", or leave it out (--only)'
+        ) from None
     return flows
 
 

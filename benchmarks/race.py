@@ -12,7 +12,7 @@ from command import environment
 from peers import METHODS, Fitted, Method
 from results import Row, Store
 
-# What is measured of a density that a method fitted: a mean over the test rows, its standard error, and what else to keep.
+# What is measured of a density that a method fitted: the mean over the test rows, its standard error, and more.
 Judge = Callable[[Fitted, sets.Split, str], dict[str, Any]]
 
 

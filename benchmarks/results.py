@@ -12,7 +12,7 @@ from typing import Any
 
 from ffjord_kit import atomic
 
-KEY = ("benchmark", "set", "method", "budget", "seed", "device")
+KEY = ("benchmark", "set", "method", "budget", "seed", "device", "quantity", "setting")
 Row = dict[str, Any]
 
 

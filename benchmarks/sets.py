@@ -94,7 +94,7 @@ def _commonest(values: np.ndarray) -> float:
 
 
 def _cut(images: np.ndarray, ids: np.ndarray, count: int, *, rng: np.random.Generator) -> np.ndarray:
-    """Patches (count, 63) from images (n, height, width) at random places; a negative id is a portrait, stored lying."""
+    """Patches (count, 63) from random places of images (n, height, width); one with a negative id is stored lying."""
     which = rng.integers(len(images), size=count)
     top, left = (rng.integers(side - PATCH + 1, size=count) for side in images.shape[1:])
     within = np.arange(PATCH)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import sets
-from command import options
+from command import options, run
 from peers import Fitted
 from race import numbers, race
 from report import table
@@ -39,4 +39,4 @@ def judge(fitted: Fitted, split: sets.Split, method: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)
