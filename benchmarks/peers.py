@@ -43,7 +43,7 @@ DISCRETE = Recipe()
 CONTINUOUS = Recipe(cosine=False, clip=None, validate=0.1, patience=None, validation_rows=500)
 PAPER = Recipe(batch=100, cosine=False, clip=None, validate=None, patience=None)
 CONVERGED = Solver("dopri5", 1e-5, 1e-5)
-MLE = {"schedule": "mle:100000", "validate_every": 50}
+MLE = {"schedule": "mle:100000", "validate_every": 20}
 
 
 class Fitted(NamedTuple):
