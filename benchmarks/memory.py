@@ -1,0 +1,97 @@
+"""Peak memory of one gradient step of maximum likelihood against the number of steps, for each gradient method.
+
+    python benchmarks/memory.py [--steps 4,8,16,32,64] [--json FILE]
+
+The default network in the plane, 256 rows, exact trace, rk4. On the CPU each point is a process of its own, and the
+figure is what the operating system saw: the peak of its resident memory over that after a small warm-up step (so
+it holds the gradients, and pages that the allocator keeps). On a GPU it is the peak that torch allocated.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import sys
+from dataclasses import fields
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+from command import environment, options, run
+from report import table
+from results import Store
+
+from ffjord_kit import CNF, Flow, ResidualDynamics, Solver, solver
+
+BENCHMARK = "memory"
+ROWS, WARM_UP_ROWS = 256, 8
+STEPS = "4,8,16,32,64"
+MEGABYTE = 2**20
+UNIT = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
+
+
+def gradients() -> dict[str, dict[str, Any]]:
+    """The gradient methods that Solver offers, by name, and the field that asks for each."""
+    if "gradient" in {field.name for field in fields(Solver)}:
+        return {name: {"gradient": name} for name in solver.GRADIENTS}
+    return {"backprop": {"adjoint": False}, "adjoint": {"adjoint": True}}
+
+
+def main() -> None:
+    """Measure every point, each in its own process, and print the table."""
+    given = options(
+        __doc__, sets=("normal",), methods=tuple(gradients()), budgets=(), extra={"--steps": {"default": STEPS}}
+    )
+    store = Store(given.json)
+    for method in given.only:
+        for steps in map(int, given.steps.split(",")):
+            key = {"benchmark": BENCHMARK, "set": "normal", "method": method, "setting": steps, "seed": given.seed,
+                   "device": given.device, "budget": None}  # fmt: skip
+            if given.again or not store.has(**key):
+                row = {**key, "peak_mb": round(alone(method, steps, given.device) / MEGABYTE, 2)}
+                store.add({**row, **environment()})
+                print(f"{method:<14}{steps:>6} steps  {row['peak_mb']:>10.2f} MB", flush=True)
+    print(table(store.rows(), BENCHMARK))
+
+
+def alone(method: str, steps: int, device: str) -> int:
+    """`peak` in a fresh process, in bytes. Raises RuntimeError where that process fails."""
+    here, there = multiprocessing.Pipe(duplex=False)
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=_tell, args=(there, method, steps, device))
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise RuntimeError(f"the process that measured {method} at {steps} steps ended with {process.exitcode}")
+    return here.recv()
+
+
+def peak(method: str, steps: int, device: str) -> int:
+    """Bytes that one gradient step takes at its peak."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    how = Solver("rk4", steps=steps, **gradients()[method])
+    flow = Flow([CNF(ResidualDynamics((2,)), (2,), solver=how)]).to(device)
+    _step(flow, WARM_UP_ROWS, device)
+    before = _used(device)
+    _step(flow, ROWS, device)
+    return _used(device) - before
+
+
+def _step(flow: Flow, rows: int, device: str) -> None:
+    flow.zero_grad(set_to_none=True)
+    (-flow.log_prob(torch.randn(rows, 2, device=device)).mean()).backward()
+
+
+def _used(device: str) -> int:
+    if device == "cpu":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * UNIT
+    return torch.cuda.max_memory_allocated(device)
+
+
+def _tell(there: Connection, method: str, steps: int, device: str) -> None:
+    there.send(peak(method, steps, device))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,247 @@
+"""Every method of the benchmarks behind one interface: train for so many seconds, then score rows exactly.
+
+zuko's CNF is trained by its own log-density with Hutchinson's trace at its default tolerances, and zuko's discrete
+flows by theirs. "paper FFJORD" is the network and the recipe of Grathwohl et al. 2019: concat-squash 64-64-64 with
+tanh, dopri5 at 1e-5 with the adjoint, batches of 100, Adam at 1e-3, no decay; its trace is analytic where it is exact,
+which is cheaper than the paper's. All peers work on standardised columns, and answer in the units of the rows.
+
+Continuous peers are judged by a converged likelihood: exact trace, dopri5 at 1e-5, float64. A method whose rate is
+constant is `anytime`: one run serves several budgets.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from clock import Clock
+from fitting import Recipe, train
+from sets import Split
+from torch import Tensor, nn
+
+from ffjord_kit import (
+    CNF,
+    FFJORD,
+    ConcatSquashDynamics,
+    ExactTrace,
+    Flow,
+    HutchinsonTrace,
+    Solver,
+    Standardize,
+    metrics,
+)
+
+CHUNK_ELEMENTS = 16_384
+MOST_EVALUATIONS = 20_000  # of one batch by zuko, whose solver never ends where its field is NaN
+DISCRETE = Recipe()
+CONTINUOUS = Recipe(cosine=False, clip=None, validate=0.1, patience=None, validation_rows=500)
+PAPER = Recipe(batch=100, cosine=False, clip=None, validate=None, patience=None)
+CONVERGED = Solver("dopri5", 1e-5, 1e-5)
+MLE = {"schedule": "mle:100000", "validate_every": 20}
+
+
+class Fitted(NamedTuple):
+    """A density: `score` maps rows (n, d) to log-densities (n,); `budget` is what was asked for, None without one.
+
+    `model` is what was trained: the estimator, or a peer's frozen float64 network on standardised columns.
+    """
+
+    score: Callable[[np.ndarray], np.ndarray]
+    budget: float | None
+    facts: dict[str, Any]
+    model: Any = None
+
+
+Fit = Callable[[Split, Sequence[float], int, str], Iterator[Fitted]]
+
+
+class Method(NamedTuple):
+    """A name, how to fit it (split, budgets, seed, device), and whether one run serves several budgets."""
+
+    name: str
+    fit: Fit
+    anytime: bool = False
+    budgeted: bool = True
+
+    def fits(self, split: Split, budgets: Sequence[float], *, seed: int, device: str) -> Iterator[Fitted]:
+        """One fit for each budget, or the states of one run; one without budgets has a single fit."""
+        if self.anytime or not self.budgeted:
+            yield from self.fit(split, sorted(budgets), seed, device)
+        else:
+            for budget in budgets:
+                yield from self.fit(split, [budget], seed, device)
+
+
+def ours(**fields: Any) -> Fit:
+    """FFJORD with these fields, which may take `max_seconds`; it holds out a tenth of the rows for itself."""
+
+    def fit(split: Split, budgets: Sequence[float], seed: int, device: str) -> Iterator[Fitted]:
+        (budget,) = budgets
+        clock = Clock(device)
+        model = FFJORD(**fields, max_seconds=budget, random_state=seed, device=device)
+        model.fit(np.concatenate([split.train, split.validation]))
+        log = [record["event"] for record in model.history_.records if "event" in record]
+        yield Fitted(model.score_samples, budget, _facts(clock, model.history_.step, model.flow_, log=log), model)
+
+    return fit
+
+
+class Peer(NamedTuple):
+    """A network, the loss of a batch that trains it, and the exact log-density that a frozen float64 copy gives."""
+
+    model: nn.Module
+    loss: Callable[[Tensor], Tensor]
+    log_prob: Callable[[nn.Module, Tensor], Tensor]
+
+
+def peer(make: Callable[[int], Peer], recipe: Recipe) -> Fit:
+    """Train what `make` gives for a number of columns, on standardised rows in float32."""
+
+    def fit(split: Split, budgets: Sequence[float], seed: int, device: str) -> Iterator[Fitted]:
+        clock = Clock(device)
+        torch.manual_seed(seed)
+        scaling = Standardize.of(torch.tensor(split.train))
+        rows, validation = (scaling.to_base(torch.tensor(x))[0].float().to(device) for x in split[:2])
+        made = make(rows.shape[1])
+        parameters = list(made.model.to(device).parameters())
+        states = train(
+            made.loss, parameters, rows, validation, marks=budgets, recipe=recipe, clock=clock, seed=seed
+        )  # fmt: skip
+        for budget, progress in states:
+            frozen = copy.deepcopy(made.model).double().requires_grad_(False).eval()
+            score = partial(_score, partial(made.log_prob, frozen), scaling, device)
+            yield Fitted(score, budget, _facts(clock, progress.steps, made.model, note=progress.note), frozen)
+
+    return fit
+
+
+def zuko_discrete(kind: str, **options: Any) -> Callable[[int], Peer]:
+    """A discrete flow of zuko, by its name there."""
+
+    def make(dimensions: int) -> Peer:
+        model = getattr(_zuko(), kind)(dimensions, **options)
+        return Peer(model, lambda x: -model().log_prob(x).mean(), lambda frozen, z: frozen().log_prob(z))
+
+    return make
+
+
+def zuko_cnf(dimensions: int) -> Peer:
+    """zuko's CNF with its defaults, but for the trace: an estimate while training, exact when it is judged."""
+    model = _zuko().CNF(dimensions, exact=False)
+    counted = Counted()
+    model.transform.ode.register_forward_hook(counted)
+
+    def loss(x: Tensor) -> Tensor:
+        counted.calls = 0
+        return -model().log_prob(x).mean()
+
+    return Peer(model, loss, lambda frozen, z: as_flow(frozen).log_prob(z))
+
+
+def paper(dimensions: int) -> Peer:
+    """FFJORD as its paper trains it on the toys."""
+    dynamics = ConcatSquashDynamics((dimensions,), hidden=(64, 64, 64), activation="tanh")
+    flow = Flow([CNF(dynamics, (dimensions,), solver=_by_adjoint(CONVERGED))])
+    trace, noise = ExactTrace() if dimensions == 2 else HutchinsonTrace(), torch.Generator().manual_seed(0)
+    return Peer(
+        flow,
+        lambda x: -flow.log_prob(x, trace=trace, generator=noise).mean(),
+        lambda frozen, z: frozen.log_prob(z, solver=CONVERGED),
+    )
+
+
+class ZukoField(nn.Module):
+    """The vector field of zuko's CNF in our own time: its data stand at t = 0, ours at t = 1."""
+
+    def __init__(self, transform: nn.Module) -> None:
+        super().__init__()
+        self.transform = transform
+
+    def forward(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:
+        return -self.transform.f(1 - t, x)
+
+
+def as_flow(model: nn.Module, solver: Solver = CONVERGED) -> Flow:
+    """zuko's CNF as a Flow, which scores it with the exact trace."""
+    dimensions = model.transform.ode[-1].out_features
+    return Flow([CNF(ZukoField(model.transform), (dimensions,), solver=solver)])
+
+
+class Counted:
+    """A hook that ends a solve which would never end."""
+
+    calls = 0
+
+    def __call__(self, *_: Any) -> None:
+        self.calls += 1
+        if self.calls > MOST_EVALUATIONS:
+            raise ArithmeticError(f"more than {MOST_EVALUATIONS} evaluations for one batch")
+
+
+def mixture(split: Split, budgets: Sequence[float], seed: int, device: str) -> Iterator[Fitted]:
+    """scikit-learn's Gaussian mixture, its components and covariance chosen on the validation rows."""
+    clock = Clock()
+    model = metrics.best_gaussian_mixture(split.train, split.validation, seed=seed)
+    note = f"{model.n_components} {model.covariance_type}"
+    yield Fitted(model.score_samples, None, {"seconds": clock.seconds(), "note": note})
+
+
+def kernels(split: Split, budgets: Sequence[float], seed: int, device: str) -> Iterator[Fitted]:
+    """scikit-learn's kernel density estimate, its bandwidth chosen on the validation rows."""
+    clock = Clock()
+    model = metrics.best_kde(split.train, split.validation)
+    yield Fitted(model.score_samples, None, {"seconds": clock.seconds(), "note": f"bandwidth {model.bandwidth:.3g}"})
+
+
+def _score(log_prob: Callable[[Tensor], Tensor], scaling: Standardize, device: str, rows: np.ndarray) -> np.ndarray:
+    """Log-densities (n,) in the units of the rows (n, d), in chunks."""
+    size = max(1, CHUNK_ELEMENTS // rows.shape[1])
+    parts = []
+    for chunk in torch.tensor(rows).split(size):
+        z, log_det = scaling.to_base(chunk)
+        with torch.no_grad():
+            parts.append(log_prob(z.to(device)).cpu() + log_det)
+    return torch.cat(parts).numpy()
+
+
+def _facts(clock: Clock, steps: int, model: nn.Module, **more: Any) -> dict[str, Any]:
+    count = sum(p.numel() for p in model.parameters())
+    return {"seconds": round(clock.seconds(), 2), "steps": steps, "parameters": count, **more}
+
+
+def _by_adjoint(solver: Solver) -> Solver:
+    """The same solver with gradients by the adjoint equation."""
+    names = {field.name for field in dataclasses.fields(Solver)}
+    return dataclasses.replace(solver, **({"gradient": "adjoint"} if "gradient" in names else {"adjoint": True}))
+
+
+def _zuko() -> ModuleType:
+    """zuko's flows, loaded only where they are used."""
+    try:
+        from zuko import flows
+    except ImportError:
+        raise ValueError(
+            'this method needs zuko: pip install "ffjord-kit[benchmarks]", or leave it out (--only)'
+        ) from None
+    return flows
+
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method("auto", ours(schedule="auto")),
+        Method("mle", ours(**MLE)),
+        Method("zuko CNF", peer(zuko_cnf, CONTINUOUS), anytime=True),
+        Method("zuko NSF", peer(zuko_discrete("NSF", transforms=4, hidden_features=(64, 64)), DISCRETE)),
+        Method("zuko MAF", peer(zuko_discrete("MAF", transforms=5, hidden_features=(64, 64)), DISCRETE)),
+        Method("paper FFJORD", peer(paper, PAPER), anytime=True),
+        Method("mixture", mixture, budgeted=False),
+        Method("KDE", kernels, budgeted=False),
+    )
+}
