@@ -18,7 +18,7 @@ from ffjord_kit.layers import Layer
 from ffjord_kit.regularizers import Regularizer
 from ffjord_kit.solver import Evaluations, Solver
 from ffjord_kit.steppers import State
-from ffjord_kit.trace import ExactTrace, TraceEstimator, evaluate
+from ffjord_kit.trace import ExactTrace, TraceEstimator, evaluate, fresh_generator
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,25 @@ class Path:
 
 @dataclass(frozen=True)
 class Integration:
-    """How continuous layers are integrated: the trace (None: no log-determinant), solver, costs and noise."""
+    """How continuous layers are integrated: the trace (None: no log-determinant), solver, costs and noise.
+
+    With `steer` each solve that begins or ends at a layer's end time T does so at one from U(T - steer T, T + steer T)
+    (Behl et al. 2020).
+    """
 
     trace: TraceEstimator | None = field(default_factory=ExactTrace)
     solver: Solver | None = None
     regularizers: Mapping[str, Regularizer] = field(default_factory=dict)
     generator: torch.Generator | None = None
+    steer: float = 0.0
+
+    def steered(self, clock: Tensor, end_time: float) -> Tensor:
+        """The clock (T,) with its end time drawn anew."""
+        if not self.steer:
+            return clock
+        generator = self.generator or fresh_generator()
+        shift = 2 * float(torch.rand((), generator=generator, device=generator.device)) - 1
+        return torch.where(clock == end_time, end_time * (1 + self.steer * shift), clock)
 
 
 class CNF(Layer):
@@ -99,6 +112,7 @@ class CNF(Layer):
                 context = None if context is None else context.clone()
                 return self.transport(x.clone(), times, context=context, integration=how)
         clock = torch.as_tensor(times, dtype=torch.float32 if x.device.type == "mps" else torch.float64)
+        clock = how.steered(clock, self.end_time)
         rhs, state = self._problem(x, clock, context, how)
         params = [*self.dynamics.parameters(), *([] if context is None else [context])]
         solver = how.solver or self.solver

@@ -54,7 +54,8 @@ def blank_layers(fields: Fields, dimensions: int) -> list[Layer]:
 def build_schedule(fields: Fields, dimensions: int) -> list[Phase]:
     """The phases of training that `schedule` names; every objective is made, so that a wrong field never waits."""
     choice("time_density", fields.time_density, TIME_DENSITIES)
-    mle = MaximumLikelihood(_trace(fields, dimensions), regularizers_of(fields.regularizers), training_solver(fields))
+    costs, solver = regularizers_of(fields.regularizers), training_solver(fields)
+    mle = MaximumLikelihood(_trace(fields, dimensions), costs, solver, fields.steer)
     objectives: dict[str, tuple[Objective, float]] = {
         "flow_matching": (FlowMatching(fields.time_density), _positive("learning_rate", fields.learning_rate)),
         "mle": (mle, _positive("mle_learning_rate", fields.mle_learning_rate)),
@@ -82,9 +83,10 @@ def training_options(fields: Fields) -> dict[str, Any]:
 def training_solver(fields: Fields) -> Solver:
     """The solver of the likelihood's gradient: the method, tolerance or steps that the fields name."""
     tolerance = _tolerance("train_tolerance", fields.train_tolerance, torch.float32)
-    if fields.solver == "scipy_solver" and not fields.adjoint:
-        raise ValueError("method 'scipy_solver' is not differentiable: pass adjoint=True")
-    return Solver(fields.solver, tolerance, tolerance, fields.steps, fields.adjoint, fields.max_nfe)
+    solver = Solver(fields.solver, tolerance, tolerance, fields.steps, fields.gradient, fields.max_nfe)
+    if solver.method == "scipy_solver" and not solver.by_adjoint:
+        raise ValueError("method 'scipy_solver' is not differentiable: pass gradient='adjoint'")
+    return solver
 
 
 def reporting(fields: Fields) -> Integration:
