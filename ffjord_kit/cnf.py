@@ -3,7 +3,12 @@ r"""CNF, the continuous layer: state, log-determinant and costs, integrated join
     dx/dt = f(t, x),    d log|det dx(t)/dx(t_0)| / dt = tr(df/dx),    d cost/dt = r(x(t), t)
 
 (instantaneous change of variables, Chen et al. 2018, theorem 1; FFJORD, Grathwohl et al. 2019). The layer's own clock
-runs from 0 at the base to `end_time` at the data.
+runs from 0 at the base to `end_time` at the data. Where the end time is learned, T, the clock stays as it is, and the
+dynamics that it drives are those at another pace, a field like any other:
+
+    dx/ds = k f(k s, x),    s from 0 to end_time,    T = k end_time,    k = exp(log_pace) > 0.
+
+So layers share the flow's time as before, and costs are those of the clock: a longer T is no cheaper way.
 """
 
 from __future__ import annotations
@@ -15,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ffjord_kit.layers import Layer
+from ffjord_kit.potential import Potential, potential_of
 from ffjord_kit.regularizers import Regularizer
 from ffjord_kit.solver import Evaluations, Solver
 from ffjord_kit.steppers import State
@@ -64,9 +70,34 @@ class Integration:
         return torch.where(clock == end_time, end_time * (1 + self.steer * shift), clock)
 
 
+class Paced(Potential):
+    """Dynamics at a learned pace k: k f(k t, x, context); it pushes, or has a potential, where they do."""
+
+    def __init__(self, dynamics: nn.Module) -> None:
+        super().__init__()
+        self.dynamics = dynamics
+        self.log_pace = nn.Parameter(torch.zeros(()))
+
+    @property
+    def pace(self) -> Tensor:
+        """k > 0, ()."""
+        return self.log_pace.exp()
+
+    def forward(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:
+        return self.pace * self.dynamics(self.pace * t, x, context)
+
+    def push(self, t: Tensor, x: Tensor, tangents: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        point = evaluate(self.dynamics, self.pace * t, x, tangents, context)
+        return self.pace * point.dx, self.pace * point.products
+
+    def potential(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:
+        return self.pace * potential_of(self.dynamics)(self.pace * t, x, context)
+
+
 class CNF(Layer):
     """A continuous layer: the flow of dx/dt = dynamics(t, x, context) for t from 0 to end_time.
 
+    With `learn_end_time` that is where T, a positive parameter, begins; `end_time` remains the reading of the clock.
     Raises ValueError for an end_time that is not positive; SolveError where the integration cannot go on.
     """
 
@@ -77,14 +108,21 @@ class CNF(Layer):
         *,
         solver: Solver | None = None,
         end_time: float = 1.0,
+        learn_end_time: bool = False,
     ) -> None:
         super().__init__()
         if not end_time > 0:
             raise ValueError(f"end_time must be positive; got {end_time}")
-        self.dynamics = dynamics
+        self.dynamics = Paced(dynamics) if learn_end_time else dynamics
         self.event_shape = tuple(event_shape)
         self.solver = solver or Solver()
         self.end_time = end_time
+
+    @property
+    def learned_end_time(self) -> Tensor:
+        """T, (): where the dynamics' own time ends; it carries a gradient where it is learned."""
+        pace = self.dynamics.pace if isinstance(self.dynamics, Paced) else torch.ones(())
+        return self.end_time * pace
 
     def to_base(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         path = self.transport(x, [self.end_time, 0.0], context=context)

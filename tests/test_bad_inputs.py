@@ -110,12 +110,18 @@ DATA = {
 }
 
 SCHEDULE = r"schedule must read like 'flow_matching:4000,mle:200' \(flow_matching, mle\); got '{}'"
-REGULARIZERS = r"regularizers must read like 'kinetic:0\.01,jacobian:0\.01' \(kinetic, jacobian\); got '{}'"
+REGULARIZERS = (
+    r"regularizers must read like 'kinetic:0\.01,jacobian:0\.01' "
+    r"\(kinetic, jacobian, acceleration, jerk, hjb\); got '{}'"
+)
 SUPPORT = "support must be 'real', 'positive' or 'bounded:LOW:HIGH'; got '{}'"
 OPTIONS = {
     "--schedule sgd:5": SCHEDULE.format("sgd:5"),
     "--schedule mle:0": SCHEDULE.format("mle:0"),
     "--regularizers speed:1 --schedule mle:1": REGULARIZERS.format("speed:1"),
+    "--regularizers hjb:0.1": "regularizer 'hjb' needs dynamics='potential'; got dynamics='residual'",
+    "--dynamics potential --activation silu": "potential dynamics have the activation 'tanh' and no .*'silu'.*",
+    "--end-time 0": r"end_time must be positive; got 0\.0",
     "--regularizers kinetic:-1": REGULARIZERS.format("kinetic:-1"),
     "--support circle": SUPPORT.format("circle"),
     "--support bounded:2:1": SUPPORT.format("bounded:2:1"),

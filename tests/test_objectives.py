@@ -17,6 +17,7 @@ from ffjord_kit.solver import GRADIENTS, Solver
 from ffjord_kit.trace import ExactTrace, HutchinsonTrace
 
 EXACT = Solver("rk4", steps=20)
+COSTS = {word: REGULARIZERS[word] for word in ("kinetic", "jacobian")}
 TOP = 1 + LIKELIHOOD_FLOOR
 SPAN = math.log(TOP / LIKELIHOOD_FLOOR)
 DENSITIES = {  # density, distribution function and weight of t
@@ -166,9 +167,7 @@ def test_maximum_likelihood_is_the_mean_of_minus_log_prob_plus_weighted_costs(tr
     scaling, cnf, x = Standardize(randn(2), randn(2).exp()), CNF(SmoothMLP(2), (2,), end_time=0.8), randn(6, 2)
     flow, weights = a_flow(scaling, cnf), {"kinetic": 0.3, "jacobian": 0.02}
     loss = MaximumLikelihood(trace, weights, solver).loss(flow, x, None, seeded())
-    path = cnf.transport(
-        scaling.to_base(x)[0], [0.8, 0.0], integration=Integration(trace, EXACT, REGULARIZERS, seeded())
-    )
+    path = cnf.transport(scaling.to_base(x)[0], [0.8, 0.0], integration=Integration(trace, EXACT, COSTS, seeded()))
     nll = -flow.log_prob(x, trace=trace, solver=EXACT, generator=seeded()).mean()
     expected = nll + sum(weight * path.costs[name].mean() for name, weight in weights.items())
     close(loss.value, expected, 1e-10)
@@ -226,7 +225,7 @@ def test_a_steer_that_could_reach_no_time_is_refused(bad):
 def test_the_costs_of_several_blocks_are_added():
     blocks, x = [CNF(linear(2, seed=s), (2,), solver=EXACT) for s in (0, 1)], randn(5, 2)
     terms = MaximumLikelihood(regularizers={"kinetic": 1.0}).loss(a_flow(*blocks), x, None, seeded()).terms
-    how = Integration(regularizers=REGULARIZERS)
+    how = Integration(regularizers=COSTS)
     first = blocks[0].transport(x, [1.0, 0.0], integration=how)
     second = blocks[1].transport(first.x[-1], [1.0, 0.0], integration=how)
     close(terms["kinetic"], (first.costs["kinetic"] + second.costs["kinetic"]).mean(), 1e-10)

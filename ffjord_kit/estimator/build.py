@@ -55,6 +55,8 @@ def build_schedule(fields: Fields, dimensions: int) -> list[Phase]:
     """The phases of training that `schedule` names; every objective is made, so that a wrong field never waits."""
     choice("time_density", fields.time_density, TIME_DENSITIES)
     costs, solver = regularizers_of(fields.regularizers), training_solver(fields)
+    if "hjb" in costs and fields.dynamics != "potential":
+        raise ValueError(f"regularizer 'hjb' needs dynamics='potential'; got dynamics={fields.dynamics!r}")
     mle = MaximumLikelihood(_trace(fields, dimensions), costs, solver, fields.steer)
     objectives: dict[str, tuple[Objective, float]] = {
         "flow_matching": (FlowMatching(fields.time_density), _positive("learning_rate", fields.learning_rate)),
@@ -153,7 +155,10 @@ def _block(fields: Fields, dimensions: int, context_dim: int) -> CNF:
         choice("activation", fields.activation, ACTIVATIONS)
     network = choice("dynamics", fields.dynamics, DYNAMICS)
     dynamics = network((dimensions,), context_dim=context_dim, hidden=hidden, **options)
-    return CNF(dynamics, (dimensions,), solver=training_solver(fields))
+    return CNF(
+        dynamics, (dimensions,), solver=training_solver(fields), end_time=fields.end_time,
+        learn_end_time=fields.learn_end_time,
+    )  # fmt: skip
 
 
 def _optimization(fields: Fields) -> Optimization:

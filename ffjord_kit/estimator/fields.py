@@ -34,6 +34,8 @@ class Fields:
     hidden: tuple[int, ...] = option((128, 128, 128), "widths of its hidden layers, e.g. 128,128,128")
     activation: str | None = option(None, "its activation (default: the network's own)", ACTIVATIONS)
     blocks: int = option(1, "continuous layers in a row")
+    end_time: float = option(1.0, "where the time of each continuous layer ends")
+    learn_end_time: bool = option(False, "learn that time, beginning there")
     scaling: str = option("standardize", "affine layer next to the data", SCALINGS)
     support: str = option("real", "where the data live: real, positive or bounded:LOW:HIGH; one word, or one a column")
     learning_rate: float = option(2e-3, "peak learning rate of flow matching")
