@@ -18,8 +18,9 @@ from ffjord_kit.version import __version__
 
 __all__ = [
     "CNF", "DATASETS", "DYNAMICS", "FFJORD", "GRADIENTS", "METHODS", "OBJECTIVES", "REGULARIZERS", "TRACE_ESTIMATORS",
-    "Base", "ConcatDynamics", "ConcatSquashDynamics", "ExactTrace", "Flow", "FlowMatching", "History", "HutchinsonTrace",
-    "Integration", "Layer", "Logit", "MaximumLikelihood", "Objective", "Optimization", "OrthogonalTrace", "Path",
-    "Phase", "PotentialDynamics", "ResidualDynamics", "Run", "RunError", "Softplus", "SolveError", "Solver", "StandardNormal",
-    "Standardize", "TraceEstimator", "TrainingDiverged", "Trajectory", "Whiten", "__version__", "evaluate", "fit",
+    "Base", "ConcatDynamics", "ConcatSquashDynamics", "ExactTrace", "Flow", "FlowMatching", "History",
+    "HutchinsonTrace", "Integration", "Layer", "Logit", "MaximumLikelihood", "Objective", "Optimization",
+    "OrthogonalTrace", "Path", "Phase", "PotentialDynamics", "ResidualDynamics", "Run", "RunError", "Softplus",
+    "SolveError", "Solver", "StandardNormal", "Standardize", "TraceEstimator", "TrainingDiverged", "Trajectory",
+    "Whiten", "__version__", "evaluate", "fit",
 ]  # fmt: skip

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint, odeint_adjoint
 
-from ffjord_kit.guard import Evaluations, Guarded, RightHandSide, SolveError
+from ffjord_kit.evaluations import Checked, Evaluations, RightHandSide, SolveError
 from ffjord_kit.steppers import State, StepUnderflow, dopri5_by_row
 
 
@@ -91,15 +91,15 @@ class Solver:
         times = times.to("cpu", _clock_dtype(state[0]))  # once: no step asks an accelerator for its time
         self._check(state, times)
         patient, recompute = METHODS[self.method] is _fixed, self.gradient == "checkpointed"
-        guarded = Guarded(rhs, times, limit=self.max_nfe, patient=patient, recompute=recompute)
+        checked = Checked(rhs, times, limit=self.max_nfe, patient=patient, recompute=recompute)
         try:
-            states = METHODS[self.method](self, guarded, state, times, tuple(params), steering)
+            states = METHODS[self.method](self, checked, state, times, tuple(params), steering)
         except (AssertionError, StepUnderflow) as error:  # torchdiffeq's guard, and our own stepper's
             raise SolveError(
-                f"the step size vanished after {guarded.evaluations.forward} evaluations ({error}): the field is too "
+                f"the step size vanished after {checked.evaluations.forward} evaluations ({error}): the field is too "
                 f"stiff for {self.method!r} at rtol={self.rtol:g}. Loosen the tolerance, or solve in float64"
             ) from error
-        return Solution(tuple(states), guarded.finish())
+        return Solution(tuple(states), checked.finish())
 
     def _check(self, state: State, times: Tensor) -> None:
         steps = times.diff()
@@ -122,7 +122,7 @@ def _worst_row(parts: State) -> Tensor:
 
 
 def _integrate(
-    solver: Solver, rhs: Guarded, state: State, times: Tensor, params: tuple[Tensor, ...], options: dict
+    solver: Solver, rhs: Checked, state: State, times: Tensor, params: tuple[Tensor, ...], options: dict
 ) -> State:
     device = state[0].device
     placed = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in options.items()}
@@ -130,14 +130,14 @@ def _integrate(
 
 
 def _through_steps(
-    solver: Solver, rhs: Guarded, state: State, times: Tensor, params: tuple[Tensor, ...], options: dict
+    solver: Solver, rhs: Checked, state: State, times: Tensor, params: tuple[Tensor, ...], options: dict
 ) -> State:
     return odeint(rhs, state, times, options=options, **_common(solver, options))
 
 
 def _adjoint(
     solver: Solver,
-    rhs: Guarded,
+    rhs: Checked,
     state: State,
     times: Tensor,
     params: tuple[Tensor, ...],
@@ -166,14 +166,14 @@ def _common(solver: Solver, options: dict) -> dict:
 
 
 def _adaptive(
-    solver: Solver, rhs: Guarded, state: State, times: Tensor, params: tuple[Tensor, ...], steering: int | None
+    solver: Solver, rhs: Checked, state: State, times: Tensor, params: tuple[Tensor, ...], steering: int | None
 ) -> State:
     options = {"norm": lambda parts: _worst_row(parts[:steering]), "step_t": times, "dtype": times.dtype}
     return _integrate(solver, rhs, state, times, params, options)
 
 
 def _fixed(
-    solver: Solver, rhs: Guarded, state: State, times: Tensor, params: tuple[Tensor, ...], steering: int | None
+    solver: Solver, rhs: Checked, state: State, times: Tensor, params: tuple[Tensor, ...], steering: int | None
 ) -> State:
     width = float((times[-1] - times[0]).abs()) / solver.steps
     options = {"grid_constructor": lambda _, __, asked: _grid(asked, width)}
@@ -183,7 +183,7 @@ def _fixed(
 
 
 def _adams(
-    solver: Solver, rhs: Guarded, state: State, times: Tensor, params: tuple[Tensor, ...], steering: int | None
+    solver: Solver, rhs: Checked, state: State, times: Tensor, params: tuple[Tensor, ...], steering: int | None
 ) -> State:
     """Multistep formulas hold for equal steps alone: each interval between requested times is a solve of its own."""
     width = float((times[-1] - times[0]).abs()) / solver.steps
@@ -196,7 +196,7 @@ def _adams(
 
 
 def _scipy(
-    solver: Solver, rhs: Guarded, state: State, times: Tensor, params: tuple[Tensor, ...], steering: int | None
+    solver: Solver, rhs: Checked, state: State, times: Tensor, params: tuple[Tensor, ...], steering: int | None
 ) -> State:
     if not solver.by_adjoint and torch.is_grad_enabled() and any(p.requires_grad for p in (*state, *params)):
         raise ValueError("method 'scipy_solver' is not differentiable: pass gradient='adjoint', or use torch.no_grad()")
@@ -207,7 +207,7 @@ def _scipy(
 
 
 def _by_row(
-    solver: Solver, rhs: Guarded, state: State, times: Tensor, params: tuple[Tensor, ...], steering: int | None
+    solver: Solver, rhs: Checked, state: State, times: Tensor, params: tuple[Tensor, ...], steering: int | None
 ) -> State:
     times = times.to(state[0].device)
     return _stacked(dopri5_by_row(rhs, state, times, rtol=solver.rtol, atol=solver.atol, steering=steering))

@@ -81,7 +81,7 @@ def test_a_checkpointed_solve_differentiates_twice(word, method):
 
 
 def test_nothing_is_checkpointed_where_no_gradient_is_recorded(monkeypatch):
-    monkeypatch.setattr("ffjord_kit.guard.checkpoint", lambda *_, **__: pytest.fail("checkpointed"))
+    monkeypatch.setattr("ffjord_kit.evaluations.checkpoint", lambda *_, **__: pytest.fail("checkpointed"))
     for mode in (torch.no_grad, torch.inference_mode):
         with mode():
             a_flow("pushforward", "rk4", "checkpointed", steps=2).log_prob(randn(3, 2))

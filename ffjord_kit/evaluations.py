@@ -30,7 +30,7 @@ class Evaluations:
     backward: int = 0
 
 
-class Guarded:
+class Checked:
     """A right-hand side, counted and checked: at each evaluation, or, with `patient`, when `finish` is called.
 
     With `recompute` an evaluation keeps its inputs alone and is made again on the way back (Chen et al. 2016); one that
