@@ -3,7 +3,12 @@ r"""CNF, the continuous layer: state, log-determinant and costs, integrated join
     dx/dt = f(t, x),    d log|det dx(t)/dx(t_0)| / dt = tr(df/dx),    d cost/dt = r(x(t), t)
 
 (instantaneous change of variables, Chen et al. 2018, theorem 1; FFJORD, Grathwohl et al. 2019). The layer's own clock
-runs from 0 at the base to `end_time` at the data.
+runs from 0 at the base to `end_time` at the data. Where the end time is learned, T, the clock stays as it is, and the
+dynamics that it drives are those at another pace, a field like any other:
+
+    dx/ds = k f(k s, x),    s from 0 to end_time,    T = k end_time,    k = exp(log_pace) > 0.
+
+So layers share the flow's time as before, and costs are those of the clock: a longer T is no cheaper way.
 """
 
 from __future__ import annotations
@@ -16,10 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from ffjord_kit.layers import Layer
+from ffjord_kit.potential import Potential, potential_of
 from ffjord_kit.regularizers import Regularizer
 from ffjord_kit.solver import Evaluations, Part, RightHandSide, Solver
 from ffjord_kit.steppers import State
-from ffjord_kit.trace import ExactTrace, TraceEstimator, evaluate
+from ffjord_kit.trace import ExactTrace, TraceEstimator, evaluate, fresh_generator
 
 
 @dataclass(frozen=True)
@@ -44,17 +50,55 @@ class Path:
 
 @dataclass(frozen=True)
 class Integration:
-    """How continuous layers are integrated: the trace (None: no log-determinant), solver, costs and noise."""
+    """How continuous layers are integrated: the trace (None: no log-determinant), solver, costs and noise.
+
+    With `steer` each solve that begins or ends at a layer's end time T does so at one from U(T - steer T, T + steer T)
+    (Behl et al. 2020).
+    """
 
     trace: TraceEstimator | None = field(default_factory=ExactTrace)
     solver: Solver | None = None
     regularizers: Mapping[str, Regularizer] = field(default_factory=dict)
     generator: torch.Generator | None = None
+    steer: float = 0.0
+
+    def steered(self, clock: Tensor, end_time: float) -> Tensor:
+        """The clock (T,) with its end time drawn anew."""
+        if not self.steer:
+            return clock
+        generator = self.generator or fresh_generator()
+        shift = 2 * float(torch.rand((), generator=generator, device=generator.device)) - 1
+        return torch.where(clock == end_time, end_time * (1 + self.steer * shift), clock)
+
+
+class Paced(Potential):
+    """Dynamics at a learned pace k: k f(k t, x, context); it pushes, or has a potential, where they do."""
+
+    def __init__(self, dynamics: nn.Module) -> None:
+        super().__init__()
+        self.dynamics = dynamics
+        self.log_pace = nn.Parameter(torch.zeros(()))
+
+    @property
+    def pace(self) -> Tensor:
+        """k > 0, ()."""
+        return self.log_pace.exp()
+
+    def forward(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:
+        return self.pace * self.dynamics(self.pace * t, x, context)
+
+    def push(self, t: Tensor, x: Tensor, tangents: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        point = evaluate(self.dynamics, self.pace * t, x, tangents, context)
+        return self.pace * point.dx, self.pace * point.products
+
+    def potential(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:
+        return self.pace * potential_of(self.dynamics)(self.pace * t, x, context)
 
 
 class CNF(Layer):
     """A continuous layer: the flow of dx/dt = dynamics(t, x, context) for t from 0 to end_time.
 
+    With `learn_end_time` that is where T, a positive parameter, begins; `end_time` remains the reading of the clock.
     Raises ValueError for an end_time that is not positive; SolveError where the integration cannot go on.
     """
 
@@ -65,14 +109,21 @@ class CNF(Layer):
         *,
         solver: Solver | None = None,
         end_time: float = 1.0,
+        learn_end_time: bool = False,
     ) -> None:
         super().__init__()
         if not end_time > 0:
             raise ValueError(f"end_time must be positive; got {end_time}")
-        self.dynamics = dynamics
+        self.dynamics = Paced(dynamics) if learn_end_time else dynamics
         self.event_shape = tuple(event_shape)
         self.solver = solver or Solver()
         self.end_time = end_time
+
+    @property
+    def learned_end_time(self) -> Tensor:
+        """T, (): where the dynamics' own time ends; it carries a gradient where it is learned."""
+        pace = self.dynamics.pace if isinstance(self.dynamics, Paced) else torch.ones(())
+        return self.end_time * pace
 
     def to_base(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         path = self.transport(x, [self.end_time, 0.0], context=context)
@@ -100,6 +151,7 @@ class CNF(Layer):
                 context = None if context is None else context.clone()
                 return self.transport(x.clone(), times, context=context, integration=how)
         clock = torch.as_tensor(times, dtype=torch.float32 if x.device.type == "mps" else torch.float64)
+        clock = how.steered(clock, self.end_time)
         part, state = self._problem(x, context, how, 1.0 if clock[-1] > clock[0] else -1.0)
         params = [*self.dynamics.parameters(), *([] if context is None else [context])]
         solver = how.solver or self.solver

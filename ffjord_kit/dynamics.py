@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ffjord_kit.activations import ACTIVATIONS
+from ffjord_kit.potential import PotentialDynamics
 from ffjord_kit.trace import Pushforward
 
 Tangents = Tensor | None
@@ -208,4 +209,5 @@ DYNAMICS: dict[str, Callable[..., nn.Module]] = {
     "residual": ResidualDynamics,
     "concat_squash": ConcatSquashDynamics,
     "concat": ConcatDynamics,
+    "potential": PotentialDynamics,
 }

@@ -50,17 +50,24 @@ class Objective(ABC):
 class MaximumLikelihood(Objective):
     """Plain FFJORD: the mean negative log-likelihood, with weighted costs along the path.
 
-    `regularizers` maps words of REGULARIZERS to weights; `solver` None takes each layer's own.
+    `regularizers` maps words of REGULARIZERS to weights; `solver` None takes each layer's own. With `steer` the end
+    time T of each step's solve is drawn from U(T - steer T, T + steer T), so that the flow settles about T and its
+    dynamics are not stiff there (STEER, Behl et al. 2020). Raises ValueError unless 0 <= steer < 1.
     """
 
     trace: TraceEstimator = field(default_factory=HutchinsonTrace)
     regularizers: Mapping[str, float] = field(default_factory=dict)
     solver: Solver | None = None
+    steer: float = 0.0
     name: str = "mle"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.steer < 1:
+            raise ValueError(f"steer must be in [0, 1), a part of the end time; got {self.steer}")
 
     def loss(self, flow: Flow, x: Tensor, context: Tensor | None, generator: torch.Generator) -> Loss:
         costs = {word: REGULARIZERS[word] for word in self.regularizers}
-        how = Integration(self.trace, self.solver, costs, generator)
+        how = Integration(self.trace, self.solver, costs, generator, self.steer)
         log_prob, moved = flow.evaluate_log_prob(x, context, integration=how)
         terms = {"nll": -log_prob.mean(), **{word: cost.mean() for word, cost in moved.costs.items()}}
         value = terms["nll"] + sum(weight * terms[word] for word, weight in self.regularizers.items())

@@ -3,36 +3,29 @@ r"""Solver: how the initial value problem dy/dt = rhs(t, y), y(t_0) = y_0 is int
 The only file that knows torchdiffeq. An adaptive method holds its own estimate of each step's error below
 atol + rtol |y|, judged by the worst row (fehlberg2's estimate is a hundred times too kind: prefer another); a fixed
 one takes a number of steps that is always said. Every requested time is a step's end, so nothing is interpolated
-(scipy_solver alone does), and no field is evaluated outside the interval. Gradients run back through the solver's own
-steps, or through the adjoint equation, whose memory does not grow with the steps (Chen et al. 2018, section 2).
+(scipy_solver alone does), and no field is evaluated outside the interval. Gradients run back
+
+    backprop        through the solver's own steps
+    checkpointed    the same, each evaluation made again on the way back: less memory for one more forward pass
+    adjoint         through the adjoint equation, whose memory does not grow with the steps (Chen et al. 2018, sec. 2)
+    seminorm        the same, with steps that ignore the error of the parameters' part, an integral that nothing
+                    depends on: fewer steps (Kidger, Chen & Lyons 2021)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torchdiffeq import odeint, odeint_adjoint
 
+from ffjord_kit.evaluations import Checked, Evaluations, Part, RightHandSide, SolveError
 from ffjord_kit.steppers import State, StepUnderflow, dopri5_by_row
-
-RightHandSide = Callable[[Tensor, State], State]
-Part = Callable[[Tensor], RightHandSide]  # from the numbers of rows, (m,), to the right-hand side of these rows alone
-
-
-class SolveError(RuntimeError):
-    """An integration that cannot go on; its text says when, why and what to do."""
-
-
-@dataclass
-class Evaluations:
-    """How often the right-hand side was evaluated, forward and (by the adjoint, later) backward."""
-
-    forward: int = 0
-    backward: int = 0
 
 
 class Solution(NamedTuple):
@@ -46,14 +39,15 @@ class Solution(NamedTuple):
 class Solver:
     """A method of integration: adaptive by tolerance, or of a fixed number of steps over the whole interval.
 
-    Raises ValueError for an unknown method, a fixed one without `steps`, or an adaptive one with them.
+    `gradient` is a word of GRADIENTS, the way back. Raises ValueError for an unknown method or gradient, a fixed method
+    without `steps`, or an adaptive one with them.
     """
 
     method: str = "dopri5"
     rtol: float = 1e-5
     atol: float = 1e-5
     steps: int | None = None
-    adjoint: bool = False
+    gradient: str = "backprop"
     max_nfe: int = 10_000
 
     def __post_init__(self) -> None:
@@ -68,8 +62,15 @@ class Solver:
             raise ValueError(f"rtol and atol must be positive; got {self.rtol} and {self.atol}")
         if self.max_nfe < 1:
             raise ValueError(f"max_nfe must be at least 1; got {self.max_nfe}")
-        if self.adjoint and self.method == "dopri5_by_row":
-            raise ValueError("method 'dopri5_by_row' has no adjoint: pass adjoint=False, or method='dopri5'")
+        if self.gradient not in GRADIENTS:
+            raise ValueError(f"gradient must be one of {', '.join(GRADIENTS)}; got {self.gradient!r}")
+        if self.by_adjoint and self.method == "dopri5_by_row":
+            raise ValueError("method 'dopri5_by_row' has no adjoint: pass gradient='backprop', or method='dopri5'")
+
+    @property
+    def by_adjoint(self) -> bool:
+        """Whether the way back is an integration of its own, rather than through the solver's steps."""
+        return GRADIENTS[self.gradient] is not _through_steps
 
     def solve(
         self,
@@ -89,18 +90,18 @@ class Solver:
         Raises SolveError on a non-finite field, a vanishing step, or more than max_nfe evaluations; ValueError for
         times that do not run one way.
         """
+        times = times.to("cpu", _clock_dtype(state[0]))  # once: no step asks an accelerator for its time
         self._check(state, times)
-        times = times.to(state[0].device, _clock_dtype(state[0]))
-        counted = _Counted(rhs, part, self.max_nfe, times)
+        patient, recompute = METHODS[self.method] is _fixed, self.gradient == "checkpointed"
+        checked = Checked(rhs, times, part=part, limit=self.max_nfe, patient=patient, recompute=recompute)
         try:
-            states = METHODS[self.method](self, counted, state, times, tuple(params), steering)
+            states = METHODS[self.method](self, checked, state, times, tuple(params), steering)
         except (AssertionError, StepUnderflow) as error:  # torchdiffeq's guard, and our own stepper's
             raise SolveError(
-                f"the step size vanished after {counted.evaluations.forward} evaluations ({error}): the field is too "
+                f"the step size vanished after {checked.evaluations.forward} evaluations ({error}): the field is too "
                 f"stiff for {self.method!r} at rtol={self.rtol:g}. Loosen the tolerance, or solve in float64"
             ) from error
-        counted.turn_back()
-        return Solution(tuple(states), counted.evaluations)
+        return Solution(tuple(states), checked.finish())
 
     def _check(self, state: State, times: Tensor) -> None:
         steps = times.diff()
@@ -113,53 +114,6 @@ class Solver:
             )
 
 
-class _Counted:
-    """The right-hand side, counted and guarded: it stops a solve that would never end, or that has left the reals."""
-
-    def __init__(self, rhs: RightHandSide, part: Part | None, limit: int, times: Tensor) -> None:
-        self.rhs, self.part, self.limit = rhs, part, limit
-        self.first, self.last = float(times.min()), float(times.max())
-        self.evaluations, self.backward = Evaluations(), False
-
-    def __call__(self, t: Tensor, state: State, rows: Tensor | None = None) -> State:
-        self._count(t)
-        # torchdiffeq probes for its first step beyond the end, where no field was ever trained.
-        t = t.clamp(self.first, self.last)
-        slopes = (self.rhs if rows is None else self.part(rows))(t, state)
-        if not all(bool(slope.isfinite().all()) for slope in slopes):
-            raise SolveError(_nonfinite(t, slopes, rows))
-        return _linked(slopes, state) if torch.is_grad_enabled() else slopes
-
-    def turn_back(self) -> None:
-        self.backward = True
-
-    def _count(self, t: Tensor) -> None:
-        self.evaluations.backward += self.backward
-        self.evaluations.forward += not self.backward
-        if (self.evaluations.backward if self.backward else self.evaluations.forward) > self.limit:
-            raise SolveError(
-                f"more than max_nfe={self.limit} evaluations by t = {float(t.detach().min()):.4g}: loosen the "
-                "tolerance, raise max_nfe, or regularize the dynamics (kinetic, jacobian)"
-            )
-
-
-def _nonfinite(t: Tensor, slopes: State, live: Tensor | None) -> str:
-    bad = torch.stack([~slope.detach().reshape(len(slope), -1).isfinite().all(1) for slope in slopes]).any(0)
-    rows = (bad.nonzero().flatten() if live is None else live[bad]).tolist()
-    at = float(t.detach().min())
-    return (
-        f"the dynamics became NaN or infinite at t = {at:.4g} in {len(rows)} of {len(bad)} rows (first: "
-        f"{rows[:5]}): check those rows for outliers; in training lower the learning rate or clip the gradient"
-    )
-
-
-def _linked(slopes: State, state: State) -> State:
-    """Slopes that depend on nothing (a constant field) tied to the state by zero: the adjoint asks for a graph."""
-    if any(slope.requires_grad for slope in slopes):
-        return slopes
-    return tuple(slope + 0 * part for slope, part in zip(slopes, state, strict=True))
-
-
 def _clock_dtype(x: Tensor) -> torch.dtype:
     return x.dtype if x.device.type == "mps" else torch.float64
 
@@ -170,12 +124,30 @@ def _worst_row(parts: State) -> Tensor:
 
 
 def _integrate(
-    solver: Solver, rhs: _Counted, state: State, times: Tensor, params: tuple[Tensor, ...], options: dict
+    solver: Solver, rhs: Checked, state: State, times: Tensor, params: tuple[Tensor, ...], options: dict
 ) -> State:
-    common = {"rtol": solver.rtol, "atol": options.pop("atol", solver.atol), "method": solver.method}
-    if not solver.adjoint:
-        return odeint(rhs, state, times, options=options, **common)
-    back = {key: value for key, value in options.items() if key != "norm"}
+    device = state[0].device
+    placed = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in options.items()}
+    return GRADIENTS[solver.gradient](solver, rhs, state, times.to(device), params, placed)
+
+
+def _through_steps(
+    solver: Solver, rhs: Checked, state: State, times: Tensor, params: tuple[Tensor, ...], options: dict
+) -> State:
+    return odeint(rhs, state, times, options=options, **_common(solver, options))
+
+
+def _adjoint(
+    solver: Solver,
+    rhs: Checked,
+    state: State,
+    times: Tensor,
+    params: tuple[Tensor, ...],
+    options: dict,
+    back: Mapping[str, str] = MappingProxyType({}),
+) -> State:
+    common = _common(solver, options)
+    back = {**{key: value for key, value in options.items() if key != "norm"}, **back}
     if "step_t" in back:  # torchdiffeq turns a falling clock round, but not these
         back["step_t"] = torch.cat([times, -times]).unique()
     states = odeint_adjoint(
@@ -191,15 +163,19 @@ def _integrate(
     return tuple(_OnceDifferentiable.apply(part) for part in states)
 
 
+def _common(solver: Solver, options: dict) -> dict:
+    return {"rtol": solver.rtol, "atol": options.pop("atol", solver.atol), "method": solver.method}
+
+
 def _adaptive(
-    solver: Solver, rhs: _Counted, state: State, times: Tensor, params: tuple[Tensor, ...], steering: int | None
+    solver: Solver, rhs: Checked, state: State, times: Tensor, params: tuple[Tensor, ...], steering: int | None
 ) -> State:
     options = {"norm": lambda parts: _worst_row(parts[:steering]), "step_t": times, "dtype": times.dtype}
     return _integrate(solver, rhs, state, times, params, options)
 
 
 def _fixed(
-    solver: Solver, rhs: _Counted, state: State, times: Tensor, params: tuple[Tensor, ...], steering: int | None
+    solver: Solver, rhs: Checked, state: State, times: Tensor, params: tuple[Tensor, ...], steering: int | None
 ) -> State:
     width = float((times[-1] - times[0]).abs()) / solver.steps
     options = {"grid_constructor": lambda _, __, asked: _grid(asked, width)}
@@ -209,7 +185,7 @@ def _fixed(
 
 
 def _adams(
-    solver: Solver, rhs: _Counted, state: State, times: Tensor, params: tuple[Tensor, ...], steering: int | None
+    solver: Solver, rhs: Checked, state: State, times: Tensor, params: tuple[Tensor, ...], steering: int | None
 ) -> State:
     """Multistep formulas hold for equal steps alone: each interval between requested times is a solve of its own."""
     width = float((times[-1] - times[0]).abs()) / solver.steps
@@ -222,10 +198,10 @@ def _adams(
 
 
 def _scipy(
-    solver: Solver, rhs: _Counted, state: State, times: Tensor, params: tuple[Tensor, ...], steering: int | None
+    solver: Solver, rhs: Checked, state: State, times: Tensor, params: tuple[Tensor, ...], steering: int | None
 ) -> State:
-    if not solver.adjoint and torch.is_grad_enabled() and any(p.requires_grad for p in (*state, *params)):
-        raise ValueError("method 'scipy_solver' is not differentiable: pass adjoint=True, or use torch.no_grad()")
+    if not solver.by_adjoint and torch.is_grad_enabled() and any(p.requires_grad for p in (*state, *params)):
+        raise ValueError("method 'scipy_solver' is not differentiable: pass gradient='adjoint', or use torch.no_grad()")
     # LSODA knows tolerances, not norms: a part that must not steer gets one that it always meets.
     count = len(state) if steering is None else steering
     atol = tuple(solver.atol if i < count else 1e30 for i in range(len(state)))
@@ -233,9 +209,9 @@ def _scipy(
 
 
 def _by_row(
-    solver: Solver, rhs: _Counted, state: State, times: Tensor, params: tuple[Tensor, ...], steering: int | None
+    solver: Solver, rhs: Checked, state: State, times: Tensor, params: tuple[Tensor, ...], steering: int | None
 ) -> State:
-    leaving = rhs.part is not None
+    times, leaving = times.to(state[0].device), rhs.part is not None
     solution = dopri5_by_row(rhs, state, times, rtol=solver.rtol, atol=solver.atol, steering=steering, leaving=leaving)
     return _stacked(solution)
 
@@ -248,14 +224,15 @@ def _count(start: Tensor, end: Tensor, width: float) -> int:
     return max(1, round(float((end - start).abs()) / width))
 
 
-def _grid(times: Tensor, width: float) -> Tensor:
+def _grid(asked: Tensor, width: float) -> Tensor:
     """Equal steps of about `width` between each pair of times; every time is on the grid, to the bit."""
+    times = asked.cpu()
     pieces = [
-        torch.linspace(float(a), float(b), _count(a, b, width) + 1, dtype=times.dtype, device=times.device)[1:-1]
+        torch.linspace(float(a), float(b), _count(a, b, width) + 1, dtype=times.dtype)[1:-1]
         for a, b in zip(times[:-1], times[1:], strict=True)
     ]
     inner = [part for piece, b in zip(pieces, times[1:], strict=True) for part in (piece, b.reshape(1))]
-    return torch.cat([times[:1], *inner])
+    return torch.cat([times[:1], *inner]).to(asked.device)
 
 
 class _OnceDifferentiable(torch.autograd.Function):
@@ -268,7 +245,7 @@ class _OnceDifferentiable(torch.autograd.Function):
     @staticmethod
     def backward(ctx: object, grad: Tensor) -> Tensor:
         if torch.is_grad_enabled():
-            raise SolveError("the adjoint gives first derivatives only: use Solver(adjoint=False) for a second one")
+            raise SolveError("the adjoint gives first derivatives only: pass gradient='backprop' for a second one")
         return grad
 
 
@@ -288,4 +265,11 @@ METHODS: dict[str, Callable[..., State]] = {
     "fixed_adams": _adams,
     "scipy_solver": _scipy,
     "dopri5_by_row": _by_row,
+}
+
+GRADIENTS: dict[str, Callable[..., State]] = {
+    "backprop": _through_steps,
+    "checkpointed": _through_steps,
+    "adjoint": _adjoint,
+    "seminorm": partial(_adjoint, back={"norm": "seminorm"}),
 }

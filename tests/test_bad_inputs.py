@@ -110,12 +110,18 @@ DATA = {
 }
 
 SCHEDULE = r"schedule must read like 'flow_matching:4000,mle:200' \(flow_matching, mle\); got '{}'"
-REGULARIZERS = r"regularizers must read like 'kinetic:0\.01,jacobian:0\.01' \(kinetic, jacobian\); got '{}'"
+REGULARIZERS = (
+    r"regularizers must read like 'kinetic:0\.01,jacobian:0\.01' "
+    r"\(kinetic, jacobian, acceleration, jerk, hjb\); got '{}'"
+)
 SUPPORT = "support must be 'real', 'positive' or 'bounded:LOW:HIGH'; got '{}'"
 OPTIONS = {
     "--schedule sgd:5": SCHEDULE.format("sgd:5"),
     "--schedule mle:0": SCHEDULE.format("mle:0"),
     "--regularizers speed:1 --schedule mle:1": REGULARIZERS.format("speed:1"),
+    "--regularizers hjb:0.1": "regularizer 'hjb' needs dynamics='potential'; got dynamics='residual'",
+    "--dynamics potential --activation silu": "potential dynamics have the activation 'tanh' and no .*'silu'.*",
+    "--end-time 0": r"end_time must be positive; got 0\.0",
     "--regularizers kinetic:-1": REGULARIZERS.format("kinetic:-1"),
     "--support circle": SUPPORT.format("circle"),
     "--support bounded:2:1": SUPPORT.format("bounded:2:1"),
@@ -125,7 +131,7 @@ OPTIONS = {
     "--hidden 0": r"hidden must be one or more positive widths; got \(0,\)",
     "--solver rk4": "method 'rk4' takes a fixed number of steps: pass steps >= 1; got None",
     "--steps 5": "method 'dopri5' adapts its steps: .* not steps=5",
-    "--solver dopri5_by_row --adjoint": "method 'dopri5_by_row' has no adjoint: .*",
+    "--solver dopri5_by_row --gradient adjoint": "method 'dopri5_by_row' has no adjoint: .*",
     "--solver scipy_solver --schedule mle:1": "method 'scipy_solver' is not differentiable: .*adjoint.*",
     "--device abacus": r"device must be 'auto' or one that this machine has \(.*cpu\); got 'abacus'",
     "--learning-rate -1": r"learning_rate must be positive; got -1\.0",
@@ -141,6 +147,7 @@ OPTIONS = {
     "--patience 0": "patience must be a whole number, at least 1; got 0",
     "--validate-every 0": "validate_every must be a whole number, at least 1; got 0",
     "--warmup-steps -1": "warmup_steps must .*; got -1",
+    "--steer 1": r"steer must be in \[0, 1\), a part of the end time; got 1\.0",
     "--clip-norm 0": r"clip_norm must be positive; got 0\.0",
     "--weight-decay -1": r"weight_decay must not be negative; got -1\.0",
 }

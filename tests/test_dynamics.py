@@ -83,8 +83,10 @@ def test_derivatives_are_those_of_finite_differences_to_the_second_order(word, d
     assert torch.autograd.gradgradcheck(field, parts, fast_mode=True, gen_non_contig_grad_outputs=False)
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("word", DYNAMICS)
+ACTIVATED = [(word, a) for word in DYNAMICS for a in (("tanh",) if word == "potential" else ACTIVATIONS)]
+
+
+@pytest.mark.parametrize(("word", "activation"), ACTIVATED)
 def test_every_activation_gives_a_jacobian_that_varies_with_the_state(word, activation):
     field, time = build(word, activation=activation), torch.tensor(0.3, dtype=F64)
     first, second = jacobian(lambda y: field(time, y), randn(2, 3))

@@ -269,7 +269,12 @@ ROUND_TRIPS = {
     "support": {"support": "positive,bounded:-9:9"}, "conditional": {"context": X[:40, :1]},
     "other network": {"dynamics": "concat_squash", "activation": "softplus", "hidden": (8, 4)},
     "maximum likelihood": {"schedule": "mle:2", "solver": "rk4", "steps": 2, "regularizers": "kinetic:0.1"},
-    "adjoint": {"schedule": "mle:1", "adjoint": True, "trace": "orthogonal", "probes": 2, "train_tolerance": 1e-2},
+    "adjoint": {
+        "schedule": "mle:1", "gradient": "adjoint", "trace": "orthogonal", "probes": 2, "train_tolerance": 1e-2,
+    },
+    "potential": {"dynamics": "potential", "hidden": (8, 4), "schedule": "mle:1", "regularizers": "hjb:0.1"},
+    "learned end time": {"schedule": "mle:2", "solver": "rk4", "steps": 2, "end_time": 0.5, "learn_end_time": True},
+    "checkpointed, steered": {"schedule": "mle:1", "gradient": "checkpointed", "steer": 0.5, "train_tolerance": 1e-2},
 }  # fmt: skip
 
 

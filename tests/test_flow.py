@@ -13,15 +13,16 @@ from ffjord_kit.base import StandardNormal
 from ffjord_kit.cnf import CNF
 from ffjord_kit.flow import Flow
 from ffjord_kit.layers import Softplus, Standardize
-from ffjord_kit.solver import SolveError, Solver
+from ffjord_kit.solver import GRADIENTS, SolveError, Solver
 from ffjord_kit.trace import TRACE_ESTIMATORS, HutchinsonTrace, OrthogonalTrace
 
 EXACT = Solver("rk4", steps=24)
 END = 0.7
 
 
-def a_solver(method, adjoint=False):
-    return Solver(method, steps=24, adjoint=adjoint) if method == "rk4" else Solver(method, 1e-9, 1e-9, adjoint=adjoint)
+def a_solver(method, gradient="backprop"):
+    options = {"steps": 24} if method == "rk4" else {"rtol": 1e-9, "atol": 1e-9}
+    return Solver(method, gradient=gradient, **options)
 
 
 def seeded(seed=5):
@@ -38,12 +39,12 @@ def curved_flow(solver=EXACT, *, context_dim=0, **options):
     return Flow([cnf], context_dim=context_dim, **options).double()
 
 
-@pytest.mark.parametrize("adjoint", [False, True], ids=["backprop", "adjoint"])
+@pytest.mark.parametrize("gradient", GRADIENTS)
 @pytest.mark.parametrize("method", ["dopri5", "rk4"])
 @pytest.mark.parametrize("word", TRACE_ESTIMATORS)
-def test_log_prob_and_all_its_gradients_are_those_of_the_matrix_exponential(word, method, adjoint):
+def test_log_prob_and_all_its_gradients_are_those_of_the_matrix_exponential(word, method, gradient):
     field, trace = linear(3, context_dim=2, rate=0.5), TRACE_ESTIMATORS[word](2)
-    flow = linear_flow(field, a_solver(method, adjoint), context_dim=2)
+    flow = linear_flow(field, a_solver(method, gradient), context_dim=2)
     x, context = randn(4, 3).requires_grad_(), randn(4, 2, seed=9).requires_grad_()
     got = flow.log_prob(x, context, trace=trace, generator=seeded())
     expected = field.log_prob(x, END, context, None if word == "exact" else trace.draw(x, seeded()))
@@ -53,12 +54,12 @@ def test_log_prob_and_all_its_gradients_are_those_of_the_matrix_exponential(word
         close(ours, theirs)
 
 
-@pytest.mark.parametrize("adjoint", [False, True], ids=["backprop", "adjoint"])
+@pytest.mark.parametrize("gradient", GRADIENTS)
 @pytest.mark.parametrize("trace", [OrthogonalTrace(3), HutchinsonTrace(1)], ids=["orthogonal", "rademacher"])
-def test_probes_that_are_exact_by_construction_give_the_exact_gradient(trace, adjoint):
+def test_probes_that_are_exact_by_construction_give_the_exact_gradient(trace, gradient):
     matrix = randn(3, 3) if isinstance(trace, OrthogonalTrace) else randn(3).diag()
     field, x = LinearDynamics(matrix), randn(4, 3, seed=1)
-    got = linear_flow(field, a_solver("dopri5", adjoint)).log_prob(x, trace=trace, generator=seeded())
+    got = linear_flow(field, a_solver("dopri5", gradient)).log_prob(x, trace=trace, generator=seeded())
     expected = field.log_prob(x, END)
     close(got, expected)
     (ours,), (theirs,) = (torch.autograd.grad(v.sum(), field.a) for v in (got, expected))
@@ -83,7 +84,7 @@ def test_samples_are_the_base_draws_pushed_forward_and_carry_gradients(method):
 WAYS = {
     "upward": ((0.0, 0.3, 0.72, 0.9, 1.0), EXACT),
     "downward": ((1.0, 0.8, 0.72, 0.2, 0.0), EXACT),
-    "inside by the adjoint": ((0.9, 0.2), a_solver("dopri5", adjoint=True)),
+    "inside by the adjoint": ((0.9, 0.2), a_solver("dopri5", "adjoint")),
     "inside by tolerance": ((0.4, 0.8), a_solver("dopri5")),
 }
 
@@ -129,10 +130,10 @@ def test_velocity_is_the_derivative_of_the_trajectory_in_the_units_of_the_data(t
     close(stack.flow.velocity(x, time), forward, 1e-6)
 
 
-@pytest.mark.parametrize("adjoint", [False, True], ids=["backprop", "adjoint"])
+@pytest.mark.parametrize("gradient", GRADIENTS)
 @pytest.mark.parametrize("word", TRACE_ESTIMATORS)
-def test_the_gradient_in_the_parameters_is_that_of_finite_differences(word, adjoint):
-    flow, x = curved_flow(a_solver("rk4", adjoint)), randn(4, 2)
+def test_the_gradient_in_the_parameters_is_that_of_finite_differences(word, gradient):
+    flow, x = curved_flow(a_solver("rk4", gradient)), randn(4, 2)
 
     def value():
         return flow.log_prob(x, trace=TRACE_ESTIMATORS[word](1), generator=seeded()).sum()
@@ -168,7 +169,7 @@ def test_the_hessian_of_a_linear_flow_is_that_of_its_gaussian(method):
 
 
 def test_the_adjoint_refuses_a_second_derivative():
-    flow = curved_flow(a_solver("rk4", True))
+    flow = curved_flow(a_solver("rk4", "adjoint"))
     with pytest.raises(SolveError, match="first derivatives only"):
         flow.grad_log_prob(randn(2, 2), create_graph=True)
 

@@ -21,7 +21,8 @@ FLOORS = [  # from top to bottom: a room uses lower floors, and its own floor wi
     {"flow"},
     {"route"},
     {"cnf"},
-    {"layers", "solver", "steppers", "trace", "regularizers", "dynamics", "activations", "base"},
+    {"layers", "solver", "evaluations", "steppers", "trace", "regularizers", "dynamics", "activations", "base"}
+    | {"potential"},
 ]
 LEAVES = {"datasets", "metrics", "plots"}
 TOOLS = {"atomic", "version"}

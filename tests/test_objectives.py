@@ -13,10 +13,11 @@ from ffjord_kit.flow import Flow
 from ffjord_kit.layers import Layer, Standardize
 from ffjord_kit.objectives import LIKELIHOOD_FLOOR, OBJECTIVES, TIME_DENSITIES, FlowMatching, MaximumLikelihood
 from ffjord_kit.regularizers import REGULARIZERS
-from ffjord_kit.solver import Solver
+from ffjord_kit.solver import GRADIENTS, Solver
 from ffjord_kit.trace import ExactTrace, HutchinsonTrace
 
 EXACT = Solver("rk4", steps=20)
+COSTS = {word: REGULARIZERS[word] for word in ("kinetic", "jacobian")}
 TOP = 1 + LIKELIHOOD_FLOOR
 SPAN = math.log(TOP / LIKELIHOOD_FLOOR)
 DENSITIES = {  # density, distribution function and weight of t
@@ -159,16 +160,14 @@ def test_every_layer_sees_the_scaled_context(word):
     close(ours, OBJECTIVES[word]().loss(plain, x, scaling.to_base(context)[0], seeded()).value, 1e-12)
 
 
-@pytest.mark.parametrize("adjoint", [False, True], ids=["backprop", "adjoint"])
+@pytest.mark.parametrize("gradient", GRADIENTS)
 @pytest.mark.parametrize("trace", [ExactTrace(), HutchinsonTrace(2)], ids=["exact", "hutchinson"])
-def test_maximum_likelihood_is_the_mean_of_minus_log_prob_plus_weighted_costs(trace, adjoint):
-    solver = Solver("rk4", steps=20, adjoint=adjoint)
+def test_maximum_likelihood_is_the_mean_of_minus_log_prob_plus_weighted_costs(trace, gradient):
+    solver = Solver("rk4", steps=20, gradient=gradient)
     scaling, cnf, x = Standardize(randn(2), randn(2).exp()), CNF(SmoothMLP(2), (2,), end_time=0.8), randn(6, 2)
     flow, weights = a_flow(scaling, cnf), {"kinetic": 0.3, "jacobian": 0.02}
     loss = MaximumLikelihood(trace, weights, solver).loss(flow, x, None, seeded())
-    path = cnf.transport(
-        scaling.to_base(x)[0], [0.8, 0.0], integration=Integration(trace, EXACT, REGULARIZERS, seeded())
-    )
+    path = cnf.transport(scaling.to_base(x)[0], [0.8, 0.0], integration=Integration(trace, EXACT, COSTS, seeded()))
     nll = -flow.log_prob(x, trace=trace, solver=EXACT, generator=seeded()).mean()
     expected = nll + sum(weight * path.costs[name].mean() for name, weight in weights.items())
     close(loss.value, expected, 1e-10)
@@ -180,13 +179,53 @@ def test_maximum_likelihood_is_the_mean_of_minus_log_prob_plus_weighted_costs(tr
     for ours, theirs in zip(*gradients, strict=True):
         close(ours, theirs, 1e-6)
     assert [e.forward for e in loss.evaluations] == [80]
-    assert [e.backward for e in loss.evaluations] == [80 * adjoint]
+    assert [e.backward for e in loss.evaluations] == [80 * (gradient != "backprop")]
+
+
+@pytest.mark.parametrize("steer", [0.5, 0.9])
+def test_the_end_time_is_steered_uniformly_by_the_generator_and_by_no_other_noise(steer):
+    recorder, x, ends = Recorder(linear(2)), randn(1, 2), []
+    flow = a_flow(CNF(recorder, (2,), end_time=2.0, solver=Solver("euler", steps=1)))
+    with torch.no_grad():
+        for seed in range(400):
+            recorder.times.clear()
+            MaximumLikelihood(ExactTrace(), steer=steer).loss(flow, x, None, seeded(seed))
+            ends.append(recorder.times[0].clone())
+    place = (torch.stack(ends) / 2 - 1) / steer  # in [-1, 1]
+    assert float(place.abs().max()) <= 1
+    assert abs(float(place.mean())) < 5 * math.sqrt(1 / 3 / 400)
+    assert abs(float(place.square().mean()) - 1 / 3) < 5 * math.sqrt(4 / 45 / 400)
+    state = torch.get_rng_state()
+    values = [MaximumLikelihood(steer=steer).loss(flow, x, None, seeded(s)).value.detach() for s in (3, 3, 4)]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert float(values[0]) == float(values[1]) != float(values[2])
+
+
+def test_every_block_is_steered_and_what_is_reported_is_not():
+    fields, x = [Recorder(linear(2, seed=s)) for s in (0, 1)], randn(3, 2)
+    solver = Solver("euler", steps=1)
+    flow = a_flow(*(CNF(f, (2,), solver=solver, end_time=length) for f, length in zip(fields, (1.0, 3.0), strict=True)))
+    with torch.no_grad():
+        MaximumLikelihood(ExactTrace(), steer=0.5).loss(flow, x, None, seeded())
+        flow.log_prob(x)
+    (steered, plain), (deep, whole) = (f.times for f in fields)
+    assert (float(plain), float(whole)) == (1.0, 3.0)
+    assert 0.5 <= float(steered) <= 1.5
+    assert 1.5 <= float(deep) <= 4.5
+    assert float(steered) != 1.0
+    assert float(deep) / 3 != float(steered)
+
+
+@pytest.mark.parametrize("bad", [-0.1, 1.0, float("nan")])
+def test_a_steer_that_could_reach_no_time_is_refused(bad):
+    with pytest.raises(ValueError, match=rf"steer must be in \[0, 1\), a part of the end time; got {bad}"):
+        MaximumLikelihood(steer=bad)
 
 
 def test_the_costs_of_several_blocks_are_added():
     blocks, x = [CNF(linear(2, seed=s), (2,), solver=EXACT) for s in (0, 1)], randn(5, 2)
     terms = MaximumLikelihood(regularizers={"kinetic": 1.0}).loss(a_flow(*blocks), x, None, seeded()).terms
-    how = Integration(regularizers=REGULARIZERS)
+    how = Integration(regularizers=COSTS)
     first = blocks[0].transport(x, [1.0, 0.0], integration=how)
     second = blocks[1].transport(first.x[-1], [1.0, 0.0], integration=how)
     close(terms["kinetic"], (first.costs["kinetic"] + second.costs["kinetic"]).mean(), 1e-10)

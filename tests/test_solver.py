@@ -13,7 +13,7 @@ import pytest
 import torch
 from oracles import F64, SmoothMLP, close, randn
 
-from ffjord_kit.solver import METHODS, SolveError, Solver
+from ffjord_kit.solver import GRADIENTS, METHODS, SolveError, Solver
 
 ORDERS = {
     "euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4,
@@ -108,16 +108,17 @@ def test_there_and_back_is_where_it_was(method):
         close(problem.solve(solver, clock(1, 0.2)).states[0][-1], start, LOOSE.get(method, 1e-6))
 
 
-@pytest.mark.parametrize("adjoint", [False, True], ids=["backprop", "adjoint"])
+@pytest.mark.parametrize("gradient", GRADIENTS)
 @pytest.mark.parametrize("method", METHODS)
-def test_gradients_are_those_of_the_closed_form(method, adjoint):
+def test_gradients_are_those_of_the_closed_form(method, gradient):
+    adjoint = gradient in ("adjoint", "seminorm")
     if (method, adjoint) in (("scipy_solver", False), ("dopri5_by_row", True)):
         with pytest.raises(ValueError, match="adjoint"):
-            Logistic().solve(a_solver(method, adjoint=adjoint), clock(0, 1))
+            Logistic().solve(a_solver(method, gradient=gradient), clock(0, 1))
         return
     problem, times = Logistic(), clock(0.9, 0.5, 0.1)
     problem.x.requires_grad_()
-    solver = a_solver(method, 1e-5 if method in LOW else 1e-8, steps=60, adjoint=adjoint)
+    solver = a_solver(method, 1e-5 if method in LOW else 1e-8, steps=60, gradient=gradient)
     weights = randn(3, 3, 1)
     pairs = problem.solve(solver, times).states[0], problem.exact(0.9, times)
     gradients = [torch.autograd.grad((weights * v).sum(), (problem.x, problem.k)) for v in pairs]
@@ -143,7 +144,7 @@ def test_every_time_is_hit_and_nothing_is_asked_outside_the_interval(method, tim
 @pytest.mark.parametrize("method", [word for word in METHODS if word != "dopri5_by_row"])
 def test_the_adjoint_stays_inside_each_interval_on_its_way_back(method, times):
     problem, direction = Logistic(), np.sign(times[0] - times[-1])
-    states = problem.solve(a_solver(method, 1e-4, adjoint=True), clock(*times)).states[0]
+    states = problem.solve(a_solver(method, 1e-4, gradient="adjoint"), clock(*times)).states[0]
     forward = len(problem.asked)
     states[1:].sum().backward()
     assert min(problem.asked) >= 0
@@ -153,16 +154,16 @@ def test_the_adjoint_stays_inside_each_interval_on_its_way_back(method, times):
     assert (way[second:] > 0).all()
 
 
-@pytest.mark.parametrize("adjoint", [False, True], ids=["backprop", "adjoint"])
+@pytest.mark.parametrize("gradient", GRADIENTS)
 @pytest.mark.parametrize("method", ["dopri5", "rk4", "implicit_adams"])
-def test_evaluations_are_counted_in_both_directions(method, adjoint):
+def test_evaluations_are_counted_in_both_directions(method, gradient):
     problem = Logistic()
-    solution = problem.solve(a_solver(method, adjoint=adjoint), clock(0, 0.5, 1))
+    solution = problem.solve(a_solver(method, gradient=gradient), clock(0, 0.5, 1))
     forward = len(problem.asked)
     solution.states[0][-1].sum().backward()
     assert solution.evaluations.forward == forward
     assert solution.evaluations.backward == len(problem.asked) - forward
-    assert (solution.evaluations.backward > 0) == adjoint
+    assert (solution.evaluations.backward > 0) == (gradient != "backprop")
 
 
 @pytest.mark.parametrize("method", ADAPTIVE)
@@ -252,7 +253,9 @@ REFUSED = {
     "a negative tolerance": ({"atol": -1e-3}, "positive; got 1e-05 and -0.001"),
     "a tolerance that is no number": ({"rtol": float("nan")}, "positive; got nan"),
     "no evaluations": ({"max_nfe": 0}, "at least 1; got 0"),
-    "an adjoint by rows": ({"method": "dopri5_by_row", "adjoint": True}, "has no adjoint"),
+    "an unknown gradient": ({"gradient": "magic"}, "one of backprop, checkpointed, adjoint, seminorm; got 'magic'"),
+    "a seminorm by rows": ({"method": "dopri5_by_row", "gradient": "seminorm"}, "has no adjoint"),
+    "an adjoint by rows": ({"method": "dopri5_by_row", "gradient": "adjoint"}, "has no adjoint"),
 }
 
 
@@ -282,7 +285,7 @@ def test_too_many_evaluations_end_in_an_error_with_advice(method):
 
 
 def test_too_many_evaluations_end_the_adjoints_way_back_too():
-    problem, strict = Logistic(), Solver("dopri5", 1e-7, 1e-7, adjoint=True)
+    problem, strict = Logistic(), Solver("dopri5", 1e-7, 1e-7, gradient="adjoint")
     needed = problem.solve(strict, clock(0, 1)).evaluations.forward
     states = problem.solve(replace(strict, max_nfe=needed), clock(0, 1)).states[0]
     with pytest.raises(SolveError, match=f"more than max_nfe={needed} evaluations"):
@@ -323,6 +326,6 @@ def test_a_solution_that_ends_in_finite_time_ends_in_an_error_without_assertions
 
 def test_a_constant_field_has_an_adjoint():
     x = randn(3, 2).requires_grad_()
-    solver = Solver(adjoint=True)
+    solver = Solver(gradient="adjoint")
     states = solver.solve(lambda t, s: (torch.ones_like(s[0]),), (x,), clock(0, 1)).states[0]
     close(torch.autograd.grad(states[-1].sum(), x)[0], torch.ones(3, 2, dtype=F64))

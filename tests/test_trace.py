@@ -9,11 +9,13 @@ from oracles import F64, LinearDynamics, SmoothMLP, close, jacobian, linear, ran
 
 from ffjord_kit.cnf import CNF, Integration
 from ffjord_kit.dynamics import DYNAMICS
+from ffjord_kit.potential import PotentialDynamics
 from ffjord_kit.regularizers import REGULARIZERS, jacobian_norm
 from ffjord_kit.solver import Solver
-from ffjord_kit.trace import TRACE_ESTIMATORS, ExactTrace, FieldPoint, HutchinsonTrace, OrthogonalTrace, evaluate
+from ffjord_kit.trace import TRACE_ESTIMATORS, ExactTrace, HutchinsonTrace, OrthogonalTrace, evaluate
 
 HALF = torch.tensor(0.5, dtype=F64)
+COSTS = {word: cost for word, cost in REGULARIZERS.items() if word != "hjb"}  # for dynamics without a potential
 STOCHASTIC = [word for word in TRACE_ESTIMATORS if word != "exact"]
 
 
@@ -187,20 +189,31 @@ def a_point(field, x, estimator, generator=None):
     return evaluate(field, HALF, x, estimator.draw(x, generator))
 
 
+def field_of(word, size, scale=1.0):
+    """A smooth field that the cost `word` can judge, with random parameters, or all of them scaled."""
+    field = PotentialDynamics((size,), hidden=(6,)).double() if word == "hjb" else SmoothMLP(size)
+    with torch.no_grad():
+        for seed, parameter in enumerate(field.parameters()):
+            parameter.copy_(0.5 * scale * randn(*parameter.shape, seed=seed))
+    return field
+
+
+@pytest.mark.parametrize("time", [HALF, torch.linspace(0.1, 0.9, 5, dtype=F64)], ids=["one time", "a time a row"])
 @pytest.mark.parametrize("shape", [(3,), (2, 2)])
-@pytest.mark.parametrize("cost", REGULARIZERS.values(), ids=REGULARIZERS)
-def test_a_cost_is_one_number_a_row_not_negative_and_zero_at_rest(cost, shape, generator):
-    field, x = SmoothMLP(math.prod(shape)), randn(5, *shape)
-    value = cost(a_point(field, x, HutchinsonTrace(2), generator))
+@pytest.mark.parametrize("word", REGULARIZERS)
+def test_a_cost_is_one_number_a_row_not_negative_and_zero_at_rest(word, shape, time, generator):
+    x, cost = randn(5, *shape), REGULARIZERS[word]
+    field, still = (field_of(word, math.prod(shape), scale) for scale in (1.0, 0.0))
+    probes = HutchinsonTrace(2).draw(x, generator)
+    value = cost(evaluate(field, time, x, probes))
     assert value.shape == (5,)
     assert bool((value > 0).all())
-    still = FieldPoint(HALF, x, torch.zeros_like(x), *(x.new_zeros(3, *x.shape) for _ in range(2)), field)
-    close(cost(still), torch.zeros(5, dtype=F64), 0.0)
+    close(cost(evaluate(still, time, x, probes)), torch.zeros(5, dtype=F64), 0.0)
 
 
-@pytest.mark.parametrize("cost", REGULARIZERS.values(), ids=REGULARIZERS)
-def test_a_cost_is_differentiable_in_state_and_parameters(cost):
-    field, x = SmoothMLP(2), randn(3, 2).requires_grad_()
+@pytest.mark.parametrize("word", REGULARIZERS)
+def test_a_cost_is_differentiable_in_state_and_parameters(word):
+    field, x, cost = field_of(word, 2), randn(3, 2).requires_grad_(), REGULARIZERS[word]
     assert torch.autograd.gradcheck(lambda y: cost(a_point(field, y, ExactTrace())), x)
     gradients = torch.autograd.grad(cost(a_point(field, x, ExactTrace())).sum(), list(field.parameters()))
     assert all(bool((g != 0).any()) for g in gradients)
@@ -211,22 +224,31 @@ def test_the_kinetic_cost_is_the_squared_speed():
     close(REGULARIZERS["kinetic"](a_point(field, x, ExactTrace())), field(HALF, x).square().sum(1), 0.0)
 
 
-@pytest.mark.parametrize("adjoint", [False, True], ids=["backprop", "adjoint"])
+def linear_derivatives(field, t, x):
+    """The squares (batch,) of the first three derivatives of x' = s (A x + b), s = 1 + rate t; s' = rate."""
+    s, y = 1 + field.rate * t, x @ field.a.T + field.b
+    ay = y @ field.a.T
+    parts = s * y, field.rate * y + s**2 * ay, 3 * field.rate * s * ay + s**3 * ay @ field.a.T
+    return [part.square().sum(1) for part in parts]
+
+
+@pytest.mark.parametrize("gradient", ["backprop", "adjoint"])
 @pytest.mark.parametrize("times", [(0.0, 0.3, 0.7), (0.7, 0.3, 0.0)], ids=["upward", "downward"])
-def test_the_costs_of_a_way_are_their_closed_form_integrals_and_positive_in_both_directions(times, adjoint):
+def test_the_costs_of_a_way_are_their_closed_form_integrals_and_positive_in_both_directions(times, gradient):
     field, x = linear(3, rate=0.5), randn(4, 3)
     nodes, weights = map(torch.tensor, np.polynomial.legendre.leggauss(16))
-    solver = Solver("dopri5", 1e-9, 1e-9, adjoint=adjoint)
-    path = CNF(field, (3,)).transport(x, times, integration=Integration(ExactTrace(), solver, REGULARIZERS))
+    solver = Solver("dopri5", 1e-9, 1e-9, gradient=gradient)
+    path = CNF(field, (3,)).transport(x, times, integration=Integration(ExactTrace(), solver, COSTS))
     clock = [float(0.7 * (1 + n) / 2) for n in nodes]
-    speeds = torch.stack([field(torch.tensor(t), field.flow(x, times[0], t)).square().sum(1) for t in clock])
-    kinetic = 0.35 * (weights[:, None] * speeds).sum(0)
+    derivatives = [linear_derivatives(field, t, field.flow(x, times[0], t)) for t in clock]
+    integrals = [0.35 * torch.tensordot(weights, torch.stack(d), 1) for d in zip(*derivatives, strict=True)]
     norm = field.a.square().sum() * ((1 + 0.5 * 0.7) ** 3 - 1) / 1.5
-    close(path.costs["kinetic"], kinetic)
-    close(path.costs["jacobian"], norm.expand(4))
-    pairs = [(path.costs["kinetic"], kinetic), (path.costs["jacobian"], norm.expand(4))]
-    for ours, theirs in pairs:
-        close(*(torch.autograd.grad(v.sum(), field.a, retain_graph=True)[0] for v in (ours, theirs)), 1e-6)
+    expected = {**dict(zip(("kinetic", "acceleration", "jerk"), integrals, strict=True)), "jacobian": norm.expand(4)}
+    assert set(expected) == set(COSTS)
+    for word, theirs in expected.items():
+        close(path.costs[word], theirs)
+    totals = [sum(costs[word].sum() for word in expected) for costs in (path.costs, expected)]
+    close(*(torch.autograd.grad(total, field.a, retain_graph=True)[0] for total in totals), 1e-6)
 
 
 def test_costs_do_not_steer_the_steps_of_a_way():

@@ -54,7 +54,10 @@ def blank_layers(fields: Fields, dimensions: int) -> list[Layer]:
 def build_schedule(fields: Fields, dimensions: int) -> list[Phase]:
     """The phases of training that `schedule` names; every objective is made, so that a wrong field never waits."""
     choice("time_density", fields.time_density, TIME_DENSITIES)
-    mle = MaximumLikelihood(_trace(fields, dimensions), regularizers_of(fields.regularizers), training_solver(fields))
+    costs, solver = regularizers_of(fields.regularizers), training_solver(fields)
+    if "hjb" in costs and fields.dynamics != "potential":
+        raise ValueError(f"regularizer 'hjb' needs dynamics='potential'; got dynamics={fields.dynamics!r}")
+    mle = MaximumLikelihood(_trace(fields, dimensions), costs, solver, fields.steer)
     objectives: dict[str, tuple[Objective, float]] = {
         "flow_matching": (FlowMatching(fields.time_density), _positive("learning_rate", fields.learning_rate)),
         "mle": (mle, _positive("mle_learning_rate", fields.mle_learning_rate)),
@@ -82,9 +85,10 @@ def training_options(fields: Fields) -> dict[str, Any]:
 def training_solver(fields: Fields) -> Solver:
     """The solver of the likelihood's gradient: the method, tolerance or steps that the fields name."""
     tolerance = _tolerance("train_tolerance", fields.train_tolerance, torch.float32)
-    if fields.solver == "scipy_solver" and not fields.adjoint:
-        raise ValueError("method 'scipy_solver' is not differentiable: pass adjoint=True")
-    return Solver(fields.solver, tolerance, tolerance, fields.steps, fields.adjoint, fields.max_nfe)
+    solver = Solver(fields.solver, tolerance, tolerance, fields.steps, fields.gradient, fields.max_nfe)
+    if solver.method == "scipy_solver" and not solver.by_adjoint:
+        raise ValueError("method 'scipy_solver' is not differentiable: pass gradient='adjoint'")
+    return solver
 
 
 def reporting(fields: Fields) -> Integration:
@@ -151,7 +155,10 @@ def _block(fields: Fields, dimensions: int, context_dim: int) -> CNF:
         choice("activation", fields.activation, ACTIVATIONS)
     network = choice("dynamics", fields.dynamics, DYNAMICS)
     dynamics = network((dimensions,), context_dim=context_dim, hidden=hidden, **options)
-    return CNF(dynamics, (dimensions,), solver=training_solver(fields))
+    return CNF(
+        dynamics, (dimensions,), solver=training_solver(fields), end_time=fields.end_time,
+        learn_end_time=fields.learn_end_time,
+    )  # fmt: skip
 
 
 def _optimization(fields: Fields) -> Optimization:

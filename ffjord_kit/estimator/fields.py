@@ -13,7 +13,7 @@ from ffjord_kit.activations import ACTIVATIONS
 from ffjord_kit.dynamics import DYNAMICS
 from ffjord_kit.layers import SCALINGS
 from ffjord_kit.objectives import TIME_DENSITIES
-from ffjord_kit.solver import METHODS
+from ffjord_kit.solver import GRADIENTS, METHODS
 from ffjord_kit.trace import TRACE_ESTIMATORS
 
 
@@ -34,6 +34,8 @@ class Fields:
     hidden: tuple[int, ...] = option((128, 128, 128), "widths of its hidden layers, e.g. 128,128,128")
     activation: str | None = option(None, "its activation (default: the network's own)", ACTIVATIONS)
     blocks: int = option(1, "continuous layers in a row")
+    end_time: float = option(1.0, "where the time of each continuous layer ends")
+    learn_end_time: bool = option(False, "learn that time, beginning there")
     scaling: str = option("standardize", "affine layer next to the data", SCALINGS)
     support: str = option("real", "where the data live: real, positive or bounded:LOW:HIGH; one word, or one a column")
     learning_rate: float = option(2e-3, "peak learning rate of flow matching")
@@ -49,10 +51,11 @@ class Fields:
     trace: str = option("auto", "trace while training; auto: exact up to 8 columns", ("auto", *TRACE_ESTIMATORS))
     probes: int = option(1, "noise vectors of a stochastic trace")
     regularizers: str = option("", "costs along the path in mle, e.g. kinetic:0.01,jacobian:0.01")
+    steer: float = option(0.0, "part of the end time by which mle draws it anew each step (STEER), e.g. 0.5")
     solver: str = option("dopri5", "method of integration while training by mle", METHODS)
     train_tolerance: float = option(1e-3, "tolerance of that method")
     steps: int | None = option(None, "steps of that method, if it is one of fixed steps")
-    adjoint: bool = option(False, "gradients by the adjoint equation: constant memory, slower")
+    gradient: str = option("backprop", "the way back: checkpointed, adjoint, seminorm use less memory", GRADIENTS)
     tolerance: float = option(1e-5, "tolerance of every reported likelihood and of samples")
     max_nfe: int = option(10_000, "most evaluations that one solve may take")
     device: str = option("auto", "auto, cpu, cuda or mps")
