@@ -16,7 +16,7 @@ from ffjord_kit import datasets, metrics
 from ffjord_kit.cli.options import chosen_fields, field_options, was_given
 from ffjord_kit.cli.sources import Source, context_rows, open_source, rows_like, source_of
 from ffjord_kit.estimator import FFJORD
-from ffjord_kit.estimator.words import schedule_of
+from ffjord_kit.estimator.build import phases_of
 from ffjord_kit.runs import Run
 
 INTERRUPTED = 130
@@ -71,7 +71,7 @@ def _resume(path: str, given: list[str], verbose: bool) -> None:
     run = Run.open(path)
     model = FFJORD.configured(run).set_params(verbose=verbose)
     found = run.load_checkpoint()
-    finished = found is not None and found[1]["phase"] >= len(schedule_of(model.schedule))
+    finished = found is not None and found[1]["phase"] >= len(phases_of(model))
     _train(model, source_of(run), run.path, resume=True)
     if finished:
         click.echo("it had made all its steps before: nothing was left to do")
