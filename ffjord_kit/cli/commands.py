@@ -9,18 +9,16 @@ from typing import Any
 
 import click
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from ffjord_kit import datasets, metrics
-from ffjord_kit.cli.options import chosen_fields, field_options, was_given
+from ffjord_kit.cli.options import PLAIN, chosen_fields, field_options, was_given
 from ffjord_kit.cli.sources import Source, context_rows, open_source, rows_like, source_of
 from ffjord_kit.estimator import FFJORD
 from ffjord_kit.estimator.build import phases_of
 from ffjord_kit.runs import Run
 
 INTERRUPTED = 130
-PLAIN = Console(markup=False, highlight=False)  # a column's name may look like markup
 
 
 @click.command()
@@ -95,13 +93,16 @@ def _train(model: FFJORD, read: Source, path: Path, **how: bool) -> None:
 @click.option("--out", type=click.Path(), required=True, help="File to write: .csv, .tsv, .npy, .npz or .parquet.")
 @click.option("--context", help="For a conditional run: values 1.0,2.5 for all samples, or a file of rows.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="Seed of the noise.")
+@click.option("--steps", type=click.IntRange(min=1), help="Fixed midpoint steps, e.g. 4 (default: a converged solve).")
 @click.option("--force", is_flag=True, help="Replace the file if it is there.")
-def sample(run: str, number: int, out: str, context: str | None, seed: int | None, force: bool) -> None:
+def sample(
+    run: str, number: int, out: str, context: str | None, seed: int | None, steps: int | None, force: bool
+) -> None:
     """Draw new rows from a RUN into a file."""
     datasets.check_writable(out)
     _check_free(out, force)
     opened, model = Run.open(run), FFJORD.load(run)
-    rows = model.sample(number, context=context_rows(opened, context, number), random_state=seed)
+    rows = model.sample(number, context=context_rows(opened, context, number), random_state=seed, steps=steps)
     datasets.write(out, rows, opened.config["columns"])
     click.echo(f"{number} samples in {out}")
 
