@@ -152,6 +152,8 @@ def info(run: str) -> None:
     table.add_row("data", f"{config['data'].get('source', 'from Python')}, {config['rows']} rows")
     table.add_row("columns", ", ".join(columns[:8]) + (f", ... {len(columns)} in all" if len(columns) > 8 else ""))
     table.add_row("context", ", ".join(config["data"].get("context_columns", [])) or "none")
+    for note in config.get("straightened", []):
+        table.add_row("straightened from", f"{note['source'] or 'a model in Python'}, weights {note['weights'][:12]}")
     table.add_row("written by", f"ffjord_kit {config['version']}, seed {config['seed']}")
     for name, text in _outcome(opened, records):
         table.add_row(name, text)

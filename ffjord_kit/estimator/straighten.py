@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ffjord_kit.cnf import Integration
 from ffjord_kit.estimator import build
-from ffjord_kit.estimator.arrays import check_context, held_out_rows, seed_from, tensor
+from ffjord_kit.estimator.arrays import check_context, facts, held_out_rows, seed_from, tensor
 from ffjord_kit.flow import Flow
 from ffjord_kit.objectives import FlowMatching, split
 from ffjord_kit.solver import Solver
@@ -68,6 +68,8 @@ def straightened(
     """A new, fitted model whose continuous layers were trained on the pairs of the old one, which stays as it is."""
     rows = None if x is None else np.asarray(x, np.float64)
     context = _contexts(model, rows, context)
+    if rows is not None and facts(rows, context)["sha256"] != model.config_["sha256"]:
+        raise ValueError("X and context must be the rows of the fit, all and in their order: others cannot validate it")
     seed = seed_from(random_state)
     held_out = None if rows is None else held_out_rows(rows, context, model.validation_fraction, model.seed_)
     drawn = context if held_out is None or context is None else held_out[0][1].numpy()
