@@ -2,12 +2,14 @@
 
 from ffjord_kit.base import Base, StandardNormal
 from ffjord_kit.cnf import CNF, Integration, Path
+from ffjord_kit.couplings import COUPLINGS
 from ffjord_kit.datasets import DATASETS
+from ffjord_kit.discrete import DISCRETE, ZukoLayer
 from ffjord_kit.dynamics import DYNAMICS, ConcatDynamics, ConcatSquashDynamics, ResidualDynamics
 from ffjord_kit.estimator import FFJORD
 from ffjord_kit.flow import Flow, Trajectory
 from ffjord_kit.layers import Layer, Logit, Softplus, Standardize, Whiten
-from ffjord_kit.objectives import OBJECTIVES, FlowMatching, MaximumLikelihood, Objective
+from ffjord_kit.objectives import OBJECTIVES, FlowMatching, LayersLikelihood, MaximumLikelihood, Objective
 from ffjord_kit.potential import PotentialDynamics
 from ffjord_kit.regularizers import REGULARIZERS
 from ffjord_kit.runs import Run, RunError
@@ -17,10 +19,10 @@ from ffjord_kit.training import History, Optimization, Phase, TrainingDiverged, 
 from ffjord_kit.version import __version__
 
 __all__ = [
-    "CNF", "DATASETS", "DYNAMICS", "FFJORD", "GRADIENTS", "METHODS", "OBJECTIVES", "REGULARIZERS", "TRACE_ESTIMATORS",
-    "Base", "ConcatDynamics", "ConcatSquashDynamics", "ExactTrace", "Flow", "FlowMatching", "History",
-    "HutchinsonTrace", "Integration", "Layer", "Logit", "MaximumLikelihood", "Objective", "Optimization",
-    "OrthogonalTrace", "Path", "Phase", "PotentialDynamics", "ResidualDynamics", "Run", "RunError", "Softplus",
-    "SolveError", "Solver", "StandardNormal", "Standardize", "TraceEstimator", "TrainingDiverged", "Trajectory",
-    "Whiten", "__version__", "evaluate", "fit",
+    "CNF", "COUPLINGS", "DATASETS", "DISCRETE", "DYNAMICS", "FFJORD", "GRADIENTS", "METHODS", "OBJECTIVES",
+    "REGULARIZERS", "TRACE_ESTIMATORS", "Base", "ConcatDynamics", "ConcatSquashDynamics", "ExactTrace", "Flow",
+    "FlowMatching", "History", "HutchinsonTrace", "Integration", "Layer", "LayersLikelihood", "Logit",
+    "MaximumLikelihood", "Objective", "Optimization", "OrthogonalTrace", "Path", "Phase", "PotentialDynamics",
+    "ResidualDynamics", "Run", "RunError", "Softplus", "SolveError", "Solver", "StandardNormal", "Standardize",
+    "TraceEstimator", "TrainingDiverged", "Trajectory", "Whiten", "ZukoLayer", "__version__", "evaluate", "fit",
 ]  # fmt: skip

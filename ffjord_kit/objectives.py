@@ -1,12 +1,14 @@
 r"""Objectives: what training minimises.
 
     MaximumLikelihood   -E[log p(x)] + sum_i weight_i E[cost_i]                        (FFJORD; RNODE's costs)
+    LayersLikelihood    -E[log p(x)] of the flow without its continuous layers
     FlowMatching         E_t[ w(t) |f(t, x_t) - (x_1 - x_0)|^2 ],  x_t = (1 - t) x_0 + t x_1,   x_0 ~ base, x_1 ~ data
 
 Flow matching (Lipman et al. 2023) needs no simulation; its linear paths have the minimiser E[x_1 - x_0 | x_t], whose
 flow carries the base to the data. The time density is uniform with w = 1, or for the likelihood: density proportional
 to 1 / (1 - t + 0.02) with w = t, which makes the product about t / (1 - t), the weight under which the error of the
-velocity bounds that of the likelihood (Song et al. 2021).
+velocity bounds that of the likelihood (Song et al. 2021). Exact layers with weights of their own get no gradient from
+it: they could make its target small. They are trained before it, by their own likelihood.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ffjord_kit.cnf import CNF, Integration
+from ffjord_kit.couplings import COUPLINGS
 from ffjord_kit.flow import Flow
 from ffjord_kit.regularizers import REGULARIZERS
 from ffjord_kit.solver import Evaluations, Solver
@@ -75,27 +78,62 @@ class MaximumLikelihood(Objective):
 
 
 @dataclass(frozen=True)
+class LayersLikelihood(Objective):
+    """The mean negative log-likelihood of a flow's exact layers alone, its continuous ones left out.
+
+    Raises ValueError for a flow whose exact layers have nothing to learn.
+    """
+
+    name: str = "layers"
+
+    def loss(self, flow: Flow, x: Tensor, context: Tensor | None, generator: torch.Generator) -> Loss:
+        exact = [layer for layer in flow.layers if not isinstance(layer, CNF)]
+        if not any(list(layer.parameters()) for layer in exact):
+            raise ValueError("no exact layer of this flow has weights to train: pass layers='maf:3', or train by 'mle'")
+        context, log_det = flow.scaled_context(context), x.new_zeros(len(x))
+        for layer in exact:
+            x, step = layer.to_base(x, context)
+            log_det = log_det + step
+        value = -(flow.base.log_prob(x) + log_det).mean()
+        return Loss(value, {"nll": value}, ())
+
+
+@dataclass(frozen=True)
 class FlowMatching(Objective):
     """Regression of the velocity on straight lines from base to data: a start without simulation.
 
-    `time_density` is a word of TIME_DENSITIES; t is stratified over the batch.
-    Raises ValueError for a flow whose continuous layers are not side by side.
+    `time_density` is a word of TIME_DENSITIES, t is stratified over the batch; `coupling` is one of COUPLINGS.
+    Raises ValueError for an unknown word, and for a flow whose continuous layers are not side by side.
     """
 
     time_density: str = "uniform"
+    coupling: str = "independent"
     name: str = "flow_matching"
 
+    def __post_init__(self) -> None:
+        for field_name, menu in (("time_density", TIME_DENSITIES), ("coupling", COUPLINGS)):
+            word = getattr(self, field_name)
+            if word not in menu:
+                raise ValueError(f"{field_name} must be one of {', '.join(menu)}; got {word!r}")
+
     def loss(self, flow: Flow, x: Tensor, context: Tensor | None, generator: torch.Generator) -> Loss:
-        above, cnfs, below = _split(flow)
+        above, cnfs, below = split(flow)
         context = flow.scaled_context(context)
-        for layer in above:
-            x, _ = layer.to_base(x, context)
-        start = flow.base.sample(len(x), generator)
-        for layer in reversed(below):
-            start, _ = layer.to_data(start, context)
-        times, weights = TIME_DENSITIES[self.time_density](_stratified(x, generator))
-        error = self._error(cnfs, times, start, x, context)
-        value = (weights * error).mean()
+        with torch.no_grad():
+            for layer in above:
+                x, _ = layer.to_base(x, context)
+            start = flow.base.sample(len(x), generator)
+            for layer in reversed(below):
+                start, _ = layer.to_data(start, context)
+            start = start[COUPLINGS[self.coupling](start, x, context)]
+        return self.match(cnfs, start, x, context, generator)
+
+    def match(
+        self, cnfs: list[CNF], start: Tensor, end: Tensor, context: Tensor | None, generator: torch.Generator
+    ) -> Loss:
+        """The loss of continuous layers on given pairs of their ends (batch, *event), the context as they see it."""
+        times, weights = TIME_DENSITIES[self.time_density](_stratified(end, generator))
+        value = (weights * self._error(cnfs, times, start, end, context)).mean()
         return Loss(value, {"matching": value}, ())
 
     def _error(self, cnfs: list[CNF], t: Tensor, start: Tensor, end: Tensor, context: Tensor | None) -> Tensor:
@@ -123,8 +161,11 @@ def _velocity(cnfs: list[CNF], t: Tensor, x: Tensor, context: Tensor | None) -> 
     return velocity
 
 
-def _split(flow: Flow) -> tuple[list, list[CNF], list]:
-    """The exact layers on the data's side, the continuous ones, and the exact ones on the base's side."""
+def split(flow: Flow) -> tuple[list, list[CNF], list]:
+    """The exact layers on the data's side, the continuous ones, and the exact ones on the base's side.
+
+    Raises ValueError where the continuous layers are not side by side.
+    """
     layers = list(flow.layers)
     places = [i for i, layer in enumerate(layers) if isinstance(layer, CNF)]
     if not places or places[-1] - places[0] + 1 != len(places):
@@ -154,4 +195,8 @@ TIME_DENSITIES: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
     "likelihood": _likelihood,
 }
 
-OBJECTIVES: dict[str, type[Objective]] = {"flow_matching": FlowMatching, "mle": MaximumLikelihood}
+OBJECTIVES: dict[str, type[Objective]] = {
+    "flow_matching": FlowMatching,
+    "mle": MaximumLikelihood,
+    "layers": LayersLikelihood,
+}

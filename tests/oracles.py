@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ffjord_kit.cnf import CNF
 from ffjord_kit.flow import Flow
-from ffjord_kit.layers import Softplus, Standardize, Whiten
+from ffjord_kit.layers import Layer, Softplus, Standardize, Whiten
 from ffjord_kit.solver import Solver
 
 F64 = torch.float64
@@ -148,6 +148,23 @@ class GaussianTransport(nn.Module):
     def remainder(self, t: Tensor) -> Tensor:
         """The least expected squared error of an element at time t."""
         return (self.start[1] * self.end[1]) ** 2 / self.variance(t)
+
+
+class LearntAffine(Layer):
+    """An exact layer with weights of its own: z = (x - shift - context) exp(-log_scale)."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.event_shape = (size,)
+        self.shift, self.log_scale = nn.Parameter(torch.zeros(size)), nn.Parameter(torch.zeros(size))
+
+    def to_base(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        shift = self.shift if context is None else self.shift + context
+        return (x - shift) * (-self.log_scale).exp(), -self.log_scale.sum().expand(len(x))
+
+    def to_data(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        shift = self.shift if context is None else self.shift + context
+        return z * self.log_scale.exp() + shift, self.log_scale.sum().expand(len(z))
 
 
 class Recorder(nn.Module):

@@ -109,7 +109,7 @@ DATA = {
     ),
 }
 
-SCHEDULE = r"schedule must read like 'flow_matching:4000,mle:200' \(flow_matching, mle\); got '{}'"
+SCHEDULE = r"schedule must read like 'flow_matching:4000,mle:200' \(flow_matching, mle, layers\); got '{}'"
 REGULARIZERS = (
     r"regularizers must read like 'kinetic:0\.01,jacobian:0\.01' "
     r"\(kinetic, jacobian, acceleration, jerk, hjb\); got '{}'"
@@ -118,6 +118,9 @@ SUPPORT = "support must be 'real', 'positive' or 'bounded:LOW:HIGH'; got '{}'"
 OPTIONS = {
     "--schedule sgd:5": SCHEDULE.format("sgd:5"),
     "--schedule mle:0": SCHEDULE.format("mle:0"),
+    "--layers maf": r"layers must read like 'maf:3' or 'nsf:2,maf:2' \(maf, nsf, nice\); got 'maf'",
+    "--layers glow:2": r"layers must read like .* got 'glow:2'",
+    "--schedule layers:3": "the schedule has a phase 'layers', but no layers to train: pass layers='maf:3', or drop it",
     "--regularizers speed:1 --schedule mle:1": REGULARIZERS.format("speed:1"),
     "--regularizers hjb:0.1": "regularizer 'hjb' needs dynamics='potential'; got dynamics='residual'",
     "--dynamics potential --activation silu": "potential dynamics have the activation 'tanh' and no .*'silu'.*",
@@ -228,6 +231,8 @@ PYTHON = {
     "context missing": (lambda: fitted(context=X).score_samples(X), r"context must have shape \(12, 3\); got None"),
     "context to spare": (lambda: fitted().score_samples(X, context=X), r"takes no context; got one of shape \(12, 3\)"),
     "context of another width": (lambda: fitted(context=X).sample(5, context=[1.0]), r"context must .* \(5, .* got"),
+    "a coupling that no menu has": (lambda: FFJORD(coupling="ot").fit(X), "coupling must be one of indep.*; got 'ot'"),
+    "a coupling unknown to matching": (lambda: FlowMatching(coupling="ot"), "coupling must be one of .*; got 'ot'"),
     "an unknown method": (lambda: Solver("rk5"), "method must be one of dopri5, .*; got 'rk5'"),
     "fixed steps unsaid": (lambda: Solver("euler"), "'euler' takes a fixed number of steps: pass steps >= 1; got None"),
     "a tolerance too fine": (lambda: flow().log_prob(ZEROS, solver=Solver(rtol=1e-9)), "finer than torch.float32"),

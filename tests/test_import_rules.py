@@ -22,7 +22,7 @@ FLOORS = [  # from top to bottom: a room uses lower floors, and its own floor wi
     {"route"},
     {"cnf"},
     {"layers", "solver", "evaluations", "steppers", "trace", "regularizers", "dynamics", "activations", "base"}
-    | {"potential"},
+    | {"potential", "couplings", "discrete"},
 ]
 LEAVES = {"datasets", "metrics", "plots"}
 TOOLS = {"atomic", "version"}
@@ -35,8 +35,9 @@ HOMES = {
     "rich": {"cli", "progress"},
     "safetensors": {"runs"},
     "pyarrow": {"datasets"},
+    "zuko": {"discrete"},
 }
-ON_DEMAND = {"matplotlib", "plotly", "pyarrow"}
+ON_DEMAND = {"matplotlib", "plotly", "pyarrow", "zuko"}
 BANNED = {"hasattr", "eval", "exec", "globals"}
 
 
@@ -160,7 +161,7 @@ def test_arrays_become_tensors_in_the_estimator_alone():
 
 def test_no_other_library_is_used():
     known = {"torch", "torchdiffeq", "numpy", "scipy", "sklearn", "matplotlib", "PIL", "safetensors", "click", "rich"}
-    known |= {"pyarrow", "plotly", "ffjord_kit"} | set(sys.stdlib_module_names)
+    known |= {"pyarrow", "plotly", "zuko", "ffjord_kit"} | set(sys.stdlib_module_names)
     assert {t.split(".")[0] for m in FILES for t in imports(m)} <= known
 
 

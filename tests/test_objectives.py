@@ -4,14 +4,21 @@ import math
 
 import pytest
 import torch
-from oracles import F64, GaussianTransport, Recorder, SmoothMLP, close, linear, randn
+from oracles import F64, GaussianTransport, LearntAffine, Recorder, SmoothMLP, close, linear, randn
 from torch import nn
 
 from ffjord_kit.cnf import CNF, Integration
 from ffjord_kit.dynamics import ResidualDynamics
 from ffjord_kit.flow import Flow
 from ffjord_kit.layers import Layer, Standardize
-from ffjord_kit.objectives import LIKELIHOOD_FLOOR, OBJECTIVES, TIME_DENSITIES, FlowMatching, MaximumLikelihood
+from ffjord_kit.objectives import (
+    LIKELIHOOD_FLOOR,
+    OBJECTIVES,
+    TIME_DENSITIES,
+    FlowMatching,
+    LayersLikelihood,
+    MaximumLikelihood,
+)
 from ffjord_kit.regularizers import REGULARIZERS
 from ffjord_kit.solver import GRADIENTS, Solver
 from ffjord_kit.trace import ExactTrace, HutchinsonTrace
@@ -140,6 +147,28 @@ def test_flow_matching_refuses_flows_whose_continuous_layers_are_not_side_by_sid
         FlowMatching().loss(a_flow(*layers), randn(4, 2), None, seeded())
 
 
+def test_flow_matching_gives_exact_layers_no_gradient_and_their_likelihood_gives_the_continuous_none():
+    layers = [LearntAffine(2), CNF(SmoothMLP(2), (2,)), LearntAffine(2)]
+    flow, x = a_flow(*layers), randn(20, 2)
+    for objective, learns in ((FlowMatching(), 1), (LayersLikelihood(), (0, 2))):
+        flow.zero_grad()
+        objective.loss(flow, x, None, seeded()).value.backward()
+        moved = [i for i, layer in enumerate(layers) if any(p.grad is not None for p in layer.parameters())]
+        assert tuple(moved) == ((learns,) if learns == 1 else learns)
+
+
+def test_the_likelihood_of_the_layers_is_that_of_the_flow_without_its_continuous_ones():
+    layers, x = [Standardize(randn(2), randn(2).exp()), LearntAffine(2), CNF(SmoothMLP(2), (2,))], randn(20, 2)
+    nn.init.normal_(layers[1].log_scale)
+    loss = LayersLikelihood().loss(a_flow(*layers), x, None, seeded()).value
+    close(loss, -a_flow(*layers[:2]).log_prob(x).mean(), 1e-12)
+
+
+def test_the_likelihood_of_the_layers_refuses_a_flow_without_such_weights():
+    with pytest.raises(ValueError, match="no exact layer of this flow has weights"):
+        LayersLikelihood().loss(a_flow(CNF(SmoothMLP(2), (2,))), randn(4, 2), None, seeded())
+
+
 class Conditional(Layer):
     """An exact layer that shifts by the context."""
 
@@ -153,7 +182,7 @@ class Conditional(Layer):
 @pytest.mark.parametrize("word", OBJECTIVES)
 def test_every_layer_sees_the_scaled_context(word):
     scaling, x, context = Standardize(randn(2, seed=1), randn(2, seed=2).exp()), randn(6, 2), randn(6, 2, seed=3)
-    layers = [Conditional(), CNF(SmoothMLP(2, context_dim=2), (2,), solver=EXACT), Conditional()]
+    layers = [LearntAffine(2), CNF(SmoothMLP(2, context_dim=2), (2,), solver=EXACT), Conditional()]
     scaled = a_flow(*layers, context_dim=2, context_layer=scaling, base=a_flow(layers[1]).base)
     plain = a_flow(*layers, context_dim=2, base=a_flow(layers[1]).base)
     ours = OBJECTIVES[word]().loss(scaled, x, context, seeded()).value
@@ -233,10 +262,11 @@ def test_the_costs_of_several_blocks_are_added():
 
 @pytest.mark.parametrize("word", OBJECTIVES)
 def test_a_loss_takes_all_its_noise_from_the_generator_and_changes_nothing(word):
-    flow, x = a_flow(CNF(SmoothMLP(2), (2,), solver=EXACT)), randn(6, 2)
+    flow, x = a_flow(LearntAffine(2), CNF(SmoothMLP(2), (2,), solver=EXACT)), randn(6, 2)
     kept, state, weights = x.clone(), torch.get_rng_state(), [p.detach().clone() for p in flow.parameters()]
     first, again, other = (OBJECTIVES[word]().loss(flow, x, None, seeded(s)).value.detach() for s in (1, 1, 2))
-    assert float(first) == float(again) != float(other)
+    assert float(first) == float(again)
+    assert (float(first) != float(other)) == (word != "layers")  # which has no noise
     assert torch.equal(torch.get_rng_state(), state)
     close(x, kept, 0.0)
     assert all(torch.equal(p, w) and p.grad is None for p, w in zip(flow.parameters(), weights, strict=True))
@@ -245,7 +275,9 @@ def test_a_loss_takes_all_its_noise_from_the_generator_and_changes_nothing(word)
 LEARNERS = {
     "flow matching": (FlowMatching(), 800),
     "flow matching for the likelihood": (FlowMatching("likelihood"), 800),
+    "flow matching with coupled ends": (FlowMatching(coupling="optimal_transport"), 800),
     "maximum likelihood": (MaximumLikelihood(), 80),
+    "likelihood of the layers": (LayersLikelihood(), 600),
 }
 
 
@@ -258,7 +290,8 @@ def test_a_short_training_reaches_the_entropy_of_a_gaussian(objective, steps):
     truth, generator = torch.distributions.Normal(1.5, 0.5), seeded(0)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        flow = Flow([CNF(ResidualDynamics((1,), hidden=(32,)), (1,), solver=Solver("rk4", steps=6))])
+        above = [LearntAffine(1)] if objective.name == "layers" else []
+        flow = Flow([*above, CNF(ResidualDynamics((1,), hidden=(32,)), (1,), solver=Solver("rk4", steps=6))])
     optimizer = torch.optim.Adam(flow.parameters(), lr=0.01)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):

@@ -1,4 +1,4 @@
-"""The command line: fit, sample, score, plot, info, data, demo; its options are the estimator's fields."""
+"""The command line: fit, sample, score, straighten, plot, info, data, demo; its options are the estimator's fields."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import click
 from ffjord_kit.cli.commands import INTERRUPTED, data, fit, info, sample, score
 from ffjord_kit.cli.demo import demo
 from ffjord_kit.cli.pictures import plot
+from ffjord_kit.cli.straighten import straighten
 from ffjord_kit.version import __version__
 
 
@@ -20,7 +21,7 @@ def cli() -> None:
     """Fit a density to data, sample it, score it, and watch it flow."""
 
 
-for command in (fit, sample, score, plot, info, data, demo):
+for command in (fit, sample, score, straighten, plot, info, data, demo):
     cli.add_command(command)
 
 

@@ -9,18 +9,16 @@ from typing import Any
 
 import click
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from ffjord_kit import datasets, metrics
-from ffjord_kit.cli.options import chosen_fields, field_options, was_given
+from ffjord_kit.cli.options import PLAIN, chosen_fields, field_options, was_given
 from ffjord_kit.cli.sources import Source, context_rows, open_source, rows_like, source_of
 from ffjord_kit.estimator import FFJORD
-from ffjord_kit.estimator.words import schedule_of
+from ffjord_kit.estimator.build import phases_of
 from ffjord_kit.runs import Run
 
 INTERRUPTED = 130
-PLAIN = Console(markup=False, highlight=False)  # a column's name may look like markup
 
 
 @click.command()
@@ -71,7 +69,7 @@ def _resume(path: str, given: list[str], verbose: bool) -> None:
     run = Run.open(path)
     model = FFJORD.configured(run).set_params(verbose=verbose)
     found = run.load_checkpoint()
-    finished = found is not None and found[1]["phase"] >= len(schedule_of(model.schedule))
+    finished = found is not None and found[1]["phase"] >= len(phases_of(model))
     _train(model, source_of(run), run.path, resume=True)
     if finished:
         click.echo("it had made all its steps before: nothing was left to do")
@@ -95,13 +93,16 @@ def _train(model: FFJORD, read: Source, path: Path, **how: bool) -> None:
 @click.option("--out", type=click.Path(), required=True, help="File to write: .csv, .tsv, .npy, .npz or .parquet.")
 @click.option("--context", help="For a conditional run: values 1.0,2.5 for all samples, or a file of rows.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="Seed of the noise.")
+@click.option("--steps", type=click.IntRange(min=1), help="Fixed midpoint steps, e.g. 4 (default: a converged solve).")
 @click.option("--force", is_flag=True, help="Replace the file if it is there.")
-def sample(run: str, number: int, out: str, context: str | None, seed: int | None, force: bool) -> None:
+def sample(
+    run: str, number: int, out: str, context: str | None, seed: int | None, steps: int | None, force: bool
+) -> None:
     """Draw new rows from a RUN into a file."""
     datasets.check_writable(out)
     _check_free(out, force)
     opened, model = Run.open(run), FFJORD.load(run)
-    rows = model.sample(number, context=context_rows(opened, context, number), random_state=seed)
+    rows = model.sample(number, context=context_rows(opened, context, number), random_state=seed, steps=steps)
     datasets.write(out, rows, opened.config["columns"])
     click.echo(f"{number} samples in {out}")
 
@@ -151,6 +152,8 @@ def info(run: str) -> None:
     table.add_row("data", f"{config['data'].get('source', 'from Python')}, {config['rows']} rows")
     table.add_row("columns", ", ".join(columns[:8]) + (f", ... {len(columns)} in all" if len(columns) > 8 else ""))
     table.add_row("context", ", ".join(config["data"].get("context_columns", [])) or "none")
+    for note in config.get("straightened", []):
+        table.add_row("straightened from", f"{note['source'] or 'a model in Python'}, weights {note['weights'][:12]}")
     table.add_row("written by", f"ffjord_kit {config['version']}, seed {config['seed']}")
     for name, text in _outcome(opened, records):
         table.add_row(name, text)

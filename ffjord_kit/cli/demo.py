@@ -12,7 +12,7 @@ import numpy as np
 from rich.table import Table
 
 from ffjord_kit import metrics
-from ffjord_kit.cli.commands import PLAIN
+from ffjord_kit.cli.options import PLAIN
 from ffjord_kit.cli.pictures import Subject, draw_all
 from ffjord_kit.cli.sources import Source, open_source
 from ffjord_kit.estimator import FFJORD

@@ -7,10 +7,12 @@ from dataclasses import MISSING, Field, fields
 from typing import Any
 
 import click
+from rich.console import Console
 
 from ffjord_kit.estimator import FFJORD
 
 Command = Callable[..., Any]
+PLAIN = Console(markup=False, highlight=False)  # a column's name may look like markup
 
 
 class Widths(click.ParamType):

@@ -12,29 +12,34 @@ from torch import Tensor
 
 from ffjord_kit.activations import ACTIVATIONS
 from ffjord_kit.cnf import CNF, Integration
+from ffjord_kit.couplings import COUPLINGS
+from ffjord_kit.discrete import discrete_layer
 from ffjord_kit.dynamics import DYNAMICS
 from ffjord_kit.estimator.fields import Fields
-from ffjord_kit.estimator.words import choice, regularizers_of, schedule_of, support_of
+from ffjord_kit.estimator.words import choice, layers_of, regularizers_of, schedule_of, support_of
 from ffjord_kit.flow import Flow
 from ffjord_kit.layers import SCALINGS, Layer, Logit, Softplus
-from ffjord_kit.objectives import TIME_DENSITIES, FlowMatching, MaximumLikelihood, Objective
+from ffjord_kit.objectives import TIME_DENSITIES, FlowMatching, LayersLikelihood, MaximumLikelihood, Objective
 from ffjord_kit.solver import Solver
 from ffjord_kit.trace import TRACE_ESTIMATORS, TraceEstimator
 from ffjord_kit.training import Optimization, Phase
 
 EXACT_TRACE_UP_TO = 8
+LAYERS_STEPS = 2000  # of the phase that trains the layers named by `layers`, in the default schedule
 
 
 def build_flow(fields: Fields, exact: list[Layer], context_layer: Layer | None, dimensions: int, seed: int) -> Flow:
-    """An untrained flow: the exact layers, and continuous ones whose weights the seed draws.
+    """An untrained flow: the exact layers, and discrete and continuous ones whose weights the seed draws.
 
     The global state of torch is left as it was.
     """
     context_dim = 0 if context_layer is None else context_layer.event_shape[0]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        words = layers_of(fields.layers)
+        discrete = [discrete_layer(word, count, dimensions, context_dim) for word, count in words]
         blocks = [_block(fields, dimensions, context_dim) for _ in range(_whole("blocks", fields.blocks))]
-    return Flow([*exact, *blocks], context_dim=context_dim, context_layer=context_layer)
+    return Flow([*exact, *discrete, *blocks], context_dim=context_dim, context_layer=context_layer)
 
 
 def fitted_layers(fields: Fields, x: Tensor) -> list[Layer]:
@@ -54,15 +59,32 @@ def blank_layers(fields: Fields, dimensions: int) -> list[Layer]:
 def build_schedule(fields: Fields, dimensions: int) -> list[Phase]:
     """The phases of training that `schedule` names; every objective is made, so that a wrong field never waits."""
     choice("time_density", fields.time_density, TIME_DENSITIES)
+    choice("coupling", fields.coupling, COUPLINGS)
     costs, solver = regularizers_of(fields.regularizers), training_solver(fields)
     if "hjb" in costs and fields.dynamics != "potential":
         raise ValueError(f"regularizer 'hjb' needs dynamics='potential'; got dynamics={fields.dynamics!r}")
     mle = MaximumLikelihood(_trace(fields, dimensions), costs, solver, fields.steer)
+    matching = FlowMatching(fields.time_density, fields.coupling)
+    mle_rate = _positive("mle_learning_rate", fields.mle_learning_rate)
     objectives: dict[str, tuple[Objective, float]] = {
-        "flow_matching": (FlowMatching(fields.time_density), _positive("learning_rate", fields.learning_rate)),
-        "mle": (mle, _positive("mle_learning_rate", fields.mle_learning_rate)),
+        "flow_matching": (matching, _positive("learning_rate", fields.learning_rate)),
+        "mle": (mle, mle_rate),
+        "layers": (LayersLikelihood(), mle_rate),
     }
-    return [Phase(objectives[word][0], steps, objectives[word][1]) for word, steps in schedule_of(fields.schedule)]
+    return [Phase(objectives[word][0], steps, objectives[word][1]) for word, steps in phases_of(fields)]
+
+
+def phases_of(fields: Fields) -> list[tuple[str, int]]:
+    """The schedule as [(word, steps)]; the default one trains the layers that `layers` names before all else.
+
+    Raises ValueError for a phase 'layers' without such layers.
+    """
+    phases, layers = schedule_of(fields.schedule), layers_of(fields.layers)
+    if layers and fields.schedule == Fields.schedule:
+        return [("layers", LAYERS_STEPS), *phases]
+    if not layers and any(word == "layers" for word, _ in phases):
+        raise ValueError("the schedule has a phase 'layers', but no layers to train: pass layers='maf:3', or drop it")
+    return phases
 
 
 def check_dimensions(dimensions: int, context_dim: int) -> None:
@@ -116,10 +138,10 @@ def build_device(name: str) -> torch.device:
 
 
 def on_device(flow: Flow, device: torch.device) -> Flow:
-    """The flow with its base and continuous layers moved; exact ones stay in float64, which not every device has."""
+    """The flow with its base and what it learns moved; fitted layers stay in float64, which not every device has."""
     flow.base.to(device)
     for layer in flow.layers:
-        if isinstance(layer, CNF):
+        if isinstance(layer, CNF) or list(layer.parameters()):
             layer.to(device)
     return flow
 

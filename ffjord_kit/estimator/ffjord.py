@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,46 +15,24 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from ffjord_kit.estimator import build
-from ffjord_kit.estimator.arrays import Rows, check_context, facts, held_out_rows, seed_from, tensor
+from ffjord_kit.estimator.arrays import check_context, facts, held_out_rows, seed_from, tensor
 from ffjord_kit.estimator.checks import check_columns, check_support, column_names, inside_support
 from ffjord_kit.estimator.fields import Fields
+from ffjord_kit.estimator.results import Evaluation, NumpyTrajectory, Plan, spread, to_numpy
+from ffjord_kit.estimator.resume import check_resumable
+from ffjord_kit.estimator.straighten import Straightening, straightened
 from ffjord_kit.estimator.words import support_of
 from ffjord_kit.flow import Flow
 from ffjord_kit.layers import Standardize
 from ffjord_kit.progress import progress_bar
-from ffjord_kit.runs import Run, RunError, to_json
+from ffjord_kit.runs import Run, RunError
 from ffjord_kit.solver import Solver
-from ffjord_kit.training import History, Phase, fit
+from ffjord_kit.training import History, fit
 from ffjord_kit.training.data import peel
 
 CHUNK_ELEMENTS = 32_768
 DRAFT_TOLERANCE = 1e-3
-FREE_ON_RESUME = ("verbose", "device", "random_state")
-
-
-class Evaluation(NamedTuple):
-    """Log-densities (n,), nats, and the evaluations of the dynamics that the slowest part of the rows took."""
-
-    log_prob: np.ndarray
-    nfe: int
-
-
-class NumpyTrajectory(NamedTuple):
-    """States along the way and their log-densities: times (T,), x (T, n, d), log_prob (T, n)."""
-
-    times: np.ndarray
-    x: np.ndarray
-    log_prob: np.ndarray
-
-
-class Plan(NamedTuple):
-    """What a fit is made of: the flow, the rows to train on and to hold out, the schedule, and the loop's options."""
-
-    flow: Flow
-    rows: Rows
-    held_out: Rows | None
-    schedule: list[Phase]
-    options: dict[str, Any]
+FEW_STEPS = "midpoint"
 
 
 @dataclass(eq=False, repr=False)
@@ -103,7 +80,7 @@ class FFJORD(Fields, DensityMixin, BaseEstimator):
                 **plan.options, seed=self.seed_, run=kept, resume=resume, on_step=tell,
             )  # fmt: skip
         self.flow_ = plan.flow
-        self._settle()
+        self.settle()
         return self
 
     def check(self, X: np.ndarray, *, context: Any = None, columns: Sequence[str] | None = None) -> None:
@@ -117,13 +94,18 @@ class FFJORD(Fields, DensityMixin, BaseEstimator):
     def evaluate(self, X: Any, *, context: Any = None, time: float = 1.0) -> Evaluation:
         """Log-density of each row of X (n, d), and the evaluations of the dynamics that it took."""
         x, context, inside = self._checked(X, context)
+        log_prob, nfe = self.evaluate_rows(x, context, time=time)
+        return Evaluation(spread(log_prob, inside), nfe)
+
+    def evaluate_rows(self, x: Tensor, context: Tensor | None, *, time: float = 1.0) -> Evaluation:
+        """The same of rows that were checked: x (n, d) within the support, context (n, c), where the flow lives."""
         log_probs, nfe = [np.empty(0)], 0
         for part, c in self._chunks(x, context):
             with torch.no_grad():
                 log_prob, moved = self.flow_.evaluate_log_prob(part, c, time=time, integration=build.reporting(self))
-            log_probs.append(_numpy(log_prob))
+            log_probs.append(to_numpy(log_prob))
             nfe = max(nfe, moved.nfe)
-        return Evaluation(_spread(np.concatenate(log_probs), inside), nfe)
+        return Evaluation(np.concatenate(log_probs), nfe)
 
     def draft(self, X: Any, *, context: Any = None, time: float = 1.0) -> np.ndarray:
         """Log-density of each row of X (n, d), (n,), to some hundredths of a nat: what a picture needs, and cheap.
@@ -138,22 +120,34 @@ class FFJORD(Fields, DensityMixin, BaseEstimator):
             data = fixed.prepare(part, c, next(rest.parameters()))
             with torch.no_grad():
                 log_prob = rest.log_prob(data.x, data.context, time=time, solver=solver)
-            parts.append(_numpy(log_prob) + _numpy(data.log_det))
-        return _spread(np.concatenate(parts), inside)
+            parts.append(to_numpy(log_prob) + to_numpy(data.log_det))
+        return spread(np.concatenate(parts), inside)
 
     def score(self, X: Any, y: None = None, *, context: Any = None) -> float:
         """The mean log-likelihood of the rows of X (n, d), nats; y is ignored."""
         return float(self.score_samples(X, context=context).mean())
 
-    def sample(self, n_samples: int = 1, *, context: Any = None, random_state: Any = None) -> np.ndarray:
-        """Draw rows (n_samples, d); context is one row (c,) for all, or one for each (n_samples, c)."""
+    def sample(
+        self,
+        n_samples: int = 1,
+        *,
+        context: Any = None,
+        random_state: Any = None,
+        steps: int | None = None,
+        method: str = FEW_STEPS,
+    ) -> np.ndarray:
+        """Draw rows (n_samples, d); context is one row (c,) for all, or one for each (n_samples, c).
+
+        By a converged solve; with `steps`, by so many fixed ones of a method of METHODS: fast, and as good as the
+        paths are straight (see `straighten`).
+        """
         generator, context = self._drawing(n_samples, context, random_state)
-        solver, parts = build.reporting(self).solver, []
+        solver, parts = build.reporting(self).solver if steps is None else Solver(method, steps=steps), []
         for start in range(0, n_samples, CHUNK_ELEMENTS):
             end = min(start + CHUNK_ELEMENTS, n_samples)
             part = None if context is None else context[start:end]
             with torch.no_grad():
-                parts.append(_numpy(self.flow_.sample(end - start, part, solver=solver, generator=generator)))
+                parts.append(to_numpy(self.flow_.sample(end - start, part, solver=solver, generator=generator)))
         return np.concatenate(parts)
 
     def trajectory(
@@ -167,14 +161,14 @@ class FFJORD(Fields, DensityMixin, BaseEstimator):
         with torch.no_grad():
             start = self.flow_.sample(n_samples, context, time=0.0, generator=generator)
             path = self.flow_.trajectory(start, times.tolist(), context, solver=solver)
-        return NumpyTrajectory(times, _numpy(path.x), _numpy(path.log_prob))
+        return NumpyTrajectory(times, to_numpy(path.x), to_numpy(path.log_prob))
 
     def velocity(self, X: Any, time: float, *, context: Any = None) -> np.ndarray:
         """The field dx/dt (n, d) at the states X (n, d) and a time in [0, 1], in the units of X."""
         x, context, inside = self._checked(X, context)
         field = np.zeros((len(inside), self.n_features_in_))  # nothing moves outside the support
         if inside.any():
-            field[inside] = _numpy(self.flow_.velocity(x, time, context).detach())
+            field[inside] = to_numpy(self.flow_.velocity(x, time, context).detach())
         return field
 
     def split(self, X: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -183,6 +177,28 @@ class FFJORD(Fields, DensityMixin, BaseEstimator):
         X = np.asarray(X, np.float64)
         kept, held_out = held_out_rows(X, None, self.validation_fraction, self.seed_)
         return kept[0].numpy(), np.empty((0, X.shape[1])) if held_out is None else held_out[0].numpy()
+
+    def straighten(
+        self,
+        X: Any = None,
+        *,
+        context: Any = None,
+        pairs: int = 20_000,
+        steps: int = 2_000,
+        learning_rate: float = 2e-3,
+        random_state: Any = None,
+        source: str | None = None,
+        on_step: Callable[[dict[str, Any]], None] | None = None,
+    ) -> FFJORD:
+        """A new model that samples in a few steps: its continuous layers, trained again on this one's own `pairs`.
+
+        Its density is its own. X (n, d), the rows of the fit, are not trained on: those that the fit held out validate
+        the new model. A conditional model draws the contexts of its pairs from `context` (n, c). `source` is noted in
+        `config_`. Source: reflow, Liu et al. 2023. Raises ValueError for a context that is missing or to spare.
+        """
+        check_is_fitted(self)
+        how = Straightening(pairs, steps, learning_rate)
+        return straightened(self, X, context, how, random_state, source, on_step)
 
     def save(self, path: str | Path, *, force: bool = False) -> None:
         """Write the model as a run folder that `load` and the command line read."""
@@ -206,7 +222,7 @@ class FFJORD(Fields, DensityMixin, BaseEstimator):
         model.flow_ = build.build_flow(model, build.blank_layers(model, dimensions), scaling, dimensions, model.seed_)
         run.load_model(model.flow_)
         model.history_ = History(model.seed_, records=run.records())
-        model._settle()
+        model.settle()
         return model
 
     @classmethod
@@ -230,19 +246,10 @@ class FFJORD(Fields, DensityMixin, BaseEstimator):
             if path is None:
                 raise ValueError("resume needs the run to go on with: pass run=")
             run = Run.open(path)
-            self._check_same(run, about)
+            check_resumable(run, self.get_params(), about)
             return run.config
         seed = seed_from(self.random_state)
         return {"estimator": {**self.get_params(), "random_state": seed}, "seed": seed, **about}
-
-    def _check_same(self, run: Run, about: dict[str, Any]) -> None:
-        """Refuse to resume a run with other data, or other fields than those that say where and how loudly to work."""
-        if run.config["sha256"] != about["sha256"]:
-            raise RunError(f"{run.path} was fitted to other data: resume it with the same rows and columns")
-        mine, its = json.loads(to_json(self.get_params())), run.config["estimator"]
-        odd = [name for name in mine if mine[name] != its.get(name) and name not in FREE_ON_RESUME]
-        if odd:
-            raise RunError(f"{run.path} has {odd[0]}={its.get(odd[0])!r}; got {mine[odd[0]]!r}: resume it with its own")
 
     def _plan(self, x: np.ndarray, context: np.ndarray | None, names: Sequence[str], seed: int) -> Plan:
         """Everything that a fit is made of; every field is used once."""
@@ -258,7 +265,7 @@ class FFJORD(Fields, DensityMixin, BaseEstimator):
         flow = build.build_flow(self, build.fitted_layers(self, x), scaling, x.shape[1], seed)
         return build.on_device(flow, build.build_device(self.device))
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """Leave the flow where and how it reports: fixed, and in the widest floats that the device has."""
         device = build.build_device(self.device)
         self.flow_.to(device=device, dtype=build.reporting_dtype(device)).requires_grad_(False)
@@ -286,14 +293,3 @@ class FFJORD(Fields, DensityMixin, BaseEstimator):
     def _tensor(self, array: np.ndarray) -> Tensor:
         device = next(self.flow_.parameters()).device
         return tensor(array).to(build.reporting_dtype(device)).to(device)
-
-
-def _spread(values: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """Values of the rows inside the support, and minus infinity, their log-density, for the others."""
-    spread = np.full(len(inside), -np.inf)
-    spread[inside] = values
-    return spread
-
-
-def _numpy(values: Tensor) -> np.ndarray:
-    return values.cpu().double().numpy()

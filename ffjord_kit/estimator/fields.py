@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ffjord_kit.activations import ACTIVATIONS
+from ffjord_kit.couplings import COUPLINGS
 from ffjord_kit.dynamics import DYNAMICS
 from ffjord_kit.layers import SCALINGS
 from ffjord_kit.objectives import TIME_DENSITIES
@@ -30,12 +31,14 @@ class Fields:
         "flow_matching:4000", "phases of training, e.g. flow_matching:4000,mle:200; mle: plain FFJORD"
     )
     time_density: str = option("uniform", "density of t in flow matching", TIME_DENSITIES)
+    coupling: str = option("independent", "which base point a row is carried from, in flow matching", COUPLINGS)
     dynamics: str = option("residual", "the network that gives dx/dt", DYNAMICS)
     hidden: tuple[int, ...] = option((128, 128, 128), "widths of its hidden layers, e.g. 128,128,128")
     activation: str | None = option(None, "its activation (default: the network's own)", ACTIVATIONS)
     blocks: int = option(1, "continuous layers in a row")
     end_time: float = option(1.0, "where the time of each continuous layer ends")
     learn_end_time: bool = option(False, "learn that time, beginning there")
+    layers: str = option("", "layers between scaling and the continuous ones, e.g. maf:3 or nsf:2,maf:2 (by zuko)")
     scaling: str = option("standardize", "affine layer next to the data", SCALINGS)
     support: str = option("real", "where the data live: real, positive or bounded:LOW:HIGH; one word, or one a column")
     learning_rate: float = option(2e-3, "peak learning rate of flow matching")

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from ffjord_kit.discrete import DISCRETE
 from ffjord_kit.objectives import OBJECTIVES
 from ffjord_kit.regularizers import REGULARIZERS
 
@@ -21,6 +22,15 @@ def schedule_of(text: str) -> list[tuple[str, int]]:
     """'flow_matching:4000,mle:200' as [(word, steps)]."""
     phases = [part.strip().partition(":") for part in text.split(",")]
     return [(word, _steps(text, word, steps)) for word, _, steps in phases]
+
+
+def layers_of(text: str) -> list[tuple[str, int]]:
+    """'maf:3,nsf:2' as [(word, count)]; the empty text as []."""
+    parts = [part.strip().partition(":") for part in text.split(",")] if text.strip() else []
+    for word, _, count in parts:
+        if word not in DISCRETE or not count.isdigit() or int(count) == 0:
+            raise ValueError(f"layers must read like 'maf:3' or 'nsf:2,maf:2' ({', '.join(DISCRETE)}); got {text!r}")
+    return [(word, int(count)) for word, _, count in parts]
 
 
 def regularizers_of(text: str) -> dict[str, float]:

@@ -2,5 +2,6 @@
 
 from ffjord_kit.training.loop import History, Phase, TrainingDiverged, fit
 from ffjord_kit.training.optimization import Optimization
+from ffjord_kit.training.pairs import fit_pairs
 
-__all__ = ["History", "Optimization", "Phase", "TrainingDiverged", "fit"]
+__all__ = ["History", "Optimization", "Phase", "TrainingDiverged", "fit", "fit_pairs"]

@@ -1,0 +1,49 @@
+"""What FFJORD's verbs return, and its tensors on their way out."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from ffjord_kit.estimator.arrays import Rows
+from ffjord_kit.flow import Flow
+from ffjord_kit.training import Phase
+
+
+class Evaluation(NamedTuple):
+    """Log-densities (n,), nats, and the evaluations of the dynamics that the slowest part of the rows took."""
+
+    log_prob: np.ndarray
+    nfe: int
+
+
+class NumpyTrajectory(NamedTuple):
+    """States along the way and their log-densities: times (T,), x (T, n, d), log_prob (T, n)."""
+
+    times: np.ndarray
+    x: np.ndarray
+    log_prob: np.ndarray
+
+
+class Plan(NamedTuple):
+    """What a fit is made of: the flow, the rows to train on and to hold out, the schedule, and the loop's options."""
+
+    flow: Flow
+    rows: Rows
+    held_out: Rows | None
+    schedule: list[Phase]
+    options: dict[str, Any]
+
+
+def spread(values: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """Values of the rows inside the support, and minus infinity, their log-density, for the others."""
+    spread = np.full(len(inside), -np.inf)
+    spread[inside] = values
+    return spread
+
+
+def to_numpy(values: Tensor) -> np.ndarray:
+    """Values as float64 on the host."""
+    return values.cpu().double().numpy()

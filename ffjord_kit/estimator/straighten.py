@@ -1,0 +1,176 @@
+r"""Straightening: flow matching again on a flow's own pairs, so that sampling takes a few steps.
+
+    z ~ base,   x = to_data(z) by a converged solve,   then   E_t |f(t, (1 - t) z + t x) - (x - z)|^2
+
+(reflow, Liu et al. 2023). The pairs are what the flow joins, so their lines hardly cross: the field that fits them is
+nearly constant along its paths, and carries the base to the law that the old flow had, to the error of the fit. The
+density of the new flow is its own: it is solved for, and measured, as any other.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from sklearn.base import clone
+from torch import Tensor
+
+from ffjord_kit.cnf import Integration
+from ffjord_kit.estimator import build
+from ffjord_kit.estimator.arrays import check_context, facts, held_out_rows, seed_from, tensor
+from ffjord_kit.flow import Flow
+from ffjord_kit.objectives import FlowMatching, split
+from ffjord_kit.solver import Solver
+from ffjord_kit.training.pairs import NAME, fit_pairs
+
+if TYPE_CHECKING:
+    from ffjord_kit.estimator.ffjord import FFJORD
+
+CHUNK_ROWS = 4_096
+FINEST = 1e-6  # the tolerance of pairs in float32
+TIME_DENSITY = "uniform"  # the weight of the likelihood leaves the early field, and so its straightness, unlearnt
+STEP_COUNTS = (1, 2, 4, 8)
+STEP_METHODS = ("euler", "midpoint")
+
+
+@dataclass(frozen=True)
+class Straightening:
+    """How a flow is straightened: pairs to draw, steps of training on them, and their peak learning rate.
+
+    Raises ValueError for numbers that are not positive.
+    """
+
+    pairs: int = 20_000
+    steps: int = 2_000
+    learning_rate: float = 2e-3
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if not value > 0:
+                raise ValueError(f"{name} must be positive; got {value}")
+
+
+def straightened(
+    model: FFJORD,
+    x: Any,
+    context: Any,
+    how: Straightening,
+    random_state: Any,
+    source: str | None,
+    on_step: Callable[[dict[str, Any]], None] | None,
+) -> FFJORD:
+    """A new, fitted model whose continuous layers were trained on the pairs of the old one, which stays as it is."""
+    rows = None if x is None else np.asarray(x, np.float64)
+    context = _contexts(model, rows, context)
+    if rows is not None and facts(rows, context)["sha256"] != model.config_["sha256"]:
+        raise ValueError("X and context must be the rows of the fit, all and in their order: others cannot validate it")
+    seed = seed_from(random_state)
+    held_out = None if rows is None else held_out_rows(rows, context, model.validation_fraction, model.seed_)
+    drawn = context if held_out is None or context is None else held_out[0][1].numpy()
+    flow = copy.deepcopy(model.flow_).float()
+    for cnf in split(flow)[1]:
+        cnf.requires_grad_(True)
+    start, end, c = _pairs(flow, drawn, how.pairs, seed, max(model.tolerance, FINEST))
+    fresh = _successor(model, {"source": source, "weights": _digest(model.flow_), "seed": seed, **asdict(how)})
+    fresh.flow_, options = flow, build.training_options(model)
+    fresh.history_ = fit_pairs(
+        flow, start, end, c, steps=how.steps, learning_rate=how.learning_rate, batch_size=options["batch_size"],
+        optimization=options["optimization"], objective=FlowMatching(TIME_DENSITY), seed=seed, on_step=on_step,
+    )  # fmt: skip
+    fresh.settle()
+    if held_out is not None and held_out[1] is not None:
+        _validate(fresh, *held_out[1])
+    return fresh
+
+
+def few_step_errors(
+    model: FFJORD, *, n: int = 2_000, context: Any = None, random_state: Any = 0
+) -> dict[tuple[str, int], float]:
+    """The root mean square error of samples by a few fixed steps, {(method, steps): error}.
+
+    Against converged samples of the same noise, in their standard deviations.
+    """
+    truth = model.sample(n, context=context, random_state=random_state)
+    errors = {}
+    for method in STEP_METHODS:
+        for steps in STEP_COUNTS:
+            rows = model.sample(n, context=context, random_state=random_state, steps=steps, method=method)
+            errors[method, steps] = float(np.sqrt((((rows - truth) / truth.std(0)) ** 2).mean()))
+    return errors
+
+
+def _contexts(model: FFJORD, rows: np.ndarray | None, context: Any) -> np.ndarray | None:
+    dim = model.flow_.context_dim
+    if dim and context is None:
+        raise ValueError(
+            f"this model is conditional, so its pairs need contexts: pass context=, rows (n, {dim}) like the fit's"
+        )
+    if not dim and context is not None:
+        raise ValueError("this model takes no context: leave it out")
+    if context is None:
+        return None
+    count = len(np.asarray(context)) if rows is None else len(rows)
+    context = check_context(context, count, dim)
+    if context.shape[1] != dim:
+        raise ValueError(f"context must have shape (rows, {dim}); got {context.shape}")
+    return context
+
+
+@torch.no_grad()
+def _pairs(
+    flow: Flow, contexts: np.ndarray | None, count: int, seed: int, tolerance: float
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The ends of the continuous layers' paths, and the contexts that they saw, drawn from those given."""
+    _, cnfs, below = split(flow)
+    like = next(cnfs[0].parameters())
+    generator = torch.Generator().manual_seed(seed)
+    start, context = flow.base.sample(count, generator), None
+    if contexts is not None:
+        chosen = tensor(contexts)[torch.randint(len(contexts), (count,), generator=generator)]
+        context = flow.scaled_context(chosen.to(like))
+    for layer in reversed(below):
+        start, _ = layer.to_data(start, context)
+    how = Integration(trace=None, solver=Solver("dopri5", tolerance, tolerance))
+    ends = []
+    for first in range(0, count, CHUNK_ROWS):
+        part, c = start[first : first + CHUNK_ROWS], None if context is None else context[first : first + CHUNK_ROWS]
+        for cnf in reversed(cnfs):
+            part = cnf.transport(part, [0.0, cnf.end_time], context=c, integration=how).x[-1]
+        ends.append(part)
+    return start, torch.cat(ends), context
+
+
+def _successor(model: FFJORD, note: dict[str, Any]) -> FFJORD:
+    """A model of the same fields and columns, whose configuration says what it was made from."""
+    fresh = clone(model)
+    for name, value in vars(model).items():
+        if name.endswith("_") and name not in ("flow_", "history_", "config_"):
+            setattr(fresh, name, value)
+    fresh.config_ = {**model.config_, "straightened": [*model.config_.get("straightened", []), note]}
+    return fresh
+
+
+def _validate(model: FFJORD, x: Tensor, context: Tensor | None) -> None:
+    like = next(model.flow_.parameters())
+    nll = -model.evaluate_rows(x.to(like), None if context is None else context.to(like)).log_prob
+    history = model.history_
+    history.best_nll, history.best_step = float(nll.mean()), history.step
+    error = float(nll.std(ddof=1) / math.sqrt(len(nll)))
+    history.records.append(
+        {"step": history.step, "phase": NAME, "seconds": round(history.seconds, 3),
+         "validation_nll": history.best_nll, "validation_standard_error": error}
+    )  # fmt: skip
+
+
+def _digest(flow: Flow) -> str:
+    """The SHA-256 of all weights."""
+    digest = hashlib.sha256()
+    for name, value in flow.state_dict().items():
+        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,190 @@
+"""Straightening: few steps suffice, the law stays, the old model is untouched, and the new one is a run like any."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from oracles import LearntAffine, SmoothMLP, randn
+from torch import nn
+
+from ffjord_kit import CNF, FFJORD, Flow, FlowMatching, RunError, TrainingDiverged
+from ffjord_kit.cli import main
+from ffjord_kit.estimator.straighten import STEP_COUNTS, STEP_METHODS, few_step_errors
+from ffjord_kit.training import fit_pairs
+
+QUICK = {"hidden": (32, 32), "learning_rate": 0.01, "random_state": 0, "validate_every": 200, "ema_decay": 0.99}
+FEW = {"pairs": 4_000, "steps": 500, "learning_rate": 0.005, "random_state": 0}
+
+
+def two_moons(n, seed=0):
+    rng = np.random.default_rng(seed)
+    angle, upper = rng.uniform(0, np.pi, n), rng.random(n) < 0.5
+    x = np.stack([np.cos(angle), np.sin(angle)], 1) * np.where(upper, 1, -1)[:, None]
+    return x + np.where(upper, 0, 1)[:, None] * [1, 0.5] + 0.08 * rng.normal(size=(n, 2)), upper[:, None].astype(float)
+
+
+X, UPPER = two_moons(1500)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return FFJORD(schedule="flow_matching:400", **QUICK).fit(X, data={"told": "by hand"})
+
+
+@pytest.fixture(scope="module")
+def straight(model):
+    return model.straighten(X, source="here", **FEW)
+
+
+def weights(model):
+    return torch.cat([p.flatten() for p in model.flow_.parameters()])
+
+
+def test_samples_by_a_few_steps_are_several_times_better_and_the_likelihood_hardly_falls(model, straight):
+    before, after = few_step_errors(model, n=500), few_step_errors(straight, n=500)
+    assert set(after) == {(method, steps) for method in STEP_METHODS for steps in STEP_COUNTS}
+    for method, steps in (("euler", 1), ("euler", 2), ("midpoint", 1), ("midpoint", 2)):
+        assert after[method, steps] < before[method, steps] / 4
+    fresh, _ = two_moons(500, seed=1)
+    loss = model.score_samples(fresh) - straight.score_samples(fresh)
+    assert loss.mean() < 0.1 + 3 * loss.std() / np.sqrt(len(loss))
+
+
+def test_the_straightened_model_carries_a_base_point_where_the_old_one_did(model, straight):
+    a, b = (m.sample(300, random_state=3) for m in (model, straight))
+    assert np.sqrt(((a - b) ** 2).mean()) < 0.15 * a.std()
+
+
+def test_the_old_model_stays_as_it_was():
+    model = FFJORD(schedule="flow_matching:20", **QUICK).fit(X)
+    kept, config, rows = weights(model).clone(), dict(model.config_), model.sample(5, random_state=0)
+    model.straighten(pairs=50, steps=3, random_state=0)
+    assert torch.equal(weights(model), kept)
+    assert not any(p.requires_grad for p in model.flow_.parameters())
+    assert model.config_ == config
+    assert np.array_equal(model.sample(5, random_state=0), rows)
+
+
+def test_it_is_a_run_that_says_what_it_was_made_from_and_comes_back_the_same(straight, model, tmp_path):
+    straight.save(tmp_path / "run")
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    (note,) = config["straightened"]
+    assert {name: note[name] for name in ("source", "pairs", "steps", "seed")} == {
+        "source": "here", "pairs": 4_000, "steps": 500, "seed": 0
+    }  # fmt: skip
+    assert config["data"] == {"told": "by hand"}
+    loaded = FFJORD.load(tmp_path / "run")
+    assert np.array_equal(loaded.score_samples(X[:9]), straight.score_samples(X[:9]))
+    assert np.array_equal(loaded.sample(9, random_state=0, steps=2), straight.sample(9, random_state=0, steps=2))
+    assert "straightened" not in model.config_
+    again = loaded.straighten(pairs=50, steps=3, random_state=0)
+    assert len(again.config_["straightened"]) == 2
+    with pytest.raises(RunError, match="was straightened, not fitted"):
+        FFJORD(schedule="flow_matching:400", **QUICK).fit(X, run=tmp_path / "run", resume=True)
+
+
+def test_the_rows_that_the_fit_held_out_validate_it(model, straight):
+    _, held_out = model.split(X)
+    assert straight.history_.best_nll == pytest.approx(-straight.score(held_out), abs=1e-9)
+    assert straight.history_.records[-1]["validation_nll"] == straight.history_.best_nll
+    assert {record["phase"] for record in straight.history_.records} == {"straighten"}
+
+
+def test_the_seed_gives_the_same_weights_again():
+    model = FFJORD(schedule="flow_matching:5", **QUICK).fit(X)
+    a, b, other = (model.straighten(pairs=50, steps=3, random_state=seed) for seed in (0, 0, 1))
+    assert torch.equal(weights(a), weights(b))
+    assert not torch.equal(weights(a), weights(other))
+
+
+def test_a_conditional_model_takes_the_contexts_of_its_pairs_from_the_rows():
+    model = FFJORD(schedule="flow_matching:200", **QUICK).fit(X, context=UPPER)
+    straight = model.straighten(X, context=UPPER, **{**FEW, "steps": 200})
+    before, after = (few_step_errors(m, n=200, context=UPPER[:200]) for m in (model, straight))
+    assert after["euler", 2] < before["euler", 2] / 2
+    assert model.straighten(context=UPPER[:7], pairs=20, steps=1).sample(2, context=[1.0]).shape == (2, 2)
+    with pytest.raises(ValueError, match=r"conditional, so its pairs need contexts: pass context=, rows \(n, 1\)"):
+        model.straighten(X)
+    with pytest.raises(ValueError, match=r"context must have shape \(rows, 1\)"):
+        model.straighten(context=X)
+
+
+def test_what_cannot_be_straightened_is_refused(model):
+    with pytest.raises(ValueError, match="takes no context"):
+        model.straighten(context=UPPER)
+    with pytest.raises(ValueError, match="must be the rows of the fit"):
+        model.straighten(X[1:])
+    with pytest.raises(ValueError, match="steps must be positive; got 0"):
+        model.straighten(steps=0)
+    with pytest.raises(ValueError, match="not fitted yet"):
+        FFJORD().straighten()
+
+
+def test_pairs_train_the_continuous_layers_alone_and_leave_their_average():
+    flow = Flow([LearntAffine(2), CNF(SmoothMLP(2), (2,)), CNF(SmoothMLP(2, seed=4), (2,))])
+    before = [p.detach().clone() for p in flow.parameters()]
+    history = fit_pairs(flow, randn(50, 2), randn(50, 2) + 3, steps=40, learning_rate=0.01, batch_size=10)
+    moved = [not torch.equal(p, old) for p, old in zip(flow.parameters(), before, strict=True)]
+    assert moved == [False, False] + [True] * 6
+    assert history.records[-1]["loss"] < history.records[0]["loss"]
+    assert history.step == 40
+
+
+def test_a_field_that_is_no_number_stops_the_training_of_pairs():
+    flow = Flow([CNF(SmoothMLP(2), (2,))])
+    nn.init.constant_(flow.layers[0].dynamics.bias, float("nan"))
+    with pytest.raises(TrainingDiverged, match="straightening failed at step 0: the loss is nan"):
+        fit_pairs(flow, randn(9, 2), randn(9, 2), steps=2)
+
+
+def test_matched_pairs_of_one_shift_have_no_loss_at_all():
+    class Shift(nn.Module):
+        def forward(self, t, x, context=None):
+            return torch.full_like(x, 3.0)
+
+    cnf, start = CNF(Shift(), (2,)), randn(9, 2)
+    generator = torch.Generator().manual_seed(0)
+    assert float(FlowMatching().match([cnf], start, start + 3, None, generator).value) < 1e-28
+
+
+def test_sampling_by_fixed_steps_converges_to_the_solve_by_tolerance(model):
+    truth = model.sample(200, random_state=0)
+    errors = [((model.sample(200, random_state=0, steps=n) - truth) ** 2).mean() ** 0.5 for n in (20, 40)]
+    assert errors[1] < errors[0] / 3  # of second order
+    fourth = model.sample(200, random_state=0, steps=64, method="rk4")
+    assert np.abs(fourth - truth).max() < 1e-2
+    with pytest.raises(ValueError, match="steps >= 1; got 0"):
+        model.sample(3, steps=0)
+
+
+def called(capsys, *argv):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
+        patch.setattr("sys.argv", ["ffjord-kit", *map(str, argv)])
+        main()
+    shown = capsys.readouterr()
+    return ended.value.code or 0, shown.out, shown.err
+
+
+def test_the_command_compares_both_and_leaves_a_run(capsys, tmp_path):
+    run, out = tmp_path / "run", tmp_path / "straight"
+    tiny = ["--schedule", "flow_matching:8", "--hidden", "8", "--seed", "0", "--no-verbose"]
+    assert called(capsys, "fit", "moons", "--rows", "90", *tiny, "--out", run)[0] == 0
+    few = ["--pairs", "40", "--steps", "4", "--seed", "0"]
+    code, shown, _ = called(capsys, "straighten", run, "--out", out, *few)
+    assert code == 0
+    for line in ("log-likelihood of 9 rows", "evaluations at 1e-05", "samples, 4 midpoint steps", f"run: {out}"):
+        assert line in shown
+    assert "straightened from" in called(capsys, "info", out)[1]
+    assert json.loads((out / "config.json").read_text())["straightened"][0]["source"] == str(run)
+    assert called(capsys, "sample", out, "-n", "7", "--steps", "4", "--out", tmp_path / "x.npy")[0] == 0
+    assert np.load(tmp_path / "x.npy").shape == (7, 2)
+    for argv, message in (
+        ((run, "--out", run), "is the run to straighten, which stays as it is"),
+        ((run, "--out", out), "is not empty: choose another folder, or pass --force"),
+        ((run, "--out", tmp_path, "--force"), "is not empty: choose another folder"),
+    ):
+        code, _, err = called(capsys, "straighten", *argv, *few)
+        assert (code, len(err.splitlines())) == (1, 1)
+        assert message in err
+    assert called(capsys, "straighten", run, "moons:test", "--out", out, "--force", *few)[0] == 0
