@@ -2,8 +2,9 @@ r"""Solver: how the initial value problem dy/dt = rhs(t, y), y(t_0) = y_0 is int
 
 The only file that knows torchdiffeq. An adaptive method holds its own estimate of each step's error below
 atol + rtol |y|, judged by the worst row (fehlberg2's estimate is a hundred times too kind: prefer another); a fixed
-one takes a number of steps that is always said. Every requested time is a step's end, so nothing is interpolated
-(scipy_solver alone does), and no field is evaluated outside the interval. Gradients run back
+one takes a number of steps that is always said, and may grade them, t = T (1 - s^grading), so that they crowd towards
+the latest time, where the data are and a trained field is stiffest. Every requested time is a step's end, so nothing is
+interpolated (scipy_solver alone does), and no field is evaluated outside the interval. Gradients run back
 
     backprop        through the solver's own steps
     checkpointed    the same, each evaluation made again on the way back: less memory for one more forward pass
@@ -49,6 +50,7 @@ class Solver:
     steps: int | None = None
     gradient: str = "backprop"
     max_nfe: int = 10_000
+    grading: float = 1.0
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -60,6 +62,10 @@ class Solver:
             raise ValueError(f"method {self.method!r} adapts its steps: pass rtol and atol, not steps={self.steps}")
         if not (self.rtol > 0 and self.atol > 0):
             raise ValueError(f"rtol and atol must be positive; got {self.rtol} and {self.atol}")
+        if not self.grading >= 1 or (self.grading > 1 and METHODS[self.method] is not _fixed):
+            raise ValueError(
+                f"grading must be at least 1, and 1 unless the method takes fixed single steps; got {self.grading}"
+            )
         if self.max_nfe < 1:
             raise ValueError(f"max_nfe must be at least 1; got {self.max_nfe}")
         if self.gradient not in GRADIENTS:
@@ -177,8 +183,8 @@ def _adaptive(
 def _fixed(
     solver: Solver, rhs: Checked, state: State, times: Tensor, params: tuple[Tensor, ...], steering: int | None
 ) -> State:
-    width = float((times[-1] - times[0]).abs()) / solver.steps
-    options = {"grid_constructor": lambda _, __, asked: _grid(asked, width)}
+    low, high = float(times.min()), float(times.max())
+    options = {"grid_constructor": lambda _, __, asked: _grid(asked, low, high, solver)}
     if METHODS[solver.method] is _adams:
         options["max_order"] = 5  # torchdiffeq's own 12 is unstable for an explicit formula
     return _integrate(solver, rhs, state, times, params, options)
@@ -224,15 +230,22 @@ def _count(start: Tensor, end: Tensor, width: float) -> int:
     return max(1, round(float((end - start).abs()) / width))
 
 
-def _grid(asked: Tensor, width: float) -> Tensor:
-    """Equal steps of about `width` between each pair of times; every time is on the grid, to the bit."""
-    times = asked.cpu()
-    pieces = [
-        torch.linspace(float(a), float(b), _count(a, b, width) + 1, dtype=times.dtype)[1:-1]
-        for a, b in zip(times[:-1], times[1:], strict=True)
+def _grid(asked: Tensor, low: float, high: float, solver: Solver) -> Tensor:
+    """The times asked for, to the bit, and between each two of them their share of the solver's steps from low to high.
+
+    Steps are equal in s = 1 - ((high - t) / (high - low))^(1 / grading).
+    """
+    if float(asked.min()) < low or float(asked.max()) > high:  # torchdiffeq turned a falling clock round
+        return -_grid(-asked, low, high, solver)
+    times, power = asked.cpu(), solver.grading
+    places = 1 - ((high - times).clamp(min=0) / (high - low)) ** (1 / power)
+    inner = [
+        torch.linspace(float(a), float(b), _count(a, b, 1 / solver.steps) + 1, dtype=times.dtype)[1:-1]
+        for a, b in zip(places[:-1], places[1:], strict=True)
     ]
-    inner = [part for piece, b in zip(pieces, times[1:], strict=True) for part in (piece, b.reshape(1))]
-    return torch.cat([times[:1], *inner]).to(asked.device)
+    between = [high - (high - low) * (1 - piece) ** power for piece in inner]
+    parts = [part for piece, b in zip(between, times[1:], strict=True) for part in (piece, b.reshape(1))]
+    return torch.cat([times[:1], *parts]).to(asked.device)
 
 
 class _OnceDifferentiable(torch.autograd.Function):

@@ -208,6 +208,42 @@ def test_dopri5_by_row_keeps_each_rows_tolerance_over_scales_of_speed(times):
     assert float(((got - expected).abs().amax((0, 2)) / (1 + speed[:, 0])).max()) < 1e-6
 
 
+@pytest.mark.parametrize("times", [(0.0, 1.0), (1.0, 0.0), (2.0, 1.5, 0.5), (-1.0, 0.5)])
+def test_graded_steps_crowd_towards_the_latest_time_and_hit_every_time(times):
+    seen = []
+
+    def rhs(t, state):
+        seen.append(float(t))
+        return (torch.ones_like(state[0]),)
+
+    Solver("euler", steps=8, grading=2.0).solve(rhs, (torch.ones(1, 1, dtype=F64),), clock(*times))
+    grid = sorted({*seen, times[-1]})
+    widths = np.diff(grid)
+    assert set(times) <= set(grid)
+    assert len(widths) in (8, 9)
+    assert widths[-1] < widths[0] / 4
+
+
+@pytest.mark.parametrize("times", [(0.0, 1.0), (1.0, 0.0)])
+def test_graded_steps_keep_the_order_of_convergence_and_pay_where_the_end_is_stiff(times):
+    def error(steps, grading):
+        solver = Solver("rk4", steps=steps, grading=grading)
+        states = solver.solve(
+            lambda t, state: (3 * state[0] / (1.05 - t),), (torch.ones(1, 1, dtype=F64),), clock(*times)
+        )
+        expected = ((1.05 - times[0]) / (1.05 - times[1])) ** 3
+        return abs(float(states.states[0][-1]) / expected - 1)
+
+    assert 10 < error(32, 2.0) / error(64, 2.0) < 24
+    assert error(32, 2.0) < error(32, 1.0) / 4
+
+
+@pytest.mark.parametrize(("method", "grading"), [("rk4", 0.5), ("dopri5", 2.0), ("explicit_adams", 2.0)])
+def test_a_grading_that_cannot_be_is_refused(method, grading):
+    with pytest.raises(ValueError, match=f"grading must be at least 1, and 1 unless .*; got {grading}"):
+        Solver(method, steps=None if method == "dopri5" else 4, grading=grading)
+
+
 def test_rows_that_have_arrived_leave_the_batch_and_change_nothing():
     speed, x, asked = torch.logspace(-2, 2, 16, dtype=F64), randn(16, 2), []
 
