@@ -76,6 +76,13 @@ class MaximumLikelihood(Objective):
         value = terms["nll"] + sum(weight * terms[word] for word, weight in self.regularizers.items())
         return Loss(value, terms, moved.evaluations)
 
+    def losses(
+        self, flow: Flow, x: Tensor, context: Tensor | None, generator: torch.Generator, solver: Solver
+    ) -> Tensor:
+        """The negative log-likelihood of each row, (batch,), by another solver."""
+        how = Integration(self.trace, solver, {}, generator, self.steer)
+        return -flow.evaluate_log_prob(x, context, integration=how)[0]
+
 
 @dataclass(frozen=True)
 class LayersLikelihood(Objective):

@@ -62,7 +62,7 @@ class Solver:
             raise ValueError(f"method {self.method!r} adapts its steps: pass rtol and atol, not steps={self.steps}")
         if not (self.rtol > 0 and self.atol > 0):
             raise ValueError(f"rtol and atol must be positive; got {self.rtol} and {self.atol}")
-        if not self.grading >= 1 or (self.grading > 1 and METHODS[self.method] is not _fixed):
+        if not self.grading >= 1 or (self.grading > 1 and not self.gradable):
             raise ValueError(
                 f"grading must be at least 1, and 1 unless the method takes fixed single steps; got {self.grading}"
             )
@@ -72,6 +72,11 @@ class Solver:
             raise ValueError(f"gradient must be one of {', '.join(GRADIENTS)}; got {self.gradient!r}")
         if self.by_adjoint and self.method == "dopri5_by_row":
             raise ValueError("method 'dopri5_by_row' has no adjoint: pass gradient='backprop', or method='dopri5'")
+
+    @property
+    def gradable(self) -> bool:
+        """Whether the steps may crowd towards the latest time."""
+        return METHODS[self.method] is _fixed
 
     @property
     def by_adjoint(self) -> bool:

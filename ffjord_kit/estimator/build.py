@@ -22,7 +22,7 @@ from ffjord_kit.layers import SCALINGS, Layer, Logit, Softplus
 from ffjord_kit.objectives import TIME_DENSITIES, FlowMatching, LayersLikelihood, MaximumLikelihood, Objective
 from ffjord_kit.solver import Solver
 from ffjord_kit.trace import TRACE_ESTIMATORS, TraceEstimator
-from ffjord_kit.training import Optimization, Phase
+from ffjord_kit.training import Guard, Optimization, Phase
 
 EXACT_TRACE_UP_TO = 8
 LAYERS_STEPS = 2000  # of the phase that trains the layers named by `layers`, in the default schedule
@@ -101,6 +101,7 @@ def training_options(fields: Fields) -> dict[str, Any]:
         "validate_every": _whole("validate_every", fields.validate_every),
         "patience": _whole("patience", fields.patience),
         "evaluation": validating(fields),
+        "guard": Guard(fields.guard).share,
     }
 
 

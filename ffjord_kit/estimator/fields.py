@@ -59,6 +59,7 @@ class Fields:
     train_tolerance: float = option(1e-3, "tolerance of that method")
     steps: int | None = option(None, "steps of that method, if it is one of fixed steps")
     gradient: str = option("backprop", "the way back: checkpointed, adjoint, seminorm use less memory", GRADIENTS)
+    guard: float = option(0.1, "largest share of the loss's noise that mle leaves to the solver's error; 0: no guard")
     tolerance: float = option(1e-5, "tolerance of every reported likelihood and of samples")
     max_nfe: int = option(10_000, "most evaluations that one solve may take")
     device: str = option("auto", "auto, cpu, cuda or mps")

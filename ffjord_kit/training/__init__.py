@@ -1,7 +1,8 @@
 """Training: a schedule of objectives on one flow, validated by exact likelihoods, resumable bit for bit."""
 
+from ffjord_kit.training.guard import Guard
 from ffjord_kit.training.loop import History, Phase, TrainingDiverged, fit
 from ffjord_kit.training.optimization import Optimization
 from ffjord_kit.training.pairs import fit_pairs
 
-__all__ = ["History", "Optimization", "Phase", "TrainingDiverged", "fit", "fit_pairs"]
+__all__ = ["Guard", "History", "Optimization", "Phase", "TrainingDiverged", "fit", "fit_pairs"]

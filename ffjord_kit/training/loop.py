@@ -22,6 +22,7 @@ from ffjord_kit.objectives import Loss, Objective
 from ffjord_kit.runs import Run
 from ffjord_kit.solver import SolveError
 from ffjord_kit.training.data import Batches, Data, noise_generator, peel
+from ffjord_kit.training.guard import EVERY, Guard, guarded
 from ffjord_kit.training.interrupt import interruptible
 from ffjord_kit.training.optimization import Average, Optimization, assign, exchanged
 from ffjord_kit.training.state import flattened, nested, numbered
@@ -58,6 +59,8 @@ class History:
     stale: int = 0
     seconds: float = 0.0
     interrupted: bool = False
+    solver_level: int = 0
+    solver_grading: float = 1.0
     records: list[dict[str, Any]] = field(default_factory=list, repr=False)
 
 
@@ -73,6 +76,7 @@ def fit(
     validate_every: int = 500,
     patience: int = 10,
     evaluation: Integration | None = None,
+    guard: float = 0.1,
     seed: int = 0,
     run: Run | None = None,
     resume: bool = False,
@@ -82,7 +86,8 @@ def fit(
 
     A phase ends early after `patience` validations without a better NLL; the next one starts from the best weights.
     Ctrl-C ends the fit after the step under way with the best weights so far; a second one ends it at once. A `run` is
-    given a log, the model and checkpoints; with `resume` the fit goes on from its last one.
+    given a log, the model and checkpoints; with `resume` the fit goes on from its last one. `guard` is the largest share
+    of the loss's noise that the solver's error may take in training by likelihood (0: no guard).
     Shapes: x (n, *event), context (n, context_dim), validation a pair of the same.
     Raises ValueError for data that do not fit the flow, TrainingDiverged where the loss, its gradient, or the dynamics
     are not finite.
@@ -93,7 +98,7 @@ def fit(
         raise ValueError("validation must be a pair (x, context), context None where the flow takes none")
     trainer = _Trainer(flow, seed, run, on_step)
     trainer.optimization, trainer.evaluation = optimization or Optimization(), evaluation or Integration()
-    trainer.validate_every, trainer.patience = validate_every, patience
+    trainer.validate_every, trainer.patience, trainer.guard = validate_every, patience, Guard(guard)
     trainer.feed((x, context), validation, batch_size)
     if resume:
         trainer.restore(schedule)
@@ -157,13 +162,25 @@ class _Trainer:
         generator = noise_generator(self.parameters[0].device, here.seed, "noise", here.step)
         rate = self.optimization.rate(here.phase_step, phase.steps, phase.learning_rate)
         with self._diverging(rate):
-            loss = phase.objective.loss(self.inner, *self.batches[here.step], generator)
+            loss = self._objective(phase).loss(self.inner, *self.batches[here.step], generator)
             self.optimizer.zero_grad()
             loss.value.backward()
             norm = self.optimization.update(self.optimizer, self.parameters, rate, loss.value)
         self.average.update(self.optimization.ema_decay)
         here.step, here.phase_step, here.seconds = here.step + 1, here.phase_step + 1, time.monotonic() - begun
         self._tell(phase, loss, {"learning_rate": rate, "gradient_norm": float(norm)})
+
+    def _objective(self, phase: Phase) -> Objective:
+        """The phase's objective, by the solver that the guard lets pass."""
+        here = self.history
+        if not self.guard.watches(phase.objective):
+            return phase.objective
+        if here.phase_step % EVERY == 0:
+            key, state = (here.seed, "guard", here.step), (here.solver_level, here.solver_grading)
+            verdict = self.guard.judge(self.inner, phase.objective, self.batches[here.step], key, state)
+            here.solver_level, here.solver_grading = verdict.level, verdict.grading
+            self._record({**self._where(phase), **verdict.record()})
+        return guarded(self.inner, phase.objective, here.solver_level, here.solver_grading)
 
     def _validate(self, phase: Phase) -> None:
         if self.held_out is None:
@@ -201,6 +218,7 @@ class _Trainer:
         self.average.reset()
         self.optimizer = None
         here.phase, here.phase_step, here.stale = here.phase + 1, 0, 0
+        here.solver_level, here.solver_grading = 0, 1.0
         self._save()
 
     def _favourite(self) -> list[Tensor]:
