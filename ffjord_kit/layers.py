@@ -12,7 +12,6 @@ absolute determinant of its Jacobian, so that log p(x) = log p(z) + log|det dz/d
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -169,11 +168,3 @@ def _check_inside(inside: Tensor, where: str) -> None:
     if not bool(inside.all()):
         row, *element = (~inside).nonzero()[0].tolist()
         raise ValueError(f"data must lie {where}; row {row}, element {tuple(element)} does not")
-
-
-# A scaling layer made from data x (n, d), and a blank one from zeros (d,), to load weights into.
-SCALINGS: dict[str, tuple[Callable[[Tensor], Layer], ...]] = {
-    "standardize": (Standardize.of, lambda zeros: Standardize(zeros, torch.ones_like(zeros))),
-    "whiten": (Whiten.of, lambda zeros: Whiten(zeros, torch.eye(len(zeros), dtype=zeros.dtype))),
-    "none": (),
-}

@@ -4,7 +4,9 @@ import pytest
 import torch
 from oracles import F64, close, jacobian, randn
 
-from ffjord_kit.layers import SCALINGS, Logit, Softplus, Standardize, Whiten
+from ffjord_kit.gaussianize import Gaussianize
+from ffjord_kit.layers import Logit, Softplus, Standardize, Whiten
+from ffjord_kit.scalings import SCALINGS
 
 INF = float("inf")
 
@@ -25,6 +27,7 @@ LAYERS = {
     "logit": lambda shape: Logit(*shaped(shape)),
     "logit of all": lambda shape: Logit(torch.zeros(shape, dtype=F64), torch.ones(shape, dtype=F64)),
     "softplus": lambda shape: Softplus(shaped(shape)[0]),
+    "gaussianize": lambda shape: Gaussianize.of(randn(400, *shape, seed=3).exp()),
     "softplus of all": lambda shape: Softplus(torch.full(shape, -2.5, dtype=F64)),
 }
 CONTRACT = [

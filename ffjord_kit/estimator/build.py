@@ -18,8 +18,9 @@ from ffjord_kit.dynamics import DYNAMICS
 from ffjord_kit.estimator.fields import Fields
 from ffjord_kit.estimator.words import choice, layers_of, regularizers_of, schedule_of, support_of
 from ffjord_kit.flow import Flow
-from ffjord_kit.layers import SCALINGS, Layer, Logit, Softplus
+from ffjord_kit.layers import Layer, Logit, Softplus
 from ffjord_kit.objectives import TIME_DENSITIES, FlowMatching, LayersLikelihood, MaximumLikelihood, Objective
+from ffjord_kit.scalings import SCALINGS
 from ffjord_kit.solver import Solver
 from ffjord_kit.trace import TRACE_ESTIMATORS, TraceEstimator
 from ffjord_kit.training import Guard, Optimization, Phase

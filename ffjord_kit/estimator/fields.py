@@ -12,8 +12,8 @@ from typing import Any
 from ffjord_kit.activations import ACTIVATIONS
 from ffjord_kit.couplings import COUPLINGS
 from ffjord_kit.dynamics import DYNAMICS
-from ffjord_kit.layers import SCALINGS
 from ffjord_kit.objectives import TIME_DENSITIES
+from ffjord_kit.scalings import SCALINGS
 from ffjord_kit.solver import GRADIENTS, METHODS
 from ffjord_kit.trace import TRACE_ESTIMATORS
 

@@ -1,8 +1,9 @@
 """Training: a schedule of objectives on one flow, validated by exact likelihoods, resumable bit for bit."""
 
 from ffjord_kit.training.guard import Guard
-from ffjord_kit.training.loop import History, Phase, TrainingDiverged, fit
+from ffjord_kit.training.loop import TrainingDiverged, fit
 from ffjord_kit.training.optimization import Optimization
 from ffjord_kit.training.pairs import fit_pairs
+from ffjord_kit.training.phase import History, Phase
 
 __all__ = ["Guard", "History", "Optimization", "Phase", "TrainingDiverged", "fit", "fit_pairs"]

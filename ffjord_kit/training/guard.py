@@ -72,9 +72,10 @@ class Guard:
         if not self.share >= 0:
             raise ValueError(f"guard must be at least 0, the share of the loss's noise; got {self.share}")
 
-    def watches(self, objective: object) -> bool:
-        """Whether it is an objective whose loss a solver makes."""
-        return self.share > 0 and isinstance(objective, MaximumLikelihood)
+    def watches(self, flow: Flow, objective: object) -> bool:
+        """Whether a solver makes the loss."""
+        solved = any(isinstance(layer, CNF) for layer in flow.layers)
+        return self.share > 0 and solved and isinstance(objective, MaximumLikelihood)
 
     @torch.no_grad()
     def judge(

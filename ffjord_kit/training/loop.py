@@ -6,14 +6,12 @@ state has to be saved, and a resumed run is the run that was never stopped.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ffjord_kit.cnf import Integration
@@ -21,47 +19,24 @@ from ffjord_kit.flow import Flow
 from ffjord_kit.objectives import Loss, Objective
 from ffjord_kit.runs import Run
 from ffjord_kit.solver import SolveError
-from ffjord_kit.training.data import Batches, Data, noise_generator, peel
+from ffjord_kit.training.data import Batches, noise_generator, peel
 from ffjord_kit.training.guard import EVERY, Guard, guarded
 from ffjord_kit.training.interrupt import interruptible
-from ffjord_kit.training.optimization import Average, Optimization, assign, exchanged
-from ffjord_kit.training.state import flattened, nested, numbered
+from ffjord_kit.training.optimization import Average, Descent, Optimization, assign, exchanged
+from ffjord_kit.training.phase import History, Phase
+from ffjord_kit.training.state import nested, numbered, packed
+from ffjord_kit.training.validation import score
+from ffjord_kit.training.watch import Watch
 
 CHECKPOINT_SECONDS = 20.0
-CHUNK_ELEMENTS = 65_536
+LOGGED = 200  # steps of a phase in the log
+TOLD_EVERY = 0.1  # seconds between two steps of which a listener is told on a GPU
 
 OnStep = Callable[[dict[str, Any]], None]
 
 
 class TrainingDiverged(RuntimeError):
     """The loss, its gradient or the dynamics are no longer numbers; the text says when, and what to try."""
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A part of the schedule: an objective, at most `steps` steps of it, and its peak learning rate."""
-
-    objective: Objective
-    steps: int
-    learning_rate: float = 2e-3
-
-
-@dataclass
-class History:
-    """What a fit did, and where it stands: its log, and the best validation NLL in nats (None without such data)."""
-
-    seed: int
-    phase: int = 0
-    phase_step: int = 0
-    step: int = 0
-    best_nll: float | None = None
-    best_step: int = 0
-    stale: int = 0
-    seconds: float = 0.0
-    interrupted: bool = False
-    solver_level: int = 0
-    solver_grading: float = 1.0
-    records: list[dict[str, Any]] = field(default_factory=list, repr=False)
 
 
 def fit(
@@ -78,6 +53,7 @@ def fit(
     evaluation: Integration | None = None,
     guard: float = 0.1,
     seed: int = 0,
+    spent: float = 0.0,
     run: Run | None = None,
     resume: bool = False,
     on_step: OnStep | None = None,
@@ -85,9 +61,12 @@ def fit(
     """Train the flow in place, phase by phase; the best weights on the validation data are left in it.
 
     A phase ends early after `patience` validations without a better NLL; the next one starts from the best weights.
+    `spent` counts seconds of work that came before. A phase of steps alone is validated `validate_every` of them; one
+    with an end in time twenty times, or less often where that is dear.
     Ctrl-C ends the fit after the step under way with the best weights so far; a second one ends it at once. A `run` is
-    given a log, the model and checkpoints; with `resume` the fit goes on from its last one. `guard` is the largest share
-    of the loss's noise that the solver's error may take in training by likelihood (0: no guard).
+    given a log, the model and checkpoints; with `resume` the fit goes on from its last one. `guard` is the largest
+    share of the loss's noise that the solver's error may take in training by likelihood (0: no guard). `on_step` is
+    told of every step; on a GPU, which would have to wait for it, ten times a second.
     Shapes: x (n, *event), context (n, context_dim), validation a pair of the same.
     Raises ValueError for data that do not fit the flow, TrainingDiverged where the loss, its gradient, or the dynamics
     are not finite.
@@ -96,7 +75,7 @@ def fit(
         raise ValueError(f"schedule must be a list of one or more Phase(objective, steps); got {schedule!r}")
     if validation is not None and not isinstance(validation, tuple):
         raise ValueError("validation must be a pair (x, context), context None where the flow takes none")
-    trainer = _Trainer(flow, seed, run, on_step)
+    trainer = _Trainer(flow, History(seed, spent=spent), run, on_step)
     trainer.optimization, trainer.evaluation = optimization or Optimization(), evaluation or Integration()
     trainer.validate_every, trainer.patience, trainer.guard = validate_every, patience, Guard(guard)
     trainer.feed((x, context), validation, batch_size)
@@ -108,17 +87,17 @@ def fit(
 class _Trainer:
     """One fit: the state that changes, and the few verbs that change it."""
 
-    def __init__(self, flow: Flow, seed: int, run: Run | None, on_step: OnStep | None) -> None:
-        self.flow, self.run, self.on_step = flow, run, on_step
+    def __init__(self, flow: Flow, history: History, run: Run | None, on_step: OnStep | None) -> None:
+        self.flow, self.history, self.run, self.on_step = flow, history, run, on_step
         self.fixed, self.inner = peel(flow)
         self.parameters = [p for p in self.inner.parameters() if p.requires_grad]
         if not self.parameters:
             raise ValueError("the flow has no parameters that require a gradient: there is nothing to train")
+        self.device = self.parameters[0].device
         self.average = Average(self.parameters)
         self.best: list[Tensor] | None = None
-        self.optimizer: torch.optim.Optimizer | None = None
-        self.history = History(seed)
-        self.saved_at = time.monotonic()
+        self.descent: Descent | None = None
+        self.saved_at = self.told_at = time.monotonic()
 
     def feed(
         self, rows: tuple[Tensor, Tensor | None], held_out: tuple[Tensor, Tensor | None] | None, batch_size: int
@@ -132,23 +111,21 @@ class _Trainer:
         self.held_out = None if held_out is None else self.fixed.prepare(*held_out, like)
 
     def go(self, schedule: Sequence[Phase]) -> History:
-        begun = time.monotonic() - self.history.seconds
+        self.watch = Watch(self.device, self.history.seconds, self.history.spent)
         with interruptible() as interrupted:
             while self.history.phase < len(schedule) and not interrupted():
-                self._phase(schedule[self.history.phase], begun, interrupted)
+                self._phase(schedule[self.history.phase], interrupted)
         self.history.interrupted = self.history.phase < len(schedule)
         self._save()
         assign(self.parameters, self._favourite())
         return self.history
 
-    def _phase(self, phase: Phase, begun: float, interrupted: Callable[[], bool]) -> None:
-        here = self.history
-        if self.optimizer is None:
-            self.optimizer = self.optimization.optimizer(self.parameters, phase.learning_rate)
-        interval = min(self.validate_every, max(1, phase.steps // 4))
-        while here.phase_step < phase.steps and here.stale < self.patience:
-            self._step(phase, begun)
-            if here.phase_step % interval == 0 or here.phase_step == phase.steps:
+    def _phase(self, phase: Phase, interrupted: Callable[[], bool]) -> None:
+        if self.descent is None:
+            self.descent = Descent(self.parameters, self.optimization, phase.learning_rate)
+        while not self.history.over(phase, self.patience):
+            self._step(phase)
+            if self.history.due(phase, self.validate_every):
                 self._validate(phase)
                 self._save()
             if interrupted():
@@ -157,23 +134,24 @@ class _Trainer:
                 self._save()
         self._end(phase)
 
-    def _step(self, phase: Phase, begun: float) -> None:
+    def _step(self, phase: Phase) -> None:
         here = self.history
-        generator = noise_generator(self.parameters[0].device, here.seed, "noise", here.step)
-        rate = self.optimization.rate(here.phase_step, phase.steps, phase.learning_rate)
+        share = here.share(phase)
+        generator = noise_generator(self.device, here.seed, "noise", here.step)
+        rate = self.optimization.rate(here.phase_step, phase.steps, phase.learning_rate, share)
         with self._diverging(rate):
             loss = self._objective(phase).loss(self.inner, *self.batches[here.step], generator)
-            self.optimizer.zero_grad()
-            loss.value.backward()
-            norm = self.optimization.update(self.optimizer, self.parameters, rate, loss.value)
+            norm = self.descent.step(loss.value, rate)
         self.average.update(self.optimization.ema_decay)
-        here.step, here.phase_step, here.seconds = here.step + 1, here.phase_step + 1, time.monotonic() - begun
-        self._tell(phase, loss, {"learning_rate": rate, "gradient_norm": float(norm)})
+        here.step, here.phase_step = here.step + 1, here.phase_step + 1
+        here.seconds, here.spent = self.watch.read()
+        kept = int(LOGGED * here.share(phase)) > int(LOGGED * share)
+        self._tell(phase, loss, {"learning_rate": rate, "gradient_norm": norm}, kept)
 
     def _objective(self, phase: Phase) -> Objective:
         """The phase's objective, by the solver that the guard lets pass."""
         here = self.history
-        if not self.guard.watches(phase.objective):
+        if not self.guard.watches(self.inner, phase.objective):
             return phase.objective
         if here.phase_step % EVERY == 0:
             key, state = (here.seed, "guard", here.step), (here.solver_level, here.solver_grading)
@@ -186,60 +164,44 @@ class _Trainer:
         if self.held_out is None:
             return
         here = self.history
-        with exchanged(self.parameters, self.average.values), self._diverging(None), torch.no_grad():
-            nll = self._held_out_nll(self.held_out)
-        mean, error = float(nll.mean()), float(nll.std() / math.sqrt(len(nll)))
-        if here.best_nll is None or mean < here.best_nll:
-            here.best_nll, here.best_step, here.stale = mean, here.step, 0
+        with exchanged(self.parameters, self.average.values), self._diverging(None):
+            found = score(self.inner, self.held_out, self.evaluation)
+        if here.best_nll is None or found.mean < here.best_nll:
+            here.best_nll, here.best_step, here.stale = found.mean, here.step, 0
             self.best = [value.clone() for value in self.average.values]
         else:
             here.stale += 1
-        self._record({**self._where(phase), "validation_nll": mean, "validation_standard_error": error})
-
-    def _held_out_nll(self, data: Data) -> Tensor:
-        """Exact, from a solve by tolerance, in the units of the data and in float64, (n,)."""
-        rows = max(1, CHUNK_ELEMENTS // data.x[0].numel())
-        parts = []
-        for start in range(0, len(data), rows):
-            part = slice(start, start + rows)
-            context = None if data.context is None else data.context[part]
-            log_prob, _ = self.inner.evaluate_log_prob(data.x[part], context, integration=self.evaluation)
-            parts.append(-(log_prob.cpu().double() + data.log_det[part]))
-        nll = torch.cat(parts)
-        if not bool(nll.isfinite().all()):
-            raise SolveError("the validation NLL is not finite")
-        return nll
+        before = here.spent
+        here.seconds, here.spent = self.watch.read()
+        here.validated_at, here.validation_cost = here.spent, here.spent - before
+        self._record({**self._where(phase), **found.record()})
 
     def _end(self, phase: Phase) -> None:
         here = self.history
-        why = "early: no better validation NLL" if here.stale >= self.patience else "all its steps made"
-        self._record({**self._where(phase), "event": f"{phase.objective.name} ended ({why})"})
+        self._record(
+            {**self._where(phase), "event": f"{phase.objective.name} ended ({here.why(phase, self.patience)})"}
+        )
         assign(self.parameters, self._favourite())
         self.average.reset()
-        self.optimizer = None
-        here.phase, here.phase_step, here.stale = here.phase + 1, 0, 0
+        self.descent = None
+        here.phase, here.phase_step, here.phase_spent, here.stale = here.phase + 1, 0, here.spent, 0
         here.solver_level, here.solver_grading = 0, 1.0
         self._save()
 
     def _favourite(self) -> list[Tensor]:
         return self.average.values if self.best is None else self.best
 
-    def _tell(self, phase: Phase, loss: Loss, numbers: dict[str, float]) -> None:
-        forward = sum(e.forward for e in loss.evaluations)
-        record = {
-            **self._where(phase),
-            "loss": float(loss.value.detach()),
-            **numbers,
-            **{name: float(value.detach()) for name, value in loss.terms.items()},
-            "nfe_forward": forward,
-            "nfe_backward": sum(e.backward for e in loss.evaluations),
-        }
-        if self.on_step is not None:
-            here = self.history
-            self.on_step(
-                {**record, "phase_index": here.phase, "phase_step": here.phase_step, "best_nll": here.best_nll}
-            )
-        if self.history.phase_step % max(1, phase.steps // 200) == 0:
+    def _tell(self, phase: Phase, loss: Loss, numbers: dict[str, float | Tensor], kept: bool) -> None:
+        """Note the step, and tell of it; only then are its numbers fetched, for which a GPU would wait."""
+        told = self.on_step is not None and (self.device.type == "cpu" or time.monotonic() - self.told_at > TOLD_EVERY)
+        if not (kept or told):
+            return
+        here, record = self.history, {**self._where(phase), **_numbers(loss, numbers)}
+        if told:
+            self.told_at = time.monotonic()
+            place = {"phase_index": here.phase, "phase_step": here.phase_step, "phase_share": here.share(phase)}
+            self.on_step({**record, **place, "best_nll": here.best_nll})
+        if kept:
             self._record(record)
 
     def _where(self, phase: Phase) -> dict[str, Any]:
@@ -269,11 +231,7 @@ class _Trainer:
     def _save(self) -> None:
         if self.run is None:
             return
-        tensors = {f"weights/{i}": p for i, p in enumerate(self.parameters)}
-        tensors |= {f"average/{i}": value for i, value in enumerate(self.average.values)}
-        tensors |= {f"best/{i}": value for i, value in enumerate(self.best or [])}
-        if self.optimizer is not None:
-            tensors |= flattened(self.optimizer.state_dict()["state"])
+        tensors = packed(self.parameters, self.average.values, self.best, self.descent)
         state = {key: value for key, value in asdict(self.history).items() if key != "records"}
         counts = {"average_steps": self.average.steps, "records": len(self.history.records)}
         self.run.save_checkpoint(tensors, {**state, **counts})
@@ -296,12 +254,21 @@ class _Trainer:
         best = numbered(tensors, "best")
         self.best = [value.to(p) for value, p in zip(best, self.parameters, strict=True)] if best else None
         self.batches.seed = self.history.seed
-        moments = {name: value for name, value in tensors.items() if name.startswith("optimizer/")}
+        moments = nested(tensors)
         if moments:
-            self.optimizer = self.optimization.optimizer(self.parameters, schedule[self.history.phase].learning_rate)
-            self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": nested(moments)})
+            self.descent = Descent(self.parameters, self.optimization, schedule[self.history.phase].learning_rate)
+            self.descent.adam.load_state_dict({**self.descent.adam.state_dict(), "state": moments})
         self.run.keep_records(written)
         self.history.records = self.run.records()
+
+
+def _numbers(loss: Loss, numbers: dict[str, float | Tensor]) -> dict[str, float | int]:
+    values = {"loss": loss.value.detach(), **numbers, **{name: term.detach() for name, term in loss.terms.items()}}
+    return {
+        **{name: float(value) for name, value in values.items()},
+        "nfe_forward": sum(e.forward for e in loss.evaluations),
+        "nfe_backward": sum(e.backward for e in loss.evaluations),
+    }
 
 
 def _refuse_not_finite(x: Tensor) -> None:

@@ -1,6 +1,6 @@
 r"""What one step of training does to the weights: the learning rate, the update, and their moving average.
 
-    rate(s) = peak * min(1, (s + 1) / warmup) * (1 + cos(pi s / steps)) / 2
+    rate(s) = peak * min(1, (s + 1) / warmup) * (1 + cos(pi * share)) / 2,    share of the phase that is done
 
 The average follows the weights with decay min(decay, (1 + s) / (10 + s)), so that it forgets the start quickly.
 """
@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+CHECKED_EVERY = 50  # steps between two looks at the numbers on a GPU, which would wait at each
+
 
 @dataclass(frozen=True)
 class Optimization:
@@ -28,28 +30,42 @@ class Optimization:
     clip_norm: float = 1.0
     ema_decay: float = 0.999
 
-    def rate(self, step: int, steps: int, peak: float) -> float:
-        """The learning rate at `step` of a phase of `steps`."""
+    def rate(self, step: int, steps: int, peak: float, share: float | None = None) -> float:
+        """The learning rate at `step` of a phase of `steps`, a `share` of which is done (None: step / steps)."""
         warmup = max(1, min(self.warmup, steps // 10))
-        return peak * min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / steps))
+        share = step / steps if share is None else share
+        return peak * min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * share))
 
-    def optimizer(self, parameters: Sequence[nn.Parameter], rate: float) -> torch.optim.AdamW:
-        """AdamW over the parameters (Loshchilov & Hutter 2019); plain Adam where weight_decay is 0."""
-        return torch.optim.AdamW(parameters, lr=rate, weight_decay=self.weight_decay)
 
-    def update(
-        self, optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], rate: float, loss: Tensor
-    ) -> Tensor:
-        """Clip the gradients, take one step, and return the gradient's norm from before the clipping.
+class Descent:
+    """AdamW (Loshchilov & Hutter 2019) over the parameters; plain Adam where weight_decay is 0.
 
-        Raises ArithmeticError, before any weight has changed, where the loss or the norm is not finite.
+    A step whose loss or gradient is not finite leaves the weights as they are.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], how: Optimization, rate: float) -> None:
+        self.parameters, self.how = list(parameters), how
+        self.adam = torch.optim.AdamW(self.parameters, lr=rate, weight_decay=how.weight_decay, fused=True)
+        self.every = 1 if self.parameters[0].device.type == "cpu" else CHECKED_EVERY
+        self.steps, self.bad = 0, torch.zeros((), device=self.parameters[0].device)
+
+    def step(self, loss: Tensor, rate: float) -> Tensor:
+        """Go back through the loss, clip, take one step, and return the gradient's norm from before the clipping, ().
+
+        Raises ArithmeticError where a loss or a norm was not finite: at once on a CPU, within CHECKED_EVERY steps on a
+        GPU.
         """
-        norm = nn.utils.clip_grad_norm_(parameters, self.clip_norm)
-        if not bool((loss.detach() + norm).isfinite()):
-            raise ArithmeticError(f"the loss is {float(loss.detach()):.4g} and its gradient's norm {float(norm):.4g}")
-        for group in optimizer.param_groups:
+        self.adam.zero_grad()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.how.clip_norm)
+        bad = (~(loss.detach() + norm).isfinite()).float()
+        self.adam.found_inf = bad  # read by the fused update, which then does nothing
+        for group in self.adam.param_groups:
             group["lr"] = rate
-        optimizer.step()
+        self.adam.step()
+        self.bad, self.steps = self.bad + bad, self.steps + 1
+        if self.steps % self.every == 0 and bool(self.bad):
+            raise ArithmeticError(f"the loss is {float(loss.detach()):.4g} and its gradient's norm {float(norm):.4g}")
         return norm
 
 

@@ -12,8 +12,9 @@ from torch import Tensor
 from ffjord_kit.flow import Flow
 from ffjord_kit.objectives import FlowMatching, split
 from ffjord_kit.training.data import Batches, Data, noise_generator
-from ffjord_kit.training.loop import History, TrainingDiverged
-from ffjord_kit.training.optimization import Average, Optimization, assign
+from ffjord_kit.training.loop import TrainingDiverged
+from ffjord_kit.training.optimization import Average, Descent, Optimization, assign
+from ffjord_kit.training.phase import History
 
 NAME = "straighten"
 
@@ -40,17 +41,15 @@ def fit_pairs(
     cnfs, how, objective = split(flow)[1], optimization or Optimization(), objective or FlowMatching()
     parameters = [p for cnf in cnfs for p in cnf.parameters()]
     batches = Batches(Data(torch.stack([start, end], 1), context, start.new_zeros(len(start))), batch_size, seed)
-    average, optimizer = Average(parameters), how.optimizer(parameters, learning_rate)
+    average, descent = Average(parameters), Descent(parameters, how, learning_rate)
     history, begun = History(seed), time.monotonic()
     for step in range(steps):
         pairs, c = batches[step]
         generator = noise_generator(start.device, seed, NAME, step)
         loss = objective.match(cnfs, pairs[:, 0], pairs[:, 1], c, generator)
-        optimizer.zero_grad()
-        loss.value.backward()
         rate = how.rate(step, steps, learning_rate)
         try:
-            norm = how.update(optimizer, parameters, rate, loss.value)
+            norm = descent.step(loss.value, rate)
         except ArithmeticError as error:
             raise TrainingDiverged(f"straightening failed at step {step}: {error}; lower learning_rate") from error
         average.update(how.ema_decay)

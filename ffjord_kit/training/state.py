@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
+
+from ffjord_kit.training.optimization import Descent
+
+
+def packed(
+    weights: Sequence[Tensor], average: Sequence[Tensor], best: Sequence[Tensor] | None, descent: Descent | None
+) -> dict[str, Tensor]:
+    """Weights, their average, the best of them, and the optimizer's moments."""
+    groups = {"weights": weights, "average": average, "best": best or []}
+    tensors = {f"{group}/{i}": value for group, values in groups.items() for i, value in enumerate(values)}
+    moments = {} if descent is None else descent.adam.state_dict()["state"]
+    kept = {f"optimizer/{i}/{key}": value for i, state in moments.items() for key, value in state.items()}
+    return {**tensors, **kept}
 
 
 def numbered(tensors: dict[str, Tensor], group: str) -> list[Tensor]:
@@ -11,15 +26,11 @@ def numbered(tensors: dict[str, Tensor], group: str) -> list[Tensor]:
     return [tensors[f"{group}/{i}"] for i in range(count)]
 
 
-def flattened(state: dict[int, dict[str, Tensor]]) -> dict[str, Tensor]:
-    """An optimizer's state, parameter by parameter, under flat names."""
-    return {f"optimizer/{i}/{key}": value for i, moments in state.items() for key, value in moments.items()}
-
-
 def nested(tensors: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:
-    """The inverse of `flattened`."""
+    """The optimizer's moments, parameter by parameter; none if there are none."""
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
-        _, number, key = name.split("/")
-        state.setdefault(int(number), {})[key] = value
+        group, number, *key = name.split("/")
+        if group == "optimizer":
+            state.setdefault(int(number), {})[key[0]] = value
     return state

@@ -1,0 +1,62 @@
+"""The held-out likelihood that training is judged by: exact, from a solve by tolerance, its solver's error measured."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ffjord_kit.cnf import Integration
+from ffjord_kit.flow import Flow
+from ffjord_kit.solver import SolveError
+from ffjord_kit.training.data import Data
+
+CHUNK_ELEMENTS = 65_536
+JUDGED_ROWS = 32
+FINER = 1e-2  # times the tolerance: the solve that measures the solver's error
+FINEST = 1e-6  # the tolerance that float32 states deserve
+
+
+@dataclass(frozen=True)
+class Score:
+    """A negative log-likelihood in nats and the units of the data: its mean, the mean's standard error, the solver's.
+
+    The solver's error is the mean over some rows of how far each is from a solve a hundred times finer; None where the
+    solver has no tolerance to be finer in.
+    """
+
+    mean: float
+    standard_error: float
+    solver_error: float | None
+
+    def record(self) -> dict[str, float]:
+        """What the log shows."""
+        nll = {"validation_nll": self.mean, "validation_standard_error": self.standard_error}
+        return nll if self.solver_error is None else {**nll, "validation_solver_error": self.solver_error}
+
+
+@torch.no_grad()
+def score(flow: Flow, data: Data, how: Integration) -> Score:
+    """The score of all rows. Raises SolveError where it is not finite."""
+    rows = max(1, CHUNK_ELEMENTS // data.x[0].numel())
+    nll = torch.cat([_nll(flow, data, slice(start, start + rows), how) for start in range(0, len(data), rows)])
+    if not bool(nll.isfinite().all()):
+        raise SolveError("the validation NLL is not finite")
+    return Score(float(nll.mean()), float(nll.std() / math.sqrt(len(nll))), _solver_error(flow, data, how, nll))
+
+
+def _solver_error(flow: Flow, data: Data, how: Integration, nll: Tensor) -> float | None:
+    solver, few = how.solver, slice(0, JUDGED_ROWS)
+    if solver is None or solver.steps is not None:
+        return None
+    rtol, atol = (max(tolerance * FINER, FINEST) for tolerance in (solver.rtol, solver.atol))
+    finer = replace(how, solver=replace(solver, rtol=rtol, atol=atol))
+    return float((nll[few] - _nll(flow, data, few, finer)).abs().mean())
+
+
+def _nll(flow: Flow, data: Data, part: slice, how: Integration) -> Tensor:
+    context = None if data.context is None else data.context[part]
+    log_prob, _ = flow.evaluate_log_prob(data.x[part], context, integration=how)
+    return -(log_prob.cpu().double() + data.log_det[part])
