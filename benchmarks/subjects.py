@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from peers import METHODS, as_flow, ours
+from peers import METHODS, as_flow
 from sets import Split
 from torch import Tensor, nn
 
@@ -115,7 +115,7 @@ def test_rows(split: Split) -> np.ndarray:
 
 def _trained(split: Split, given: argparse.Namespace) -> FFJORD:
     if given.schedule == "auto":
-        (fitted,) = ours(schedule="auto")(split, given.budgets[:1], given.seed, given.device)
+        (fitted,) = METHODS["auto"].fit(split, given.budgets[:1], given.seed, given.device)
         return fitted.model
     model = FFJORD(schedule=given.schedule, random_state=given.seed, device=given.device)
     return model.fit(np.concatenate([split.train, split.validation]))

@@ -38,7 +38,7 @@ class Gaussianize(Layer):
         """The layer that makes each element of the rows of x (n, *event) nearly standard normal."""
         highest = min(HIGHEST, float(torch.special.ndtri(torch.tensor(1 - TAIL_ROWS / max(len(x), 12)))))
         z = torch.linspace(-highest, highest, KNOTS, dtype=x.dtype)
-        values = torch.quantile(x.flatten(1), torch.special.ndtr(z), dim=0).T
+        values = _quantiles(x.flatten(1), torch.special.ndtr(z)).T
         scale = x.flatten(1).std(0, correction=0)[:, None]
         least = torch.where(scale > 0, scale, 1.0) / STEEPEST * (z - z[0])
         values = torch.cummax(values - least, dim=1).values + least
@@ -79,6 +79,14 @@ class Gaussianize(Layer):
             return torch.movedim(table.gather(-1, index), -1, 0)
 
         return tuple(at(table, index) for table in (self.x, self.z, slopes) for index in (which, which + 1))
+
+
+def _quantiles(x: Tensor, probabilities: Tensor) -> Tensor:
+    """Those of each column of x (n, d), (probabilities, d), linear between the rows; `torch.quantile` bounds n."""
+    place = probabilities * (len(x) - 1)
+    below = place.long().clamp(max=max(len(x) - 2, 0))
+    rows = x.sort(0).values
+    return torch.lerp(rows[below], rows[(below + 1).clamp(max=len(x) - 1)], (place - below)[:, None])
 
 
 def _between(place: Tensor, rise: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:

@@ -76,6 +76,12 @@ class Run:
             )
         return config
 
+    def amend(self, **content: Any) -> dict[str, Any]:
+        """Add entries to the config, and give it back."""
+        config = {**self.config, **content}
+        write_text(self.path / "config.json", to_json(config))
+        return config
+
     def record(self, record: Mapping[str, Any]) -> None:
         """Append one record to the log."""
         with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as log:

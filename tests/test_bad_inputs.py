@@ -109,7 +109,10 @@ DATA = {
     ),
 }
 
-SCHEDULE = r"schedule must read like 'flow_matching:4000,mle:200' \(flow_matching, mle, layers\); got '{}'"
+SCHEDULE = (
+    r"schedule must be 'auto', or read like 'flow_matching:4000,mle:60s', steps or seconds "
+    r"\(flow_matching, mle, layers\); got '{}'"
+)
 REGULARIZERS = (
     r"regularizers must read like 'kinetic:0\.01,jacobian:0\.01' "
     r"\(kinetic, jacobian, acceleration, jerk, hjb\); got '{}'"

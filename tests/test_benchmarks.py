@@ -81,17 +81,20 @@ def test_peers_and_baselines_race_on_a_table_and_on_a_toy(zuko, small, tmp_path,
     assert report.table(both, "tables").splitlines()[2].startswith("| table | 0.1 | ")
 
 
-def test_our_estimator_races_with_the_seconds_that_it_is_given(small, monkeypatch):
+@pytest.mark.parametrize(("word", "schedule"), [("auto", "auto"), ("mle", "mle:0.5s")])
+def test_our_estimator_races_with_the_seconds_that_it_is_given(small, monkeypatch, word, schedule):
     class Standin(FFJORD):
-        def __init__(self, *, max_seconds, schedule, **fields):
-            self.max_seconds = max_seconds
-            super().__init__(schedule="flow_matching:3", **fields)
+        def __init__(self, **fields):
+            seen.update(fields)
+            super().__init__(schedule="flow_matching:3", random_state=0)
 
+    seen = {"schedule": "auto"}
     monkeypatch.setattr(peers, "FFJORD", Standin)
-    (row,) = race.race("tables", asked(only=("auto",), budgets=(7.0,)), {}, tables.judge)
-    assert (row["budget"], row["steps"]) == (7.0, 3)
+    (row,) = race.race("tables", asked(only=(word,), budgets=(0.5,)), {}, tables.judge)
+    assert (row["budget"], row["steps"]) == (0.5, 3)
+    assert (seen["schedule"], seen.get("max_seconds")) == (schedule, 0.5 if word == "auto" else None)
     assert math.isfinite(row["mean"])
-    assert row["log"] == ["flow_matching ended (all its steps made)"]
+    assert row["log"][0] == "flow_matching ended (all its steps made)"
 
 
 def test_a_method_that_fails_says_so_in_its_row(small, monkeypatch):

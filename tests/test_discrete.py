@@ -10,6 +10,7 @@ from torch import nn
 
 from ffjord_kit import CNF, FFJORD, FlowMatching, Optimization, Phase, Standardize, fit
 from ffjord_kit.discrete import DISCRETE, ZukoLayer, discrete_layer
+from ffjord_kit.estimator import auto
 from ffjord_kit.flow import Flow
 from ffjord_kit.objectives import LayersLikelihood
 
@@ -97,14 +98,11 @@ def bent(n, seed=0):
 
 
 def test_the_default_schedule_begins_with_the_layers_and_a_run_of_it_is_complete(tmp_path, monkeypatch):
-    from ffjord_kit.estimator import build
-
-    monkeypatch.setattr(build, "LAYERS_STEPS", 150)
-    monkeypatch.setattr(FFJORD, "schedule", "flow_matching:40")
-    monkeypatch.setattr(build.Fields, "schedule", "flow_matching:40")
-    model = FFJORD(layers="maf:2,nsf:1", schedule="flow_matching:40", **QUICK).fit(bent(600), run=tmp_path / "run")
-    phases = [record["event"].split()[0] for record in model.history_.records if "event" in record]
-    assert phases == ["layers", "flow_matching"]
+    monkeypatch.setattr(auto, "LAYERS_STEPS", 150)
+    monkeypatch.setattr(auto, "STEPS", 40)
+    model = FFJORD(layers="maf:2,nsf:1", **QUICK).fit(bent(600), run=tmp_path / "run")
+    phases = [record["event"] for record in model.history_.records if "event" in record]
+    assert [text.split()[0] for text in phases] == ["nothing", "chosen:", "layers", "flow_matching", "kept"]
     nll = [record["validation_nll"] for record in model.history_.records if "validation_nll" in record]
     assert min(nll) < nll[0]
     loaded, x = FFJORD.load(tmp_path / "run"), bent(20, seed=1)

@@ -15,7 +15,6 @@ from ffjord_kit import datasets, metrics
 from ffjord_kit.cli.options import PLAIN, chosen_fields, field_options, was_given
 from ffjord_kit.cli.sources import Source, context_rows, open_source, rows_like, source_of
 from ffjord_kit.estimator import FFJORD
-from ffjord_kit.estimator.build import phases_of
 from ffjord_kit.runs import Run
 
 INTERRUPTED = 130
@@ -69,7 +68,7 @@ def _resume(path: str, given: list[str], verbose: bool) -> None:
     run = Run.open(path)
     model = FFJORD.configured(run).set_params(verbose=verbose)
     found = run.load_checkpoint()
-    finished = found is not None and found[1]["phase"] >= len(phases_of(model))
+    finished = found is not None and found[1]["phase"] >= found[1]["phases"]
     _train(model, source_of(run), run.path, resume=True)
     if finished:
         click.echo("it had made all its steps before: nothing was left to do")

@@ -13,6 +13,7 @@ from sklearn.utils import check_array
 from torch import Tensor
 
 LARGEST_VALIDATION_SET = 2_000
+VALIDATION_ELEMENTS, VALIDATION_ROWS = 8_192, 200  # fewer rows where a row is long, as its exact trace is dear
 SMALLEST_VALIDATION_SET = 5
 
 Rows = tuple[Tensor, Tensor | None]
@@ -63,7 +64,8 @@ def held_out_rows(x: np.ndarray, context: np.ndarray | None, fraction: float, se
     """
     if not 0 <= fraction < 1:
         raise ValueError(f"validation_fraction must be in [0, 1); got {fraction}")
-    count = min(int(fraction * len(x)), LARGEST_VALIDATION_SET)
+    most = min(LARGEST_VALIDATION_SET, max(VALIDATION_ROWS, VALIDATION_ELEMENTS // x.shape[1]))
+    count = min(int(fraction * len(x)), most)
     order = np.random.default_rng(seed).permutation(len(x))
     count = 0 if count < SMALLEST_VALIDATION_SET else count
     kept, held_out = np.sort(order[count:]), np.sort(order[:count])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -26,7 +27,27 @@ from ffjord_kit.trace import TRACE_ESTIMATORS, TraceEstimator
 from ffjord_kit.training import Guard, Optimization, Phase
 
 EXACT_TRACE_UP_TO = 8
-LAYERS_STEPS = 2000  # of the phase that trains the layers named by `layers`, in the default schedule
+OPEN = ("auto", None)
+# What a field that is left open is where nothing is tried out.
+AUTO = {"schedule": "flow_matching:4000", "time_density": "uniform", "scaling": "standardize", "octaves": 0}
+
+
+def settled(fields: Fields, chosen: Mapping[str, Any]) -> Fields:
+    """The fields with those that were left open as `chosen`, or as AUTO has them."""
+    words = {f.name: getattr(fields, f.name) for f in dataclasses.fields(Fields)}
+    left_open = {name: word for name, word in {**AUTO, **chosen}.items() if words[name] in OPEN}
+    return Fields(**{**words, **left_open})
+
+
+def check_open(fields: Fields) -> None:
+    """Raise ValueError for a limit in time that is not positive, or that no schedule keeps."""
+    if fields.max_seconds is None:
+        return
+    if fields.schedule != "auto":
+        raise ValueError(
+            f"max_seconds is for schedule='auto': give the seconds in the schedule, e.g. 'mle:{fields.max_seconds:g}s'"
+        )
+    _positive("max_seconds", fields.max_seconds)
 
 
 def build_flow(fields: Fields, exact: list[Layer], context_layer: Layer | None, dimensions: int, seed: int) -> Flow:
@@ -58,7 +79,15 @@ def blank_layers(fields: Fields, dimensions: int) -> list[Layer]:
 
 
 def build_schedule(fields: Fields, dimensions: int) -> list[Phase]:
-    """The phases of training that `schedule` names; every objective is made, so that a wrong field never waits."""
+    """The phases of training that `schedule` names. Raises ValueError for a phase 'layers' without such layers."""
+    parts, objectives = schedule_of(fields.schedule), build_objectives(fields, dimensions)
+    if not layers_of(fields.layers) and any(part.word == "layers" for part in parts):
+        raise ValueError("the schedule has a phase 'layers', but no layers to train: pass layers='maf:3', or drop it")
+    return [Phase(objectives[word][0], steps, objectives[word][1], seconds) for word, steps, seconds in parts]
+
+
+def build_objectives(fields: Fields, dimensions: int) -> dict[str, tuple[Objective, float]]:
+    """Every objective and its peak learning rate; all are made, so that a wrong field never waits."""
     choice("time_density", fields.time_density, TIME_DENSITIES)
     choice("coupling", fields.coupling, COUPLINGS)
     costs, solver = regularizers_of(fields.regularizers), training_solver(fields)
@@ -67,25 +96,11 @@ def build_schedule(fields: Fields, dimensions: int) -> list[Phase]:
     mle = MaximumLikelihood(_trace(fields, dimensions), costs, solver, fields.steer)
     matching = FlowMatching(fields.time_density, fields.coupling)
     mle_rate = _positive("mle_learning_rate", fields.mle_learning_rate)
-    objectives: dict[str, tuple[Objective, float]] = {
+    return {
         "flow_matching": (matching, _positive("learning_rate", fields.learning_rate)),
         "mle": (mle, mle_rate),
         "layers": (LayersLikelihood(), mle_rate),
     }
-    return [Phase(objectives[word][0], steps, objectives[word][1]) for word, steps in phases_of(fields)]
-
-
-def phases_of(fields: Fields) -> list[tuple[str, int]]:
-    """The schedule as [(word, steps)]; the default one trains the layers that `layers` names before all else.
-
-    Raises ValueError for a phase 'layers' without such layers.
-    """
-    phases, layers = schedule_of(fields.schedule), layers_of(fields.layers)
-    if layers and fields.schedule == Fields.schedule:
-        return [("layers", LAYERS_STEPS), *phases]
-    if not layers and any(word == "layers" for word, _ in phases):
-        raise ValueError("the schedule has a phase 'layers', but no layers to train: pass layers='maf:3', or drop it")
-    return phases
 
 
 def check_dimensions(dimensions: int, context_dim: int) -> None:
@@ -123,7 +138,7 @@ def reporting(fields: Fields) -> Integration:
 
 def validating(fields: Fields) -> Integration:
     """How training is validated: exact trace, adaptive, no finer than the float32 weights deserve."""
-    tolerance = max(fields.tolerance, 1e-4)
+    tolerance = max(fields.tolerance, 1e-3)
     return Integration(solver=Solver("dopri5", tolerance, tolerance, max_nfe=fields.max_nfe))
 
 
@@ -177,6 +192,10 @@ def _block(fields: Fields, dimensions: int, context_dim: int) -> CNF:
     options = {} if fields.activation is None else {"activation": fields.activation}
     if options:
         choice("activation", fields.activation, ACTIVATIONS)
+    if fields.octaves:
+        if fields.dynamics != "residual":
+            raise ValueError(f"octaves are inputs of dynamics='residual'; got dynamics={fields.dynamics!r}")
+        options["octaves"] = _whole("octaves", fields.octaves)
     network = choice("dynamics", fields.dynamics, DYNAMICS)
     dynamics = network((dimensions,), context_dim=context_dim, hidden=hidden, **options)
     return CNF(

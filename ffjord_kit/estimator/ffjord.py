@@ -16,13 +16,14 @@ from torch import Tensor
 
 from ffjord_kit.estimator import build
 from ffjord_kit.estimator.arrays import check_context, facts, held_out_rows, seed_from, tensor
-from ffjord_kit.estimator.checks import check_columns, check_support, column_names, inside_support
+from ffjord_kit.estimator.auto import choose
+from ffjord_kit.estimator.checks import column_names, inside_support
 from ffjord_kit.estimator.fields import Fields
-from ffjord_kit.estimator.results import Evaluation, NumpyTrajectory, Plan, spread, to_numpy
+from ffjord_kit.estimator.plan import plan
+from ffjord_kit.estimator.results import Evaluation, NumpyTrajectory, spread, to_numpy
 from ffjord_kit.estimator.resume import check_resumable
 from ffjord_kit.estimator.straighten import Straightening, straightened
 from ffjord_kit.estimator.words import support_of
-from ffjord_kit.flow import Flow
 from ffjord_kit.layers import Standardize
 from ffjord_kit.progress import progress_bar
 from ffjord_kit.runs import Run, RunError
@@ -69,23 +70,25 @@ class FFJORD(Fields, DensityMixin, BaseEstimator):
         names = column_names(columns if named is None else named, X.shape[1])
         about = {"columns": names, "named": named is not None, "data": dict(data or {}), **facts(X, context)}
         config = self._config(run, about, resume)
-        plan = self._plan(
-            X, context, names, config["seed"]
-        )  # before the folder is made: an error leaves nothing behind
+        made = plan(self, X, context, names, config["seed"], config.get("chosen", {}))  # errors come before the folder
         kept = Run.open(run) if resume else None if run is None else Run.create(run, config, force=force)
-        self.config_, self.seed_ = config, config["seed"]
-        with progress_bar(plan.schedule, self.verbose, on_step) as tell:
+        self.config_, self.seed_, before = config, config["seed"], None
+        if self.schedule == "auto" and not (resume and kept.has_checkpoint):
+            words, flow, before = choose(self, made, self.seed_)
+            self.config_ = {**config, "chosen": words} if kept is None else kept.amend(chosen=words)
+            made = plan(self, X, context, names, self.seed_, words)._replace(flow=flow)
+        with progress_bar(made.schedule, self.verbose, on_step) as tell:
             self.history_ = fit(
-                plan.flow, plan.rows[0], context=plan.rows[1], validation=plan.held_out, schedule=plan.schedule,
-                **plan.options, seed=self.seed_, run=kept, resume=resume, on_step=tell,
+                made.flow, made.rows[0], context=made.rows[1], validation=made.held_out, schedule=made.schedule,
+                **made.options, seed=self.seed_, before=before, run=kept, resume=resume, on_step=tell,
             )  # fmt: skip
-        self.flow_ = plan.flow
+        self.flow_ = made.flow
         self.settle()
         return self
 
     def check(self, X: np.ndarray, *, context: Any = None, columns: Sequence[str] | None = None) -> None:
         """Raise, before any training, what `fit` would raise for these fields and rows (n, d)."""
-        self._plan(X, check_context(context, len(X)), column_names(columns, X.shape[1]), 0)
+        plan(self, X, check_context(context, len(X)), column_names(columns, X.shape[1]), 0, {})
 
     def score_samples(self, X: Any, *, context: Any = None, time: float = 1.0) -> np.ndarray:
         """Log-density of each row of X (n, d), (n,), in nats and the units of X; of the state at `time` if not 1."""
@@ -219,7 +222,8 @@ class FFJORD(Fields, DensityMixin, BaseEstimator):
         dimensions, context_dim = model.n_features_in_, model.config_["context_dim"]
         zeros = torch.zeros(context_dim, dtype=torch.float64)
         scaling = Standardize(zeros, torch.ones_like(zeros)) if context_dim else None
-        model.flow_ = build.build_flow(model, build.blank_layers(model, dimensions), scaling, dimensions, model.seed_)
+        now = build.settled(model, model.config_.get("chosen", {}))
+        model.flow_ = build.build_flow(now, build.blank_layers(now, dimensions), scaling, dimensions, model.seed_)
         run.load_model(model.flow_)
         model.history_ = History(model.seed_, records=run.records())
         model.settle()
@@ -250,20 +254,6 @@ class FFJORD(Fields, DensityMixin, BaseEstimator):
             return run.config
         seed = seed_from(self.random_state)
         return {"estimator": {**self.get_params(), "random_state": seed}, "seed": seed, **about}
-
-    def _plan(self, x: np.ndarray, context: np.ndarray | None, names: Sequence[str], seed: int) -> Plan:
-        """Everything that a fit is made of; every field is used once."""
-        check_columns(x, names)
-        check_support(x, support_of(self.support, x.shape[1]), names)
-        build.reporting(self)
-        schedule, options = build.build_schedule(self, x.shape[1]), build.training_options(self)
-        rows, held_out = held_out_rows(x, context, self.validation_fraction, seed)
-        return Plan(self._untrained(*rows, seed), rows, held_out, schedule, options)
-
-    def _untrained(self, x: Tensor, context: Tensor | None, seed: int) -> Flow:
-        scaling = None if context is None else Standardize.of(context)
-        flow = build.build_flow(self, build.fitted_layers(self, x), scaling, x.shape[1], seed)
-        return build.on_device(flow, build.build_device(self.device))
 
     def settle(self) -> None:
         """Leave the flow where and how it reports: fixed, and in the widest floats that the device has."""

@@ -28,20 +28,24 @@ class Fields:
     """The fields of FFJORD; they are stored as they come and checked where they are used."""
 
     schedule: str = option(
-        "flow_matching:4000", "phases of training, e.g. flow_matching:4000,mle:200; mle: plain FFJORD"
+        "auto", "auto, or phases of training in steps or seconds, e.g. flow_matching:4000,mle:60s; mle: plain FFJORD"
     )
-    time_density: str = option("uniform", "density of t in flow matching", TIME_DENSITIES)
+    max_seconds: float | None = option(None, "seconds that schedule auto may work (default: a fixed number of steps)")
+    time_density: str = option("auto", "density of t in flow matching; auto: tried out", ("auto", *TIME_DENSITIES))
     coupling: str = option("independent", "which base point a row is carried from, in flow matching", COUPLINGS)
     dynamics: str = option("residual", "the network that gives dx/dt", DYNAMICS)
     hidden: tuple[int, ...] = option((128, 128, 128), "widths of its hidden layers, e.g. 128,128,128")
     activation: str | None = option(None, "its activation (default: the network's own)", ACTIVATIONS)
+    octaves: int | None = option(
+        None, "octaves of sines and cosines among the inputs of 'residual' (default: tried out, up to 3 columns)"
+    )
     blocks: int = option(1, "continuous layers in a row")
     end_time: float = option(1.0, "where the time of each continuous layer ends")
     learn_end_time: bool = option(False, "learn that time, beginning there")
     layers: str = option("", "layers between scaling and the continuous ones, e.g. maf:3 or nsf:2,maf:2 (by zuko)")
-    scaling: str = option("standardize", "affine layer next to the data", SCALINGS)
+    scaling: str = option("auto", "fitted layer next to the data; auto: tried out", ("auto", *SCALINGS))
     support: str = option("real", "where the data live: real, positive or bounded:LOW:HIGH; one word, or one a column")
-    learning_rate: float = option(2e-3, "peak learning rate of flow matching")
+    learning_rate: float = option(4e-3, "peak learning rate of flow matching")
     mle_learning_rate: float = option(1e-3, "peak learning rate of maximum likelihood")
     batch_size: int = option(512, "rows in a step")
     weight_decay: float = option(0.0, "weight decay of AdamW")

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
-
-from ffjord_kit.estimator.arrays import Rows
-from ffjord_kit.flow import Flow
-from ffjord_kit.training import Phase
 
 
 class Evaluation(NamedTuple):
@@ -25,16 +21,6 @@ class NumpyTrajectory(NamedTuple):
     times: np.ndarray
     x: np.ndarray
     log_prob: np.ndarray
-
-
-class Plan(NamedTuple):
-    """What a fit is made of: the flow, the rows to train on and to hold out, the schedule, and the loop's options."""
-
-    flow: Flow
-    rows: Rows
-    held_out: Rows | None
-    schedule: list[Phase]
-    options: dict[str, Any]
 
 
 def spread(values: np.ndarray, inside: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from ffjord_kit.discrete import DISCRETE
 from ffjord_kit.objectives import OBJECTIVES
@@ -18,10 +18,21 @@ def choice(name: str, word: str, menu: Mapping[str, Any]) -> Any:
     return menu[word]
 
 
-def schedule_of(text: str) -> list[tuple[str, int]]:
-    """'flow_matching:4000,mle:200' as [(word, steps)]."""
+class Part(NamedTuple):
+    """A phase as it is written: its objective's word, and its end by steps or by seconds, infinite where not told."""
+
+    word: str
+    steps: float = math.inf
+    seconds: float = math.inf
+
+    def __str__(self) -> str:
+        return f"{self.word}:{self.seconds:g}s" if self.steps == math.inf else f"{self.word}:{self.steps}"
+
+
+def schedule_of(text: str) -> list[Part]:
+    """'flow_matching:4000,mle:60s' as its parts."""
     phases = [part.strip().partition(":") for part in text.split(",")]
-    return [(word, _steps(text, word, steps)) for word, _, steps in phases]
+    return [_part(text, word, length) for word, _, length in phases]
 
 
 def layers_of(text: str) -> list[tuple[str, int]]:
@@ -50,12 +61,16 @@ def support_of(text: str, dimensions: int) -> list[tuple[float, float]]:
     return bounds * dimensions if len(bounds) == 1 else bounds
 
 
-def _steps(text: str, word: str, steps: str) -> int:
-    if word not in OBJECTIVES or not steps.isdigit() or int(steps) == 0:
-        raise ValueError(
-            f"schedule must read like 'flow_matching:4000,mle:200' ({', '.join(OBJECTIVES)}); got {text!r}"
-        )
-    return int(steps)
+def _part(text: str, word: str, length: str) -> Part:
+    seconds = _number(length[:-1]) if length.endswith("s") else math.nan
+    if word in OBJECTIVES and 0 < seconds < math.inf:
+        return Part(word, seconds=seconds)
+    if word in OBJECTIVES and length.isdigit() and int(length) > 0:
+        return Part(word, steps=int(length))
+    raise ValueError(
+        f"schedule must be 'auto', or read like 'flow_matching:4000,mle:60s', steps or seconds "
+        f"({', '.join(OBJECTIVES)}); got {text!r}"
+    )
 
 
 def _weight(text: str, word: str, weight: str) -> float:

@@ -90,3 +90,10 @@ class Batches:
             generator = noise_generator(torch.device("cpu"), self.seed, "order", epoch)
             self.order = torch.randperm(len(self.data), generator=generator).to(self.data.x.device)
             self.epoch = epoch
+
+
+def refuse_not_finite(x: Tensor) -> None:
+    """Raise ValueError naming the first rows of x (n, *event) that are NaN or infinite."""
+    bad = (~x.reshape(len(x), -1).isfinite().all(1)).nonzero().flatten().tolist()
+    if bad:
+        raise ValueError(f"{len(bad)} of {len(x)} rows are NaN or infinite (first: {bad[:5]}): drop or mend them")

@@ -19,7 +19,7 @@ from ffjord_kit.flow import Flow
 from ffjord_kit.objectives import Loss, Objective
 from ffjord_kit.runs import Run
 from ffjord_kit.solver import SolveError
-from ffjord_kit.training.data import Batches, noise_generator, peel
+from ffjord_kit.training.data import Batches, noise_generator, peel, refuse_not_finite
 from ffjord_kit.training.guard import EVERY, Guard, guarded
 from ffjord_kit.training.interrupt import interruptible
 from ffjord_kit.training.optimization import Average, Descent, Optimization, assign, exchanged
@@ -53,7 +53,7 @@ def fit(
     evaluation: Integration | None = None,
     guard: float = 0.1,
     seed: int = 0,
-    spent: float = 0.0,
+    before: History | None = None,
     run: Run | None = None,
     resume: bool = False,
     on_step: OnStep | None = None,
@@ -61,8 +61,8 @@ def fit(
     """Train the flow in place, phase by phase; the best weights on the validation data are left in it.
 
     A phase ends early after `patience` validations without a better NLL; the next one starts from the best weights.
-    `spent` counts seconds of work that came before. A phase of steps alone is validated `validate_every` of them; one
-    with an end in time twenty times, or less often where that is dear.
+    One of steps alone is validated after every `validate_every` of them, one with an end in time twenty times, or less
+    often where that is dear. `before` is a fit that came before: its log and its seconds go on.
     Ctrl-C ends the fit after the step under way with the best weights so far; a second one ends it at once. A `run` is
     given a log, the model and checkpoints; with `resume` the fit goes on from its last one. `guard` is the largest
     share of the loss's noise that the solver's error may take in training by likelihood (0: no guard). `on_step` is
@@ -75,12 +75,12 @@ def fit(
         raise ValueError(f"schedule must be a list of one or more Phase(objective, steps); got {schedule!r}")
     if validation is not None and not isinstance(validation, tuple):
         raise ValueError("validation must be a pair (x, context), context None where the flow takes none")
-    trainer = _Trainer(flow, History(seed, spent=spent), run, on_step)
+    trainer = _Trainer(flow, _following(before, seed), run, on_step)
     trainer.optimization, trainer.evaluation = optimization or Optimization(), evaluation or Integration()
     trainer.validate_every, trainer.patience, trainer.guard = validate_every, patience, Guard(guard)
     trainer.feed((x, context), validation, batch_size)
-    if resume:
-        trainer.restore(schedule)
+    if not (resume and trainer.restore(schedule)):
+        trainer.begin()
     return trainer.go(schedule)
 
 
@@ -105,12 +105,20 @@ class _Trainer:
         for data in (rows, held_out):
             if data is not None:
                 self.flow.check(*data)
-                _refuse_not_finite(data[0])
+                refuse_not_finite(data[0])
         like = self.parameters[0]
         self.batches = Batches(self.fixed.prepare(*rows, like), batch_size, self.history.seed)
         self.held_out = None if held_out is None else self.fixed.prepare(*held_out, like)
 
+    def begin(self) -> None:
+        """Write the log of what came before."""
+        if self.run is not None:
+            self.run.keep_records(0)
+            for record in self.history.records:
+                self.run.record(record)
+
     def go(self, schedule: Sequence[Phase]) -> History:
+        self.history.phases = len(schedule)
         self.watch = Watch(self.device, self.history.seconds, self.history.spent)
         with interruptible() as interrupted:
             while self.history.phase < len(schedule) and not interrupted():
@@ -124,15 +132,24 @@ class _Trainer:
         if self.descent is None:
             self.descent = Descent(self.parameters, self.optimization, phase.learning_rate)
         while not self.history.over(phase, self.patience):
-            self._step(phase)
-            if self.history.due(phase, self.validate_every):
-                self._validate(phase)
-                self._save()
+            self._advance(phase)
             if interrupted():
                 return
             if time.monotonic() - self.saved_at > CHECKPOINT_SECONDS:
                 self._save()
         self._end(phase)
+
+    def _advance(self, phase: Phase) -> None:
+        """A step, and a validation where one is due."""
+        try:
+            self._step(phase)
+            if self.history.due(phase, self.validate_every):
+                self._validate(phase)
+                self._save()
+        except TrainingDiverged as error:
+            if not phase.trial:
+                raise
+            self.history.broken = str(error)
 
     def _step(self, phase: Phase) -> None:
         here = self.history
@@ -185,7 +202,9 @@ class _Trainer:
         self.average.reset()
         self.descent = None
         here.phase, here.phase_step, here.phase_spent, here.stale = here.phase + 1, 0, here.spent, 0
-        here.solver_level, here.solver_grading = 0, 1.0
+        here.solver_level, here.solver_grading, here.broken = 0, 1.0, ""
+        if here.phase == here.phases and here.best_nll is not None:
+            self._record({**self._where(phase), "event": f"kept step {here.best_step}: {here.best_nll:.4f} nats"})
         self._save()
 
     def _favourite(self) -> list[Tensor]:
@@ -239,13 +258,11 @@ class _Trainer:
             self.run.save_model(self.flow)
         self.saved_at = time.monotonic()
 
-    def restore(self, schedule: Sequence[Phase]) -> None:
-        """Take up the run's last checkpoint; a run that had not reached one starts anew."""
+    def restore(self, schedule: Sequence[Phase]) -> bool:
+        """Take up the run's last checkpoint, if it had reached one."""
         found = None if self.run is None else self.run.load_checkpoint()
         if found is None:
-            if self.run is not None:
-                self.run.keep_records(0)
-            return
+            return False
         tensors, state = found
         self.average.steps, written = state.pop("average_steps"), state.pop("records")
         self.history = History(**{**state, "interrupted": False})
@@ -260,6 +277,16 @@ class _Trainer:
             self.descent.adam.load_state_dict({**self.descent.adam.state_dict(), "state": moments})
         self.run.keep_records(written)
         self.history.records = self.run.records()
+        return True
+
+
+def _following(before: History | None, seed: int) -> History:
+    if before is None:
+        return History(seed)
+    return History(
+        seed, seconds=before.seconds, spent=before.spent, phase_spent=before.spent,
+        validation_cost=before.validation_cost, records=list(before.records),
+    )  # fmt: skip
 
 
 def _numbers(loss: Loss, numbers: dict[str, float | Tensor]) -> dict[str, float | int]:
@@ -269,9 +296,3 @@ def _numbers(loss: Loss, numbers: dict[str, float | Tensor]) -> dict[str, float 
         "nfe_forward": sum(e.forward for e in loss.evaluations),
         "nfe_backward": sum(e.backward for e in loss.evaluations),
     }
-
-
-def _refuse_not_finite(x: Tensor) -> None:
-    bad = (~x.reshape(len(x), -1).isfinite().all(1)).nonzero().flatten().tolist()
-    if bad:
-        raise ValueError(f"{len(bad)} of {len(x)} rows are NaN or infinite (first: {bad[:5]}): drop or mend them")

@@ -30,9 +30,9 @@ class Optimization:
     clip_norm: float = 1.0
     ema_decay: float = 0.999
 
-    def rate(self, step: int, steps: int, peak: float, share: float | None = None) -> float:
+    def rate(self, step: int, steps: float, peak: float, share: float | None = None) -> float:
         """The learning rate at `step` of a phase of `steps`, a `share` of which is done (None: step / steps)."""
-        warmup = max(1, min(self.warmup, steps // 10))
+        warmup = max(1.0, min(self.warmup, steps // 10))
         share = step / steps if share is None else share
         return peak * min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * share))
 

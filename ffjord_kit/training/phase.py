@@ -14,28 +14,31 @@ MOST_VALIDATING = 1 / 8  # of such a phase's time
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of the schedule: an objective, at most `steps` steps of it, and its peak learning rate.
+    """A part of the schedule: an objective, at most `steps` steps or `seconds` of it, and its peak learning rate.
 
-    It ends, too, when the fit has spent `until` seconds, and after `patience` validations without a better one (None:
-    what the fit says). Seconds are those that the training thread works, on a GPU those on the wall.
+    Seconds are those that the training thread works, validations with them; on a GPU those on the wall. A `trial` may
+    be of no help: it ends at the first validation that is not better, or where its numbers are no longer finite, and
+    the weights are those of before.
     """
 
     objective: Objective
-    steps: int
-    learning_rate: float = 2e-3
-    until: float = math.inf
-    patience: int | None = None
+    steps: float
+    learning_rate: float = 4e-3
+    seconds: float = math.inf
+    trial: bool = False
 
 
 @dataclass
 class History:
     """What a fit did, and where it stands: its log, and the best validation NLL in nats (None without such data).
 
-    `seconds` have passed on the wall; `spent` are those worked, `phase_spent` those before the present phase.
+    The fit is at phase number `phase` of `phases`. `seconds` have passed on the wall; `spent` are those worked, and
+    `phase_spent` those of them before the present phase, which `broken` ends.
     """
 
     seed: int
     phase: int = 0
+    phases: int = 0
     phase_step: int = 0
     step: int = 0
     best_nll: float | None = None
@@ -46,6 +49,7 @@ class History:
     phase_spent: float = 0.0
     validated_at: float = 0.0
     validation_cost: float = 0.0
+    broken: str = ""
     interrupted: bool = False
     solver_level: int = 0
     solver_grading: float = 1.0
@@ -53,31 +57,33 @@ class History:
 
     def share(self, phase: Phase) -> float:
         """What part of the phase is done, by steps or by time."""
-        by_time = (self.spent - self.phase_spent) / max(phase.until - self.phase_spent, 1e-9)
-        return min(1.0, max(self.phase_step / phase.steps, by_time))
+        return min(1.0, max(self.phase_step / phase.steps, (self.spent - self.phase_spent) / phase.seconds))
 
     def over(self, phase: Phase, patience: int) -> bool:
         """Whether the phase has ended."""
-        return self.phase_step >= phase.steps or self._stale(phase, patience) or self._no_time(phase)
+        done = self.phase_step >= phase.steps or self._no_time(phase)
+        return done or bool(self.broken) or self._stale(phase, patience)
 
     def due(self, phase: Phase, every: int) -> bool:
         """Whether to validate after the step just made: after `every` steps, or now and then; after the last always."""
         if self.phase_step == phase.steps or self._no_time(phase):
             return True
-        if phase.until == math.inf:
+        if phase.seconds == math.inf:
             return self.phase_step % min(every, max(1, phase.steps // 4)) == 0
-        apart = max((phase.until - self.phase_spent) / VALIDATIONS, self.validation_cost / MOST_VALIDATING)
+        apart = max(phase.seconds / VALIDATIONS, self.validation_cost / MOST_VALIDATING)
         return self.spent - max(self.validated_at, self.phase_spent) >= apart
 
     def why(self, phase: Phase, patience: int) -> str:
         """What ended the phase."""
+        if self.broken:
+            return f"early: {self.broken}"
         if self._stale(phase, patience):
             return "early: no better validation NLL"
         return "all its steps made" if self.phase_step >= phase.steps else "its time was up"
 
     def _stale(self, phase: Phase, patience: int) -> bool:
-        return self.stale >= (patience if phase.patience is None else phase.patience)
+        return self.stale >= (1 if phase.trial else patience)
 
     def _no_time(self, phase: Phase) -> bool:
         """Whether what is left is what a last validation takes."""
-        return self.spent + self.validation_cost >= phase.until
+        return self.spent - self.phase_spent + self.validation_cost >= phase.seconds

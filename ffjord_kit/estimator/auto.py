@@ -1,0 +1,159 @@
+r"""Schedule `auto`: what is left open is tried out on validation data, then trained for the rest of the budget.
+
+Short fits by flow matching, one after the other, each with one word changed and the better one kept: the density of t
+(which weight suits is a matter of the data), the scaling next to the data (edges and skew against plain units), and in
+up to OCTAVES_UP_TO columns the octaves among the inputs. The best of them is trained on by flow matching. A finish by
+maximum likelihood follows where MLE_SHARE of the budget buys LEAST_MLE_STEPS of its steps, each of which costs as many
+of flow matching as it evaluates the field, tangents with it; it ends at the first validation that is not better, and
+the better weights are kept. The log says all of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+
+from ffjord_kit.estimator import build
+from ffjord_kit.estimator.fields import Fields
+from ffjord_kit.estimator.plan import Plan, untrained
+from ffjord_kit.estimator.words import Part
+from ffjord_kit.flow import Flow
+from ffjord_kit.progress import progress_bar
+from ffjord_kit.trace import ExactTrace
+from ffjord_kit.training import History, Phase, fit
+from ffjord_kit.training.data import noise_generator, peel
+
+STEPS = 4000
+TRIAL_STEPS, TRIAL_SHARE = 300, 0.06
+LAYERS_STEPS, LAYERS_SHARE = 2000, 0.25
+OCTAVES_UP_TO = 3
+GAUSSIANIZED_FROM = 200  # rows: fewer say little of the quantiles
+MLE_SHARE, LEAST_MLE_STEPS = 0.2, 50
+
+
+class Chosen(NamedTuple):
+    """The words of what was left open, the flow to go on with, and what it took so far."""
+
+    words: dict[str, Any]
+    flow: Flow
+    before: History
+
+
+class Trial(NamedTuple):
+    """A short fit: the words it was made with, its flow and what it did."""
+
+    words: dict[str, Any]
+    flow: Flow
+    history: History
+
+
+def choose(fields: Fields, plan: Plan, seed: int) -> Chosen:
+    """Try out what `fields` leave open, and settle the schedule.
+
+    Raises KeyboardInterrupt where it is interrupted: the trials are soon made again.
+    """
+    before, best = History(seed), Trial({}, plan.flow, History(seed))
+    if fields.layers or plan.held_out is None:
+        why = "layers come first" if fields.layers else "no validation rows"
+        _note(before, f"nothing tried out ({why})")
+    else:
+        best = _best(fields, plan, seed, before)
+    words = {name: word for name, word in {**build.AUTO, **best.words}.items() if getattr(fields, name) in build.OPEN}
+    schedule = ",".join(map(str, _parts(build.settled(fields, words), plan, best, before)))
+    _note(before, "chosen: " + ", ".join(f"{name}={word}" for name, word in {**words, "schedule": schedule}.items()))
+    return Chosen({**words, "schedule": schedule}, best.flow, before)
+
+
+def _best(fields: Fields, plan: Plan, seed: int, before: History) -> Trial:
+    """The best of the trials: first words first, then the best so far with one word changed. `before` tells them."""
+    options = list(_open(fields, plan))
+    count = 1 + sum(len(words) - 1 for _, words in options)
+    best = _tried(fields, plan, {name: words[0] for name, words in options}, seed, f"trial 1/{count}", before)
+    ways = [(name, word) for name, words in options for word in words[1:]]
+    for number, (name, word) in enumerate(ways, 2):
+        trial = _tried(fields, plan, {**best.words, name: word}, seed, f"trial {number}/{count}", before)
+        best = trial if trial.history.best_nll < best.history.best_nll else best
+    return best
+
+
+def _open(fields: Fields, plan: Plan) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """The fields left open, and the words to try, the likelier first."""
+    rows, dimensions = plan.rows[0].shape
+    if fields.time_density == "auto":
+        yield "time_density", ("likelihood", "uniform")
+    if fields.scaling == "auto":
+        yield "scaling", ("standardize", "gaussianize") if rows >= GAUSSIANIZED_FROM else ("standardize",)
+    if fields.octaves is None and fields.dynamics == "residual":
+        yield "octaves", (2, 0) if dimensions <= OCTAVES_UP_TO else (0,)
+
+
+def _tried(fields: Fields, plan: Plan, words: dict[str, Any], seed: int, title: str, before: History) -> Trial:
+    now = build.settled(fields, words)
+    flow = untrained(now, *plan.rows, seed)
+    objective, rate = build.build_objectives(now, plan.rows[0].shape[1])["flow_matching"]
+    steps, seconds = _length(fields.max_seconds, TRIAL_SHARE, TRIAL_STEPS)
+    phase = Phase(objective, steps, rate, seconds)
+    with progress_bar([phase], fields.verbose, titles=[title]) as tell:
+        history = fit(
+            flow, plan.rows[0], context=plan.rows[1], validation=plan.held_out, schedule=[phase], **plan.options,
+            seed=seed, before=History(seed, validation_cost=before.validation_cost), on_step=tell,
+        )  # fmt: skip
+    if history.interrupted:
+        raise KeyboardInterrupt
+    before.spent, before.seconds = before.spent + history.spent, before.seconds + history.seconds
+    before.validation_cost = history.validation_cost
+    told = ", ".join(f"{name}={word}" for name, word in words.items()) or "the only way"
+    _note(before, f"tried {told}: validation NLL {history.best_nll:.4f} after {history.step} steps")
+    return Trial(words, flow, history)
+
+
+def _parts(now: Fields, plan: Plan, best: Trial, before: History) -> Iterator[Part]:
+    """The phases that follow, in what is left of the budget."""
+    left = None if now.max_seconds is None else max(now.max_seconds - before.spent, TRIAL_SHARE * now.max_seconds)
+    if now.layers:
+        yield Part("layers", *_length(left, LAYERS_SHARE, LAYERS_STEPS))
+        left = None if left is None else (1 - LAYERS_SHARE) * left
+    finish = _finish(now, plan, best, left, before)
+    share = 1.0 if finish is None else 1 - MLE_SHARE
+    yield Part("flow_matching", *_length(left, share, round(share * STEPS)))
+    if finish is not None:
+        yield finish
+
+
+def _finish(now: Fields, plan: Plan, best: Trial, left: float | None, before: History) -> Part | None:
+    """The finish by maximum likelihood, or None where too few of its steps can be had."""
+    if plan.held_out is None or not best.history.step:
+        return None
+    cost = _cost(now, plan, best.flow)
+    pace = best.history.step / max(best.history.spent, 1e-9)  # of flow matching
+    steps = int(MLE_SHARE * (STEPS if left is None else left * pace) / cost)
+    if steps < LEAST_MLE_STEPS:
+        what = f"{MLE_SHARE:.0%} of the budget buys {steps} steps"
+        _note(before, f"no finish by maximum likelihood: {what}, each as dear as {cost} of flow matching")
+        return None
+    return Part("mle", *_length(left, MLE_SHARE, steps))
+
+
+def _cost(now: Fields, plan: Plan, flow: Flow) -> int:
+    """Evaluations of the field, tangents with them, in one step of maximum likelihood."""
+    objective = build.build_objectives(now, plan.rows[0].shape[1])["mle"][0]
+    fixed, inner = peel(flow)
+    few = slice(0, plan.options["batch_size"])
+    context = None if plan.rows[1] is None else plan.rows[1][few]
+    data = fixed.prepare(plan.rows[0][few], context, next(inner.parameters()))
+    with torch.no_grad():
+        loss = objective.loss(inner, data.x, data.context, noise_generator(data.x.device, "cost"))
+    tangents = data.x[0].numel() if isinstance(objective.trace, ExactTrace) else now.probes
+    return (1 + tangents) * sum(taken.forward for taken in loss.evaluations)
+
+
+def _length(seconds: float | None, share: float, steps: int) -> tuple[float, float]:
+    """So many steps, or a share of the seconds where there is a limit to them: (steps, seconds)."""
+    return (steps, math.inf) if seconds is None else (math.inf, share * seconds)
+
+
+def _note(history: History, event: str) -> None:
+    history.records.append({"step": 0, "phase": "trials", "seconds": round(history.seconds, 3), "event": event})

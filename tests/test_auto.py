@@ -1,0 +1,142 @@
+"""Schedule auto: it tries out what is left open on validation data, says what it did, and can be gone on with."""
+
+import json
+
+import numpy as np
+import pytest
+
+from ffjord_kit import FFJORD, datasets
+from ffjord_kit.estimator import auto
+from ffjord_kit.estimator.build import AUTO
+from ffjord_kit.gaussianize import Gaussianize
+
+FIELDS = {"hidden": (16,), "random_state": 0, "batch_size": 64, "validate_every": 20}
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    monkeypatch.setattr(auto, "STEPS", 40)
+    monkeypatch.setattr(auto, "TRIAL_STEPS", 10)
+    monkeypatch.setattr(auto, "LEAST_MLE_STEPS", 10**9)
+
+
+def moons(rows=300):
+    return datasets.load("moons", rows=rows, seed=0).x
+
+
+def events(model):
+    return [record["event"] for record in model.history_.records if "event" in record]
+
+
+def test_every_word_left_open_is_tried_and_the_best_is_kept_and_told():
+    model = FFJORD(**FIELDS).fit(moons())
+    tried = [text for text in events(model) if text.startswith("tried")]
+    assert len(tried) == 4  # the first words, and one change for each of three fields
+    nll = {text.split(":")[0]: float(text.split("NLL ")[1].split()[0]) for text in tried}
+    chosen = model.config_["chosen"]
+    best = f"tried time_density={chosen['time_density']}, scaling={chosen['scaling']}, octaves={chosen['octaves']}"
+    assert nll[best] == min(nll.values())
+    assert chosen["schedule"] == "flow_matching:40"
+    assert events(model)[-1].startswith("kept step")
+
+
+def test_a_word_that_is_given_is_not_tried():
+    model = FFJORD(**FIELDS, time_density="uniform", scaling="whiten", octaves=0).fit(moons())
+    assert model.config_["chosen"] == {"schedule": "flow_matching:40"}
+    assert [text for text in events(model) if text.startswith("tried")][0].startswith("tried the only way: validation")
+
+
+def test_rows_of_a_few_columns_alone_are_tried_with_octaves_and_few_rows_without_quantiles():
+    x = np.random.default_rng(0).normal(size=(150, 4))
+    tried = [text for text in events(FFJORD(**FIELDS).fit(x)) if text.startswith("tried")]
+    assert len(tried) == 2
+    assert not any("gaussianize" in text or "octaves=2" in text for text in tried)
+
+
+def test_without_validation_rows_nothing_is_tried():
+    model = FFJORD(**FIELDS, validation_fraction=0.0).fit(moons())
+    assert events(model)[0] == "nothing tried out (no validation rows)"
+    assert model.config_["chosen"] == {**AUTO, "schedule": "flow_matching:40"}
+
+
+def test_a_loaded_run_is_made_of_what_was_chosen(tmp_path, monkeypatch):
+    monkeypatch.setattr(auto, "_open", lambda fields, plan: [("scaling", ("gaussianize",)), ("octaves", (3,))])
+    model = FFJORD(**FIELDS).fit(moons(), run=tmp_path / "run")
+    loaded = FFJORD.load(tmp_path / "run")
+    assert isinstance(loaded.flow_.layers[0], Gaussianize)
+    assert len(loaded.flow_.layers[1].dynamics.waves) == 3
+    assert loaded.get_params()["scaling"] == "auto"
+    assert np.array_equal(loaded.score_samples(moons(20)), model.score_samples(moons(20)))
+    assert json.loads((tmp_path / "run/config.json").read_text())["chosen"]["octaves"] == 3
+
+
+@pytest.mark.parametrize("at", [3, 33])
+def test_a_resumed_run_is_the_run_that_was_never_stopped(tmp_path, at):
+    whole = FFJORD(**FIELDS).fit(moons(), run=tmp_path / "whole")
+
+    def stop(record):
+        if record["step"] == at:
+            raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        FFJORD(**FIELDS).fit(moons(), run=tmp_path / "cut", on_step=stop)
+    again = FFJORD(**FIELDS).fit(moons(), run=tmp_path / "cut", resume=True)
+    assert np.array_equal(whole.score_samples(moons(20)), again.score_samples(moons(20)))
+    logs = [[r for r in m.history_.records if "validation_nll" in r] for m in (whole, again)]
+    assert [r["validation_nll"] for r in logs[0]] == [r["validation_nll"] for r in logs[1]]
+    assert [text for text in events(again) if text.startswith("chosen")]
+
+
+def test_a_finish_by_likelihood_is_tried_where_it_is_affordable_and_ends_where_it_does_not_help(monkeypatch):
+    monkeypatch.setattr(auto, "LEAST_MLE_STEPS", 4)
+    monkeypatch.setattr(auto, "_cost", lambda *_: 2)
+    model = FFJORD(**FIELDS, mle_learning_rate=0.1).fit(moons())
+    assert model.config_["chosen"]["schedule"] == "flow_matching:32,mle:4"
+    ended = [text for text in events(model) if text.startswith("mle ended")]
+    assert ended == ["mle ended (early: no better validation NLL)"]
+    matched = [r["validation_nll"] for r in model.history_.records if "validation_nll" in r and r["phase"] != "mle"]
+    assert model.history_.best_nll == min(matched)
+
+
+def test_a_finish_that_diverges_leaves_what_was_there(monkeypatch):
+    monkeypatch.setattr(auto, "LEAST_MLE_STEPS", 4)
+    monkeypatch.setattr(auto, "_cost", lambda *_: 2)
+    model = FFJORD(**FIELDS, mle_learning_rate=1e6).fit(moons())
+    ended = [text for text in events(model) if text.startswith("mle ended")]
+    assert ended[0].startswith("mle ended (early: training diverged at step")
+    assert np.isfinite(model.score(moons(20)))
+
+
+def test_a_finish_that_is_too_dear_is_left_out_with_its_reason():
+    reasons = [text for text in events(FFJORD(**FIELDS).fit(moons())) if text.startswith("no finish")]
+    assert len(reasons) == 1
+    assert "as dear as" in reasons[0]
+
+
+def test_a_limit_in_seconds_is_kept_and_ends_with_a_validation():
+    model = FFJORD(**FIELDS, max_seconds=4.0).fit(moons(2000))
+    assert 2.0 < model.history_.spent < 8.0  # of the thread's work, so the machine's load does not count
+    assert model.config_["chosen"]["schedule"].endswith("s")
+    last = [record for record in model.history_.records if "event" not in record][-1]
+    assert "validation_nll" in last
+    assert last["validation_solver_error"] < 0.1
+
+
+def test_phases_may_be_given_in_seconds():
+    model = FFJORD(**FIELDS, schedule="flow_matching:0.5s,mle:2").fit(moons())
+    ended = [text for text in events(model) if "ended" in text]
+    assert ended == ["flow_matching ended (its time was up)", "mle ended (all its steps made)"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"max_seconds": 3.0, "schedule": "mle:5"}, "give the seconds in the schedule, e.g. 'mle:3s'"),
+        ({"max_seconds": -1.0}, "max_seconds must be positive; got -1.0"),
+        ({"schedule": "mle:0s"}, "schedule must be 'auto', or read like"),
+        ({"octaves": 2, "dynamics": "concat"}, "octaves are inputs of dynamics='residual'; got dynamics='concat'"),
+    ],
+)
+def test_what_cannot_be_is_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        FFJORD(**{**FIELDS, **fields}).fit(moons())
