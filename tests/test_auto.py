@@ -17,6 +17,7 @@ FIELDS = {"hidden": (16,), "random_state": 0, "batch_size": 64, "validate_every"
 def short(monkeypatch):
     monkeypatch.setattr(auto, "STEPS", 40)
     monkeypatch.setattr(auto, "TRIAL_STEPS", 10)
+    monkeypatch.setattr(auto, "MARGIN", 0.0)
     monkeypatch.setattr(auto, "LEAST_MLE_STEPS", 10**9)
 
 
@@ -38,6 +39,12 @@ def test_every_word_left_open_is_tried_and_the_best_is_kept_and_told():
     assert nll[best] == min(nll.values())
     assert chosen["schedule"] == "flow_matching:40"
     assert events(model)[-1].startswith("kept step")
+
+
+def test_a_later_word_must_win_by_a_margin(monkeypatch):
+    monkeypatch.setattr(auto, "MARGIN", 1e9)
+    chosen = FFJORD(**FIELDS).fit(moons()).config_["chosen"]
+    assert (chosen["time_density"], chosen["scaling"], chosen["octaves"]) == ("likelihood", "standardize", 2)
 
 
 def test_a_word_that_is_given_is_not_tried():

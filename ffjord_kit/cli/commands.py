@@ -80,6 +80,9 @@ def _train(model: FFJORD, read: Source, path: Path, **how: bool) -> None:
     nll = "no validation rows" if history.best_nll is None else f"validation NLL {history.best_nll:.4f} nats"
     done = "interrupted" if history.interrupted else "done"
     click.echo(f"{done} after {history.step} steps, {history.seconds:.1f} s: {nll} (best at step {history.best_step})")
+    if "chosen" in model.config_:
+        words = ", ".join(f"{name}={word}" for name, word in model.config_["chosen"].items())
+        click.echo(f"chosen on validation rows: {words}")
     click.echo(f"run: {path}   seed: {history.seed}")
     if history.interrupted:
         click.echo(f"go on with: ffjord-kit fit --resume {path}", err=True)
@@ -134,6 +137,8 @@ def _report(model: FFJORD, read: Source, log_prob: np.ndarray, nfe: int) -> None
     bits, bits_error = (metrics.bits_per_dim(value, dimensions) for value in (-mean, error))
     table.add_row("bits/dim", f"{bits:.4f} ± {bits_error:.4f}")
     table.add_row("evaluations", f"{nfe} (exact trace, each row to tolerance {model.tolerance:g})")
+    solver = model.solver_error(read.x, context=read.context)
+    table.add_row("solver's error", f"{solver:.1e} nats a row (mean over up to 64 rows, against a finer solve)")
     if read.log_prob is not None:
         kl, kl_error = metrics.kl_divergence(read.log_prob(read.x), log_prob)
         table.add_row("KL(truth | model)", f"{kl:.4f} ± {kl_error:.4f} nats")
@@ -156,8 +161,10 @@ def info(run: str) -> None:
     table.add_row("written by", f"ffjord_kit {config['version']}, seed {config['seed']}")
     for name, text in _outcome(opened, records):
         table.add_row(name, text)
+    chosen = config.get("chosen", {})
     for name, value in config["estimator"].items():
-        table.add_row(f"  {name}", "" if value is None else str(value))
+        settled = f", chosen: {chosen[name]}" if name in chosen else ""
+        table.add_row(f"  {name}", ("" if value is None else str(value)) + settled)
     PLAIN.print(table, soft_wrap=True)
 
 

@@ -1,6 +1,8 @@
 r"""What one step of training does to the weights: the learning rate, the update, and their moving average.
 
-    rate(s) = peak * min(1, (s + 1) / warmup) * (1 + cos(pi * share)) / 2,    share of the phase that is done
+    rate(s) = peak * risen(s) * (1 + cos(pi * share)) / 2,    share of the phase that is done
+
+with a linear rise over the first `warmup` steps, or the first tenth of the phase where that is over sooner.
 
 The average follows the weights with decay min(decay, (1 + s) / (10 + s)), so that it forgets the start quickly.
 """
@@ -15,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+WARMUP_SHARE = 0.1
 CHECKED_EVERY = 50  # steps between two looks at the numbers on a GPU, which would wait at each
 
 
@@ -34,7 +37,8 @@ class Optimization:
         """The learning rate at `step` of a phase of `steps`, a `share` of which is done (None: step / steps)."""
         warmup = max(1.0, min(self.warmup, steps // 10))
         share = step / steps if share is None else share
-        return peak * min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * share))
+        risen = min(1.0, max((step + 1) / warmup, share / WARMUP_SHARE))
+        return peak * risen * 0.5 * (1 + math.cos(math.pi * share))
 
 
 class Descent:

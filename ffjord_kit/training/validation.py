@@ -15,7 +15,7 @@ from ffjord_kit.training.data import Data
 
 CHUNK_ELEMENTS = 65_536
 JUDGED_ROWS = 32
-FINER = 1e-2  # times the tolerance: the solve that measures the solver's error
+FINER = 0.1  # times the tolerance: the solve that measures the solver's error
 FINEST = 1e-6  # the tolerance that float32 states deserve
 
 
@@ -23,7 +23,7 @@ FINEST = 1e-6  # the tolerance that float32 states deserve
 class Score:
     """A negative log-likelihood in nats and the units of the data: its mean, the mean's standard error, the solver's.
 
-    The solver's error is the mean over some rows of how far each is from a solve a hundred times finer; None where the
+    The solver's error is the mean over some rows of how far each is from a solve ten times finer; None where the
     solver has no tolerance to be finer in.
     """
 
