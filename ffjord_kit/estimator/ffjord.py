@@ -29,6 +29,7 @@ from ffjord_kit.progress import progress_bar
 from ffjord_kit.runs import Run, RunError
 from ffjord_kit.solver import Solver
 from ffjord_kit.training import History, fit
+from ffjord_kit.training.compiled import compiled
 from ffjord_kit.training.data import peel
 
 CHUNK_ELEMENTS = 32_768
@@ -78,7 +79,7 @@ class FFJORD(Fields, DensityMixin, BaseEstimator):
             words, flow, before = choose(self, made, self.seed_)
             self.config_ = {**config, "chosen": words} if kept is None else kept.amend(chosen=words)
             made = plan(self, X, context, names, self.seed_, words)._replace(flow=flow)
-        with progress_bar(made.schedule, self.verbose, on_step) as tell:
+        with progress_bar(made.schedule, self.verbose, on_step) as tell, compiled(made.flow, self.compile):
             self.history_ = fit(
                 made.flow, made.rows[0], context=made.rows[1], validation=made.held_out, schedule=made.schedule,
                 **made.options, seed=self.seed_, before=before, run=kept, resume=resume, on_step=tell,

@@ -16,6 +16,7 @@ from ffjord_kit.objectives import TIME_DENSITIES
 from ffjord_kit.scalings import SCALINGS
 from ffjord_kit.solver import GRADIENTS, METHODS
 from ffjord_kit.trace import TRACE_ESTIMATORS
+from ffjord_kit.training.compiled import MODES
 
 
 def option(default: Any, text: str, choices: Iterable[str] = ()) -> Any:
@@ -63,6 +64,9 @@ class Fields:
     train_tolerance: float = option(1e-3, "tolerance of that method")
     steps: int | None = option(None, "steps of that method, if it is one of fixed steps")
     gradient: str = option("backprop", "the way back: checkpointed, adjoint, seminorm use less memory", GRADIENTS)
+    compile: str | None = option(
+        None, "mode of torch.compile for the field while training (it pays on a GPU, if at all)", MODES
+    )
     guard: float = option(0.1, "largest share of the loss's noise that mle leaves to the solver's error; 0: no guard")
     tolerance: float = option(1e-5, "tolerance of every reported likelihood and of samples")
     max_nfe: int = option(10_000, "most evaluations that one solve may take")

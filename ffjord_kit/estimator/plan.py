@@ -17,6 +17,7 @@ from ffjord_kit.estimator.words import support_of
 from ffjord_kit.flow import Flow
 from ffjord_kit.layers import Standardize
 from ffjord_kit.training import Phase
+from ffjord_kit.training.compiled import check_mode
 
 
 class Plan(NamedTuple):
@@ -45,6 +46,7 @@ def plan(
     check_support(x, support_of(fields.support, x.shape[1]), names)
     build.reporting(fields)
     build.check_open(fields)
+    check_mode(fields.compile)
     now = build.settled(fields, chosen)
     schedule, options = build.build_schedule(now, x.shape[1]), build.training_options(now)
     if fields.schedule == "auto":

@@ -15,9 +15,19 @@ from ffjord_kit.trace import Pushforward
 MODES = ("default", "reduce-overhead", "max-autotune")
 
 
+def check_mode(mode: str | None) -> None:
+    """Raise ValueError for an unknown mode."""
+    if mode is not None and mode not in MODES:
+        raise ValueError(f"compile must be one of {', '.join(MODES)}, or None; got {mode!r}")
+
+
 @contextmanager
 def compiled(flow: Flow, mode: str | None) -> Iterator[None]:
-    """Compile the dynamics of all continuous layers for a while (None: do not); names of weights stay as they are."""
+    """Compile the dynamics of all continuous layers for a while (None: do not); names of weights stay as they are.
+
+    Raises ValueError for an unknown mode.
+    """
+    check_mode(mode)
     fields = [] if mode is None else [layer.dynamics for layer in flow.layers if isinstance(layer, CNF)]
     options = {} if mode is None else {"mode": mode}
     try:
