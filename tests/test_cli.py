@@ -15,6 +15,7 @@ from ffjord_kit import DATASETS, FFJORD, __version__, datasets
 from ffjord_kit.cli import main, pictures
 
 TINY = ["--schedule", "flow_matching:8", "--hidden", "8", "--seed", "0", "--no-verbose"]
+QUICK = {"schedule": "flow_matching:8", "hidden": (8,)}
 MOONS = ["fit", "moons", "--rows", "60", *TINY]
 
 
@@ -216,9 +217,9 @@ def test_score_of_a_conditional_run_takes_the_context_from_its_column(command, c
 
 def test_the_demo_fits_compares_and_draws(command, tmp_path, monkeypatch, small_pictures):
     demo = importlib.import_module("ffjord_kit.cli.demo")
-    exhibit = replace(demo.EXHIBITS[-1], name="iris", fields={"schedule": "flow_matching:8", "hidden": (8,)})
+    exhibit = replace(demo.EXHIBITS[-1], name="iris")
     monkeypatch.setattr(demo, "EXHIBITS", (exhibit,))
-    monkeypatch.setattr(demo, "FFJORD", lambda **options: FFJORD(**{**options, "verbose": False}))
+    monkeypatch.setattr(demo, "FFJORD", lambda **options: FFJORD(**{**options, **QUICK, "verbose": False}))
     out = command("demo", "--out", tmp_path / "demo")
     assert all(part in out for part in ("ffjord_kit flow", "Gaussian mixture", "KDE", "2 pictures"))
     assert (tmp_path / "demo/iris/model.safetensors").exists()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
@@ -20,25 +19,14 @@ from ffjord_kit.estimator import FFJORD
 
 @dataclass(frozen=True)
 class Exhibit:
-    """A data set of the demo, the rows to fit and to hold out (None: all), and the fields with which it is fitted."""
+    """A data set of the demo, and the rows to fit and to hold out (None: all)."""
 
     name: str
-    rows: int | None
-    held_out: int | None
-    fields: dict[str, Any]
+    rows: int | None = None
+    held_out: int | None = None
 
 
-MOONS = {
-    "schedule": "flow_matching:4000,mle:120",
-    "hidden": (64, 64, 64),
-    "learning_rate": 5e-3,
-    "mle_learning_rate": 3e-3,
-    "train_tolerance": 1e-2,
-}
-EXHIBITS = (
-    Exhibit("moons", 40_000, 5_000, MOONS),
-    Exhibit("digits", None, None, {"schedule": "flow_matching:2500", "validate_every": 625}),
-)
+EXHIBITS = (Exhibit("moons", 40_000, 5_000), Exhibit("digits"))
 
 
 @click.command()
@@ -57,7 +45,7 @@ def _show(exhibit: Exhibit, folder: Path, seed: int, force: bool) -> None:
     train = open_source(f"{exhibit.name}:train", rows=exhibit.rows, seed=seed, context_columns=[])
     test = open_source(f"{exhibit.name}:test", rows=exhibit.held_out, seed=seed, context_columns=[])
     click.echo(f"{exhibit.name}: {len(train.x)} rows to fit, {len(test.x)} held out, {train.x.shape[1]} columns")
-    model = FFJORD(**exhibit.fields, random_state=seed, verbose=True)
+    model = FFJORD(random_state=seed, verbose=True)
     run = folder / exhibit.name
     model.fit(train.x, columns=train.columns, run=run, force=force, data=train.note)
     _compare(model, train, test, seed)

@@ -46,7 +46,7 @@ class Fields:
     layers: str = option("", "layers between scaling and the continuous ones, e.g. maf:3 or nsf:2,maf:2 (by zuko)")
     scaling: str = option("auto", "fitted layer next to the data; auto: tried out", ("auto", *SCALINGS))
     support: str = option("real", "where the data live: real, positive or bounded:LOW:HIGH; one word, or one a column")
-    learning_rate: float = option(4e-3, "peak learning rate of flow matching")
+    learning_rate: float = option(5e-3, "peak learning rate of flow matching")
     mle_learning_rate: float = option(1e-3, "peak learning rate of maximum likelihood")
     batch_size: int = option(512, "rows in a step")
     weight_decay: float = option(0.0, "weight decay of AdamW")
