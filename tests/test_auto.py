@@ -7,7 +7,7 @@ import pytest
 
 from ffjord_kit import FFJORD, datasets
 from ffjord_kit.estimator import auto
-from ffjord_kit.estimator.build import AUTO
+from ffjord_kit.estimator.build import defaults
 from ffjord_kit.gaussianize import Gaussianize
 
 FIELDS = {"hidden": (16,), "random_state": 0, "batch_size": 64, "validate_every": 20}
@@ -63,7 +63,8 @@ def test_rows_of_a_few_columns_alone_are_tried_with_octaves_and_few_rows_without
 def test_without_validation_rows_nothing_is_tried():
     model = FFJORD(**FIELDS, validation_fraction=0.0).fit(moons())
     assert events(model)[0] == "nothing tried out (no validation rows)"
-    assert model.config_["chosen"] == {**AUTO, "schedule": "flow_matching:40"}
+    words = {name: word for name, word in defaults(2).items() if name != "hidden"}
+    assert model.config_["chosen"] == {**words, "schedule": "flow_matching:40"}
 
 
 def test_a_loaded_run_is_made_of_what_was_chosen(tmp_path, monkeypatch):

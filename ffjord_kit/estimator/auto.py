@@ -2,7 +2,7 @@ r"""Schedule `auto`: what is left open is tried out on validation data, then tra
 
 Short fits by flow matching, one after the other, each with one word changed and the better one kept: the density of t
 (which weight suits is a matter of the data), the scaling next to the data (edges and skew against plain units), and in
-up to OCTAVES_UP_TO columns the octaves among the inputs. A later word must win by MARGIN, since a short fit is kinder
+a few columns the octaves among the inputs. A later word must win by MARGIN, since a short fit is kinder
 to what learns the rough shape first. The best of them is trained on by flow matching. A finish by maximum likelihood
 follows where MLE_SHARE of the budget buys LEAST_MLE_STEPS of its steps, each of which costs as many of flow matching
 as it evaluates the field, tangents with it; it ends at the first validation that is not better, and the better weights
@@ -32,7 +32,6 @@ TRIAL_STEPS, TRIAL_SHARE = 400, 0.05
 TRIAL_ROWS = 500  # of the validation rows
 MARGIN = 0.05  # nats by which a later word must win: the first ones gain more where training is longer
 LAYERS_STEPS, LAYERS_SHARE = 2000, 0.25
-OCTAVES_UP_TO = 3
 GAUSSIANIZED_FROM = 200  # rows: fewer say little of the quantiles
 MLE_SHARE, LEAST_MLE_STEPS = 0.2, 50
 
@@ -64,8 +63,10 @@ def choose(fields: Fields, plan: Plan, seed: int) -> Chosen:
         _note(before, f"nothing tried out ({why})")
     else:
         best = _best(fields, plan, seed, before)
-    words = {name: word for name, word in {**build.AUTO, **best.words}.items() if getattr(fields, name) in build.OPEN}
-    schedule = ",".join(map(str, _parts(build.settled(fields, words), plan, best, before)))
+    dimensions = plan.rows[0].shape[1]
+    words = {**build.defaults(dimensions), **best.words}
+    words = {name: word for name, word in words.items() if getattr(fields, name) in build.OPEN}
+    schedule = ",".join(map(str, _parts(build.settled(fields, words, dimensions), plan, best, before)))
     _note(before, "chosen: " + ", ".join(f"{name}={word}" for name, word in {**words, "schedule": schedule}.items()))
     return Chosen({**words, "schedule": schedule}, best.flow, before)
 
@@ -90,13 +91,14 @@ def _open(fields: Fields, plan: Plan) -> Iterator[tuple[str, tuple[Any, ...]]]:
     if fields.scaling == "auto":
         yield "scaling", ("standardize", "gaussianize") if rows >= GAUSSIANIZED_FROM else ("standardize",)
     if fields.octaves is None and fields.dynamics == "residual":
-        yield "octaves", (2, 0) if dimensions <= OCTAVES_UP_TO else (0,)
+        yield "octaves", (2, 0) if dimensions <= build.FEW_COLUMNS else (0,)
 
 
 def _tried(fields: Fields, plan: Plan, words: dict[str, Any], seed: int, title: str, before: History) -> Trial:
-    now = build.settled(fields, words)
+    dimensions = plan.rows[0].shape[1]
+    now = build.settled(fields, words, dimensions)
     flow = untrained(now, *plan.rows, seed)
-    objective, rate = build.build_objectives(now, plan.rows[0].shape[1])["flow_matching"]
+    objective, rate = build.build_objectives(now, dimensions)["flow_matching"]
     steps, seconds = _length(fields.max_seconds, TRIAL_SHARE, TRIAL_STEPS)
     phase = Phase(objective, steps, rate, seconds)
     judges = tuple(part if part is None else part[:TRIAL_ROWS] for part in plan.held_out)

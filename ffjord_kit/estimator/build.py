@@ -28,14 +28,21 @@ from ffjord_kit.training import Guard, Optimization, Phase
 
 EXACT_TRACE_UP_TO = 8
 OPEN = ("auto", None)
-# What a field that is left open is where nothing is tried out.
-AUTO = {"schedule": "flow_matching:4000", "time_density": "uniform", "scaling": "standardize", "octaves": 0}
+FEW_COLUMNS = 3
+NARROW, WIDE = (64, 64, 64), (128, 128, 128)
 
 
-def settled(fields: Fields, chosen: Mapping[str, Any]) -> Fields:
-    """The fields with those that were left open as `chosen`, or as AUTO has them."""
+def defaults(dimensions: int) -> dict[str, Any]:
+    """What a field that is left open is where nothing is tried out, for so many columns."""
+    hidden = NARROW if dimensions <= FEW_COLUMNS else WIDE
+    words = {"schedule": "flow_matching:4000", "time_density": "uniform", "scaling": "standardize"}
+    return {**words, "octaves": 0, "hidden": hidden}
+
+
+def settled(fields: Fields, chosen: Mapping[str, Any], dimensions: int) -> Fields:
+    """The fields with those that were left open as `chosen`, or as the defaults for so many columns."""
     words = {f.name: getattr(fields, f.name) for f in dataclasses.fields(Fields)}
-    left_open = {name: word for name, word in {**AUTO, **chosen}.items() if words[name] in OPEN}
+    left_open = {name: word for name, word in {**defaults(dimensions), **chosen}.items() if words[name] in OPEN}
     return Fields(**{**words, **left_open})
 
 

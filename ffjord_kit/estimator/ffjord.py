@@ -232,7 +232,7 @@ class FFJORD(Fields, DensityMixin, BaseEstimator):
         dimensions, context_dim = model.n_features_in_, model.config_["context_dim"]
         zeros = torch.zeros(context_dim, dtype=torch.float64)
         scaling = Standardize(zeros, torch.ones_like(zeros)) if context_dim else None
-        now = build.settled(model, model.config_.get("chosen", {}))
+        now = build.settled(model, model.config_.get("chosen", {}), dimensions)
         model.flow_ = build.build_flow(now, build.blank_layers(now, dimensions), scaling, dimensions, model.seed_)
         run.load_model(model.flow_)
         model.history_ = History(model.seed_, records=run.records())
@@ -244,7 +244,8 @@ class FFJORD(Fields, DensityMixin, BaseEstimator):
         """An estimator with a run's fields and no weights. Raises RunError where the fields are not FFJORD's."""
         config = run.config
         try:
-            model = cls(**{**config["estimator"], "hidden": tuple(config["estimator"]["hidden"])})
+            hidden = config["estimator"]["hidden"]
+            model = cls(**{**config["estimator"], "hidden": None if hidden is None else tuple(hidden)})
             model.config_, model.seed_ = config, int(config["seed"])
             model.n_features_in_ = len(config["columns"])
             if config["named"]:

@@ -35,7 +35,9 @@ class Fields:
     time_density: str = option("auto", "density of t in flow matching; auto: tried out", ("auto", *TIME_DENSITIES))
     coupling: str = option("independent", "which base point a row is carried from, in flow matching", COUPLINGS)
     dynamics: str = option("residual", "the network that gives dx/dt", DYNAMICS)
-    hidden: tuple[int, ...] = option((128, 128, 128), "widths of its hidden layers, e.g. 128,128,128")
+    hidden: tuple[int, ...] | None = option(
+        None, "widths of its hidden layers, e.g. 128,128 (default: three of 64 for up to 3 columns, else of 128)"
+    )
     activation: str | None = option(None, "its activation (default: the network's own)", ACTIVATIONS)
     octaves: int | None = option(
         None, "octaves of sines and cosines among the inputs of 'residual' (default: tried out, up to 3 columns)"
@@ -46,7 +48,7 @@ class Fields:
     layers: str = option("", "layers between scaling and the continuous ones, e.g. maf:3 or nsf:2,maf:2 (by zuko)")
     scaling: str = option("auto", "fitted layer next to the data; auto: tried out", ("auto", *SCALINGS))
     support: str = option("real", "where the data live: real, positive or bounded:LOW:HIGH; one word, or one a column")
-    learning_rate: float = option(5e-3, "peak learning rate of flow matching")
+    learning_rate: float = option(8e-3, "peak learning rate of flow matching")
     mle_learning_rate: float = option(1e-3, "peak learning rate of maximum likelihood")
     batch_size: int = option(512, "rows in a step")
     weight_decay: float = option(0.0, "weight decay of AdamW")

@@ -47,7 +47,7 @@ def plan(
     build.reporting(fields)
     build.check_open(fields)
     check_mode(fields.compile)
-    now = build.settled(fields, chosen)
+    now = build.settled(fields, chosen, x.shape[1])
     schedule, options = build.build_schedule(now, x.shape[1]), build.training_options(now)
     if fields.schedule == "auto":
         schedule = [replace(phase, trial=phase.objective.name == "mle") for phase in schedule]

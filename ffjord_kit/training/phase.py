@@ -23,7 +23,7 @@ class Phase:
 
     objective: Objective
     steps: float
-    learning_rate: float = 5e-3
+    learning_rate: float = 2e-3
     seconds: float = math.inf
     trial: bool = False
 
