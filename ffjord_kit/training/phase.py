@@ -85,5 +85,5 @@ class History:
         return self.stale >= (1 if phase.trial else patience)
 
     def _no_time(self, phase: Phase) -> bool:
-        """Whether what is left is what a last validation takes."""
-        return self.spent - self.phase_spent + self.validation_cost >= phase.seconds
+        """Whether what is left is what a last validation takes; one that takes more than half the time may be late."""
+        return self.spent - self.phase_spent + min(self.validation_cost, phase.seconds / 2) >= phase.seconds
