@@ -4,9 +4,9 @@ Short fits by flow matching, one after the other, each with one word changed and
 (which weight suits is a matter of the data), the scaling next to the data (edges and skew against plain units), and in
 a few columns the octaves among the inputs. A later word must win by MARGIN, since a short fit is kinder
 to what learns the rough shape first. The best of them is trained on by flow matching. A finish by maximum likelihood
-follows where MLE_SHARE of the budget buys LEAST_MLE_STEPS of its steps, each of which costs as many of flow matching
-as it evaluates the field, tangents with it; it ends at the first validation that is not better, and the better weights
-are kept. The log says all of it.
+follows where MLE_SHARE of the budget buys LEAST_MLE_STEPS of its steps, by their seconds, or, where steps are counted,
+one for as many of flow matching as it evaluates the field, tangents with it; it ends at the first validation that is
+not better, and the better weights are kept. The log says all of it.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from ffjord_kit.progress import progress_bar
 from ffjord_kit.trace import ExactTrace
 from ffjord_kit.training import History, Phase, fit
 from ffjord_kit.training.data import noise_generator, peel
+from ffjord_kit.training.watch import Watch
 
 STEPS = 4000
 TRIAL_STEPS, TRIAL_SHARE = 400, 0.06
@@ -34,6 +35,7 @@ MARGIN = 0.05  # nats by which a later word must win: the first ones gain more w
 LAYERS_STEPS, LAYERS_SHARE = 2000, 0.25
 GAUSSIANIZED_FROM = 200  # rows: fewer say little of the quantiles
 MLE_SHARE, LEAST_MLE_STEPS = 0.2, 50
+THERE_AND_BACK = 3  # times the way forward
 
 
 class Chosen(NamedTuple):
@@ -135,27 +137,27 @@ def _finish(now: Fields, plan: Plan, best: Trial, left: float | None, before: Hi
     """The finish by maximum likelihood, or None where too few of its steps can be had."""
     if plan.held_out is None or not best.history.step:
         return None
-    cost = _cost(now, plan, best.flow)
-    pace = best.history.step / max(best.history.spent, 1e-9)  # of flow matching
-    steps = int(MLE_SHARE * (STEPS if left is None else left * pace) / cost)
+    evaluations, seconds = _cost(now, plan, best.flow)
+    before.spent = before.spent + seconds
+    steps = int(MLE_SHARE * (STEPS / evaluations if left is None else left / (THERE_AND_BACK * seconds)))
     if steps < LEAST_MLE_STEPS:
-        what = f"{MLE_SHARE:.0%} of the budget buys {steps} steps"
-        _note(before, f"no finish by maximum likelihood: {what}, each as dear as {cost} of flow matching")
+        _note(before, f"no finish by maximum likelihood: {MLE_SHARE:.0%} of the budget would buy {steps} of its steps")
         return None
     return Part("mle", *_length(left, MLE_SHARE, steps))
 
 
-def _cost(now: Fields, plan: Plan, flow: Flow) -> int:
-    """Evaluations of the field, tangents with them, in one step of maximum likelihood."""
+def _cost(now: Fields, plan: Plan, flow: Flow) -> tuple[int, float]:
+    """One step of maximum likelihood: evaluations of the field, tangents with them, and seconds forward."""
     objective = build.build_objectives(now, plan.rows[0].shape[1])["mle"][0]
     fixed, inner = peel(flow)
     few = slice(0, plan.options["batch_size"])
     context = None if plan.rows[1] is None else plan.rows[1][few]
     data = fixed.prepare(plan.rows[0][few], context, next(inner.parameters()))
+    watch = Watch(data.x.device)
     with torch.no_grad():
         loss = objective.loss(inner, data.x, data.context, noise_generator(data.x.device, "cost"))
     tangents = data.x[0].numel() if isinstance(objective.trace, ExactTrace) else now.probes
-    return (1 + tangents) * sum(taken.forward for taken in loss.evaluations)
+    return (1 + tangents) * sum(taken.forward for taken in loss.evaluations), watch.read()[1]
 
 
 def _length(seconds: float | None, share: float, steps: int) -> tuple[float, float]:
