@@ -16,7 +16,13 @@ from results import Row, Store
 Judge = Callable[[Fitted, sets.Split, str], dict[str, Any]]
 
 
-def race(benchmark: str, given: argparse.Namespace, budgets: Mapping[str, Sequence[float]], judge: Judge) -> list[Row]:
+def race(
+    benchmark: str,
+    given: argparse.Namespace,
+    budgets: Mapping[str, Sequence[float]],
+    judge: Judge,
+    methods: Mapping[str, Method] = METHODS,
+) -> list[Row]:
     """Run what the options ask for, print and merge each row as it comes, and give all the rows of the file.
 
     `budgets` are those of a method where the options name none.
@@ -27,7 +33,8 @@ def race(benchmark: str, given: argparse.Namespace, budgets: Mapping[str, Sequen
         for word in given.only:
             key = {"benchmark": benchmark, "set": name, "method": word, "seed": given.seed, "device": given.device}
             asked = given.budgets if given.asked else budgets.get(word, given.budgets)
-            for row in _rows(METHODS[word], split, _missing(METHODS[word], asked, key, store, given.again), judge, key):
+            method = methods[word]
+            for row in _rows(method, split, _missing(method, asked, key, store, given.again), judge, key):
                 store.add({**key, **row, **environment()})
                 print(line({**key, **row}), flush=True)
     return store.rows()
