@@ -17,7 +17,7 @@ FIELDS = {"hidden": (16,), "random_state": 0, "batch_size": 64, "validate_every"
 def short(monkeypatch):
     monkeypatch.setattr(auto, "STEPS", 40)
     monkeypatch.setattr(auto, "TRIAL_STEPS", 10)
-    monkeypatch.setattr(auto, "MARGIN", 0.0)
+    monkeypatch.setattr(auto, "MARGINS", dict.fromkeys(auto.MARGINS, 0.0))
     monkeypatch.setattr(auto, "LEAST_MLE_STEPS", 10**9)
 
 
@@ -42,7 +42,7 @@ def test_every_word_left_open_is_tried_and_the_best_is_kept_and_told():
 
 
 def test_a_later_word_must_win_by_a_margin(monkeypatch):
-    monkeypatch.setattr(auto, "MARGIN", 1e9)
+    monkeypatch.setattr(auto, "MARGINS", dict.fromkeys(auto.MARGINS, 1e9))
     chosen = FFJORD(**FIELDS).fit(moons()).config_["chosen"]
     assert (chosen["time_density"], chosen["scaling"], chosen["octaves"]) == ("likelihood", "standardize", 2)
 

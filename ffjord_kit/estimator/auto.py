@@ -1,12 +1,11 @@
 r"""Schedule `auto`: what is left open is tried out on validation data, then trained for the rest of the budget.
 
 Short fits by flow matching, one after the other, each with one word changed and the better one kept: the density of t
-(which weight suits is a matter of the data), the scaling next to the data (edges and skew against plain units), and in
-a few columns the octaves among the inputs. A later word must win by MARGIN, since a short fit is kinder
-to what learns the rough shape first. The best of them is trained on by flow matching. A finish by maximum likelihood
-follows where MLE_SHARE of the budget buys LEAST_MLE_STEPS of its steps, by their seconds, or, where steps are counted,
-one for as many of flow matching as it evaluates the field, tangents with it; it ends at the first validation that is
-not better, and the better weights are kept. The log says all of it.
+(which weight suits is a matter of the data), the scaling next to the data (edges and skew against plain units), and for
+a few columns the octaves among the inputs. A later word must win by a margin. The best of them is trained on by flow
+matching. A finish by maximum likelihood follows where MLE_SHARE of the budget buys LEAST_MLE_STEPS of its steps, by
+their seconds, or, where steps are counted, one for as many of flow matching as it evaluates the field, tangents with
+it; it ends at the first validation that is not better, and the better weights are kept. The log says all of it.
 """
 
 from __future__ import annotations
@@ -31,7 +30,9 @@ from ffjord_kit.training.watch import Watch
 STEPS = 4000
 TRIAL_STEPS, TRIAL_SHARE = 400, 0.06
 TRIAL_ELEMENTS, TRIAL_ROWS = 4_096, 50  # of the validation data; at least so many rows
-MARGIN = 0.05  # nats by which a later word must win: the first ones gain more where training is longer
+# Nats a column by which a later word must win: a short fit is kinder to what learns the rough shape first.
+MARGINS = {"time_density": 0.05, "scaling": 0.02, "octaves": 0.02}
+WARM_STEPS = 3  # before the trials: the first steps of a process are slow
 LAYERS_STEPS, LAYERS_SHARE = 2000, 0.25
 GAUSSIANIZED_FROM = 200  # rows: fewer say little of the quantiles
 MLE_SHARE, LEAST_MLE_STEPS = 0.2, 50
@@ -77,11 +78,15 @@ def _best(fields: Fields, plan: Plan, seed: int, before: History) -> Trial:
     """The best of the trials: first words first, then the best so far with one word changed. `before` tells them."""
     options = list(_open(fields, plan))
     count = 1 + sum(len(words) - 1 for _, words in options)
-    best = _tried(fields, plan, {name: words[0] for name, words in options}, seed, f"trial 1/{count}", before)
+    first = {name: words[0] for name, words in options}
+    if fields.max_seconds is not None:
+        _fitted(fields, plan, first, seed, (WARM_STEPS, math.inf), None, before)
+    best = _tried(fields, plan, first, seed, f"trial 1/{count}", before)
     ways = [(name, word) for name, words in options for word in words[1:]]
     for number, (name, word) in enumerate(ways, 2):
         trial = _tried(fields, plan, {**best.words, name: word}, seed, f"trial {number}/{count}", before)
-        best = trial if trial.history.best_nll < best.history.best_nll - MARGIN else best
+        margin = MARGINS[name] * plan.rows[0].shape[1]
+        best = trial if trial.history.best_nll < best.history.best_nll - margin else best
     return best
 
 
@@ -97,16 +102,33 @@ def _open(fields: Fields, plan: Plan) -> Iterator[tuple[str, tuple[Any, ...]]]:
 
 
 def _tried(fields: Fields, plan: Plan, words: dict[str, Any], seed: int, title: str, before: History) -> Trial:
-    dimensions = plan.rows[0].shape[1]
+    """A trial, which `before` tells."""
+    length = _length(fields.max_seconds, TRIAL_SHARE, TRIAL_STEPS)
+    trial = _fitted(fields, plan, words, seed, length, title, before)
+    told, history = ", ".join(f"{name}={word}" for name, word in words.items()) or "the only way", trial.history
+    _note(before, f"tried {told}: validation NLL {history.best_nll:.4f} after {history.step} steps")
+    return trial
+
+
+def _fitted(
+    fields: Fields,
+    plan: Plan,
+    words: dict[str, Any],
+    seed: int,
+    length: tuple[float, float],
+    title: str | None,
+    before: History,
+) -> Trial:
+    """A short fit from the start, under a progress bar with a title; its time is counted in `before`."""
+    (steps, seconds), dimensions = length, plan.rows[0].shape[1]
     now = build.settled(fields, words, dimensions)
     flow = untrained(now, *plan.rows, seed)
     objective, rate = build.build_objectives(now, dimensions)["flow_matching"]
-    steps, seconds = _length(fields.max_seconds, TRIAL_SHARE, TRIAL_STEPS)
     phase = Phase(objective, steps, rate, seconds)
     few = slice(0, max(TRIAL_ROWS, TRIAL_ELEMENTS // dimensions))
     judges = tuple(part if part is None else part[few] for part in plan.held_out)
     guess = 0.0 if seconds == math.inf else seconds / 8  # of what a validation costs: there is one, at the end
-    with progress_bar([phase], fields.verbose, titles=[title]) as tell:
+    with progress_bar([phase], fields.verbose and title is not None, titles=[title]) as tell:
         history = fit(
             flow, plan.rows[0], context=plan.rows[1], validation=judges, schedule=[phase], **plan.options,
             seed=seed, before=History(seed, validation_cost=before.validation_cost or guess), on_step=tell,
@@ -115,8 +137,6 @@ def _tried(fields: Fields, plan: Plan, words: dict[str, Any], seed: int, title: 
         raise KeyboardInterrupt
     before.spent, before.seconds = before.spent + history.spent, before.seconds + history.seconds
     before.validation_cost = history.validation_cost
-    told = ", ".join(f"{name}={word}" for name, word in words.items()) or "the only way"
-    _note(before, f"tried {told}: validation NLL {history.best_nll:.4f} after {history.step} steps")
     return Trial(words, flow, history)
 
 
