@@ -73,7 +73,8 @@ def content(path):
 
 def test_fit_says_how_it_went_and_leaves_a_run(command, tmp_path):
     out = command(*MOONS, "--out", tmp_path / "run")
-    assert re.search(r"done after 8 steps, [\d.]+ s: validation NLL \d\.\d{4} nats \(best at step \d\)", out)
+    assert re.search(r"done after 8 steps, [\d.]+ s\n", out)
+    assert re.search(r"validation NLL: \d\.\d{4} ± \d\.\d{4} nats at step \d, solver's error \d\.\de-\d\d\n", out)
     assert f"run: {tmp_path / 'run'}   seed: 0" in out
     assert FFJORD.load(tmp_path / "run").n_features_in_ == 2
 

@@ -77,9 +77,9 @@ def _resume(path: str, given: list[str], verbose: bool) -> None:
 def _train(model: FFJORD, read: Source, path: Path, **how: bool) -> None:
     model.fit(read.x, context=read.context, columns=read.columns, run=path, data=read.note, **how)
     history = model.history_
-    nll = "no validation rows" if history.best_nll is None else f"validation NLL {history.best_nll:.4f} nats"
     done = "interrupted" if history.interrupted else "done"
-    click.echo(f"{done} after {history.step} steps, {history.seconds:.1f} s: {nll} (best at step {history.best_step})")
+    click.echo(f"{done} after {history.step} steps, {history.seconds:.1f} s")
+    click.echo(f"validation NLL: {_best(history.records)}")
     if "chosen" in model.config_:
         words = ", ".join(f"{name}={word}" for name, word in model.config_["chosen"].items())
         click.echo(f"chosen on validation rows: {words}")
@@ -169,14 +169,19 @@ def info(run: str) -> None:
 
 
 def _outcome(run: Run, records: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    validations = [r for r in records if "validation_nll" in r]
-    best = min(validations, key=lambda r: r["validation_nll"], default=None)
     steps = f"{records[-1]['step']} in {records[-1]['seconds']:.1f} s" if records else "0"
     weights = "model.safetensors" if (run.path / "model.safetensors").exists() else "none yet"
-    nll = "none" if best is None else (
-        f"{best['validation_nll']:.4f} ± {best['validation_standard_error']:.4f} nats at step {best['step']}"
-    )  # fmt: skip
-    return [("steps", steps), ("best validation NLL", nll), ("weights", weights)]
+    return [("steps", steps), ("best validation NLL", _best(records)), ("weights", weights)]
+
+
+def _best(records: list[dict[str, Any]]) -> str:
+    """The best validation of a log, with its standard error and the solver's."""
+    validations = [r for r in records if "validation_nll" in r]
+    if not validations:
+        return "none"
+    best = min(validations, key=lambda r: r["validation_nll"])
+    solver = f", solver's error {best['validation_solver_error']:.1e}" if "validation_solver_error" in best else ""
+    return f"{best['validation_nll']:.4f} ± {best['validation_standard_error']:.4f} nats at step {best['step']}{solver}"
 
 
 @click.command()
