@@ -141,7 +141,11 @@ def zuko_cnf(dimensions: int) -> Peer:
         counted.calls = 0
         return -model().log_prob(x).mean()
 
-    return Peer(model, loss, lambda frozen, z: as_flow(frozen).log_prob(z))
+    def score(frozen: nn.Module, z: Tensor) -> Tensor:
+        frozen.transform.ode._forward_hooks.clear()  # the count is of a batch of training
+        return as_flow(frozen).log_prob(z)
+
+    return Peer(model, loss, score)
 
 
 def paper(dimensions: int) -> Peer:
@@ -217,8 +221,7 @@ def _facts(clock: Clock, steps: int, model: nn.Module, **more: Any) -> dict[str,
 
 def _by_adjoint(solver: Solver) -> Solver:
     """The same solver with gradients by the adjoint equation."""
-    names = {field.name for field in dataclasses.fields(Solver)}
-    return dataclasses.replace(solver, **({"gradient": "adjoint"} if "gradient" in names else {"adjoint": True}))
+    return dataclasses.replace(solver, gradient="adjoint")
 
 
 def _zuko() -> ModuleType:

@@ -18,7 +18,8 @@ from ffjord_kit.layers import Layer
 KNOTS = 33
 HIGHEST = 3.5  # the outermost knots, in deviations of the normal law, where rows suffice
 TAIL_ROWS = 3  # beyond each of the outermost knots
-STEEPEST = 100.0  # slope of the map, in units of one over the column's deviation: ties are no quantiles to follow
+STEEPEST = 100.0  # slope of the map, in units of one over the column's scale: ties are no quantiles to follow
+TAILS = ((0, 6), (-7, -1))  # the knots whose chord the straight lines go on: single rows would say too little
 
 
 class Gaussianize(Layer):
@@ -39,8 +40,7 @@ class Gaussianize(Layer):
         highest = min(HIGHEST, float(torch.special.ndtri(torch.tensor(1 - TAIL_ROWS / max(len(x), 12)))))
         z = torch.linspace(-highest, highest, KNOTS, dtype=x.dtype)
         values = _quantiles(x.flatten(1), torch.special.ndtr(z)).T
-        scale = x.flatten(1).std(0, correction=0)[:, None]
-        least = torch.where(scale > 0, scale, 1.0) / STEEPEST * (z - z[0])
+        least = _scale(x.flatten(1))[:, None] / STEEPEST * (z - z[0])
         values = torch.cummax(values - least, dim=1).values + least
         return cls(values.reshape(*x.shape[1:], KNOTS), z.expand(*x.shape[1:], KNOTS).clone())
 
@@ -70,7 +70,9 @@ class Gaussianize(Layer):
     def _bin(self, values: Tensor, knots: Tensor) -> tuple[Tensor, ...]:
         """For each value its bin's ends in x, its ends in z, and the slopes there."""
         steps = self.z.diff(dim=-1) / self.x.diff(dim=-1)
-        slopes = torch.cat([steps[..., :1], (steps[..., 1:] * steps[..., :-1]).sqrt(), steps[..., -1:]], -1)
+        inside = (steps[..., 1:] * steps[..., :-1]).sqrt()
+        low, high = ((self.z[..., j] - self.z[..., i]) / (self.x[..., j] - self.x[..., i]) for i, j in TAILS)
+        slopes = torch.cat([low[..., None], inside, high[..., None]], -1)
         inner = knots[..., 1:-1].contiguous()
         columns = torch.movedim(values, 0, -1).contiguous()
         which = torch.searchsorted(inner, columns, right=True)
@@ -79,6 +81,15 @@ class Gaussianize(Layer):
             return torch.movedim(table.gather(-1, index), -1, 0)
 
         return tuple(at(table, index) for table in (self.x, self.z, slopes) for index in (which, which + 1))
+
+
+def _scale(x: Tensor) -> Tensor:
+    """That of the middle half of each column of x (n, d), which outliers do not move; of all of it where that is 0."""
+    low, high = _quantiles(x, x.new_tensor([0.25, 0.75]))
+    deviation = x.std(0, correction=0)
+    scale = torch.where(high > low, (high - low) / 1.349, deviation)
+    least = torch.finfo(x.dtype).eps * 1e4 * x.abs().amax(0)  # knots must differ in the digits that x has
+    return torch.maximum(torch.where(scale > 0, scale, 1.0), least)
 
 
 def _quantiles(x: Tensor, probabilities: Tensor) -> Tensor:

@@ -140,7 +140,9 @@ class Run:
     def _load(self, name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
         path = self.path / name
         if not path.is_file():
-            raise RunError(f"{path} is missing: the run had not reached its first checkpoint, or lost it; fit again")
+            raise RunError(
+                f"{path} is missing: the run had not reached its first checkpoint, or lost it: resume it, or fit again"
+            )
         try:
             with safe_open(path, framework="pt") as file:
                 return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118

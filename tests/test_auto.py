@@ -5,10 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from ffjord_kit import FFJORD, datasets
+from ffjord_kit import FFJORD, Standardize, TrainingDiverged, datasets
 from ffjord_kit.estimator import auto
 from ffjord_kit.estimator.build import defaults
+from ffjord_kit.estimator.words import Part
 from ffjord_kit.gaussianize import Gaussianize
+from ffjord_kit.scalings import SCALINGS
 
 FIELDS = {"hidden": (16,), "random_state": 0, "batch_size": 64, "validate_every": 20}
 
@@ -18,7 +20,6 @@ def short(monkeypatch):
     monkeypatch.setattr(auto, "STEPS", 40)
     monkeypatch.setattr(auto, "TRIAL_STEPS", 10)
     monkeypatch.setattr(auto, "MARGINS", dict.fromkeys(auto.MARGINS, 0.0))
-    monkeypatch.setattr(auto, "LEAST_MLE_STEPS", 10**9)
 
 
 def moons(rows=300):
@@ -95,9 +96,11 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(tmp_path, at):
     assert [text for text in events(again) if text.startswith("chosen")]
 
 
-def test_a_finish_by_likelihood_is_tried_where_it_is_affordable_and_ends_where_it_does_not_help(monkeypatch):
-    monkeypatch.setattr(auto, "LEAST_MLE_STEPS", 4)
-    monkeypatch.setattr(auto, "_cost", lambda *_: (2, 0.0))
+FINISH = Part("mle", steps=4)
+
+
+def test_a_finish_by_likelihood_ends_where_it_does_not_help_and_the_better_weights_are_kept(monkeypatch):
+    monkeypatch.setattr(auto, "_finish", lambda *_: FINISH)
     model = FFJORD(**FIELDS, mle_learning_rate=0.1).fit(moons())
     assert model.config_["chosen"]["schedule"] == "flow_matching:32,mle:4"
     ended = [text for text in events(model) if text.startswith("mle ended")]
@@ -107,19 +110,35 @@ def test_a_finish_by_likelihood_is_tried_where_it_is_affordable_and_ends_where_i
 
 
 def test_a_finish_that_diverges_leaves_what_was_there(monkeypatch):
-    monkeypatch.setattr(auto, "LEAST_MLE_STEPS", 4)
-    monkeypatch.setattr(auto, "_cost", lambda *_: (2, 0.0))
+    monkeypatch.setattr(auto, "_finish", lambda *_: FINISH)
     model = FFJORD(**FIELDS, mle_learning_rate=1e6).fit(moons())
     ended = [text for text in events(model) if text.startswith("mle ended")]
     assert ended[0].startswith("mle ended (early: training diverged at step")
     assert np.isfinite(model.score(moons(20)))
 
 
-def test_a_finish_that_is_too_dear_is_left_out_with_its_reason(monkeypatch):
-    monkeypatch.setattr(auto, "LEAST_MLE_STEPS", 1)
-    reasons = [text for text in events(FFJORD(**FIELDS).fit(moons())) if text.startswith("no finish")]
-    assert len(reasons) == 1
-    assert "20% of the budget would buy 0 of its steps" in reasons[0]
+def test_a_finish_is_tried_where_the_seconds_buy_enough_of_it_and_left_out_with_a_reason(monkeypatch):
+    told = {}
+    for least in (1, 10**9):
+        monkeypatch.setattr(auto, "LEAST_MLE_STEPS", least)
+        told[least] = FFJORD(**FIELDS, max_seconds=4.0).fit(moons())
+    assert ",mle:" in told[1].config_["chosen"]["schedule"]
+    assert any(text.startswith("mle ended") for text in events(told[1]))
+    assert "mle" not in told[10**9].config_["chosen"]["schedule"]
+    reason = next(text for text in events(told[10**9]) if text.startswith("no finish"))
+    assert "20% of the time left would buy" in reason
+
+
+def test_a_trial_that_diverges_is_told_and_passed_over(monkeypatch):
+    monkeypatch.setitem(SCALINGS, "gaussianize", (lambda x: Standardize(x.mean(0), 0 * x[0]), None))
+    model = FFJORD(**FIELDS).fit(moons())
+    assert any("scaling=gaussianize" in text and text.endswith("diverged") for text in events(model))
+    assert model.config_["chosen"]["scaling"] == "standardize"
+
+
+def test_where_every_trial_diverges_the_fit_does():
+    with pytest.raises(TrainingDiverged):
+        FFJORD(**FIELDS, max_nfe=7).fit(moons())
 
 
 def test_a_limit_in_seconds_is_kept_and_ends_with_a_validation():
@@ -141,7 +160,8 @@ def test_phases_may_be_given_in_seconds():
     ("fields", "message"),
     [
         ({"max_seconds": 3.0, "schedule": "mle:5"}, "give the seconds in the schedule, e.g. 'mle:3s'"),
-        ({"max_seconds": -1.0}, "max_seconds must be positive; got -1.0"),
+        ({"max_seconds": float("inf")}, "max_seconds must be positive and finite; got inf"),
+        ({"max_seconds": -1.0}, "max_seconds must be positive and finite; got -1.0"),
         ({"schedule": "mle:0s"}, "schedule must be 'auto', or read like"),
         ({"octaves": 2, "dynamics": "concat"}, "octaves are inputs of dynamics='residual'; got dynamics='concat'"),
     ],

@@ -49,3 +49,23 @@ def test_elements_of_any_event_have_maps_of_their_own():
     assert layer.x.shape == (2, 3, KNOTS)
     one = Gaussianize.of(x[:, 1, 2:])
     close(layer.to_base(x)[0][:, 1, 2:], one.to_base(x[:, 1, 2:])[0], 1e-14)
+
+
+def test_one_outlier_does_not_flatten_the_others():
+    x = randn(800, 1)
+    x[5] = 1e6
+    z = Gaussianize.of(x).to_base(x)[0]
+    low, high = torch.quantile(z, torch.tensor([0.25, 0.75], dtype=F64))
+    assert 1.2 < float(high - low) < 1.5
+    assert float(z[5]) > float(z[:5].max())
+
+
+def test_rows_that_were_not_seen_are_no_further_out_than_their_law_says():
+    x, new = randn(200, 1), randn(20_000, 1, seed=7)
+    assert float(Gaussianize.of(x).to_base(new)[0].abs().max()) < 8  # the law's own is 4
+
+
+def test_a_column_far_from_zero_keeps_its_knots_apart():
+    x = 1e15 + randn(500, 1)
+    z, log_det = Gaussianize.of(x).to_base(x)
+    assert bool(z.isfinite().all() & log_det.isfinite().all())

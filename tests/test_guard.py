@@ -94,6 +94,21 @@ def test_a_resumed_run_goes_on_with_the_solver_that_it_had(tmp_path):
     assert len(watched[0]) == 3
 
 
+def test_the_judge_is_always_finer_and_a_users_own_tolerance_is_never_loosened():
+    torch.manual_seed(0)
+    flow = Flow([CNF(ConcatSquashDynamics((2,), hidden=(8,)), (2,))])
+    batch, key = (torch.randn(64, 2), None), (0, "guard", 0)
+    verdict = Guard(1e-12).judge(flow, MaximumLikelihood(ExactTrace(), solver=Solver()), batch, key, (0, 1.0))
+    assert verdict.error > 0
+    assert at_level(Solver(rtol=5e-7, atol=5e-7), 2, 1.0).rtol == 5e-7
+
+
+def test_a_single_row_shows_no_noise_and_is_not_watched():
+    flow = Flow([CNF(ConcatSquashDynamics((2,), hidden=(8,)), (2,))])
+    assert not Guard().watches(flow, MaximumLikelihood(), 1)
+    assert Guard().watches(flow, MaximumLikelihood(), 2)
+
+
 def test_a_negative_share_is_refused():
     with pytest.raises(ValueError, match="guard must be at least 0, the share of the loss's noise; got -1"):
         FFJORD(guard=-1).fit(datasets.load("moons", rows=100).x)

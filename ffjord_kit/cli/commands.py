@@ -75,14 +75,19 @@ def _resume(path: str, given: list[str], verbose: bool) -> None:
 
 
 def _train(model: FFJORD, read: Source, path: Path, **how: bool) -> None:
-    model.fit(read.x, context=read.context, columns=read.columns, run=path, data=read.note, **how)
+    try:
+        model.fit(read.x, context=read.context, columns=read.columns, run=path, data=read.note, **how)
+    except KeyboardInterrupt:
+        if (path / "config.json").exists():
+            click.echo(f"go on with: ffjord-kit fit --resume {path}", err=True)
+        raise
     history = model.history_
     done = "interrupted" if history.interrupted else "done"
-    click.echo(f"{done} after {history.step} steps, {history.seconds:.1f} s")
+    click.echo(f"{done} after {history.step} steps, {history.seconds:.1f} s ({history.spent:.1f} s of work)")
     click.echo(f"validation NLL: {_best(history.records)}")
     if "chosen" in model.config_:
         words = ", ".join(f"{name}={word}" for name, word in model.config_["chosen"].items())
-        click.echo(f"chosen on validation rows: {words}")
+        click.echo(f"chosen: {words}")
     click.echo(f"run: {path}   seed: {history.seed}")
     if history.interrupted:
         click.echo(f"go on with: ffjord-kit fit --resume {path}", err=True)
@@ -169,7 +174,9 @@ def info(run: str) -> None:
 
 
 def _outcome(run: Run, records: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    steps = f"{records[-1]['step']} in {records[-1]['seconds']:.1f} s" if records else "0"
+    state = run.load_checkpoint()
+    last = state[1] if state else records[-1] if records else {"step": 0, "seconds": 0.0}
+    steps = f"{last['step']} in {last['seconds']:.1f} s"
     weights = "model.safetensors" if (run.path / "model.safetensors").exists() else "none yet"
     return [("steps", steps), ("best validation NLL", _best(records)), ("weights", weights)]
 

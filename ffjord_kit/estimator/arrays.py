@@ -68,7 +68,7 @@ def held_out_rows(x: np.ndarray, context: np.ndarray | None, fraction: float, se
     count = min(int(fraction * len(x)), most)
     order = np.random.default_rng(seed).permutation(len(x))
     count = 0 if count < SMALLEST_VALIDATION_SET else count
-    kept, held_out = np.sort(order[count:]), np.sort(order[:count])
+    kept, held_out = np.sort(order[count:]), order[:count]
     return _rows(x, context, kept), _rows(x, context, held_out) if count else None
 
 

@@ -3,9 +3,9 @@ r"""Schedule `auto`: what is left open is tried out on validation data, then tra
 Short fits by flow matching, one after the other, each with one word changed and the better one kept: the density of t
 (which weight suits is a matter of the data), the scaling next to the data (edges and skew against plain units), and for
 a few columns the octaves among the inputs. A later word must win by a margin. The best of them is trained on by flow
-matching. A finish by maximum likelihood follows where MLE_SHARE of the budget buys LEAST_MLE_STEPS of its steps, by
-their seconds, or, where steps are counted, one for as many of flow matching as it evaluates the field, tangents with
-it; it ends at the first validation that is not better, and the better weights are kept. The log says all of it.
+matching. A finish by maximum likelihood follows where there is a limit in seconds, and MLE_SHARE of what is left buys
+LEAST_MLE_STEPS of its steps; it ends at the first validation that is not better, and the better weights are kept. The
+log says all of it.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from ffjord_kit.estimator.plan import Plan, untrained
 from ffjord_kit.estimator.words import Part
 from ffjord_kit.flow import Flow
 from ffjord_kit.progress import progress_bar
-from ffjord_kit.trace import ExactTrace
-from ffjord_kit.training import History, Phase, fit
+from ffjord_kit.solver import SolveError
+from ffjord_kit.training import History, Phase, TrainingDiverged, fit
 from ffjord_kit.training.data import noise_generator, peel
 from ffjord_kit.training.watch import Watch
 
@@ -48,11 +48,13 @@ class Chosen(NamedTuple):
 
 
 class Trial(NamedTuple):
-    """A short fit: the words it was made with, its flow and what it did."""
+    """A short fit: the words it was made with, its flow, its validation NLL, its steps, and what made it fail."""
 
     words: dict[str, Any]
     flow: Flow
-    history: History
+    nll: float = math.inf
+    steps: int = 0
+    failure: TrainingDiverged | None = None
 
 
 def choose(fields: Fields, plan: Plan, seed: int) -> Chosen:
@@ -60,7 +62,7 @@ def choose(fields: Fields, plan: Plan, seed: int) -> Chosen:
 
     Raises KeyboardInterrupt where it is interrupted: the trials are soon made again.
     """
-    before, best = History(seed), Trial({}, plan.flow, History(seed))
+    before, best = History(seed), Trial({}, plan.flow)
     if fields.layers or plan.held_out is None:
         why = "layers come first" if fields.layers else "no validation rows"
         _note(before, f"nothing tried out ({why})")
@@ -75,7 +77,10 @@ def choose(fields: Fields, plan: Plan, seed: int) -> Chosen:
 
 
 def _best(fields: Fields, plan: Plan, seed: int, before: History) -> Trial:
-    """The best of the trials: first words first, then the best so far with one word changed. `before` tells them."""
+    """The best of the trials: first words first, then the best so far with one word changed. `before` tells them.
+
+    Raises TrainingDiverged where every trial does.
+    """
     options = list(_open(fields, plan))
     count = 1 + sum(len(words) - 1 for _, words in options)
     first = {name: words[0] for name, words in options}
@@ -86,7 +91,9 @@ def _best(fields: Fields, plan: Plan, seed: int, before: History) -> Trial:
     for number, (name, word) in enumerate(ways, 2):
         trial = _tried(fields, plan, {**best.words, name: word}, seed, f"trial {number}/{count}", before)
         margin = MARGINS[name] * plan.rows[0].shape[1]
-        best = trial if trial.history.best_nll < best.history.best_nll - margin else best
+        best = trial if trial.nll < best.nll - margin else best
+    if best.failure is not None:
+        raise best.failure
     return best
 
 
@@ -105,8 +112,9 @@ def _tried(fields: Fields, plan: Plan, words: dict[str, Any], seed: int, title: 
     """A trial, which `before` tells."""
     length = _length(fields.max_seconds, TRIAL_SHARE, TRIAL_STEPS)
     trial = _fitted(fields, plan, words, seed, length, title, before)
-    told, history = ", ".join(f"{name}={word}" for name, word in words.items()) or "the only way", trial.history
-    _note(before, f"tried {told}: validation NLL {history.best_nll:.4f} after {history.step} steps")
+    told = ", ".join(f"{name}={word}" for name, word in words.items()) or "the only way"
+    result = f"validation NLL {trial.nll:.4f} after {trial.steps} steps" if trial.failure is None else "diverged"
+    _note(before, f"tried {told}: {result}")
     return trial
 
 
@@ -121,6 +129,7 @@ def _fitted(
 ) -> Trial:
     """A short fit from the start, under a progress bar with a title; its time is counted in `before`."""
     (steps, seconds), dimensions = length, plan.rows[0].shape[1]
+    watch = Watch(build.build_device(fields.device), before.seconds, before.spent)
     now = build.settled(fields, words, dimensions)
     flow = untrained(now, *plan.rows, seed)
     objective, rate = build.build_objectives(now, dimensions)["flow_matching"]
@@ -128,16 +137,20 @@ def _fitted(
     few = slice(0, max(TRIAL_ROWS, TRIAL_ELEMENTS // dimensions))
     judges = tuple(part if part is None else part[few] for part in plan.held_out)
     guess = 0.0 if seconds == math.inf else seconds / 8  # of what a validation costs: there is one, at the end
-    with progress_bar([phase], fields.verbose and title is not None, titles=[title]) as tell:
-        history = fit(
-            flow, plan.rows[0], context=plan.rows[1], validation=judges, schedule=[phase], **plan.options,
-            seed=seed, before=History(seed, validation_cost=before.validation_cost or guess), on_step=tell,
-        )  # fmt: skip
+    try:
+        with progress_bar([phase], fields.verbose and title is not None, titles=[title]) as tell:
+            history = fit(
+                flow, plan.rows[0], context=plan.rows[1], validation=judges, schedule=[phase], **plan.options,
+                seed=seed, before=History(seed, validation_cost=before.validation_cost or guess), on_step=tell,
+            )  # fmt: skip
+    except TrainingDiverged as error:
+        return Trial(words, plan.flow, failure=error)
+    finally:
+        before.seconds, before.spent = watch.read()
     if history.interrupted:
         raise KeyboardInterrupt
-    before.spent, before.seconds = before.spent + history.spent, before.seconds + history.seconds
     before.validation_cost = history.validation_cost
-    return Trial(words, flow, history)
+    return Trial(words, flow, history.best_nll, history.step)
 
 
 def _parts(now: Fields, plan: Plan, best: Trial, before: History) -> Iterator[Part]:
@@ -154,30 +167,33 @@ def _parts(now: Fields, plan: Plan, best: Trial, before: History) -> Iterator[Pa
 
 
 def _finish(now: Fields, plan: Plan, best: Trial, left: float | None, before: History) -> Part | None:
-    """The finish by maximum likelihood, or None where too few of its steps can be had."""
-    if plan.held_out is None or not best.history.step:
-        return None
-    evaluations, seconds = _cost(now, plan, best.flow)
-    before.spent = before.spent + seconds
-    steps = int(MLE_SHARE * (STEPS / evaluations if left is None else left / (THERE_AND_BACK * seconds)))
-    if steps < LEAST_MLE_STEPS:
-        _note(before, f"no finish by maximum likelihood: {MLE_SHARE:.0%} of the budget would buy {steps} of its steps")
-        return None
-    return Part("mle", *_length(left, MLE_SHARE, steps))
+    """The finish by maximum likelihood, or None where it cannot be judged or too few of its steps can be had."""
+    why = "no trials" if not best.steps else "it is tried where max_seconds is some minutes" if left is None else None
+    if why is None:
+        watch = Watch(build.build_device(now.device), before.seconds, before.spent)
+        steps = int(MLE_SHARE * left / (THERE_AND_BACK * _seconds_forward(now, plan, best.flow)))
+        before.seconds, before.spent = watch.read()
+        if steps >= LEAST_MLE_STEPS:
+            return Part("mle", *_length(left, MLE_SHARE, 0))
+        why = f"{MLE_SHARE:.0%} of the time left would buy {steps} of its steps"
+    _note(before, f"no finish by maximum likelihood: {why}")
+    return None
 
 
-def _cost(now: Fields, plan: Plan, flow: Flow) -> tuple[int, float]:
-    """One step of maximum likelihood: evaluations of the field, tangents with them, and seconds forward."""
+def _seconds_forward(now: Fields, plan: Plan, flow: Flow) -> float:
+    """What the loss of a batch takes in maximum likelihood; infinite where it cannot be solved."""
     objective = build.build_objectives(now, plan.rows[0].shape[1])["mle"][0]
     fixed, inner = peel(flow)
-    few = slice(0, plan.options["batch_size"])
+    few = torch.linspace(0, len(plan.rows[0]) - 1, min(len(plan.rows[0]), plan.options["batch_size"])).long()
     context = None if plan.rows[1] is None else plan.rows[1][few]
     data = fixed.prepare(plan.rows[0][few], context, next(inner.parameters()))
     watch = Watch(data.x.device)
-    with torch.no_grad():
-        loss = objective.loss(inner, data.x, data.context, noise_generator(data.x.device, "cost"))
-    tangents = data.x[0].numel() if isinstance(objective.trace, ExactTrace) else now.probes
-    return (1 + tangents) * sum(taken.forward for taken in loss.evaluations), watch.read()[1]
+    try:
+        with torch.no_grad():
+            float(objective.loss(inner, data.x, data.context, noise_generator(data.x.device, "cost")).value)
+    except SolveError:
+        return math.inf
+    return watch.read()[1]
 
 
 def _length(seconds: float | None, share: float, steps: int) -> tuple[float, float]:

@@ -54,7 +54,8 @@ def check_open(fields: Fields) -> None:
         raise ValueError(
             f"max_seconds is for schedule='auto': give the seconds in the schedule, e.g. 'mle:{fields.max_seconds:g}s'"
         )
-    _positive("max_seconds", fields.max_seconds)
+    if not 0 < fields.max_seconds < math.inf:
+        raise ValueError(f"max_seconds must be positive and finite; got {fields.max_seconds}")
 
 
 def build_flow(fields: Fields, exact: list[Layer], context_layer: Layer | None, dimensions: int, seed: int) -> Flow:

@@ -31,7 +31,9 @@ class Fields:
     schedule: str = option(
         "auto", "auto, or phases of training in steps or seconds, e.g. flow_matching:4000,mle:60s; mle: plain FFJORD"
     )
-    max_seconds: float | None = option(None, "seconds that schedule auto may work (default: a fixed number of steps)")
+    max_seconds: float | None = option(
+        None, "CPU seconds (on a GPU: on the wall) that auto may work (default: a fixed number of steps)"
+    )
     time_density: str = option("auto", "density of t in flow matching; auto: tried out", ("auto", *TIME_DENSITIES))
     coupling: str = option("independent", "which base point a row is carried from, in flow matching", COUPLINGS)
     dynamics: str = option("residual", "the network that gives dx/dt", DYNAMICS)
@@ -56,7 +58,7 @@ class Fields:
     clip_norm: float = option(1.0, "largest norm of the gradient")
     ema_decay: float = option(0.999, "decay of the moving average of the weights")
     validation_fraction: float = option(0.1, "part of the rows held out for validation (at most 2000 rows)")
-    validate_every: int = option(500, "steps between validations")
+    validate_every: int = option(500, "most steps between validations, of a phase of steps")
     patience: int = option(10, "validations without a better one that end a phase")
     trace: str = option("auto", "trace while training; auto: exact up to 8 columns", ("auto", *TRACE_ESTIMATORS))
     probes: int = option(1, "noise vectors of a stochastic trace")

@@ -55,8 +55,8 @@ def at_level(solver: Solver, level: int, grading: float) -> Solver:
     if solver.steps is not None:
         graded = grading if solver.gradable else solver.grading
         return replace(solver, steps=max(1, round(solver.steps * 2 ** (level / 2))), grading=graded)
-    factor = 10 ** (-level / 2)
-    return replace(solver, rtol=max(solver.rtol * factor, FINEST), atol=max(solver.atol * factor, FINEST))
+    rtol, atol = (max(own * 10 ** (-level / 2), min(own, FINEST)) for own in (solver.rtol, solver.atol))
+    return replace(solver, rtol=rtol, atol=atol)
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,10 @@ class Guard:
         if not self.share >= 0:
             raise ValueError(f"guard must be at least 0, the share of the loss's noise; got {self.share}")
 
-    def watches(self, flow: Flow, objective: object) -> bool:
-        """Whether a solver makes the loss."""
+    def watches(self, flow: Flow, objective: object, rows: int) -> bool:
+        """Whether a solver makes the loss of so many rows, and they show its noise."""
         solved = any(isinstance(layer, CNF) for layer in flow.layers)
-        return self.share > 0 and solved and isinstance(objective, MaximumLikelihood)
+        return self.share > 0 and rows > 1 and solved and isinstance(objective, MaximumLikelihood)
 
     @torch.no_grad()
     def judge(
@@ -96,7 +96,7 @@ class Guard:
         while True:
             values, error, grading = self._best(losses, base, level, grading)
             noise = float(values.std()) / math.sqrt(len(batch[0]))
-            if error <= self.share * noise or level == LEVELS[-1]:
+            if error <= self.share * noise or not self._finer(base, level):
                 break
             level += 1
         if error < EASY * self.share * noise and level == state[0] and self._coarser(base, level):
@@ -116,9 +116,20 @@ class Guard:
         return found[best], errors[best], best
 
     @staticmethod
+    def _finer(base: Solver, level: int) -> bool:
+        """Whether there is a finer solver than that of this level, and one finer still to judge it."""
+        finer = at_level(base, level + 1, 1.0)
+        return level < LEVELS[-1] and _is_finer(at_level(finer, FINER, 1.0), finer)
+
+    @staticmethod
     def _coarser(base: Solver, level: int) -> bool:
         """Whether there is a coarser solver than that of this level."""
-        return level > LEVELS[0] and at_level(base, level - 1, 1.0) != at_level(base, level, 1.0)
+        return level > LEVELS[0] and _is_finer(at_level(base, level, 1.0), at_level(base, level - 1, 1.0))
+
+
+def _is_finer(solver: Solver, other: Solver) -> bool:
+    """Whether it has more steps, or a tolerance that is smaller by more than rounding."""
+    return solver.rtol < 0.99 * other.rtol if solver.steps is None else solver.steps > other.steps
 
 
 def guarded(flow: Flow, objective: MaximumLikelihood, level: int, grading: float) -> MaximumLikelihood:

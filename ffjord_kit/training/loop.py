@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import Any
 
 from torch import Tensor
@@ -61,8 +60,8 @@ def fit(
     """Train the flow in place, phase by phase; the best weights on the validation data are left in it.
 
     A phase ends early after `patience` validations without a better NLL; the next one starts from the best weights.
-    One of steps alone is validated after every `validate_every` of them, one with an end in time twenty times, or less
-    often where that is dear. `before` is a fit that came before: its log and its seconds go on.
+    One of steps alone is validated after every `validate_every` of them, at least four times, one with an end in time
+    twenty times, or less often where that is dear. `before` is a fit that came before: its log and its seconds go on.
     Ctrl-C ends the fit after the step under way with the best weights so far; a second one ends it at once. A `run` is
     given a log, the model and checkpoints; with `resume` the fit goes on from its last one. `guard` is the largest
     share of the loss's noise that the solver's error may take in training by likelihood (0: no guard). `on_step` is
@@ -94,6 +93,7 @@ class _Trainer:
         if not self.parameters:
             raise ValueError("the flow has no parameters that require a gradient: there is nothing to train")
         self.device = self.parameters[0].device
+        self.watch = Watch(self.device, history.seconds, history.spent)
         self.average = Average(self.parameters)
         self.best: list[Tensor] | None = None
         self.descent: Descent | None = None
@@ -119,7 +119,6 @@ class _Trainer:
 
     def go(self, schedule: Sequence[Phase]) -> History:
         self.history.phases = len(schedule)
-        self.watch = Watch(self.device, self.history.seconds, self.history.spent)
         with interruptible() as interrupted:
             while self.history.phase < len(schedule) and not interrupted():
                 self._phase(schedule[self.history.phase], interrupted)
@@ -168,7 +167,7 @@ class _Trainer:
     def _objective(self, phase: Phase) -> Objective:
         """The phase's objective, by the solver that the guard lets pass."""
         here = self.history
-        if not self.guard.watches(self.inner, phase.objective):
+        if not self.guard.watches(self.inner, phase.objective, self.batches.size):
             return phase.objective
         if here.phase_step % EVERY == 0:
             key, state = (here.seed, "guard", here.step), (here.solver_level, here.solver_grading)
@@ -178,6 +177,8 @@ class _Trainer:
         return guarded(self.inner, phase.objective, here.solver_level, here.solver_grading)
 
     def _validate(self, phase: Phase) -> None:
+        with self._diverging(None):
+            self.descent.check()
         if self.held_out is None:
             return
         here = self.history
@@ -195,9 +196,8 @@ class _Trainer:
 
     def _end(self, phase: Phase) -> None:
         here = self.history
-        self._record(
-            {**self._where(phase), "event": f"{phase.objective.name} ended ({here.why(phase, self.patience)})"}
-        )
+        why = here.why(phase, self.patience)
+        self._record({**self._where(phase), "event": f"{phase.objective.name} ended ({why})"})
         assign(self.parameters, self._favourite())
         self.average.reset()
         self.descent = None
@@ -251,7 +251,7 @@ class _Trainer:
         if self.run is None:
             return
         tensors = packed(self.parameters, self.average.values, self.best, self.descent)
-        state = {key: value for key, value in asdict(self.history).items() if key != "records"}
+        state = {key: value for key, value in vars(self.history).items() if key != "records"}
         counts = {"average_steps": self.average.steps, "records": len(self.history.records)}
         self.run.save_checkpoint(tensors, {**state, **counts})
         with exchanged(self.parameters, self._favourite()):
@@ -266,6 +266,7 @@ class _Trainer:
         tensors, state = found
         self.average.steps, written = state.pop("average_steps"), state.pop("records")
         self.history = History(**{**state, "interrupted": False})
+        self.watch = Watch(self.device, self.history.seconds, self.history.spent)
         assign(self.parameters, numbered(tensors, "weights"))
         assign(self.average.values, numbered(tensors, "average"))
         best = numbered(tensors, "best")

@@ -35,7 +35,7 @@ class Optimization:
 
     def rate(self, step: int, steps: float, peak: float, share: float | None = None) -> float:
         """The learning rate at `step` of a phase of `steps`, a `share` of which is done (None: step / steps)."""
-        warmup = max(1.0, min(self.warmup, steps // 10))
+        warmup = max(1, self.warmup if steps == math.inf else min(self.warmup, steps // 10))
         share = step / steps if share is None else share
         risen = min(1.0, max((step + 1) / warmup, share / WARMUP_SHARE))
         return peak * risen * 0.5 * (1 + math.cos(math.pi * share))
@@ -68,9 +68,17 @@ class Descent:
             group["lr"] = rate
         self.adam.step()
         self.bad, self.steps = self.bad + bad, self.steps + 1
-        if self.steps % self.every == 0 and bool(self.bad):
+        if self.every == 1 and bool(bad):
             raise ArithmeticError(f"the loss is {float(loss.detach()):.4g} and its gradient's norm {float(norm):.4g}")
+        if self.steps % self.every == 0:
+            self.check()
         return norm
+
+    def check(self) -> None:
+        """Raise ArithmeticError where a step since the last look was not finite."""
+        count, self.bad = int(self.bad), torch.zeros_like(self.bad)
+        if count:
+            raise ArithmeticError(f"in {count} of the last {CHECKED_EVERY} steps loss or gradient was not finite")
 
 
 class Average:

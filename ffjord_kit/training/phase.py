@@ -8,7 +8,7 @@ from typing import Any
 
 from ffjord_kit.objectives import Objective
 
-VALIDATIONS = 20  # in a phase that ends by time
+VALIDATIONS, FEW_VALIDATIONS = 20, 4  # in a phase that ends by time, and in one that is a trial
 MOST_VALIDATING = 1 / 8  # of such a phase's time
 
 
@@ -70,16 +70,17 @@ class History:
             return True
         if phase.seconds == math.inf:
             return self.phase_step % min(every, max(1, phase.steps // 4)) == 0
-        apart = max(phase.seconds / VALIDATIONS, self.validation_cost / MOST_VALIDATING)
+        count = FEW_VALIDATIONS if phase.trial else VALIDATIONS
+        apart = max(phase.seconds / count, self.validation_cost / MOST_VALIDATING)
         return self.spent - max(self.validated_at, self.phase_spent) >= apart
 
     def why(self, phase: Phase, patience: int) -> str:
         """What ended the phase."""
         if self.broken:
             return f"early: {self.broken}"
-        if self._stale(phase, patience):
-            return "early: no better validation NLL"
-        return "all its steps made" if self.phase_step >= phase.steps else "its time was up"
+        if self.phase_step >= phase.steps:
+            return "all its steps made"
+        return "its time was up" if self._no_time(phase) else "early: no better validation NLL"
 
     def _stale(self, phase: Phase, patience: int) -> bool:
         return self.stale >= (1 if phase.trial else patience)
