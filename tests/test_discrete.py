@@ -102,7 +102,7 @@ def test_the_default_schedule_begins_with_the_layers_and_a_run_of_it_is_complete
     monkeypatch.setattr(auto, "STEPS", 40)
     model = FFJORD(layers="maf:2,nsf:1", **QUICK).fit(bent(600), run=tmp_path / "run")
     phases = [record["event"] for record in model.history_.records if "event" in record]
-    assert [text.split()[0] for text in phases] == ["nothing", "chosen:", "layers", "flow_matching", "kept"]
+    assert [text.split()[0] for text in phases] == ["nothing", "no", "chosen:", "layers", "flow_matching", "kept"]
     nll = [record["validation_nll"] for record in model.history_.records if "validation_nll" in record]
     assert min(nll) < nll[0]
     loaded, x = FFJORD.load(tmp_path / "run"), bent(20, seed=1)
