@@ -19,6 +19,7 @@ FIELDS = {"hidden": (16,), "random_state": 0, "batch_size": 64, "validate_every"
 def short(monkeypatch):
     monkeypatch.setattr(auto, "STEPS", 40)
     monkeypatch.setattr(auto, "TRIAL_STEPS", 10)
+    monkeypatch.setattr(auto, "MLE_STEPS", 2)
     monkeypatch.setattr(auto, "MARGINS", dict.fromkeys(auto.MARGINS, 0.0))
 
 
@@ -38,7 +39,7 @@ def test_every_word_left_open_is_tried_and_the_best_is_kept_and_told():
     chosen = model.config_["chosen"]
     best = f"tried time_density={chosen['time_density']}, scaling={chosen['scaling']}, octaves={chosen['octaves']}"
     assert nll[best] == min(nll.values())
-    assert chosen["schedule"] == "flow_matching:40"
+    assert chosen["schedule"] == "flow_matching:40,mle:2"
     assert events(model)[-1].startswith("kept step")
 
 
@@ -50,7 +51,7 @@ def test_a_later_word_must_win_by_a_margin(monkeypatch):
 
 def test_a_word_that_is_given_is_not_tried():
     model = FFJORD(**FIELDS, time_density="uniform", scaling="whiten", octaves=0).fit(moons())
-    assert model.config_["chosen"] == {"schedule": "flow_matching:40"}
+    assert model.config_["chosen"] == {"schedule": "flow_matching:40,mle:2"}
     assert [text for text in events(model) if text.startswith("tried")][0].startswith("tried the only way: validation")
 
 
@@ -102,7 +103,7 @@ FINISH = Part("mle", steps=4)
 def test_a_finish_by_likelihood_ends_where_it_does_not_help_and_the_better_weights_are_kept(monkeypatch):
     monkeypatch.setattr(auto, "_finish", lambda *_: FINISH)
     model = FFJORD(**FIELDS, mle_learning_rate=0.1).fit(moons())
-    assert model.config_["chosen"]["schedule"] == "flow_matching:32,mle:4"
+    assert model.config_["chosen"]["schedule"] == "flow_matching:40,mle:4"
     ended = [text for text in events(model) if text.startswith("mle ended")]
     assert ended == ["mle ended (early: no better validation NLL)"]
     matched = [r["validation_nll"] for r in model.history_.records if "validation_nll" in r and r["phase"] != "mle"]
@@ -126,7 +127,7 @@ def test_a_finish_is_tried_where_the_seconds_buy_enough_of_it_and_left_out_with_
     assert any(text.startswith("mle ended") for text in events(told[1]))
     assert "mle" not in told[10**9].config_["chosen"]["schedule"]
     reason = next(text for text in events(told[10**9]) if text.startswith("no finish"))
-    assert "20% of the time left would buy" in reason
+    assert "35% of the time left would buy" in reason
 
 
 def test_a_trial_that_diverges_is_told_and_passed_over(monkeypatch):

@@ -3,9 +3,9 @@ r"""Schedule `auto`: what is left open is tried out on validation data, then tra
 Short fits by flow matching, one after the other, each with one word changed and the better one kept: the density of t
 (which weight suits is a matter of the data), the scaling next to the data (edges and skew against plain units), and for
 a few columns the octaves among the inputs. A later word must win by a margin. The best of them is trained on by flow
-matching. A finish by maximum likelihood follows where there is a limit in seconds, and MLE_SHARE of what is left buys
-LEAST_MLE_STEPS of its steps; it ends at the first validation that is not better, and the better weights are kept. The
-log says all of it.
+matching. A finish by maximum likelihood follows: MLE_STEPS for a few columns where steps are counted, or, of a limit in
+seconds, MLE_SHARE of what is left where that buys LEAST_MLE_STEPS. It ends at the second validation that is not better,
+and the better weights are kept. The log says all of it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ MARGINS = {"time_density": 0.05, "scaling": 0.02, "octaves": 0.02}
 WARM_STEPS = 3  # before the trials: the first steps of a process are slow
 LAYERS_STEPS, LAYERS_SHARE = 2000, 0.25
 GAUSSIANIZED_FROM = 200  # rows: fewer say little of the quantiles
-MLE_SHARE, LEAST_MLE_STEPS = 0.2, 50
+MLE_STEPS = 100  # of a finish where steps are counted, for a few columns
+MLE_SHARE, LEAST_MLE_STEPS = {True: 0.35, False: 0.2}, 30  # of the time left, for a few columns and for more
 THERE_AND_BACK = 3  # times the way forward
 
 
@@ -160,22 +161,27 @@ def _parts(now: Fields, plan: Plan, best: Trial, before: History) -> Iterator[Pa
         yield Part("layers", *_length(left, LAYERS_SHARE, LAYERS_STEPS))
         left = None if left is None else (1 - LAYERS_SHARE) * left
     finish = _finish(now, plan, best, left, before)
-    share = 1.0 if finish is None else 1 - MLE_SHARE
-    yield Part("flow_matching", *_length(left, share, round(share * STEPS)))
+    taken = 0.0 if finish is None or left is None else finish.seconds
+    yield Part("flow_matching", steps=STEPS) if left is None else Part("flow_matching", seconds=left - taken)
     if finish is not None:
         yield finish
 
 
 def _finish(now: Fields, plan: Plan, best: Trial, left: float | None, before: History) -> Part | None:
     """The finish by maximum likelihood, or None where it cannot be judged or too few of its steps can be had."""
-    why = "no trials" if not best.steps else "it is tried where max_seconds is some minutes" if left is None else None
+    few = plan.rows[0].shape[1] <= build.FEW_COLUMNS
+    if best.steps and left is None and few:
+        return Part("mle", steps=MLE_STEPS)
+    why = (
+        "no trials" if not best.steps else "too dear for so many columns without max_seconds" if left is None else None
+    )
     if why is None:
         watch = Watch(build.build_device(now.device), before.seconds, before.spent)
-        steps = int(MLE_SHARE * left / (THERE_AND_BACK * _seconds_forward(now, plan, best.flow)))
+        steps = int(MLE_SHARE[few] * left / (THERE_AND_BACK * _seconds_forward(now, plan, best.flow)))
         before.seconds, before.spent = watch.read()
         if steps >= LEAST_MLE_STEPS:
-            return Part("mle", *_length(left, MLE_SHARE, 0))
-        why = f"{MLE_SHARE:.0%} of the time left would buy {steps} of its steps"
+            return Part("mle", seconds=MLE_SHARE[few] * left)
+        why = f"{MLE_SHARE[few]:.0%} of the time left would buy {steps} of its steps"
     _note(before, f"no finish by maximum likelihood: {why}")
     return None
 

@@ -117,14 +117,14 @@ def check_dimensions(dimensions: int, context_dim: int) -> None:
     _whole("context_dim + 1", context_dim + 1)
 
 
-def training_options(fields: Fields) -> dict[str, Any]:
-    """The keyword options of `training.fit` that the fields name."""
+def training_options(fields: Fields, dimensions: int) -> dict[str, Any]:
+    """The keyword options of `training.fit` that the fields name, for so many columns."""
     return {
         "batch_size": _whole("batch_size", fields.batch_size),
         "optimization": _optimization(fields),
         "validate_every": _whole("validate_every", fields.validate_every),
         "patience": _whole("patience", fields.patience),
-        "evaluation": validating(fields),
+        "evaluation": validating(fields, dimensions),
         "guard": Guard(fields.guard).share,
     }
 
@@ -144,9 +144,9 @@ def reporting(fields: Fields) -> Integration:
     return Integration(solver=Solver("dopri5_by_row", tolerance, tolerance, max_nfe=fields.max_nfe))
 
 
-def validating(fields: Fields) -> Integration:
-    """How training is validated: exact trace, adaptive, no finer than the float32 weights deserve."""
-    tolerance = max(fields.tolerance, 1e-3)
+def validating(fields: Fields, dimensions: int) -> Integration:
+    """How training is validated: exact trace, adaptive, as fine as a choice needs and so many columns allow."""
+    tolerance = max(fields.tolerance, 1e-4 if dimensions <= FEW_COLUMNS else 1e-3)
     return Integration(solver=Solver("dopri5", tolerance, tolerance, max_nfe=fields.max_nfe))
 
 

@@ -48,7 +48,7 @@ def plan(
     build.check_open(fields)
     check_mode(fields.compile)
     now = build.settled(fields, chosen, x.shape[1])
-    schedule, options = build.build_schedule(now, x.shape[1]), build.training_options(now)
+    schedule, options = build.build_schedule(now, x.shape[1]), build.training_options(now, x.shape[1])
     if fields.schedule == "auto":
         schedule = [replace(phase, trial=phase.objective.name == "mle") for phase in schedule]
     rows, held_out = held_out_rows(x, context, now.validation_fraction, seed)

@@ -78,7 +78,7 @@ def straightened(
         cnf.requires_grad_(True)
     start, end, c = _pairs(flow, drawn, how.pairs, seed, max(model.tolerance, FINEST))
     fresh = _successor(model, {"source": source, "weights": _digest(model.flow_), "seed": seed, **asdict(how)})
-    fresh.flow_, options = flow, build.training_options(model)
+    fresh.flow_, options = flow, build.training_options(model, model.n_features_in_)
     fresh.history_ = fit_pairs(
         flow, start, end, c, steps=how.steps, learning_rate=how.learning_rate, batch_size=options["batch_size"],
         optimization=options["optimization"], objective=FlowMatching(TIME_DENSITY), seed=seed, on_step=on_step,

@@ -8,7 +8,8 @@ from typing import Any
 
 from ffjord_kit.objectives import Objective
 
-VALIDATIONS, FEW_VALIDATIONS = 20, 4  # in a phase that ends by time, and in one that is a trial
+VALIDATIONS, FEW_VALIDATIONS = 20, 3  # in a phase that ends by time, and in one that is a trial
+TRIAL_PATIENCE = 2
 MOST_VALIDATING = 1 / 8  # of such a phase's time
 
 
@@ -17,7 +18,7 @@ class Phase:
     """A part of the schedule: an objective, at most `steps` steps or `seconds` of it, and its peak learning rate.
 
     Seconds are those that the training thread works, validations with them; on a GPU those on the wall. A `trial` may
-    be of no help: it ends at the first validation that is not better, or where its numbers are no longer finite, and
+    be of no help: it ends at the second validation that is not better, or where its numbers are no longer finite, and
     the weights are those of before.
     """
 
@@ -83,7 +84,7 @@ class History:
         return "its time was up" if self._no_time(phase) else "early: no better validation NLL"
 
     def _stale(self, phase: Phase, patience: int) -> bool:
-        return self.stale >= (1 if phase.trial else patience)
+        return self.stale >= (TRIAL_PATIENCE if phase.trial else patience)
 
     def _no_time(self, phase: Phase) -> bool:
         """Whether what is left is what a last validation takes; one that takes more than half the time may be late."""
