@@ -51,7 +51,7 @@ class Fields:
     scaling: str = option("auto", "fitted layer next to the data; auto: tried out", ("auto", *SCALINGS))
     support: str = option("real", "where the data live: real, positive or bounded:LOW:HIGH; one word, or one a column")
     learning_rate: float = option(8e-3, "peak learning rate of flow matching")
-    mle_learning_rate: float = option(1e-3, "peak learning rate of maximum likelihood")
+    mle_learning_rate: float = option(2e-3, "peak learning rate of maximum likelihood")
     batch_size: int = option(512, "rows in a step")
     weight_decay: float = option(0.0, "weight decay of AdamW")
     warmup_steps: int = option(200, "steps of warm-up, at most a tenth of a phase")
