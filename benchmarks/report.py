@@ -14,7 +14,7 @@ from results import Row, read
 
 UNITS = {"toys": "KL(truth || model), nats", "tables": "held-out NLL, nats"}
 TICKS = (5, 15, 60, 300, 1000)  # seconds, in the pictures
-DIVERGENCES = (3e-3, 2.0)  # nats, in the pictures
+DIVERGENCES = (1e-3, 2.0)  # nats, in the pictures
 ERRORS = (1e-1, 1e-2, 1e-3)  # at which solves are compared
 ORDER = ("auto", "mle", "zuko CNF", "zuko NSF", "zuko MAF", "paper FFJORD", "mixture", "KDE")
 UNTOLD = ("benchmark", "seed", "device", "torch", "threads", "command", "note", "standard_error", "budget", "log")
@@ -130,6 +130,8 @@ def curves(rows: Sequence[Row], benchmark: str, folder: Path) -> Path:
         panel.set(title=name, xscale="log", xlim=(TICKS[0], TICKS[-1]), xlabel="seconds")
         if benchmark == "toys":
             panel.set(yscale="log", ylim=DIVERGENCES)
+        else:
+            panel.set(ylim=_span([row for row in rows if row["set"] == name]))
         panel.set_xticks(TICKS, map(str, TICKS))
         panel.minorticks_off()
     for panel in axes[len(names) :]:
@@ -139,6 +141,14 @@ def curves(rows: Sequence[Row], benchmark: str, folder: Path) -> Path:
     path = folder / f"{benchmark}.png"
     figure.savefig(path, dpi=110)
     return path
+
+
+def _span(rows: Sequence[Row]) -> tuple[float, float]:
+    """The limits of a panel: scores known ten times worse than the best known are left outside."""
+    least = min(row["standard_error"] or math.inf for row in rows)
+    means = [row["mean"] for row in rows if (row["standard_error"] or 0.0) <= 10 * least]
+    margin = max(0.05 * (max(means) - min(means)), 2 * least if least < math.inf else 0.0)
+    return min(means) - margin, max(means) + margin
 
 
 def _draw(panel: object, points: Sequence[Row], label: str, color: str) -> None:
