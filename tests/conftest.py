@@ -1,8 +1,11 @@
 """What every test shares: one thread, and noise from a generator with a known seed."""
 
+import signal
+
 import pytest
 import torch
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is born deaf to Ctrl-C
 torch.set_num_threads(1)  # small tensors on a busy machine run ten times faster so
 
 
