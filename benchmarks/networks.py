@@ -39,9 +39,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "128x3 whitened": {**WIDE, "scaling": "whiten"},
     "128x3 rate 4e-3": {**WIDE, "learning_rate": 4e-3},
     "128x3 by transport": {**WIDE, "coupling": "optimal_transport"},
-    "64x3, a third by mle": {"hidden": (64, 64, 64), "finish": 1 / 3},
+    "64x3 and a third mle": {"hidden": (64, 64, 64), "finish": 1 / 3},
 }
-SETS = ("checkerboard", "protein")
+SETS = ("checkerboard", "pinwheel", "protein")
 BUDGETS = (30.0,)
 FEW_ROWS = 1_000
 
