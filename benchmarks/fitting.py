@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -18,6 +17,7 @@ from clock import Clock
 from torch import Tensor, nn
 
 from ffjord_kit import SolveError
+from ffjord_kit.training.optimization import exchanged
 
 WARMUP = 0.02
 
@@ -79,7 +79,7 @@ def train(
                     here.note = f"stopped early at {clock.seconds():.0f} s: no better validation"
         if recipe.validate is not None and not here.note:
             _validate(loss, held_out, parameters, here, clock)
-        with clock.paused(), _shown(parameters, here.weights):
+        with clock.paused(), exchanged(parameters, here.weights or parameters):
             yield mark, here
 
 
@@ -119,23 +119,6 @@ def _validate(
     if value < here.best:
         here.best, here.best_at = value, clock.seconds()
         here.weights = [p.detach().clone() for p in parameters]
-
-
-@contextmanager
-def _shown(parameters: Sequence[nn.Parameter], weights: Sequence[Tensor]) -> Iterator[None]:
-    """The best weights for a while, where there are any."""
-    kept = [p.detach().clone() for p in parameters]
-    _assign(parameters, weights or kept)
-    try:
-        yield
-    finally:
-        _assign(parameters, kept)
-
-
-@torch.no_grad()
-def _assign(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> None:
-    for parameter, value in zip(parameters, values, strict=True):
-        parameter.copy_(value)
 
 
 def _batches(rows: Tensor, size: int, seed: int) -> Iterator[Tensor]:

@@ -16,6 +16,7 @@ cheaper than automatic differentiation does. The networks here flatten the event
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 
 import torch
@@ -54,9 +55,9 @@ class Network(Pushforward):
         dx, moved = self._run(t, x.flatten(1), tangents.flatten(2), context)
         return dx.reshape(x.shape), moved.reshape(len(tangents), *x.shape)
 
+    @abstractmethod
     def _run(self, t: Tensor, h: Tensor, dh: Tangents, context: Tensor | None) -> tuple[Tensor, Tangents]:
         """Velocity (batch, size), tangents (probe, batch, size); from h (batch, size), dh (probe, 1 or batch, size)."""
-        raise NotImplementedError
 
 
 class Sinusoids(nn.Module):

@@ -70,7 +70,7 @@ def test_without_validation_rows_nothing_is_tried():
 
 
 def test_a_loaded_run_is_made_of_what_was_chosen(tmp_path, monkeypatch):
-    monkeypatch.setattr(auto, "_open", lambda fields, plan: [("scaling", ("gaussianize",)), ("octaves", (3,))])
+    monkeypatch.setattr(auto.Search, "open", lambda _: [("scaling", ("gaussianize",)), ("octaves", (3,))])
     model = FFJORD(**FIELDS).fit(moons(), run=tmp_path / "run")
     loaded = FFJORD.load(tmp_path / "run")
     assert isinstance(loaded.flow_.layers[0], Gaussianize)
@@ -101,7 +101,7 @@ FINISH = Part("mle", steps=4)
 
 
 def test_a_finish_by_likelihood_ends_where_it_does_not_help_and_the_better_weights_are_kept(monkeypatch):
-    monkeypatch.setattr(auto, "_finish", lambda *_: FINISH)
+    monkeypatch.setattr(auto.Search, "finish", lambda *_: FINISH)
     model = FFJORD(**FIELDS, mle_learning_rate=0.1).fit(moons())
     assert model.config_["chosen"]["schedule"] == "flow_matching:40,mle:4"
     ended = [text for text in events(model) if text.startswith("mle ended")]
@@ -111,7 +111,7 @@ def test_a_finish_by_likelihood_ends_where_it_does_not_help_and_the_better_weigh
 
 
 def test_a_finish_that_diverges_leaves_what_was_there(monkeypatch):
-    monkeypatch.setattr(auto, "_finish", lambda *_: FINISH)
+    monkeypatch.setattr(auto.Search, "finish", lambda *_: FINISH)
     model = FFJORD(**FIELDS, mle_learning_rate=1e6).fit(moons())
     ended = [text for text in events(model) if text.startswith("mle ended")]
     assert ended[0].startswith("mle ended (early: training diverged at step")
@@ -121,7 +121,7 @@ def test_a_finish_that_diverges_leaves_what_was_there(monkeypatch):
 def test_a_finish_is_tried_where_the_seconds_buy_enough_of_it_and_left_out_with_a_reason(monkeypatch):
     told = {}
     for least in (1, 10**9):
-        monkeypatch.setattr(auto, "LEAST_MLE_STEPS", least)
+        monkeypatch.setattr(auto, "FINISH", (0.35, least))
         told[least] = FFJORD(**FIELDS, max_seconds=2.0).fit(moons())
     assert ",mle:" in told[1].config_["chosen"]["schedule"]
     assert any(text.startswith("mle ended") for text in events(told[1]))

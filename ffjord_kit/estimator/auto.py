@@ -4,14 +4,16 @@ Short fits by flow matching, one after the other, each with one word changed and
 (which weight suits is a matter of the data), the scaling next to the data (edges and skew against plain units), and for
 a few columns the octaves among the inputs. A later word must win by a margin. The best of them is trained on by flow
 matching. A finish by maximum likelihood follows: MLE_STEPS for a few columns where steps are counted, or, of a limit in
-seconds, MLE_SHARE of what is left where that buys LEAST_MLE_STEPS. It ends at the second validation that is not better,
-and the better weights are kept. The log says all of it.
+seconds, a share of what is left where that buys enough steps. It ends at the second validation that is not better, and
+the better weights are kept. The log says all of it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -36,7 +38,7 @@ WARM_STEPS = 3  # before the trials: the first steps of a process are slow
 LAYERS_STEPS, LAYERS_SHARE = 2000, 0.25
 GAUSSIANIZED_FROM = 200  # rows: fewer say little of the quantiles
 MLE_STEPS = 100  # of a finish where steps are counted, for a few columns
-MLE_SHARE, LEAST_MLE_STEPS = {True: 0.35, False: 0.2}, 30  # of the time left, for a few columns and for more
+FINISH, FINISH_OF_MANY = (0.35, 30), (0.2, 50)  # of the time left, and the least steps of it: few columns, and more
 THERE_AND_BACK = 3  # times the way forward
 
 
@@ -63,127 +65,154 @@ def choose(fields: Fields, plan: Plan, seed: int) -> Chosen:
 
     Raises KeyboardInterrupt where it is interrupted: the trials are soon made again.
     """
-    before, best = History(seed), Trial({}, plan.flow)
+    search, best = Search(fields, plan, seed, History(seed)), Trial({}, plan.flow)
     if fields.layers or plan.held_out is None:
         why = "layers come first" if fields.layers else "no validation rows"
-        _note(before, f"nothing tried out ({why})")
+        search.note(f"nothing tried out ({why})")
     else:
-        best = _best(fields, plan, seed, before)
-    dimensions = plan.rows[0].shape[1]
-    words = {**build.defaults(dimensions), **best.words}
+        best = search.best()
+    words = {**build.defaults(search.dimensions), **best.words}
     words = {name: word for name, word in words.items() if getattr(fields, name) in build.OPEN}
-    schedule = ",".join(map(str, _parts(build.settled(fields, words, dimensions), plan, best, before)))
-    _note(before, "chosen: " + ", ".join(f"{name}={word}" for name, word in {**words, "schedule": schedule}.items()))
-    return Chosen({**words, "schedule": schedule}, best.flow, before)
+    parts = search.parts(build.settled(fields, words, search.dimensions), best)
+    words["schedule"] = ",".join(map(str, parts))
+    search.note("chosen: " + ", ".join(f"{name}={word}" for name, word in words.items()))
+    return Chosen(words, best.flow, search.before)
 
 
-def _best(fields: Fields, plan: Plan, seed: int, before: History) -> Trial:
-    """The best of the trials: first words first, then the best so far with one word changed. `before` tells them.
+@dataclass
+class Search:
+    """What the trials are made of, and the history `before` the schedule, which tells of them and of their time."""
 
-    Raises TrainingDiverged where every trial does.
-    """
-    options = list(_open(fields, plan))
-    count = 1 + sum(len(words) - 1 for _, words in options)
-    first = {name: words[0] for name, words in options}
-    if fields.max_seconds is not None:
-        _fitted(fields, plan, first, seed, (WARM_STEPS, math.inf), None, before)
-    best = _tried(fields, plan, first, seed, f"trial 1/{count}", before)
-    ways = [(name, word) for name, words in options for word in words[1:]]
-    for number, (name, word) in enumerate(ways, 2):
-        trial = _tried(fields, plan, {**best.words, name: word}, seed, f"trial {number}/{count}", before)
-        margin = MARGINS[name] * plan.rows[0].shape[1]
-        best = trial if trial.nll < best.nll - margin else best
-    if best.failure is not None:
-        raise best.failure
-    return best
+    fields: Fields
+    plan: Plan
+    seed: int
+    before: History
 
+    def best(self) -> Trial:
+        """The best of the trials: first words first, then the best so far with one word changed.
 
-def _open(fields: Fields, plan: Plan) -> Iterator[tuple[str, tuple[Any, ...]]]:
-    """The fields left open, and the words to try, the likelier first."""
-    rows, dimensions = plan.rows[0].shape
-    if fields.time_density == "auto":
-        yield "time_density", ("likelihood", "uniform")
-    if fields.scaling == "auto":
-        yield "scaling", ("standardize", "gaussianize") if rows >= GAUSSIANIZED_FROM else ("standardize",)
-    if fields.octaves is None and fields.dynamics == "residual":
-        yield "octaves", (2, 0) if dimensions <= build.FEW_COLUMNS else (0,)
+        Raises TrainingDiverged where every trial does.
+        """
+        options = list(self.open())
+        count = 1 + sum(len(words) - 1 for _, words in options)
+        first = {name: words[0] for name, words in options}
+        if self.fields.max_seconds is not None:
+            self._fitted(first, (WARM_STEPS, math.inf), None)
+        best = self._tried(first, f"trial 1/{count}")
+        ways = [(name, word) for name, words in options for word in words[1:]]
+        for number, (name, word) in enumerate(ways, 2):
+            trial = self._tried({**best.words, name: word}, f"trial {number}/{count}")
+            margin = MARGINS[name] * self.dimensions
+            best = trial if trial.nll < best.nll - margin else best
+        if best.failure is not None:
+            raise best.failure
+        return best
 
+    def open(self) -> Iterator[tuple[str, tuple[Any, ...]]]:
+        """The fields left open, and the words to try, the likelier first."""
+        if self.fields.time_density == "auto":
+            yield "time_density", ("likelihood", "uniform")
+        if self.fields.scaling == "auto":
+            enough = len(self.plan.rows[0]) >= GAUSSIANIZED_FROM
+            yield "scaling", ("standardize", "gaussianize") if enough else ("standardize",)
+        if self.fields.octaves is None and self.fields.dynamics == "residual":
+            yield "octaves", (2, 0) if self.few_columns else (0,)
 
-def _tried(fields: Fields, plan: Plan, words: dict[str, Any], seed: int, title: str, before: History) -> Trial:
-    """A trial, which `before` tells."""
-    length = _length(fields.max_seconds, TRIAL_SHARE, TRIAL_STEPS)
-    trial = _fitted(fields, plan, words, seed, length, title, before)
-    told = ", ".join(f"{name}={word}" for name, word in words.items()) or "the only way"
-    result = f"validation NLL {trial.nll:.4f} after {trial.steps} steps" if trial.failure is None else "diverged"
-    _note(before, f"tried {told}: {result}")
-    return trial
+    def parts(self, now: Fields, best: Trial) -> Iterator[Part]:
+        """The phases that follow, of the settled fields `now`, in what is left of the budget."""
+        finish = self.finish(now, best)
+        left = self._left()
+        taken = 0.0 if finish is None or left is None else finish.seconds
+        if now.layers:
+            yield Part("layers", *_length(left, LAYERS_SHARE, LAYERS_STEPS))
+            taken += 0.0 if left is None else LAYERS_SHARE * left
+        yield Part("flow_matching", steps=STEPS) if left is None else Part("flow_matching", seconds=left - taken)
+        if finish is not None:
+            yield finish
 
+    def finish(self, now: Fields, best: Trial) -> Part | None:
+        """The finish by maximum likelihood, or None where it cannot be judged or too few of its steps can be had."""
+        if not best.steps:
+            return self._no_finish("no trials")
+        if self.fields.max_seconds is None:
+            if self.few_columns:
+                return Part("mle", steps=MLE_STEPS)
+            return self._no_finish("too dear for so many columns without max_seconds")
+        share, least = FINISH if self.few_columns else FINISH_OF_MANY
+        with self._counted():
+            forward = _seconds_forward(now, self.plan, best.flow)
+        steps = int(share * self._left() / (THERE_AND_BACK * forward))
+        if steps < least:
+            return self._no_finish(f"{share:.0%} of the time left would buy {steps} of its steps")
+        return Part("mle", seconds=share * self._left())
 
-def _fitted(
-    fields: Fields,
-    plan: Plan,
-    words: dict[str, Any],
-    seed: int,
-    length: tuple[float, float],
-    title: str | None,
-    before: History,
-) -> Trial:
-    """A short fit from the start, under a progress bar with a title; its time is counted in `before`."""
-    (steps, seconds), dimensions = length, plan.rows[0].shape[1]
-    watch = Watch(build.build_device(fields.device), before.seconds, before.spent)
-    now = build.settled(fields, words, dimensions)
-    flow = untrained(now, *plan.rows, seed)
-    objective, rate = build.build_objectives(now, dimensions)["flow_matching"]
-    phase = Phase(objective, steps, rate, seconds)
-    few = slice(0, max(TRIAL_ROWS, TRIAL_ELEMENTS // dimensions))
-    judges = tuple(part if part is None else part[few] for part in plan.held_out)
-    guess = 0.0 if seconds == math.inf else seconds / 8  # of what a validation costs: there is one, at the end
-    try:
-        with progress_bar([phase], fields.verbose and title is not None, titles=[title]) as tell:
-            history = fit(
-                flow, plan.rows[0], context=plan.rows[1], validation=judges, schedule=[phase], **plan.options,
-                seed=seed, before=History(seed, validation_cost=before.validation_cost or guess), on_step=tell,
-            )  # fmt: skip
-    except TrainingDiverged as error:
-        return Trial(words, plan.flow, failure=error)
-    finally:
-        before.seconds, before.spent = watch.read()
-    if history.interrupted:
-        raise KeyboardInterrupt
-    before.validation_cost = history.validation_cost
-    return Trial(words, flow, history.best_nll, history.step)
+    @property
+    def dimensions(self) -> int:
+        """The number of columns."""
+        return self.plan.rows[0].shape[1]
 
+    @property
+    def few_columns(self) -> bool:
+        """Whether a step by likelihood is cheap."""
+        return self.dimensions <= build.FEW_COLUMNS
 
-def _parts(now: Fields, plan: Plan, best: Trial, before: History) -> Iterator[Part]:
-    """The phases that follow, in what is left of the budget."""
-    left = None if now.max_seconds is None else max(now.max_seconds - before.spent, TRIAL_SHARE * now.max_seconds)
-    if now.layers:
-        yield Part("layers", *_length(left, LAYERS_SHARE, LAYERS_STEPS))
-        left = None if left is None else (1 - LAYERS_SHARE) * left
-    finish = _finish(now, plan, best, left, before)
-    taken = 0.0 if finish is None or left is None else finish.seconds
-    yield Part("flow_matching", steps=STEPS) if left is None else Part("flow_matching", seconds=left - taken)
-    if finish is not None:
-        yield finish
+    def note(self, event: str) -> None:
+        """Tell it in the log."""
+        self.before.records.append(
+            {"step": 0, "phase": "trials", "seconds": round(self.before.seconds, 3), "event": event}
+        )
 
+    def _left(self) -> float | None:
+        """The seconds left of those allowed, a trial's share at least; None without a limit."""
+        limit = self.fields.max_seconds
+        return None if limit is None else max(limit - self.before.spent, TRIAL_SHARE * limit)
 
-def _finish(now: Fields, plan: Plan, best: Trial, left: float | None, before: History) -> Part | None:
-    """The finish by maximum likelihood, or None where it cannot be judged or too few of its steps can be had."""
-    few = plan.rows[0].shape[1] <= build.FEW_COLUMNS
-    if best.steps and left is None and few:
-        return Part("mle", steps=MLE_STEPS)
-    why = (
-        "no trials" if not best.steps else "too dear for so many columns without max_seconds" if left is None else None
-    )
-    if why is None:
-        watch = Watch(build.build_device(now.device), before.seconds, before.spent)
-        steps = int(MLE_SHARE[few] * left / (THERE_AND_BACK * _seconds_forward(now, plan, best.flow)))
-        before.seconds, before.spent = watch.read()
-        if steps >= LEAST_MLE_STEPS:
-            return Part("mle", seconds=MLE_SHARE[few] * left)
-        why = f"{MLE_SHARE[few]:.0%} of the time left would buy {steps} of its steps"
-    _note(before, f"no finish by maximum likelihood: {why}")
-    return None
+    def _no_finish(self, why: str) -> None:
+        self.note(f"no finish by maximum likelihood: {why}")
+
+    def _tried(self, words: dict[str, Any], title: str) -> Trial:
+        """A trial, which the log tells."""
+        trial = self._fitted(words, _length(self.fields.max_seconds, TRIAL_SHARE, TRIAL_STEPS), title)
+        told = ", ".join(f"{name}={word}" for name, word in words.items()) or "the only way"
+        result = f"validation NLL {trial.nll:.4f} after {trial.steps} steps" if trial.failure is None else "diverged"
+        self.note(f"tried {told}: {result}")
+        return trial
+
+    def _fitted(self, words: dict[str, Any], length: tuple[float, float], title: str | None) -> Trial:
+        """A short fit from the start, under a progress bar with a title."""
+        (steps, seconds), plan, before = length, self.plan, self.before
+        now = build.settled(self.fields, words, self.dimensions)
+        objective, rate = build.build_objectives(now, self.dimensions)["flow_matching"]
+        phase = Phase(objective, steps, rate, seconds)
+        few = slice(0, max(TRIAL_ROWS, TRIAL_ELEMENTS // self.dimensions))
+        judges = tuple(part if part is None else part[few] for part in plan.held_out)
+        guess = 0.0 if seconds == math.inf else seconds / 8  # of what a validation costs: there is one, at the end
+        known = History(self.seed, validation_cost=before.validation_cost or guess)
+        try:
+            with (
+                self._counted(),
+                progress_bar([phase], self.fields.verbose and title is not None, titles=[title]) as tell,
+            ):
+                flow = untrained(now, *plan.rows, self.seed)
+                history = fit(
+                    flow, plan.rows[0], context=plan.rows[1], validation=judges, schedule=[phase], **plan.options,
+                    seed=self.seed, before=known, on_step=tell,
+                )  # fmt: skip
+        except TrainingDiverged as error:
+            return Trial(words, plan.flow, failure=error)
+        if history.interrupted:
+            raise KeyboardInterrupt
+        before.validation_cost = history.validation_cost
+        return Trial(words, flow, history.best_nll, history.step)
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Count the time of what is done here, however it ends."""
+        watch = Watch(build.build_device(self.fields.device), self.before.seconds, self.before.spent)
+        try:
+            yield
+        finally:
+            self.before.seconds, self.before.spent = watch.read()
 
 
 def _seconds_forward(now: Fields, plan: Plan, flow: Flow) -> float:
@@ -205,7 +234,3 @@ def _seconds_forward(now: Fields, plan: Plan, flow: Flow) -> float:
 def _length(seconds: float | None, share: float, steps: int) -> tuple[float, float]:
     """So many steps, or a share of the seconds where there is a limit to them: (steps, seconds)."""
     return (steps, math.inf) if seconds is None else (math.inf, share * seconds)
-
-
-def _note(history: History, event: str) -> None:
-    history.records.append({"step": 0, "phase": "trials", "seconds": round(history.seconds, 3), "event": event})
