@@ -28,6 +28,8 @@ from torchdiffeq import odeint, odeint_adjoint
 from ffjord_kit.evaluations import Checked, Evaluations, Part, RightHandSide, SolveError
 from ffjord_kit.steppers import State, StepUnderflow, dopri5_by_row
 
+FINEST_SINGLE = 1e-6  # the tolerance that states in float32 deserve
+
 
 class Solution(NamedTuple):
     """The states at every requested time, each (T, ...), and the evaluations that they took."""

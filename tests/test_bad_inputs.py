@@ -246,6 +246,8 @@ PYTHON = {
     "data on their bound": (lambda: Logit(ZEROS[0], ZEROS[0] + 1).to_base(ZEROS), "between the bounds; row 0, elem"),
     "data below their bound": (lambda: Softplus(ZEROS[0]).to_base(ZEROS - 1), "above the lower bound; row 0"),
     "continuous layers apart": (lambda: FlowMatching().loss(flow(2), ZEROS, None, None), "layers side by side"),
+    "a phase without an end": (lambda: Phase(FlowMatching(), np.inf), "not both infinite; got inf steps and inf sec"),
+    "a phase of no time": (lambda: Phase(FlowMatching(), 5, seconds=0.0), "positive .*; got 5 steps and 0.0 seconds"),
     "nothing to train": (
         lambda: fit(Flow([Standardize.of(ZEROS)]), ZEROS, schedule=[Phase(FlowMatching(), 1)]), "nothing to train",
     ),

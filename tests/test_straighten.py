@@ -10,8 +10,8 @@ from torch import nn
 
 from ffjord_kit import CNF, FFJORD, Flow, FlowMatching, RunError, TrainingDiverged
 from ffjord_kit.cli import main
-from ffjord_kit.estimator.straighten import STEP_COUNTS, STEP_METHODS, few_step_errors
-from ffjord_kit.training import fit_pairs
+from ffjord_kit.estimator.straighten import STEP_COUNTS, STEP_METHODS, few_step_sample_errors, few_step_score_errors
+from ffjord_kit.training import Phase, fit_pairs
 
 QUICK = {"hidden": (32, 32), "learning_rate": 0.01, "random_state": 0, "validate_every": 200, "ema_decay": 0.99}
 FEW = {"pairs": 4_000, "steps": 500, "learning_rate": 0.005, "random_state": 0}
@@ -42,13 +42,41 @@ def weights(model):
 
 
 def test_samples_by_a_few_steps_are_several_times_better_and_the_likelihood_hardly_falls(model, straight):
-    before, after = few_step_errors(model, n=500), few_step_errors(straight, n=500)
+    before, after = few_step_sample_errors(model, n=500), few_step_sample_errors(straight, n=500)
     assert set(after) == {(method, steps) for method in STEP_METHODS for steps in STEP_COUNTS}
     for method, steps in (("euler", 1), ("euler", 2), ("midpoint", 1), ("midpoint", 2)):
         assert after[method, steps] < before[method, steps] / 4
     fresh, _ = two_moons(500, seed=1)
     loss = model.score_samples(fresh) - straight.score_samples(fresh)
     assert loss.mean() < 0.1 + 3 * loss.std() / np.sqrt(len(loss))
+
+
+def test_a_smaller_network_learns_the_pairs_and_is_a_run_like_any(model, tmp_path):
+    small = model.straighten(X, hidden=(16, 16), **FEW)
+    (block,) = (layer for layer in small.flow_.layers if isinstance(layer, CNF))
+    assert [layer.out_features for layer in block.dynamics.layers] == [16, 16]
+    before, after = few_step_sample_errors(model, n=500), few_step_sample_errors(small, n=500)
+    assert after["midpoint", 2] < before["midpoint", 2] / 4
+    fresh, _ = two_moons(500, seed=1)
+    assert small.score(fresh) > model.score(fresh) - 0.4
+    small.save(tmp_path / "run")
+    loaded = FFJORD.load(tmp_path / "run")
+    assert loaded.get_params()["hidden"] == (16, 16)
+    assert np.array_equal(loaded.score_samples(X[:9]), small.score_samples(X[:9]))
+    assert model.get_params()["hidden"] == (32, 32)
+    with pytest.raises(ValueError, match=r"hidden must be one or more positive widths; got \(0,\)"):
+        model.straighten(hidden=(0,))
+
+
+def test_log_densities_by_fixed_steps_converge_and_a_straight_flow_needs_fewer(model, straight):
+    rows = X[:200]
+    errors = [few_step_score_errors(m, rows, m.score_samples(rows)) for m in (model, straight)]
+    assert errors[1][8] < errors[1][4] < errors[1][2] < errors[1][1]
+    assert errors[1][4] < errors[0][4] / 2
+    gap = np.abs(straight.draft(rows, steps=64) - straight.score_samples(rows))
+    assert gap.mean() < 1e-3  # what float32 leaves
+    whole, half = (straight.draft(rows, steps=8, method=method) for method in ("rk4", "midpoint"))
+    assert not np.array_equal(whole, half)
 
 
 def test_the_straightened_model_carries_a_base_point_where_the_old_one_did(model, straight):
@@ -88,6 +116,7 @@ def test_the_rows_that_the_fit_held_out_validate_it(model, straight):
     _, held_out = model.split(X)
     assert straight.history_.best_nll == pytest.approx(-straight.score(held_out), abs=1e-9)
     assert straight.history_.records[-1]["validation_nll"] == straight.history_.best_nll
+    assert 0 <= straight.history_.records[-1]["validation_solver_error"] < 0.01
     assert {record["phase"] for record in straight.history_.records} == {"straighten"}
 
 
@@ -101,7 +130,7 @@ def test_the_seed_gives_the_same_weights_again():
 def test_a_conditional_model_takes_the_contexts_of_its_pairs_from_the_rows():
     model = FFJORD(schedule="flow_matching:200", **QUICK).fit(X, context=UPPER)
     straight = model.straighten(X, context=UPPER, **{**FEW, "steps": 200})
-    before, after = (few_step_errors(m, n=200, context=UPPER[:200]) for m in (model, straight))
+    before, after = (few_step_sample_errors(m, n=200, context=UPPER[:200]) for m in (model, straight))
     assert after["euler", 2] < before["euler", 2] / 2
     assert model.straighten(context=UPPER[:7], pairs=20, steps=1).sample(2, context=[1.0]).shape == (2, 2)
     with pytest.raises(ValueError, match=r"conditional, so its pairs need contexts: pass context=, rows \(n, 1\)"):
@@ -124,7 +153,7 @@ def test_what_cannot_be_straightened_is_refused(model):
 def test_pairs_train_the_continuous_layers_alone_and_leave_their_average():
     flow = Flow([LearntAffine(2), CNF(SmoothMLP(2), (2,)), CNF(SmoothMLP(2, seed=4), (2,))])
     before = [p.detach().clone() for p in flow.parameters()]
-    history = fit_pairs(flow, randn(50, 2), randn(50, 2) + 3, steps=40, learning_rate=0.01, batch_size=10)
+    history = fit_pairs(flow, randn(50, 2), randn(50, 2) + 3, phase=Phase(FlowMatching(), 40, 0.01), batch_size=10)
     moved = [not torch.equal(p, old) for p, old in zip(flow.parameters(), before, strict=True)]
     assert moved == [False, False] + [True] * 6
     assert history.records[-1]["loss"] < history.records[0]["loss"]
@@ -135,7 +164,7 @@ def test_a_field_that_is_no_number_stops_the_training_of_pairs():
     flow = Flow([CNF(SmoothMLP(2), (2,))])
     nn.init.constant_(flow.layers[0].dynamics.bias, float("nan"))
     with pytest.raises(TrainingDiverged, match="straightening failed at step 0: the loss is nan"):
-        fit_pairs(flow, randn(9, 2), randn(9, 2), steps=2)
+        fit_pairs(flow, randn(9, 2), randn(9, 2), phase=Phase(FlowMatching(), 2))
 
 
 def test_matched_pairs_of_one_shift_have_no_loss_at_all():
@@ -173,7 +202,14 @@ def test_the_command_compares_both_and_leaves_a_run(capsys, tmp_path):
     few = ["--pairs", "40", "--steps", "4", "--seed", "0"]
     code, shown, _ = called(capsys, "straighten", run, "--out", out, *few)
     assert code == 0
-    for line in ("log-likelihood of 9 rows", "evaluations at 1e-05", "samples, 4 midpoint steps", f"run: {out}"):
+    for line in (
+        "log-likelihood of 9 rows",
+        "solver's error",
+        "evaluations at 1e-05",
+        "log-likelihoods, 2 rk4 steps",
+        "samples, 4 midpoint steps",
+        f"run: {out}",
+    ):
         assert line in shown
     assert "straightened from" in called(capsys, "info", out)[1]
     assert json.loads((out / "config.json").read_text())["straightened"][0]["source"] == str(run)

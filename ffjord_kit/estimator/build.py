@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from numbers import Integral
 from typing import Any
 
@@ -64,12 +65,17 @@ def build_flow(fields: Fields, exact: list[Layer], context_layer: Layer | None, 
     The global state of torch is left as it was.
     """
     context_dim = 0 if context_layer is None else context_layer.event_shape[0]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with _drawn_by(seed):
         words = layers_of(fields.layers)
         discrete = [discrete_layer(word, count, dimensions, context_dim) for word, count in words]
-        blocks = [_block(fields, dimensions, context_dim) for _ in range(_whole("blocks", fields.blocks))]
+        blocks = _blocks(fields, dimensions, context_dim)
     return Flow([*exact, *discrete, *blocks], context_dim=context_dim, context_layer=context_layer)
+
+
+def continuous_layers(fields: Fields, dimensions: int, context_dim: int, seed: int) -> list[CNF]:
+    """The continuous layers alone, untrained. The global state of torch is left as it was."""
+    with _drawn_by(seed):
+        return _blocks(fields, dimensions, context_dim)
 
 
 def fitted_layers(fields: Fields, x: Tensor) -> list[Layer]:
@@ -191,6 +197,18 @@ def _support_layers(fields: Fields, dimensions: int) -> list[Layer]:
     if bool(positive.any()):
         layers.append(Softplus(torch.where(positive, lower, -math.inf)))
     return layers
+
+
+@contextmanager
+def _drawn_by(seed: int) -> Iterator[None]:
+    """Weights made here are drawn by the seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def _blocks(fields: Fields, dimensions: int, context_dim: int) -> list[CNF]:
+    return [_block(fields, dimensions, context_dim) for _ in range(_whole("blocks", fields.blocks))]
 
 
 def _block(fields: Fields, dimensions: int, context_dim: int) -> CNF:

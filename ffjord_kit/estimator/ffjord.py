@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from ffjord_kit.estimator.fields import Fields
 from ffjord_kit.estimator.plan import plan
 from ffjord_kit.estimator.results import Evaluation, NumpyTrajectory, spread, to_numpy
 from ffjord_kit.estimator.resume import check_resumable
+from ffjord_kit.estimator.single import Single
 from ffjord_kit.estimator.straighten import Straightening, straightened
 from ffjord_kit.estimator.words import support_of
 from ffjord_kit.layers import Standardize
@@ -30,10 +30,9 @@ from ffjord_kit.runs import Run, RunError
 from ffjord_kit.solver import Solver
 from ffjord_kit.training import History, fit
 from ffjord_kit.training.compiled import compiled
-from ffjord_kit.training.data import peel
 
 CHUNK_ELEMENTS = 32_768
-DRAFT_TOLERANCE = 1e-3
+DRAFT = Solver(rtol=1e-3, atol=1e-3)
 JUDGED_ROWS, FINEST = 64, 1e-12  # of a solver's error: the rows, and the finest tolerance that judges
 FEW_STEPS = "midpoint"
 
@@ -121,21 +120,18 @@ class FFJORD(Fields, DensityMixin, BaseEstimator):
         finer.flow_ = self.flow_
         return float(np.abs(self.evaluate_rows(x, context).log_prob - finer.evaluate_rows(x, context).log_prob).mean())
 
-    def draft(self, X: Any, *, context: Any = None, time: float = 1.0) -> np.ndarray:
+    def draft(
+        self, X: Any, *, context: Any = None, time: float = 1.0, steps: int | None = None, method: str = "rk4"
+    ) -> np.ndarray:
         """Log-density of each row of X (n, d), (n,), to some hundredths of a nat: what a picture needs, and cheap.
 
-        In float32, with one step size for all rows; not for reporting.
+        In float32, with one step size for all rows, or, with `steps`, by so many fixed ones of a method of METHODS;
+        not for reporting.
         """
         x, context, inside = self._checked(X, context)
-        fixed, rest = peel(self.flow_)
-        rest, solver = copy.deepcopy(rest).float(), Solver(rtol=DRAFT_TOLERANCE, atol=DRAFT_TOLERANCE)
-        parts = [np.empty(0)]
-        for part, c in self._chunks(x, context):
-            data = fixed.prepare(part, c, next(rest.parameters()))
-            with torch.no_grad():
-                log_prob = rest.log_prob(data.x, data.context, time=time, solver=solver)
-            parts.append(to_numpy(log_prob) + to_numpy(data.log_det))
-        return spread(np.concatenate(parts), inside)
+        single, solver = Single(self.flow_), DRAFT if steps is None else Solver(method, steps=steps)
+        parts = [single.log_prob(part, c, time, solver) for part, c in self._chunks(x, context)]
+        return spread(np.concatenate([np.empty(0), *parts]), inside)
 
     def score(self, X: Any, y: None = None, *, context: Any = None) -> float:
         """The mean log-likelihood of the rows of X (n, d), nats; y is ignored."""
@@ -152,16 +148,17 @@ class FFJORD(Fields, DensityMixin, BaseEstimator):
     ) -> np.ndarray:
         """Draw rows (n_samples, d); context is one row (c,) for all, or one for each (n_samples, c).
 
-        By a converged solve; with `steps`, by so many fixed ones of a method of METHODS: fast, and as good as the
-        paths are straight (see `straighten`).
+        By a converged solve; with `steps`, by so many fixed ones of a method of METHODS, in float32: fast, and as good
+        as the paths are straight (see `straighten`).
         """
         generator, context = self._drawing(n_samples, context, random_state)
         solver, parts = build.reporting(self).solver if steps is None else Solver(method, steps=steps), []
+        draw = self.flow_.sample if steps is None else Single(self.flow_).sample
         for start in range(0, n_samples, CHUNK_ELEMENTS):
             end = min(start + CHUNK_ELEMENTS, n_samples)
             part = None if context is None else context[start:end]
             with torch.no_grad():
-                parts.append(to_numpy(self.flow_.sample(end - start, part, solver=solver, generator=generator)))
+                parts.append(to_numpy(draw(end - start, part, solver=solver, generator=generator)))
         return np.concatenate(parts)
 
     def trajectory(
@@ -198,20 +195,22 @@ class FFJORD(Fields, DensityMixin, BaseEstimator):
         *,
         context: Any = None,
         pairs: int = 20_000,
-        steps: int = 2_000,
-        learning_rate: float = 2e-3,
+        steps: int = 4_000,
+        learning_rate: float = 8e-3,
+        hidden: Sequence[int] | None = None,
         random_state: Any = None,
         source: str | None = None,
         on_step: Callable[[dict[str, Any]], None] | None = None,
     ) -> FFJORD:
         """A new model that samples in a few steps: its continuous layers, trained again on this one's own `pairs`.
 
-        Its density is its own. X (n, d), the rows of the fit, are not trained on: those that the fit held out validate
-        the new model. A conditional model draws the contexts of its pairs from `context` (n, c). `source` is noted in
-        `config_`. Source: reflow, Liu et al. 2023. Raises ValueError for a context that is missing or to spare.
+        `hidden` gives it a network of other widths, which begins anew: straight paths need less of one. Its density is
+        its own. X (n, d), the rows of the fit, are not trained on: those that the fit held out validate the new model.
+        A conditional model draws the contexts of its pairs from `context` (n, c). `source` is noted in `config_`.
+        Source: reflow, Liu et al. 2023. Raises ValueError for a context that is missing or to spare.
         """
         check_is_fitted(self, "flow_")
-        how = Straightening(pairs, steps, learning_rate)
+        how = Straightening(pairs, steps, learning_rate, None if hidden is None else tuple(hidden))
         return straightened(self, X, context, how, random_state, source, on_step)
 
     def save(self, path: str | Path, *, force: bool = False) -> None:

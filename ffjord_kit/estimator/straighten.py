@@ -26,14 +26,16 @@ from ffjord_kit.estimator import build
 from ffjord_kit.estimator.arrays import check_context, facts, held_out_rows, seed_from, tensor
 from ffjord_kit.flow import Flow
 from ffjord_kit.objectives import FlowMatching, split
-from ffjord_kit.solver import Solver
+from ffjord_kit.progress import progress_bar
+from ffjord_kit.solver import FINEST_SINGLE, Solver
+from ffjord_kit.training import Phase
 from ffjord_kit.training.pairs import NAME, fit_pairs
 
 if TYPE_CHECKING:
     from ffjord_kit.estimator.ffjord import FFJORD
 
 CHUNK_ROWS = 4_096
-FINEST = 1e-6  # the tolerance of pairs in float32
+JUDGED_ROWS = 32  # of the solver's error
 TIME_DENSITY = "uniform"  # the weight of the likelihood leaves the early field, and so its straightness, unlearnt
 STEP_COUNTS = (1, 2, 4, 8)
 STEP_METHODS = ("euler", "midpoint")
@@ -43,17 +45,19 @@ STEP_METHODS = ("euler", "midpoint")
 class Straightening:
     """How a flow is straightened: pairs to draw, steps of training on them, and their peak learning rate.
 
+    `hidden` are the widths of a new network that learns the pairs (None: the old one goes on).
     Raises ValueError for numbers that are not positive.
     """
 
     pairs: int = 20_000
-    steps: int = 2_000
-    learning_rate: float = 2e-3
+    steps: int = 4_000
+    learning_rate: float = 8e-3
+    hidden: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if not value > 0:
-                raise ValueError(f"{name} must be positive; got {value}")
+        for name in ("pairs", "steps", "learning_rate"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive; got {getattr(self, name)}")
 
 
 def straightened(
@@ -73,23 +77,27 @@ def straightened(
     seed = seed_from(random_state)
     held_out = None if rows is None else held_out_rows(rows, context, model.validation_fraction, model.seed_)
     drawn = context if held_out is None or context is None else held_out[0][1].numpy()
-    flow = copy.deepcopy(model.flow_).float()
+    made_from = {"source": source, "weights": _digest(model.flow_), "seed": seed, **asdict(how)}
+    fresh = _successor(model, how.hidden, made_from)
+    old = copy.deepcopy(model.flow_).float()
+    flow = fresh.flow_ = copy.deepcopy(old) if how.hidden is None else _with_new_network(old, fresh, seed)
     for cnf in split(flow)[1]:
         cnf.requires_grad_(True)
-    start, end, c = _pairs(flow, drawn, how.pairs, seed, max(model.tolerance, FINEST))
-    fresh = _successor(model, {"source": source, "weights": _digest(model.flow_), "seed": seed, **asdict(how)})
-    fresh.flow_, options = flow, build.training_options(model, model.n_features_in_)
-    fresh.history_ = fit_pairs(
-        flow, start, end, c, steps=how.steps, learning_rate=how.learning_rate, batch_size=options["batch_size"],
-        optimization=options["optimization"], objective=FlowMatching(TIME_DENSITY), seed=seed, on_step=on_step,
-    )  # fmt: skip
+    start, end, c = _pairs(old, drawn, how.pairs, seed, max(model.tolerance, FINEST_SINGLE))
+    options = build.training_options(model, model.n_features_in_)
+    phase = Phase(FlowMatching(TIME_DENSITY), how.steps, how.learning_rate)
+    with progress_bar([phase], model.verbose, on_step, titles=[NAME]) as tell:
+        fresh.history_ = fit_pairs(
+            flow, start, end, c, phase=phase, batch_size=options["batch_size"], optimization=options["optimization"],
+            seed=seed, on_step=tell,
+        )  # fmt: skip
     fresh.settle()
     if held_out is not None and held_out[1] is not None:
         _validate(fresh, *held_out[1])
     return fresh
 
 
-def few_step_errors(
+def few_step_sample_errors(
     model: FFJORD, *, n: int = 2_000, context: Any = None, random_state: Any = 0
 ) -> dict[tuple[str, int], float]:
     """The root mean square error of samples by a few fixed steps, {(method, steps): error}.
@@ -103,6 +111,15 @@ def few_step_errors(
             rows = model.sample(n, context=context, random_state=random_state, steps=steps, method=method)
             errors[method, steps] = float(np.sqrt((((rows - truth) / truth.std(0)) ** 2).mean()))
     return errors
+
+
+def few_step_score_errors(model: FFJORD, X: Any, log_prob: np.ndarray, *, context: Any = None) -> dict[int, float]:
+    """The mean error of log-densities of the rows X (n, d) by a few steps of rk4, {steps: nats}.
+
+    Against `log_prob` (n,), those of a converged solve.
+    """
+    drafts = {steps: model.draft(X, context=context, steps=steps) for steps in STEP_COUNTS}
+    return {steps: float(np.abs(draft - log_prob).mean()) for steps, draft in drafts.items()}
 
 
 def _contexts(model: FFJORD, rows: np.ndarray | None, context: Any) -> np.ndarray | None:
@@ -146,14 +163,30 @@ def _pairs(
     return start, torch.cat(ends), context
 
 
-def _successor(model: FFJORD, note: dict[str, Any]) -> FFJORD:
-    """A model of the same fields and columns, whose configuration says what it was made from."""
+def _successor(model: FFJORD, hidden: tuple[int, ...] | None, note: dict[str, Any]) -> FFJORD:
+    """A model of the same fields, but for new widths, and columns; its configuration says what it was made from."""
     fresh = clone(model)
+    changed = {} if hidden is None else {"hidden": hidden}
+    fresh.set_params(**changed)
     for name, value in vars(model).items():
         if name.endswith("_") and name not in ("flow_", "history_", "config_"):
             setattr(fresh, name, value)
-    fresh.config_ = {**model.config_, "straightened": [*model.config_.get("straightened", []), note]}
+    made_from = [*model.config_.get("straightened", []), note]
+    estimator = {**model.config_["estimator"], **changed}
+    fresh.config_ = {**model.config_, "estimator": estimator, "straightened": made_from}
     return fresh
+
+
+def _with_new_network(flow: Flow, model: FFJORD, seed: int) -> Flow:
+    """The flow with untrained continuous layers in the place of its own."""
+    above, _, below = split(flow)
+    fields = build.settled(model, model.config_.get("chosen", {}), model.n_features_in_)
+    layers, like = (
+        build.continuous_layers(fields, model.n_features_in_, flow.context_dim, seed),
+        next(flow.parameters()),
+    )
+    kept = {"base": flow.base, "context_dim": flow.context_dim, "context_layer": flow.context_layer}
+    return Flow([*above, *(layer.to(like) for layer in layers), *below], **kept)
 
 
 def _validate(model: FFJORD, x: Tensor, context: Tensor | None) -> None:
@@ -162,9 +195,12 @@ def _validate(model: FFJORD, x: Tensor, context: Tensor | None) -> None:
     history = model.history_
     history.best_nll, history.best_step = float(nll.mean()), history.step
     error = float(nll.std(ddof=1) / math.sqrt(len(nll)))
+    few = slice(0, JUDGED_ROWS)
+    solver_error = model.solver_error(x[few].numpy(), context=None if context is None else context[few].numpy())
     history.records.append(
         {"step": history.step, "phase": NAME, "seconds": round(history.seconds, 3),
-         "validation_nll": history.best_nll, "validation_standard_error": error}
+         "validation_nll": history.best_nll, "validation_standard_error": error,
+         "validation_solver_error": solver_error}
     )  # fmt: skip
 
 

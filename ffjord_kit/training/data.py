@@ -47,11 +47,22 @@ class Fixed:
         for layer in self.layers:
             x, step = _exactly(layer).to_base(x)
             log_det = log_det + step
-        if context is not None:
-            context = context.detach().cpu().double()
-            context = context if self.context_layer is None else _exactly(self.context_layer).to_base(context)[0]
-            context = context.to(like)
-        return Data(x.to(like), context, log_det)
+        return Data(x.to(like), self.scaled(context, like), log_det)
+
+    def restore(self, x: Tensor) -> Tensor:
+        """Rows x (n, *event) back from where they were prepared for, in float64 on the CPU."""
+        x = x.detach().cpu().double()
+        for layer in reversed(self.layers):
+            x, _ = _exactly(layer).to_data(x)
+        return x
+
+    def scaled(self, context: Tensor | None, like: Tensor) -> Tensor | None:
+        """Contexts (n, context_dim) as the layers see them, in the dtype and on the device of `like`."""
+        if context is None:
+            return None
+        context = context.detach().cpu().double()
+        scaled = context if self.context_layer is None else _exactly(self.context_layer).to_base(context)[0]
+        return scaled.to(like)
 
 
 def peel(flow: Flow) -> tuple[Fixed, Flow]:

@@ -22,7 +22,7 @@ from torch import Tensor
 from ffjord_kit.cnf import CNF
 from ffjord_kit.flow import Flow
 from ffjord_kit.objectives import MaximumLikelihood
-from ffjord_kit.solver import Solver
+from ffjord_kit.solver import FINEST_SINGLE, Solver
 from ffjord_kit.training.data import noise_generator
 
 EVERY = 10  # steps between measurements
@@ -31,7 +31,6 @@ LEVELS = range(-4, 11)  # from coarsest to finest
 FINER = 3  # levels by which the solve that judges is finer
 EASY = 1 / 10  # of the error allowed: below it the solver may be coarser
 GRADINGS = (1.0, 2.0)
-FINEST = 1e-6  # the tolerance that float32 states deserve
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ def at_level(solver: Solver, level: int, grading: float) -> Solver:
     if solver.steps is not None:
         graded = grading if solver.gradable else solver.grading
         return replace(solver, steps=max(1, round(solver.steps * 2 ** (level / 2))), grading=graded)
-    rtol, atol = (max(own * 10 ** (-level / 2), min(own, FINEST)) for own in (solver.rtol, solver.atol))
+    rtol, atol = (max(own * 10 ** (-level / 2), min(own, FINEST_SINGLE)) for own in (solver.rtol, solver.atol))
     return replace(solver, rtol=rtol, atol=atol)
 
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from ffjord_kit.flow import Flow
-from ffjord_kit.objectives import FlowMatching, split
+from ffjord_kit.objectives import split
 from ffjord_kit.training.data import Batches, Data, noise_generator
 from ffjord_kit.training.loop import TrainingDiverged
 from ffjord_kit.training.optimization import Average, Descent, Optimization, assign
-from ffjord_kit.training.phase import History
+from ffjord_kit.training.phase import History, Phase
 
 NAME = "straighten"
 
@@ -25,29 +25,28 @@ def fit_pairs(
     end: Tensor,
     context: Tensor | None = None,
     *,
-    steps: int,
-    learning_rate: float = 2e-3,
+    phase: Phase,
     batch_size: int = 512,
-    objective: FlowMatching | None = None,
     optimization: Optimization | None = None,
     seed: int = 0,
     on_step: Callable[[dict[str, Any]], None] | None = None,
 ) -> History:
     """Train the flow's continuous layers in place on pairs of their ends; the average of the weights is left in them.
 
+    The `phase` is of flow matching, in steps.
     Shapes: start, end (n, *event), at the base's and the data's side of the continuous layers; context (n, context_dim)
     as the layers see it. Raises TrainingDiverged where the loss is not finite, ValueError for continuous layers apart.
     """
-    cnfs, how, objective = split(flow)[1], optimization or Optimization(), objective or FlowMatching()
+    cnfs, how = split(flow)[1], optimization or Optimization()
     parameters = [p for cnf in cnfs for p in cnf.parameters()]
     batches = Batches(Data(torch.stack([start, end], 1), context, start.new_zeros(len(start))), batch_size, seed)
-    average, descent = Average(parameters), Descent(parameters, how, learning_rate)
+    average, descent = Average(parameters), Descent(parameters, how, phase.learning_rate)
     history, begun = History(seed), time.monotonic()
-    for step in range(steps):
+    for step in range(phase.steps):
         pairs, c = batches[step]
         generator = noise_generator(start.device, seed, NAME, step)
-        loss = objective.match(cnfs, pairs[:, 0], pairs[:, 1], c, generator)
-        rate = how.rate(step, steps, learning_rate)
+        loss = phase.objective.match(cnfs, pairs[:, 0], pairs[:, 1], c, generator)
+        rate = how.rate(step, phase.steps, phase.learning_rate)
         try:
             norm = descent.step(loss.value, rate)
         except ArithmeticError as error:
@@ -57,9 +56,9 @@ def fit_pairs(
         record = {
             "step": step + 1, "phase": NAME, "seconds": round(history.seconds, 3), "loss": loss.value.detach(),
             "matching": loss.value.detach(), "learning_rate": rate, "gradient_norm": norm,
-            "nfe_forward": 0, "nfe_backward": 0,
+            "nfe_forward": 0, "nfe_backward": 0, "phase_share": (step + 1) / phase.steps,
         }  # fmt: skip
-        _keep(history, record, max(1, steps // 200), on_step)
+        _keep(history, record, max(1, phase.steps // 200), on_step)
     assign(parameters, average.values)
     return history
 

@@ -19,7 +19,7 @@ class Phase:
 
     Seconds are those that the training thread works, validations with them; on a GPU those on the wall. A `trial` may
     be of no help: it ends at the second validation that is not better, or where its numbers are no longer finite, and
-    the weights are those of before.
+    the weights are those of before. Raises ValueError for a length that is not positive, or a phase that has no end.
     """
 
     objective: Objective
@@ -27,6 +27,13 @@ class Phase:
     learning_rate: float = 2e-3
     seconds: float = math.inf
     trial: bool = False
+
+    def __post_init__(self) -> None:
+        if not (self.steps > 0 and self.seconds > 0 and min(self.steps, self.seconds) < math.inf):
+            raise ValueError(
+                f"a phase takes so many steps, seconds, or both, positive and not both infinite; "
+                f"got {self.steps} steps and {self.seconds} seconds"
+            )
 
 
 @dataclass

@@ -10,13 +10,12 @@ from torch import Tensor
 
 from ffjord_kit.cnf import Integration
 from ffjord_kit.flow import Flow
-from ffjord_kit.solver import SolveError
+from ffjord_kit.solver import FINEST_SINGLE, SolveError
 from ffjord_kit.training.data import Data
 
 CHUNK_ELEMENTS = 65_536
 JUDGED_ROWS = 32
 FINER = 0.1  # times the tolerance: the solve that measures the solver's error
-FINEST = 1e-6  # the tolerance that float32 states deserve
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ def _solver_error(flow: Flow, data: Data, how: Integration, nll: Tensor) -> floa
     solver, few = how.solver, slice(0, JUDGED_ROWS)
     if solver is None or solver.steps is not None:
         return None
-    rtol, atol = (max(tolerance * FINER, FINEST) for tolerance in (solver.rtol, solver.atol))
+    rtol, atol = (max(tolerance * FINER, FINEST_SINGLE) for tolerance in (solver.rtol, solver.atol))
     finer = replace(how, solver=replace(solver, rtol=rtol, atol=atol))
     return float((nll[few] - _nll(flow, data, few, finer)).abs().mean())
 
