@@ -105,9 +105,14 @@ def ratios(rows: Sequence[Row]) -> str:
 
 
 def seconds_at(target: float, rows: Sequence[Row]) -> float | None:
-    """The least seconds for an error of at most `target`, along straight lines in the logarithms; None if never."""
-    points = sorted((math.log(row["error"]), math.log(row["seconds"])) for row in rows if row["error"] > 0)
-    goal, found = math.log(target), [y for x, y in points if x <= math.log(target)]
+    """The least seconds for an error of at most `target`; None if never.
+
+    Between tolerances along straight lines in the logarithms; there is nothing between two numbers of fixed steps.
+    """
+    goal, rows = math.log(target), [row for row in rows if row["error"] > 0]
+    found = [math.log(row["seconds"]) for row in rows if row["error"] <= target]
+    adaptive = [row for row in rows if isinstance(row["setting"], float)]
+    points = sorted((math.log(row["error"]), math.log(row["seconds"])) for row in adaptive)
     for (x, y), (x_next, y_next) in zip(points[:-1], points[1:], strict=True):
         if x <= goal < x_next:
             found.append(y + (y_next - y) * (goal - x) / (x_next - x))

@@ -205,10 +205,13 @@ def test_a_wrong_option_is_named(words, said, monkeypatch, capsys):
 
 
 def test_seconds_at_equal_error_are_read_between_the_points():
-    rows = [{"error": 10.0**-k, "seconds": 2.0**k} for k in range(1, 4)]
+    rows = [{"error": 10.0**-k, "seconds": 2.0**k, "setting": 10.0**-k} for k in range(1, 4)]
     assert report.seconds_at(10**-1.5, rows) == pytest.approx(2**1.5)
     assert report.seconds_at(0.5, rows) == pytest.approx(2)  # the cheapest is better than asked
     assert report.seconds_at(1e-4, rows) is None
+    steps = [{"error": 10.0**-k, "seconds": 2.0 ** (k - 2), "setting": f"rk4:{k}"} for k in (1, 2)]
+    assert report.seconds_at(10**-1.5, steps) == pytest.approx(1)  # nothing lies between one step and two
+    assert report.seconds_at(10**-1.5, rows + steps) == pytest.approx(1)
 
 
 def test_the_error_of_samples_is_a_distance_and_of_densities_a_mean():

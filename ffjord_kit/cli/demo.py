@@ -65,6 +65,7 @@ def _compare(model: FFJORD, train: Source, test: Source, seed: int) -> None:
         f"KDE, bandwidth {kernels.bandwidth:.3f} deviations": kernels.score_samples(test.x),
     }
     PLAIN.print(_table(scores, None if test.log_prob is None else test.log_prob(test.x), test.x.shape[1]))
+    click.echo(f"solver's error of the flow: {model.solver_error(test.x):.1e} nats a row")
 
 
 def _table(scores: dict[str, np.ndarray], truth: np.ndarray | None, dimensions: int) -> Table:

@@ -183,7 +183,7 @@ class Search:
         (steps, seconds), plan, before = length, self.plan, self.before
         now = build.settled(self.fields, words, self.dimensions)
         objective, rate = build.build_objectives(now, self.dimensions)["flow_matching"]
-        phase = Phase(objective, steps, rate, seconds)
+        phase = Phase(objective, steps, rate, seconds, validations=1)
         few = slice(0, max(TRIAL_ROWS, TRIAL_ELEMENTS // self.dimensions))
         judges = tuple(part if part is None else part[few] for part in plan.held_out)
         guess = 0.0 if seconds == math.inf else seconds / 8  # of what a validation costs: there is one, at the end

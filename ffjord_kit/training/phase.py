@@ -19,7 +19,8 @@ class Phase:
 
     Seconds are those that the training thread works, validations with them; on a GPU those on the wall. A `trial` may
     be of no help: it ends at the second validation that is not better, or where its numbers are no longer finite, and
-    the weights are those of before. Raises ValueError for a length that is not positive, or a phase that has no end.
+    the weights are those of before. One of steps is validated `validations` times at least.
+    Raises ValueError for a length that is not positive, or a phase that has no end.
     """
 
     objective: Objective
@@ -27,6 +28,7 @@ class Phase:
     learning_rate: float = 2e-3
     seconds: float = math.inf
     trial: bool = False
+    validations: int = 4
 
     def __post_init__(self) -> None:
         if not (self.steps > 0 and self.seconds > 0 and min(self.steps, self.seconds) < math.inf):
@@ -77,7 +79,7 @@ class History:
         if self.phase_step == phase.steps or self._no_time(phase):
             return True
         if phase.seconds == math.inf:
-            return self.phase_step % min(every, max(1, phase.steps // 4)) == 0
+            return self.phase_step % min(every, max(1, phase.steps // phase.validations)) == 0
         count = FEW_VALIDATIONS if phase.trial else VALIDATIONS
         apart = max(phase.seconds / count, self.validation_cost / MOST_VALIDATING)
         return self.spent - max(self.validated_at, self.phase_spent) >= apart
