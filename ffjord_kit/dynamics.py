@@ -66,7 +66,7 @@ class Sinusoids(nn.Module):
     Shapes: t (rows, 1) -> (rows, 2 * count).
     """
 
-    def __init__(self, count: int = 16, *, highest: float = 100.0) -> None:
+    def __init__(self, count: int = 16, *, highest: float) -> None:
         super().__init__()
         self.register_buffer("frequencies", torch.logspace(0.0, math.log10(highest), count))
 
@@ -81,7 +81,8 @@ class ResidualDynamics(Network):
     The output starts at zero, so an untrained flow is the identity. The scale and shift of each layer come from one
     small network of the sinusoids of t (feature-wise linear modulation, Perez et al. 2018). `octaves` adds the sines
     and cosines of pi x, 2 pi x, 4 pi x, ... of each element to the input: a network learns low frequencies first, and
-    so sees high ones as low (MscaleDNN, Liu, Cai & Xu 2020; Tancik et al. 2020).
+    so sees high ones as low (MscaleDNN, Liu, Cai & Xu 2020; Tancik et al. 2020). `highest` is that of the sinusoids'
+    angular frequencies.
 
     Shapes: t () or (batch,), x (batch, *event), context (batch, context_dim) -> (batch, *event).
     """
@@ -94,10 +95,11 @@ class ResidualDynamics(Network):
         hidden: Sequence[int] = (128, 128, 128),
         activation: str = "silu",
         octaves: int = 0,
+        highest: float = 100.0,
     ) -> None:
         super().__init__()
         size, widths = math.prod(event_shape), [hidden[0], *hidden]
-        self.time = Sinusoids()
+        self.time = Sinusoids(highest=highest)
         self.act = ACTIVATIONS[activation]
         features = 2 * len(self.time.frequencies) + context_dim
         self.modulation = nn.Sequential(

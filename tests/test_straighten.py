@@ -55,6 +55,7 @@ def test_a_smaller_network_learns_the_pairs_and_is_a_run_like_any(model, tmp_pat
     small = model.straighten(X, hidden=(16, 16), **FEW)
     (block,) = (layer for layer in small.flow_.layers if isinstance(layer, CNF))
     assert [layer.out_features for layer in block.dynamics.layers] == [16, 16]
+    assert float(block.dynamics.time.frequencies.max()) == pytest.approx(2.0)  # no ripples in time
     before, after = few_step_sample_errors(model, n=500), few_step_sample_errors(small, n=500)
     assert after["midpoint", 2] < before["midpoint", 2] / 4
     fresh, _ = two_moons(500, seed=1)

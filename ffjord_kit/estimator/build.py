@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Integral
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from ffjord_kit.training import Guard, Optimization, Phase
 EXACT_TRACE_UP_TO = 8
 OPEN = ("auto", None)
 FEW_COLUMNS = 3
+SLOW = 2.0  # angular frequency of time
 NARROW, WIDE = (64, 64, 64), (128, 128, 128)
 
 
@@ -72,10 +74,13 @@ def build_flow(fields: Fields, exact: list[Layer], context_layer: Layer | None, 
     return Flow([*exact, *discrete, *blocks], context_dim=context_dim, context_layer=context_layer)
 
 
-def continuous_layers(fields: Fields, dimensions: int, context_dim: int, seed: int) -> list[CNF]:
-    """The continuous layers alone, untrained. The global state of torch is left as it was."""
+def slow_layers(fields: Fields, dimensions: int, context_dim: int, seed: int) -> list[CNF]:
+    """The continuous layers alone, untrained, for fields that hardly change in time.
+
+    The global state of torch is left as it was.
+    """
     with _drawn_by(seed):
-        return _blocks(fields, dimensions, context_dim)
+        return _blocks(fields, dimensions, context_dim, {"highest": SLOW} if fields.dynamics == "residual" else {})
 
 
 def fitted_layers(fields: Fields, x: Tensor) -> list[Layer]:
@@ -207,11 +212,14 @@ def _drawn_by(seed: int) -> Iterator[None]:
         yield
 
 
-def _blocks(fields: Fields, dimensions: int, context_dim: int) -> list[CNF]:
-    return [_block(fields, dimensions, context_dim) for _ in range(_whole("blocks", fields.blocks))]
+def _blocks(
+    fields: Fields, dimensions: int, context_dim: int, special: Mapping[str, Any] = MappingProxyType({})
+) -> list[CNF]:
+    """The continuous layers, their networks made with `special` options too."""
+    return [_block(fields, dimensions, context_dim, special) for _ in range(_whole("blocks", fields.blocks))]
 
 
-def _block(fields: Fields, dimensions: int, context_dim: int) -> CNF:
+def _block(fields: Fields, dimensions: int, context_dim: int, special: Mapping[str, Any]) -> CNF:
     hidden = tuple(fields.hidden) if isinstance(fields.hidden, Sequence) else ()
     if not hidden or any(not isinstance(width, Integral) or width < 1 for width in hidden):
         raise ValueError(f"hidden must be one or more positive widths; got {fields.hidden}")
@@ -223,7 +231,7 @@ def _block(fields: Fields, dimensions: int, context_dim: int) -> CNF:
             raise ValueError(f"octaves are inputs of dynamics='residual'; got dynamics={fields.dynamics!r}")
         options["octaves"] = _whole("octaves", fields.octaves)
     network = choice("dynamics", fields.dynamics, DYNAMICS)
-    dynamics = network((dimensions,), context_dim=context_dim, hidden=hidden, **options)
+    dynamics = network((dimensions,), context_dim=context_dim, hidden=hidden, **options, **special)
     return CNF(
         dynamics, (dimensions,), solver=training_solver(fields), end_time=fields.end_time,
         learn_end_time=fields.learn_end_time,

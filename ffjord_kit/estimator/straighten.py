@@ -178,11 +178,14 @@ def _successor(model: FFJORD, hidden: tuple[int, ...] | None, note: dict[str, An
 
 
 def _with_new_network(flow: Flow, model: FFJORD, seed: int) -> Flow:
-    """The flow with untrained continuous layers in the place of its own."""
+    """The flow with untrained continuous layers in the place of its own.
+
+    Fast sinusoids of time would leave ripples for a solver to follow in a field that is to be constant along its paths.
+    """
     above, _, below = split(flow)
     fields = build.settled(model, model.config_.get("chosen", {}), model.n_features_in_)
     layers, like = (
-        build.continuous_layers(fields, model.n_features_in_, flow.context_dim, seed),
+        build.slow_layers(fields, model.n_features_in_, flow.context_dim, seed),
         next(flow.parameters()),
     )
     kept = {"base": flow.base, "context_dim": flow.context_dim, "context_layer": flow.context_layer}
