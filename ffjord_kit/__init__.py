@@ -1,5 +1,6 @@
 """ffjord_kit: continuous normalizing flows with true likelihoods. Fit a density, sample it, score it, watch it flow."""
 
+from ffjord_kit.accuracy import LogDensity
 from ffjord_kit.base import Base, StandardNormal
 from ffjord_kit.cnf import CNF, Integration, Path
 from ffjord_kit.couplings import COUPLINGS
@@ -21,7 +22,7 @@ from ffjord_kit.version import __version__
 __all__ = [
     "CNF", "COUPLINGS", "DATASETS", "DISCRETE", "DYNAMICS", "FFJORD", "GRADIENTS", "METHODS", "OBJECTIVES",
     "REGULARIZERS", "TRACE_ESTIMATORS", "Base", "ConcatDynamics", "ConcatSquashDynamics", "ExactTrace", "Flow",
-    "FlowMatching", "History", "HutchinsonTrace", "Integration", "Layer", "LayersLikelihood", "Logit",
+    "FlowMatching", "History", "HutchinsonTrace", "Integration", "Layer", "LayersLikelihood", "LogDensity", "Logit",
     "MaximumLikelihood", "Objective", "Optimization", "OrthogonalTrace", "Path", "Phase", "PotentialDynamics",
     "ResidualDynamics", "Run", "RunError", "Softplus", "SolveError", "Solver", "StandardNormal", "Standardize",
     "TraceEstimator", "TrainingDiverged", "Trajectory", "Whiten", "ZukoLayer", "__version__", "evaluate", "fit",

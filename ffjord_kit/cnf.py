@@ -32,8 +32,8 @@ from ffjord_kit.trace import ExactTrace, TraceEstimator, evaluate, fresh_generat
 class Path:
     """What one solve returns: states and log-determinants from times[0] on, and the costs of the way.
 
-    Shapes: times (T,), x (T, batch, *event), log_det (T, batch) or None where no trace was asked for,
-    costs name -> (batch,), each >= 0.
+    Shapes: times (T,), x (T, batch, *event), log_det (T, batch) or None where no trace was asked for, with probes kept
+    apart (T, batch, probe), costs name -> (batch,), each >= 0.
     """
 
     times: Tensor
@@ -53,7 +53,7 @@ class Integration:
     """How continuous layers are integrated: the trace (None: no log-determinant), solver, costs and noise.
 
     With `steer` each solve that begins or ends at a layer's end time T does so at one from U(T - steer T, T + steer T)
-    (Behl et al. 2020).
+    (Behl et al. 2020). With `apart` each probe has a log-determinant of its own.
     """
 
     trace: TraceEstimator | None = field(default_factory=ExactTrace)
@@ -61,6 +61,7 @@ class Integration:
     regularizers: Mapping[str, Regularizer] = field(default_factory=dict)
     generator: torch.Generator | None = None
     steer: float = 0.0
+    apart: bool = False
 
     def steered(self, clock: Tensor, end_time: float) -> Tensor:
         """The clock (T,) with its end time drawn anew."""
@@ -166,7 +167,8 @@ class CNF(Layer):
             return partial(self._velocity, context), (x,)
         probes = how.trace.draw(x, how.generator)
         costs = [x.new_zeros(len(x)) for _ in how.regularizers]
-        return partial(self._joint, context, probes, how.regularizers, forward), (x, x.new_zeros(len(x)), *costs)
+        log_det = x.new_zeros(len(x), len(probes)) if how.apart else x.new_zeros(len(x))
+        return partial(self._joint, context, probes, how, forward), (x, log_det, *costs)
 
     def _velocity(self, context: Tensor | None, rows: Tensor | None) -> RightHandSide:
         own = _some(context, rows)
@@ -176,7 +178,7 @@ class CNF(Layer):
         self,
         context: Tensor | None,
         probes: Tensor,
-        regularizers: Mapping[str, Regularizer],
+        how: Integration,
         forward: float,
         rows: Tensor | None,
     ) -> RightHandSide:
@@ -185,7 +187,8 @@ class CNF(Layer):
 
         def rhs(t: Tensor, state: State) -> State:
             point = evaluate(self.dynamics, t, state[0], mine, own)
-            return (point.dx, point.trace, *(forward * cost(point) for cost in regularizers.values()))
+            traces = point.traces if how.apart else point.trace
+            return (point.dx, traces, *(forward * cost(point) for cost in how.regularizers.values()))
 
         return rhs
 

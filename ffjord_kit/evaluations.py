@@ -25,10 +25,16 @@ class SolveError(RuntimeError):
 
 @dataclass
 class Evaluations:
-    """How often the right-hand side was evaluated, forward and (by the adjoint or a checkpoint, later) backward."""
+    """How often the right-hand side was evaluated, forward and (by the adjoint or a checkpoint, later) backward.
+
+    Steps taken and refused on the way forward: of each row, (batch,), where rows step for themselves, else of all, ();
+    None where the method does not tell.
+    """
 
     forward: int = 0
     backward: int = 0
+    taken: Tensor | None = None
+    refused: Tensor | None = None
 
 
 class Checked:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from ffjord_kit.accuracy import Asked, LogDensity, log_density
 from ffjord_kit.base import Base, StandardNormal, as_base
 from ffjord_kit.cnf import Integration
 from ffjord_kit.layers import Layer
@@ -103,6 +104,39 @@ class Flow(nn.Module):
         _check_times([time])
         moved = self._carry(x, to_base_legs(self.layers, time), context, integration or Integration())
         return self.base.log_prob(moved.x) + moved.log_det, moved
+
+    def evaluate(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        time: float = 1.0,
+        tolerance: float = 1e-5,
+        probes: int | None = None,
+        error: float | None = None,
+        generator: torch.Generator | None = None,
+        max_nfe: int = 10_000,
+    ) -> LogDensity:
+        """Log-densities under p_time, nats in the units of the data, each with its error; no gradients.
+
+        Each row by adaptive steps of its own at the tolerance; the exact trace, or `probes` of Hutchinson's. Where an
+        `error` is asked for, tolerance and probes follow, row by row, until it is met; the result says where it is not.
+        Shapes: x (batch, *event), context (batch, context_dim).
+        Raises ValueError for what cannot be asked, SolveError.
+        """
+        self.check(x, context)
+        _check_times([time])
+        asked, legs = Asked(tolerance, probes, error, max_nfe), to_base_legs(self.layers, time)
+
+        def way(x: Tensor, context: Tensor | None, how: Integration) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+            moved, none = self._carry(x, legs, context, how), torch.zeros(len(x), dtype=torch.long, device=x.device)
+            taken = sum((evaluations.taken for evaluations in moved.evaluations), none)
+            refused = sum((evaluations.refused for evaluations in moved.evaluations), none)
+            return moved.x, moved.log_det, taken, refused
+
+        with torch.inference_mode(False), torch.no_grad():
+            context = None if context is None else context.clone()
+            return log_density(way, self.base, x.clone(), context, asked, generator)
 
     def sample(
         self,
@@ -217,10 +251,11 @@ class Flow(nn.Module):
 
     def _carry(self, x: Tensor, legs: Sequence[Leg], context: Tensor | None, how: Integration) -> Moved:
         context = self.scaled_context(context)
-        log_det, costs, evaluations = x.new_zeros(len(x)), {}, []
+        log_det, costs, evaluations = x.new_zeros((len(x), 1) if how.apart else len(x)), {}, []
         for leg in legs:
             if leg.times is None:
                 x, step = leg.map(x, context)
+                step = step[:, None] if how.apart else step
             else:
                 path = leg.layer.transport(x, leg.times, context=context, integration=how)
                 x, step = path.x[-1], None if path.log_det is None else path.log_det[-1]

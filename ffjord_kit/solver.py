@@ -32,7 +32,7 @@ FINEST_SINGLE = 1e-6  # the tolerance that states in float32 deserve
 
 
 class Solution(NamedTuple):
-    """The states at every requested time, each (T, ...), and the evaluations that they took."""
+    """The states at every requested time, each (T, ...), and the evaluations, with steps, that they took."""
 
     states: State
     evaluations: Evaluations
@@ -42,8 +42,9 @@ class Solution(NamedTuple):
 class Solver:
     """A method of integration: adaptive by tolerance, or of a fixed number of steps over the whole interval.
 
-    `gradient` is a word of GRADIENTS, the way back. Raises ValueError for an unknown method or gradient, a fixed method
-    without `steps`, or an adaptive one with them.
+    `gradient` is a word of GRADIENTS, the way back. With `paired`, of dopri5_by_row alone, the rows of the second half
+    of a batch take the steps of the first half, each as two. Raises ValueError for an unknown method or gradient, a
+    fixed method without `steps`, or an adaptive one with them.
     """
 
     method: str = "dopri5"
@@ -53,6 +54,7 @@ class Solver:
     gradient: str = "backprop"
     max_nfe: int = 10_000
     grading: float = 1.0
+    paired: bool = False
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -74,6 +76,9 @@ class Solver:
             raise ValueError(f"gradient must be one of {', '.join(GRADIENTS)}; got {self.gradient!r}")
         if self.by_adjoint and self.method == "dopri5_by_row":
             raise ValueError("method 'dopri5_by_row' has no adjoint: pass gradient='backprop', or method='dopri5'")
+
+        if self.paired and self.method != "dopri5_by_row":
+            raise ValueError(f"only the rows of 'dopri5_by_row' travel in pairs; got method {self.method!r}")
 
     @property
     def gradable(self) -> bool:
@@ -164,15 +169,9 @@ def _adjoint(
     if "step_t" in back:  # torchdiffeq turns a falling clock round, but not these
         back["step_t"] = torch.cat([times, -times]).unique()
     states = odeint_adjoint(
-        rhs,
-        state,
-        times,
-        options=options,
-        adjoint_params=params,
-        adjoint_options=back,
-        adjoint_atol=solver.atol,
+        rhs, state, times, options=options, adjoint_params=params, adjoint_options=back, adjoint_atol=solver.atol,
         **common,
-    )
+    )  # fmt: skip
     return tuple(_OnceDifferentiable.apply(part) for part in states)
 
 
@@ -225,7 +224,12 @@ def _by_row(
     solver: Solver, rhs: Checked, state: State, times: Tensor, params: tuple[Tensor, ...], steering: int | None
 ) -> State:
     times, leaving = times.to(state[0].device), rhs.part is not None
-    solution = dopri5_by_row(rhs, state, times, rtol=solver.rtol, atol=solver.atol, steering=steering, leaving=leaving)
+    if solver.paired and rhs.part is None:
+        raise ValueError("rows in pairs step in parts of the batch: pass part=")
+    solution, counts = dopri5_by_row(
+        rhs, state, times, rtol=solver.rtol, atol=solver.atol, steering=steering, leaving=leaving, paired=solver.paired
+    )
+    rhs.evaluations.taken, rhs.evaluations.refused = counts
     return _stacked(solution)
 
 

@@ -117,6 +117,12 @@ class FieldPoint(NamedTuple):
         """The (estimated) trace of J, (batch,)."""
         return (self.products * self.probes).reshape(*self.products.shape[:2], -1).sum(dim=(0, 2))
 
+    @property
+    def traces(self) -> Tensor:
+        """What each probe alone says of the trace, (batch, probe): their mean is the trace."""
+        parts = (self.products * self.probes).reshape(*self.products.shape[:2], -1).sum(2)
+        return len(self.probes) * parts.T
+
 
 def evaluate(
     dynamics: Callable[..., Tensor], t: Tensor, x: Tensor, probes: Tensor, context: Tensor | None = None

@@ -167,6 +167,8 @@ COMMANDS = {
     "fit table.csv --out run": "run already holds a run: choose another folder, --resume it, or pass --force",
     "fit table.csv --out run --force --ema-decay 2": r"ema_decay must be in \[0, 1\); got 2\.0",
     "fit nan.csv --out run --force": r"nan\.csv: missing values .*",
+    "score run table.csv --target 0": r"error must be positive, in nats; got 0\.0",
+    "score run table.csv --probes 1": "probes must be at least 2, or None for the exact trace; got 1",
     "sample run --out x.xlsx": r"x\.xlsx: unknown extension '\.xlsx'; known: .*",
     "sample run --out table.csv": r"table\.csv exists: choose another name, or pass --force",
     "sample run --out no/x.csv": r"no/x\.csv: no folder '.*no'; make it first",

@@ -135,6 +135,25 @@ def test_score_prints_the_likelihood_and_writes_it_row_by_row(command, moons, tm
     assert "KL" not in out
 
 
+def test_score_states_the_error_of_each_row_and_meets_the_one_that_is_asked_for(command, moons, tmp_path):
+    datasets.write(tmp_path / "x.csv", datasets.load("moons", rows=12, seed=3).x, ["x0", "x1"])
+    out = command("score", moons, tmp_path / "x.csv", "--error", "--out", tmp_path / "scores.csv")
+    found = FFJORD.load(moons).certify(datasets.load(tmp_path / "x.csv").x)
+    written = datasets.load(tmp_path / "scores.csv")
+    assert written.columns == ("log_likelihood", "error")
+    assert written.x[:, 1] == pytest.approx(found.error, rel=1e-6)
+    assert f"error of a row  median {np.median(found.error):.1e}, largest {found.error.max():.1e}" in " ".join(
+        out.split("\n")
+    )
+    assert re.search(r"steps of a row +median \d+, largest \d+; refused besides: \d", out)
+    assert re.search(
+        r"error of 1e-07 +met by every row", command("score", moons, tmp_path / "x.csv", "--target", "1e-7")
+    )
+    out = command("score", moons, tmp_path / "x.csv", "--target", "1e-16", "--probes", 2)
+    assert re.search(r"error of 1e-16 +met by 0 of 12 rows; not by rows 0, 1, 2, 3, 4, \.\.\.", out)
+    assert "of the trace" in out
+
+
 def test_score_takes_the_columns_of_the_run_by_their_names(command, moons, tmp_path):
     x = datasets.load("moons", rows=9, seed=3).x
     datasets.write(tmp_path / "plain.csv", x, ["x0", "x1"])

@@ -19,7 +19,7 @@ FLOORS = [  # from top to bottom: a room uses lower floors, and its own floor wi
     {"training"},
     {"runs", "objectives"},
     {"flow"},
-    {"route"},
+    {"route", "accuracy"},
     {"cnf"},
     {"layers", "solver", "evaluations", "steppers", "trace", "regularizers", "dynamics", "activations", "base"}
     | {"potential", "couplings", "discrete", "gaussianize", "scalings"},

@@ -8,9 +8,10 @@ import warnings
 
 import click
 
-from ffjord_kit.cli.commands import INTERRUPTED, data, fit, info, sample, score
+from ffjord_kit.cli.commands import INTERRUPTED, data, fit, info, sample
 from ffjord_kit.cli.demo import demo
 from ffjord_kit.cli.pictures import plot
+from ffjord_kit.cli.score import score
 from ffjord_kit.cli.straighten import straighten
 from ffjord_kit.version import __version__
 

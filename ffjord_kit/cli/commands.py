@@ -1,4 +1,4 @@
-"""The commands that fit, sample, score and describe."""
+"""The commands that fit, sample and describe."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 from rich.table import Table
 
-from ffjord_kit import datasets, metrics
-from ffjord_kit.cli.options import PLAIN, chosen_fields, field_options, was_given
-from ffjord_kit.cli.sources import Source, context_rows, open_source, rows_like, source_of
+from ffjord_kit import datasets
+from ffjord_kit.cli.options import PLAIN, check_free, chosen_fields, field_options, was_given
+from ffjord_kit.cli.sources import Source, context_rows, open_source, source_of
 from ffjord_kit.estimator import FFJORD
 from ffjord_kit.runs import Run
 
@@ -107,47 +106,11 @@ def sample(
 ) -> None:
     """Draw new rows from a RUN into a file."""
     datasets.check_writable(out)
-    _check_free(out, force)
+    check_free(out, force)
     opened, model = Run.open(run), FFJORD.load(run)
     rows = model.sample(number, context=context_rows(opened, context, number), random_state=seed, steps=steps)
     datasets.write(out, rows, opened.config["columns"])
     click.echo(f"{number} samples in {out}")
-
-
-@click.command()
-@click.argument("run", type=click.Path())
-@click.argument("source", metavar="DATA")
-@click.option("--out", type=click.Path(), help="File for the log-likelihood of each row.")
-@click.option("--force", is_flag=True, help="Replace the file if it is there.")
-def score(run: str, source: str, out: str | None, force: bool) -> None:
-    """Score DATA under a RUN: the mean log-likelihood with its standard error, in nats and in bits per dimension."""
-    if out is not None:
-        datasets.check_writable(out)
-        _check_free(out, force)
-    opened, model = Run.open(run), FFJORD.load(run)
-    read = rows_like(opened, source)
-    result = model.evaluate(read.x, context=read.context)
-    _report(model, read, result.log_prob, result.nfe)
-    if out is not None:
-        datasets.write(out, result.log_prob[:, None], ["log_likelihood"])
-        click.echo(f"each row's log-likelihood in {out}")
-
-
-def _report(model: FFJORD, read: Source, log_prob: np.ndarray, nfe: int) -> None:
-    mean, error = metrics.mean_and_standard_error(log_prob)
-    dimensions = read.x.shape[1]
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_row("rows", f"{len(log_prob)}, {dimensions} columns")
-    table.add_row("log-likelihood", f"{mean:.4f} ± {error:.4f} nats a row")
-    bits, bits_error = (metrics.bits_per_dim(value, dimensions) for value in (-mean, error))
-    table.add_row("bits/dim", f"{bits:.4f} ± {bits_error:.4f}")
-    table.add_row("evaluations", f"{nfe} (exact trace, each row to tolerance {model.tolerance:g})")
-    solver = model.solver_error(read.x, context=read.context)
-    table.add_row("solver's error", f"{solver:.1e} nats a row (mean over up to 64 rows, against a finer solve)")
-    if read.log_prob is not None:
-        kl, kl_error = metrics.kl_divergence(read.log_prob(read.x), log_prob)
-        table.add_row("KL(truth | model)", f"{kl:.4f} ± {kl_error:.4f} nats")
-    PLAIN.print(table)
 
 
 @click.command()
@@ -205,8 +168,3 @@ def data() -> None:
         "A name takes a split, as in moons:test. Any other DATA is a file: CSV, TSV, NPY, NPZ[:KEY], Parquet.\n"
         "Sources and licences: data/README.md"
     )
-
-
-def _check_free(path: str, force: bool) -> None:
-    if Path(path).exists() and not force:
-        raise ValueError(f"{path} exists: choose another name, or pass --force")

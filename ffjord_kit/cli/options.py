@@ -1,9 +1,10 @@
-"""Options made from the estimator's fields, so that a field is written once."""
+"""Options made from the estimator's fields, so that a field is written once, and what commands share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import MISSING, Field, fields
+from pathlib import Path
 from typing import Any
 
 import click
@@ -49,6 +50,12 @@ def was_given(context: click.Context) -> list[str]:
     """The names of the command's parameters that were given on the command line."""
     source = click.core.ParameterSource.COMMANDLINE
     return [name for name in context.params if context.get_parameter_source(name) is source]
+
+
+def check_free(path: str, force: bool) -> None:
+    """Raise ValueError for a file that is there and may not be replaced."""
+    if Path(path).exists() and not force:
+        raise ValueError(f"{path} exists: choose another name, or pass --force")
 
 
 def _option(f: Field) -> Callable[[Command], Command]:

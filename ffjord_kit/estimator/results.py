@@ -23,9 +23,9 @@ class NumpyTrajectory(NamedTuple):
     log_prob: np.ndarray
 
 
-def spread(values: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """Values of the rows inside the support, and minus infinity, their log-density, for the others."""
-    spread = np.full(len(inside), -np.inf)
+def spread(values: np.ndarray, inside: np.ndarray, outside: float = -np.inf) -> np.ndarray:
+    """Values of the rows inside the support, and another one, that of a log-density, for the others."""
+    spread = np.full(len(inside), outside)
     spread[inside] = values
     return spread
 

@@ -1,0 +1,46 @@
+"""From a run folder to the estimator that it keeps."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from ffjord_kit.estimator import build
+from ffjord_kit.layers import Standardize
+from ffjord_kit.runs import Run, RunError
+from ffjord_kit.training import History
+
+if TYPE_CHECKING:
+    from ffjord_kit.estimator.ffjord import FFJORD
+
+
+def loaded(kind: type[FFJORD], run: Run) -> FFJORD:
+    """The fitted model of a run. Raises RunError where it is damaged, or without weights yet."""
+    model = configured(kind, run)
+    dimensions, context_dim = model.n_features_in_, model.config_["context_dim"]
+    zeros = torch.zeros(context_dim, dtype=torch.float64)
+    scaling = Standardize(zeros, torch.ones_like(zeros)) if context_dim else None
+    now = build.settled(model, model.config_.get("chosen", {}), dimensions)
+    model.flow_ = build.build_flow(now, build.blank_layers(now, dimensions), scaling, dimensions, model.seed_)
+    run.load_model(model.flow_)
+    model.history_ = History(model.seed_, records=run.records())
+    model.settle()
+    return model
+
+
+def configured(kind: type[FFJORD], run: Run) -> FFJORD:
+    """An estimator with a run's fields and no weights. Raises RunError where the fields are not an estimator's."""
+    config = run.config
+    try:
+        hidden = config["estimator"]["hidden"]
+        model = kind(**{**config["estimator"], "hidden": None if hidden is None else tuple(hidden)})
+        model.config_, model.seed_ = config, int(config["seed"])
+        model.n_features_in_ = len(config["columns"])
+        if config["named"]:
+            model.feature_names_in_ = np.array(config["columns"], dtype=object)
+        build.check_dimensions(model.n_features_in_, config["context_dim"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{run.path / 'config.json'} is damaged ({error!r}): restore it, or fit again") from error
+    return model

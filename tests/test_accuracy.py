@@ -1,0 +1,218 @@
+"""Log-densities with their errors: the truth lies within what is stated, which is not much larger than it must be."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from oracles import randn
+from torch import nn
+
+from ffjord_kit import (
+    CNF,
+    DYNAMICS,
+    FFJORD,
+    ConcatDynamics,
+    ConcatSquashDynamics,
+    Flow,
+    ResidualDynamics,
+    SolveError,
+    Solver,
+    Standardize,
+    datasets,
+)
+
+F64 = torch.float64
+KINDS = ((ResidualDynamics, 0.3), (ConcatSquashDynamics, 1.0), (ConcatDynamics, 1.0))
+SCALES, DIMENSIONS = (0.5, 1.0, 1.5, 2.5), (1, 2, 3, 5)
+TOLERANCES = tuple(10.0**-k for k in range(2, 9))
+EXACT = Solver("dopri5_by_row", 1e-12, 1e-12, max_nfe=10**6)
+
+
+def network(number, kind, size, scale, width=16):
+    """A random field, from smooth to so stiff that a tolerance of 1e-2 leaves errors of a tenth of a nat."""
+    torch.manual_seed(number)
+    net = kind((size,), hidden=(width, width)).double()
+    for p in net.parameters():
+        nn.init.normal_(p, 0.0, scale / math.sqrt(p.shape[1]) if p.dim() > 1 else 0.5 * scale)
+    return Flow([CNF(net.requires_grad_(False), (size,))])
+
+
+def random_flow(number):
+    kind, own = KINDS[number % 3]
+    size = DIMENSIONS[number % 4]
+    return network(number, kind, size, own * SCALES[(number // 3) % 4]), 2 * randn(40, size, seed=number)
+
+
+def covered(numbers, tolerances):
+    """For each tolerance: the share of rows whose truth lies within the stated error, and the errors' median ratio."""
+    found = {tolerance: [] for tolerance in tolerances}
+    for number in numbers:
+        flow, x = random_flow(number)
+        truth = flow.log_prob(x, solver=EXACT)
+        for tolerance in tolerances:
+            result = flow.evaluate(x, tolerance=tolerance, max_nfe=10**6)
+            found[tolerance].append(torch.stack([(result.value - truth).abs(), result.error]))
+    for pairs in found.values():
+        actual, stated = torch.cat(pairs, dim=1)
+        yield float((actual <= stated).double().mean()), float((stated / actual.clamp(min=1e-15)).median())
+
+
+@pytest.mark.parametrize("numbers", [range(3, 9)])
+def test_the_truth_lies_within_the_stated_error(numbers):
+    for share, ratio in covered(numbers, (1e-2, 1e-5, 1e-8)):
+        assert share >= 0.99
+        assert 1 < ratio < 10
+
+
+@pytest.mark.slow
+def test_the_truth_lies_within_the_stated_error_of_thirty_networks_at_every_tolerance():
+    for share, ratio in covered(range(30), TOLERANCES):
+        assert share >= 0.99
+        assert 1 < ratio < 10
+
+
+@pytest.mark.parametrize("tolerance", [1e-2, 1e-5, 1e-8])
+def test_a_linear_flow_whose_density_is_known_in_closed_form(tolerance):
+    class Linear(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.matrix = nn.Parameter(torch.tensor([[0.6, 1.5], [-1.2, -0.4]], dtype=F64))
+
+        def forward(self, t, x, context=None):
+            return x @ self.matrix.T
+
+    field, x = Linear(), randn(300, 2)
+    shift, scale = torch.tensor([[1.0, -2.0], [3.0, 0.1]], dtype=F64)
+    flow, z = Flow([Standardize(shift, scale), CNF(field, (2,))]), (x - shift) / scale
+    back = z @ torch.matrix_exp(-field.matrix.detach()).T
+    truth = -0.5 * back.square().sum(1) - math.log(2 * math.pi) - 0.2 - math.log(3.0 * 0.1)
+    result = flow.evaluate(x, tolerance=tolerance)
+    actual = (result.value - truth).abs()
+    assert float((actual <= result.error).double().mean()) >= 0.99
+    assert float((result.error / actual.clamp(min=1e-15)).median()) < 10
+
+
+def test_the_value_is_that_of_a_solve_without_an_error():
+    flow, x = random_flow(7)
+    plain = flow.log_prob(x, solver=Solver("dopri5_by_row", 1e-4, 1e-4))
+    assert torch.equal(flow.evaluate(x, tolerance=1e-4).value, plain)
+
+
+@pytest.mark.parametrize("probes", [None, 16])
+def test_an_error_that_is_asked_for_is_met_row_by_row(probes):
+    flow, x = network(1, ConcatSquashDynamics, 6, 1.2), randn(60, 6)
+    truth = flow.log_prob(x, solver=EXACT)
+    generator = torch.Generator().manual_seed(0)
+    result = flow.evaluate(x, tolerance=1e-2, probes=probes, error=1e-3, generator=generator)
+    assert bool(result.met.all())
+    assert float(result.error.max()) <= 1e-3
+    assert float(((result.value - truth).abs() <= result.error).double().mean()) >= 0.99
+    assert len(result.tolerance.unique()) > 1  # hard rows alone were solved again
+    assert bool((result.taken > 0).all())
+
+
+def test_a_row_does_not_know_its_company():
+    flow, x = random_flow(10)
+    together = flow.evaluate(x, tolerance=1e-3, error=1e-4)
+    for row in (0, 17, 39):
+        alone = flow.evaluate(x[row : row + 1], tolerance=1e-3, error=1e-4)
+        assert float((alone.value - together.value[row]).abs()) < 1e-12
+        assert int(alone.taken) == int(together.taken[row])
+        assert float(alone.tolerance) == float(together.tolerance[row])
+
+
+def test_the_error_of_few_probes_is_known():
+    flow, x = network(2, ConcatSquashDynamics, 12, 1.2), randn(200, 12)
+    truth = flow.log_prob(x, solver=EXACT)
+    for probes in (4, 8):
+        result = flow.evaluate(x, probes=probes, generator=torch.Generator().manual_seed(1))
+        apart = (result.value - truth).abs()
+        assert float((apart <= result.error).double().mean()) > 0.97
+        assert float((result.trace_error / apart).median()) == pytest.approx(1 / 0.7, rel=0.3)  # of a normal law
+    exact = flow.evaluate(x, probes=12)
+    assert float(exact.trace_error.max()) == 0
+    assert int(exact.probes.max()) == 0
+
+
+def test_the_noise_of_the_trace_comes_from_the_generator():
+    flow, x = network(2, ConcatSquashDynamics, 5, 1.0), randn(6, 5)
+    a, b, c = (flow.evaluate(x, probes=3, generator=torch.Generator().manual_seed(s)).value for s in (0, 0, 1))
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+
+
+def test_rows_that_cannot_meet_it_are_named_and_keep_an_honest_error():
+    flow, x = random_flow(4)
+    result = flow.evaluate(x, tolerance=1e-3, error=1e-14)
+    assert not bool(result.met.all())
+    assert bool((result.error[~result.met] > 1e-14).all())
+    single = flow.float().evaluate(x.float(), tolerance=1e-3, error=1e-6)
+    truth = flow.double().log_prob(x.float().double(), solver=EXACT)
+    assert not bool(single.met.any())
+    assert float(((single.value - truth).abs() <= single.error).double().mean()) >= 0.99
+
+
+def test_a_solve_that_cannot_be_made_finer_leaves_the_coarser_one():
+    flow, x = random_flow(10)
+    result = flow.evaluate(x, tolerance=1e-2, error=1e-6, max_nfe=200)
+    assert not bool(result.met.all())
+    assert bool(result.value.isfinite().all())
+    with pytest.raises(SolveError, match="max_nfe=7"):
+        flow.evaluate(x, max_nfe=7)
+
+
+@pytest.mark.parametrize("word", DYNAMICS)
+def test_context_and_several_continuous_layers_go_through(word):
+    torch.manual_seed(0)
+    layers = [CNF(DYNAMICS[word]((2,), context_dim=1, hidden=(8,)), (2,)) for _ in range(2)]
+    flow = Flow(layers, context_dim=1).double().requires_grad_(False)
+    for p in flow.parameters():
+        nn.init.normal_(p, 0.0, 0.3)
+    x, context = randn(9, 2), randn(9, 1, seed=2)
+    truth = flow.log_prob(x, context, solver=EXACT)
+    result = flow.evaluate(x, context, tolerance=1e-4)
+    assert bool(((result.value - truth).abs() <= result.error).all())
+    assert bool((result.taken >= 2).all())
+    half = flow.evaluate(x, context, time=0.5, tolerance=1e-6).value
+    assert torch.allclose(half, flow.log_prob(x, context, time=0.5, solver=EXACT), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"error": 0.0}, "error must be positive, in nats; got 0.0"),
+        ({"error": float("nan")}, "error must be positive, in nats; got nan"),
+        ({"probes": 1}, "probes must be at least 2, or None for the exact trace; got 1"),
+        ({"tolerance": -1.0}, "rtol and atol must be positive"),
+        ({"time": 2.0}, "times must lie in"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused(asked, message):
+    flow, x = random_flow(1)
+    with pytest.raises(ValueError, match=message):
+        flow.evaluate(x, **asked)
+
+
+def test_rows_in_pairs_belong_to_one_method():
+    with pytest.raises(ValueError, match="only the rows of 'dopri5_by_row' travel in pairs; got method 'rk4'"):
+        Solver("rk4", steps=3, paired=True)
+    with pytest.raises(ValueError, match="rows in pairs step in parts of the batch: pass part="):
+        rows = torch.ones(4, 1, dtype=F64)
+        Solver("dopri5_by_row", paired=True).solve(lambda t, s: s, (rows,), torch.tensor([0.0, 1.0]))
+
+
+def test_the_estimator_gives_the_same_with_the_support_in_mind():
+    x = datasets.load("moons", rows=200, seed=0).x
+    model = FFJORD(schedule="flow_matching:30", hidden=(8,), random_state=0, support="bounded:-9:9").fit(x)
+    rows = np.concatenate([x[:5], [[-10.0, 0.0]]])
+    log_prob, error = model.score_samples(rows, return_error=True)
+    assert log_prob[:5] == pytest.approx(model.score_samples(rows)[:5], abs=1e-10)
+    assert np.isneginf(log_prob[5])
+    assert error[5] == 0
+    assert (error[:5] > 0).all()
+    found = model.certify(rows, error=1e-7)
+    assert found.met.all()
+    assert found.error.max() <= 1e-7
+    assert np.abs(found.log_prob[:5] - log_prob[:5]).max() <= error.max()
+    assert model.solver_error(rows[:5]) == pytest.approx(model.certify(rows[:5]).solver_error.mean())
