@@ -8,22 +8,24 @@ from ffjord_kit.datasets import DATASETS
 from ffjord_kit.discrete import DISCRETE, ZukoLayer
 from ffjord_kit.dynamics import DYNAMICS, ConcatDynamics, ConcatSquashDynamics, ResidualDynamics
 from ffjord_kit.estimator import FFJORD
+from ffjord_kit.failures import BlownUp, NotFinite, SolveError, StepVanished, TooManyEvaluations
 from ffjord_kit.flow import Flow, Trajectory
 from ffjord_kit.layers import Layer, Logit, Softplus, Standardize, Whiten
 from ffjord_kit.objectives import OBJECTIVES, FlowMatching, LayersLikelihood, MaximumLikelihood, Objective
 from ffjord_kit.potential import PotentialDynamics
 from ffjord_kit.regularizers import REGULARIZERS
 from ffjord_kit.runs import Run, RunError
-from ffjord_kit.solver import GRADIENTS, METHODS, SolveError, Solver
+from ffjord_kit.solver import GRADIENTS, METHODS, Solver
 from ffjord_kit.trace import TRACE_ESTIMATORS, ExactTrace, HutchinsonTrace, OrthogonalTrace, TraceEstimator, evaluate
 from ffjord_kit.training import History, Optimization, Phase, TrainingDiverged, fit
 from ffjord_kit.version import __version__
 
 __all__ = [
     "CNF", "COUPLINGS", "DATASETS", "DISCRETE", "DYNAMICS", "FFJORD", "GRADIENTS", "METHODS", "OBJECTIVES",
-    "REGULARIZERS", "TRACE_ESTIMATORS", "Base", "ConcatDynamics", "ConcatSquashDynamics", "ExactTrace", "Flow",
-    "FlowMatching", "History", "HutchinsonTrace", "Integration", "Layer", "LayersLikelihood", "LogDensity", "Logit",
-    "MaximumLikelihood", "Objective", "Optimization", "OrthogonalTrace", "Path", "Phase", "PotentialDynamics",
-    "ResidualDynamics", "Run", "RunError", "Softplus", "SolveError", "Solver", "StandardNormal", "Standardize",
-    "TraceEstimator", "TrainingDiverged", "Trajectory", "Whiten", "ZukoLayer", "__version__", "evaluate", "fit",
+    "REGULARIZERS", "TRACE_ESTIMATORS", "Base", "BlownUp", "ConcatDynamics", "ConcatSquashDynamics", "ExactTrace",
+    "Flow", "FlowMatching", "History", "HutchinsonTrace", "Integration", "Layer", "LayersLikelihood", "LogDensity",
+    "Logit", "MaximumLikelihood", "NotFinite", "Objective", "Optimization", "OrthogonalTrace", "Path", "Phase",
+    "PotentialDynamics", "ResidualDynamics", "Run", "RunError", "Softplus", "SolveError", "Solver",
+    "StandardNormal", "Standardize", "StepVanished", "TooManyEvaluations", "TraceEstimator", "TrainingDiverged",
+    "Trajectory", "Whiten", "ZukoLayer", "__version__", "evaluate", "fit",
 ]  # fmt: skip

@@ -28,7 +28,8 @@ from torch import Tensor
 
 from ffjord_kit.base import Base
 from ffjord_kit.cnf import Integration
-from ffjord_kit.solver import SolveError, Solver
+from ffjord_kit.failures import SolveError
+from ffjord_kit.solver import Solver
 from ffjord_kit.trace import ExactTrace, HutchinsonTrace, TraceEstimator
 
 SAFETY = 2.0
@@ -69,6 +70,7 @@ class LogDensity:
 class Asked:
     """What is asked of log-densities: a tolerance, probes of the trace (None: exact), and the error, if any.
 
+    A row whose solve cannot go on ends all, or, where it is forgiven, has the value NaN and has met nothing.
     Raises ValueError for an error that is not positive, or for one probe, which does not show its error.
     """
 
@@ -76,6 +78,7 @@ class Asked:
     probes: int | None = None
     error: float | None = None
     max_nfe: int = 10_000
+    forgiving: bool = False
 
     def __post_init__(self) -> None:
         if self.error is not None and not self.error > 0:
@@ -121,7 +124,7 @@ def log_density(
     if asked.error is None:
         return first
     coarse = first.solver_error > asked.error / (1 if asked.probes is None else 2)
-    noisy = ~first.met & ~coarse
+    noisy = ~first.met & ~coarse & first.value.isfinite()
     for unmet, again in ((coarse, asked.finer(x.dtype)), (noisy, asked.surer())):
         rows = unmet.nonzero().flatten()
         if len(rows) and again is not None:
@@ -137,7 +140,9 @@ def _judged(
     way: Way, base: Base, x: Tensor, context: Tensor | None, asked: Asked, generator: torch.Generator | None
 ) -> LogDensity:
     trace = ExactTrace() if asked.probes is None else HutchinsonTrace(asked.probes)
-    solver = Solver("dopri5_by_row", asked.tolerance, asked.tolerance, max_nfe=asked.max_nfe, paired=True)
+    solver = Solver(
+        "dopri5_by_row", asked.tolerance, asked.tolerance, max_nfe=asked.max_nfe, paired=True, forgiving=asked.forgiving
+    )
     how = Integration(Twins(trace), solver, generator=generator, apart=asked.probes is not None)
     twice = None if context is None else torch.cat([context, context])
     z, log_dets, taken, refused = way(torch.cat([x, x]), twice, how)

@@ -116,17 +116,19 @@ class Flow(nn.Module):
         error: float | None = None,
         generator: torch.Generator | None = None,
         max_nfe: int = 10_000,
+        forgiving: bool = False,
     ) -> LogDensity:
         """Log-densities under p_time, nats in the units of the data, each with its error; no gradients.
 
         Each row by adaptive steps of its own at the tolerance; the exact trace, or `probes` of Hutchinson's. Where an
         `error` is asked for, tolerance and probes follow, row by row, until it is met; the result says where it is not.
+        A row whose solve cannot go on raises SolveError; with `forgiving` its value is NaN, and the others are solved.
         Shapes: x (batch, *event), context (batch, context_dim).
-        Raises ValueError for what cannot be asked, SolveError.
+        Raises ValueError for what cannot be asked.
         """
         self.check(x, context)
         _check_times([time])
-        asked, legs = Asked(tolerance, probes, error, max_nfe), to_base_legs(self.layers, time)
+        asked, legs = Asked(tolerance, probes, error, max_nfe, forgiving), to_base_legs(self.layers, time)
 
         def way(x: Tensor, context: Tensor | None, how: Integration) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             moved, none = self._carry(x, legs, context, how), torch.zeros(len(x), dtype=torch.long, device=x.device)

@@ -25,7 +25,9 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint, odeint_adjoint
 
-from ffjord_kit.evaluations import Checked, Evaluations, Part, RightHandSide, SolveError
+from ffjord_kit.evaluations import Checked, Evaluations, Part, RightHandSide, Told
+from ffjord_kit.failures import SolveError, StepVanished
+from ffjord_kit.grids import count, grid
 from ffjord_kit.steppers import State, StepUnderflow, dopri5_by_row
 
 FINEST_SINGLE = 1e-6  # the tolerance that states in float32 deserve
@@ -42,9 +44,9 @@ class Solution(NamedTuple):
 class Solver:
     """A method of integration: adaptive by tolerance, or of a fixed number of steps over the whole interval.
 
-    `gradient` is a word of GRADIENTS, the way back. With `paired`, of dopri5_by_row alone, the rows of the second half
-    of a batch take the steps of the first half, each as two. Raises ValueError for an unknown method or gradient, a
-    fixed method without `steps`, or an adaptive one with them.
+    `gradient` is a word of GRADIENTS, the way back. Of dopri5_by_row alone: with `paired` the rows of the second half
+    of a batch take the steps of the first half, each as two; with `forgiving` rows that cannot go on end as NaN.
+    Raises ValueError for an unknown method or gradient, a fixed method without `steps`, or an adaptive one with them.
     """
 
     method: str = "dopri5"
@@ -55,6 +57,7 @@ class Solver:
     max_nfe: int = 10_000
     grading: float = 1.0
     paired: bool = False
+    forgiving: bool = False
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -77,8 +80,8 @@ class Solver:
         if self.by_adjoint and self.method == "dopri5_by_row":
             raise ValueError("method 'dopri5_by_row' has no adjoint: pass gradient='backprop', or method='dopri5'")
 
-        if self.paired and self.method != "dopri5_by_row":
-            raise ValueError(f"only the rows of 'dopri5_by_row' travel in pairs; got method {self.method!r}")
+        if (self.paired or self.forgiving) and self.method != "dopri5_by_row":
+            raise ValueError(f"only the rows of 'dopri5_by_row' go in pairs, or are forgiven; got {self.method!r}")
 
     @property
     def gradable(self) -> bool:
@@ -111,15 +114,22 @@ class Solver:
         times = times.to("cpu", _clock_dtype(state[0]))  # once: no step asks an accelerator for its time
         self._check(state, times)
         patient, recompute = METHODS[self.method] is _fixed, self.gradient == "checkpointed"
-        checked = Checked(rhs, times, part=part, limit=self.max_nfe, patient=patient, recompute=recompute)
+        checked = Checked(
+            rhs, times, part=part, limit=self.max_nfe, patient=patient, recompute=recompute, forgiving=self.forgiving
+        )
         try:
             states = METHODS[self.method](self, checked, state, times, tuple(params), steering)
         except (AssertionError, StepUnderflow) as error:  # torchdiffeq's guard, and our own stepper's
-            raise SolveError(
-                f"the step size vanished after {checked.evaluations.forward} evaluations ({error}): the field is too "
-                f"stiff for {self.method!r} at rtol={self.rtol:g}. Loosen the tolerance, or solve in float64"
-            ) from error
+            raise self._vanished(checked, error) from error
         return Solution(tuple(states), checked.finish())
+
+    def _vanished(self, checked: Checked, error: Exception) -> SolveError:
+        text = (
+            f"the step size vanished after {checked.evaluations.forward} evaluations ({error}): the field is too "
+            f"stiff for {self.method!r} at rtol={self.rtol:g}. Loosen the tolerance, or solve in float64"
+        )
+        rows = error.rows if isinstance(error, StepUnderflow) else ()
+        return checked.failed(StepVanished, text, checked.clock, rows)
 
     def _check(self, state: State, times: Tensor) -> None:
         steps = times.diff()
@@ -183,14 +193,14 @@ def _adaptive(
     solver: Solver, rhs: Checked, state: State, times: Tensor, params: tuple[Tensor, ...], steering: int | None
 ) -> State:
     options = {"norm": lambda parts: _worst_row(parts[:steering]), "step_t": times, "dtype": times.dtype}
-    return _integrate(solver, rhs, state, times, params, options)
+    return _integrate(solver, Told(rhs), state, times, params, options)
 
 
 def _fixed(
     solver: Solver, rhs: Checked, state: State, times: Tensor, params: tuple[Tensor, ...], steering: int | None
 ) -> State:
     low, high = float(times.min()), float(times.max())
-    options = {"grid_constructor": lambda _, __, asked: _grid(asked, low, high, solver)}
+    options = {"grid_constructor": lambda _, __, asked: grid(asked, low, high, solver.steps, solver.grading)}
     if METHODS[solver.method] is _adams:
         options["max_order"] = 5  # torchdiffeq's own 12 is unstable for an explicit formula
     return _integrate(solver, rhs, state, times, params, options)
@@ -203,7 +213,7 @@ def _adams(
     width = float((times[-1] - times[0]).abs()) / solver.steps
     solution = [state]
     for pair in zip(times[:-1], times[1:], strict=True):
-        part = replace(solver, steps=_count(*pair, width))
+        part = replace(solver, steps=count(*pair, width))
         last = _fixed(part, rhs, solution[-1], torch.stack(pair), params, steering)
         solution.append(tuple(values[-1] for values in last))
     return _stacked(solution)
@@ -227,36 +237,15 @@ def _by_row(
     if solver.paired and rhs.part is None:
         raise ValueError("rows in pairs step in parts of the batch: pass part=")
     solution, counts = dopri5_by_row(
-        rhs, state, times, rtol=solver.rtol, atol=solver.atol, steering=steering, leaving=leaving, paired=solver.paired
-    )
+        rhs, state, times, rtol=solver.rtol, atol=solver.atol, steering=steering, leaving=leaving, paired=solver.paired,
+        forgiving=solver.forgiving, tell=rhs.stepping,
+    )  # fmt: skip
     rhs.evaluations.taken, rhs.evaluations.refused = counts
     return _stacked(solution)
 
 
 def _stacked(solution: Sequence[State]) -> State:
     return tuple(torch.stack(parts) for parts in zip(*solution, strict=True))
-
-
-def _count(start: Tensor, end: Tensor, width: float) -> int:
-    return max(1, round(float((end - start).abs()) / width))
-
-
-def _grid(asked: Tensor, low: float, high: float, solver: Solver) -> Tensor:
-    """The times asked for, to the bit, and between each two of them their share of the solver's steps from low to high.
-
-    Steps are equal in s = 1 - ((high - t) / (high - low))^(1 / grading).
-    """
-    if float(asked.min()) < low or float(asked.max()) > high:  # torchdiffeq turned a falling clock round
-        return -_grid(-asked, low, high, solver)
-    times, power = asked.cpu(), solver.grading
-    places = 1 - ((high - times).clamp(min=0) / (high - low)) ** (1 / power)
-    inner = [
-        torch.linspace(float(a), float(b), _count(a, b, 1 / solver.steps) + 1, dtype=times.dtype)[1:-1]
-        for a, b in zip(places[:-1], places[1:], strict=True)
-    ]
-    between = [high - (high - low) * (1 - piece) ** power for piece in inner]
-    parts = [part for piece, b in zip(between, times[1:], strict=True) for part in (piece, b.reshape(1))]
-    return torch.cat([times[:1], *parts]).to(asked.device)
 
 
 class _OnceDifferentiable(torch.autograd.Function):

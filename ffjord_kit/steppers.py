@@ -18,6 +18,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ffjord_kit.failures import TooManyEvaluations
+
 State = tuple[Tensor, ...]
 Live = Callable[[Tensor, State], State]
 Field = Callable[[Tensor, State, Tensor | None], State]
@@ -38,7 +40,11 @@ LEAVE = 1 / 8  # the share of rows that must have arrived before the others are 
 
 
 class StepUnderflow(ArithmeticError):
-    """The step size of some rows fell below what their clock resolves."""
+    """The step size of some rows, which it numbers, fell below what their clock resolves."""
+
+    def __init__(self, rows: list[int], time: float) -> None:
+        super().__init__(f"rows {rows[:5]} at t = {time:.6g}")
+        self.rows = rows
 
 
 class Counts(NamedTuple):
@@ -58,16 +64,19 @@ def dopri5_by_row(
     steering: int | None = None,
     leaving: bool = False,
     paired: bool = False,
+    forgiving: bool = False,
+    tell: Callable[[Tensor, State, Tensor], None] | None = None,
 ) -> tuple[list[State], Counts]:
     """The states at every time, each row with its own adaptive steps, and their counts.
 
     `field(t, state, rows)` is asked for the rows that `rows` names, all where it is None; only for all unless rows may
     leave, or are `paired`. The error that steers a row is the largest of those of the first `steering` parts of its
-    state; of a pair, that of its first row.
+    state; of a pair, that of its first row. With `forgiving` rows that cannot go on end as NaN, and the others go on.
+    `tell(clock, state, step)` hears of each step before it is tried.
     Shapes: every part of the state (batch, ...); times (T,), monotonic, the first the start.
     Raises StepUnderflow where a row's step vanishes.
     """
-    rows, slopes, step, control = len(state[0]), None, None, _Control(rtol, atol, steering, paired)
+    rows, slopes, step, control = len(state[0]), None, None, _Control(rtol, atol, steering, paired, forgiving, tell)
     solution, none = [state], torch.zeros(rows, dtype=torch.long, device=times.device)
     counts = Counts(none, none)
     for start, end in zip(times[:-1], times[1:], strict=True):
@@ -83,12 +92,14 @@ def dopri5_by_row(
 
 
 class _Control(NamedTuple):
-    """How steps are judged: the tolerances, the parts of the state that do, and whether rows travel in pairs."""
+    """How steps are judged: the tolerances, the parts of the state that do, whether rows travel in pairs, and end."""
 
     rtol: float
     atol: float
     steering: int | None
     paired: bool
+    forgiving: bool
+    tell: Callable[[Tensor, State, Tensor], None] | None
 
 
 class _Rows(NamedTuple):
@@ -124,21 +135,41 @@ def _advance(field: Field, rows: _Rows, end: Tensor, control: _Control, *, leavi
             rows = rows.take(chosen)
         if left == 0:
             return everyone
-        rows = _step(field, live, rows, end, control)
-        _check_underflow(rows, end, live)
+        try:
+            rows = _step(field, live, rows, end, control)
+        except TooManyEvaluations:
+            if not control.forgiving:
+                raise
+            return _lost(rows, under_way, end) if live is None else everyone.put(live, _lost(rows, under_way, end))
+        stuck = (rows.clock != end) & ((rows.clock + rows.step == rows.clock) | ~rows.step.isfinite())
+        if control.forgiving:
+            rows = _lost(rows, stuck, end)
+        elif bool(stuck.any()):
+            names = stuck.nonzero().flatten() if live is None else live[stuck]
+            raise StepUnderflow(names.tolist(), float(rows.clock[stuck].min()))
+
+
+def _lost(rows: _Rows, which: Tensor, end: Tensor) -> _Rows:
+    """Some rows, (batch,) of truth, given up: arrived as NaN."""
+    state = tuple(torch.where(_beside(which, part), torch.nan, part) for part in rows.state)
+    return rows._replace(state=state, clock=torch.where(which, end, rows.clock))
 
 
 def _step(field: Field, live: Tensor | None, rows: _Rows, end: Tensor, control: _Control) -> _Rows:
     """One step of every row, taken or refused; a row that has arrived takes none."""
-    (state, slopes, clock, step, taken, refused), (rtol, atol, steering, paired) = rows, control
+    (state, slopes, clock, step, taken, refused), (rtol, atol, steering, paired) = rows, control[:4]
     last = (end - clock).abs() <= step.abs() * (1 + 1e-12)
     h = torch.where(last, end - clock, step)
+    if control.tell is not None:
+        control.tell(clock, state, h)
     if paired:
         new, new_slopes, errors = _paired_trial(field, live, rows, h)
     else:
         new, new_slopes, errors = _trial(lambda t, y: field(t, y, live), state, slopes, clock, h)
     ratio = _error_ratio(state[:steering], new[:steering], errors[:steering], rtol, atol)
-    ratio = ratio[: len(h) // 2].repeat(2) if paired else ratio
+    if paired:
+        first, second = ratio.chunk(2)
+        ratio = torch.where(second.isfinite(), first, torch.nan).repeat(2)
     accepted = ratio <= 1
     factor = (SAFETY * ratio.clamp(min=1e-10) ** -0.2).clamp(SHRINK, GROW)
     under_way = clock != end
@@ -214,11 +245,3 @@ def _first_step(state: State, slopes: State, span: Tensor, rtol: float, atol: fl
     speed = torch.stack([_rms(f / w) for f, w in zip(slopes, scales, strict=True)]).amax(0)
     step = (0.01 * (size + 1e-3) / (speed + 1e-10)).to(span.dtype)
     return step.clamp(max=float(span.abs()), min=1e-6 * float(span.abs())) * span.sign()
-
-
-def _check_underflow(rows: _Rows, end: Tensor, live: Tensor | None) -> None:
-    stuck = (rows.clock != end) & (rows.clock + rows.step == rows.clock)
-    if bool(stuck.any()):
-        which = stuck.nonzero().flatten()
-        names = (which if live is None else live[which]).tolist()
-        raise StepUnderflow(f"rows {names[:5]} at t = {float(rows.clock[which[0]]):.6g}")

@@ -195,7 +195,7 @@ def test_what_cannot_be_asked_is_refused(asked, message):
 
 
 def test_rows_in_pairs_belong_to_one_method():
-    with pytest.raises(ValueError, match="only the rows of 'dopri5_by_row' travel in pairs; got method 'rk4'"):
+    with pytest.raises(ValueError, match="only the rows of 'dopri5_by_row' go in pairs, or are forgiven; got 'rk4'"):
         Solver("rk4", steps=3, paired=True)
     with pytest.raises(ValueError, match="rows in pairs step in parts of the batch: pass part="):
         rows = torch.ones(4, 1, dtype=F64)

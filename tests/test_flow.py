@@ -11,9 +11,10 @@ from torch import distributions as d
 
 from ffjord_kit.base import StandardNormal
 from ffjord_kit.cnf import CNF
+from ffjord_kit.failures import SolveError
 from ffjord_kit.flow import Flow
 from ffjord_kit.layers import Softplus, Standardize
-from ffjord_kit.solver import GRADIENTS, SolveError, Solver
+from ffjord_kit.solver import GRADIENTS, Solver
 from ffjord_kit.trace import TRACE_ESTIMATORS, HutchinsonTrace, OrthogonalTrace
 
 EXACT = Solver("rk4", steps=24)

@@ -6,8 +6,9 @@ from oracles import F64, SmoothMLP, close, randn
 
 from ffjord_kit.cnf import CNF
 from ffjord_kit.dynamics import ConcatSquashDynamics
+from ffjord_kit.failures import SolveError
 from ffjord_kit.flow import Flow
-from ffjord_kit.solver import GRADIENTS, SolveError, Solver
+from ffjord_kit.solver import GRADIENTS, Solver
 
 FIELDS = {  # with tangents of its own, and with products by automatic differentiation inside the evaluation
     "pushforward": lambda: ConcatSquashDynamics((2,), hidden=(16, 16)),

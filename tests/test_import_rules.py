@@ -22,7 +22,7 @@ FLOORS = [  # from top to bottom: a room uses lower floors, and its own floor wi
     {"route", "accuracy"},
     {"cnf"},
     {"layers", "solver", "evaluations", "steppers", "trace", "regularizers", "dynamics", "activations", "base"}
-    | {"potential", "couplings", "discrete", "gaussianize", "scalings"},
+    | {"failures", "grids", "potential", "couplings", "discrete", "gaussianize", "scalings"},
 ]
 LEAVES = {"datasets", "metrics", "plots"}
 TOOLS = {"atomic", "version"}

@@ -13,7 +13,8 @@ import pytest
 import torch
 from oracles import F64, SmoothMLP, close, randn
 
-from ffjord_kit.solver import GRADIENTS, METHODS, SolveError, Solver
+from ffjord_kit.failures import SolveError
+from ffjord_kit.solver import GRADIENTS, METHODS, Solver
 
 ORDERS = {
     "euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4,

@@ -14,9 +14,10 @@ import torch
 from torch import nn
 
 from ffjord_kit import CNF, FFJORD, Flow, ResidualDynamics, StandardNormal
+from ffjord_kit.failures import SolveError
 from ffjord_kit.layers import Layer, Standardize
 from ffjord_kit.objectives import FlowMatching, Loss, MaximumLikelihood, Objective
-from ffjord_kit.solver import GRADIENTS, SolveError, Solver
+from ffjord_kit.solver import GRADIENTS, Solver
 from ffjord_kit.trace import ExactTrace, HutchinsonTrace
 from ffjord_kit.training import Optimization, Phase, TrainingDiverged, fit
 from ffjord_kit.training.data import Batches, Data

@@ -22,9 +22,9 @@ from ffjord_kit.estimator import build
 from ffjord_kit.estimator.fields import Fields
 from ffjord_kit.estimator.plan import Plan, untrained
 from ffjord_kit.estimator.words import Part
+from ffjord_kit.failures import SolveError
 from ffjord_kit.flow import Flow
 from ffjord_kit.progress import progress_bar
-from ffjord_kit.solver import SolveError
 from ffjord_kit.training import History, Phase, TrainingDiverged, fit
 from ffjord_kit.training.data import noise_generator, peel
 from ffjord_kit.training.watch import Watch

@@ -14,10 +14,10 @@ from typing import Any
 from torch import Tensor
 
 from ffjord_kit.cnf import Integration
+from ffjord_kit.failures import SolveError
 from ffjord_kit.flow import Flow
 from ffjord_kit.objectives import Loss, Objective
 from ffjord_kit.runs import Run
-from ffjord_kit.solver import SolveError
 from ffjord_kit.training.data import Batches, noise_generator, peel, refuse_not_finite
 from ffjord_kit.training.guard import EVERY, Guard, guarded
 from ffjord_kit.training.interrupt import interruptible

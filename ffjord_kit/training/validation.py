@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ffjord_kit.cnf import Integration
+from ffjord_kit.failures import SolveError
 from ffjord_kit.flow import Flow
-from ffjord_kit.solver import FINEST_SINGLE, SolveError
+from ffjord_kit.solver import FINEST_SINGLE
 from ffjord_kit.training.data import Data
 
 CHUNK_ELEMENTS = 65_536
