@@ -24,8 +24,9 @@ from ffjord_kit import CNF, FFJORD, Flow, Integration, Solver, Standardize
 ROWS, REFERENCE_ROWS = 10_000, 500
 OURS, ZUKO = 1e-10, 1e-8  # tolerances of the references
 TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
-STEPS = tuple(f"rk4:{n}" for n in (1, 2, 3, 4, 5, 6, 8, 12, 16, 24)) + tuple(
-    f"midpoint:{n}" for n in (1, 2, 3, 4, 8, 16)
+STEPS = (
+    *(f"rk4:{n}" for n in (1, 2, 3, 4, 5, 6, 8, 12, 16, 24)),
+    *(f"midpoint:{n}" for n in (1, 2, 3, 4, 8, 16)),
 )
 STEPS_OF_SAMPLES = ("euler:1", "euler:2", *STEPS)
 FEW_COLUMNS, SMALL, LESS_SMALL = 3, (32, 32), (64, 64)  # networks of straightened flows
