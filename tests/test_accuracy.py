@@ -168,7 +168,7 @@ def test_context_and_several_continuous_layers_go_through(word):
     layers = [CNF(DYNAMICS[word]((2,), context_dim=1, hidden=(8,)), (2,)) for _ in range(2)]
     flow = Flow(layers, context_dim=1).double().requires_grad_(False)
     for p in flow.parameters():
-        nn.init.normal_(p, 0.0, 0.3)
+        nn.init.normal_(p, 0.0, 0.15)
     x, context = randn(9, 2), randn(9, 1, seed=2)
     truth = flow.log_prob(x, context, solver=EXACT)
     result = flow.evaluate(x, context, tolerance=1e-4)

@@ -149,9 +149,15 @@ def test_score_states_the_error_of_each_row_and_meets_the_one_that_is_asked_for(
     assert re.search(
         r"error of 1e-07 +met by every row", command("score", moons, tmp_path / "x.csv", "--target", "1e-7")
     )
-    out = command("score", moons, tmp_path / "x.csv", "--target", "1e-16", "--probes", 2)
-    assert re.search(r"error of 1e-16 +met by 0 of 12 rows; not by rows 0, 1, 2, 3, 4, \.\.\.", out)
-    assert "of the trace" in out
+    assert "of the trace" in command("score", moons, tmp_path / "x.csv", "--probes", 2)
+
+
+def test_score_names_the_rows_that_could_not_meet_the_target(command, moons, tmp_path, monkeypatch):
+    found = FFJORD.load(moons).certify(datasets.load("moons", rows=9, seed=3).x)
+    monkeypatch.setattr(FFJORD, "certify", lambda *_, **__: found._replace(met=np.arange(9) == 4))
+    datasets.write(tmp_path / "x.csv", datasets.load("moons", rows=9, seed=3).x, ["x0", "x1"])
+    out = command("score", moons, tmp_path / "x.csv", "--target", "0.01")
+    assert re.search(r"error of 0\.01 +met by 1 of 9 rows; not by rows 0, 1, 2, 3, 5, \.\.\.", out)
 
 
 def test_score_takes_the_columns_of_the_run_by_their_names(command, moons, tmp_path):

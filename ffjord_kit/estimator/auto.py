@@ -4,8 +4,8 @@ Short fits by flow matching, one after the other, each with one word changed and
 (which weight suits is a matter of the data), the scaling next to the data (edges and skew against plain units), and for
 a few columns the octaves among the inputs. A later word must win by a margin. The best of them is trained on by flow
 matching. A finish by maximum likelihood follows: MLE_STEPS for a few columns where steps are counted, or, of a limit in
-seconds, a share of what is left where that buys enough steps. It ends at the second validation that is not better, and
-the better weights are kept. The log says all of it.
+seconds, a share of what is left where that buys enough steps. One of steps ends at the second validation that is not
+better; the better weights are kept. The log says all of it.
 """
 
 from __future__ import annotations

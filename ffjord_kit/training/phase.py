@@ -18,8 +18,8 @@ class Phase:
     """A part of the schedule: an objective, at most `steps` steps or `seconds` of it, and its peak learning rate.
 
     Seconds are those that the training thread works, validations with them; on a GPU those on the wall. A `trial` may
-    be of no help: it ends at the second validation that is not better, or where its numbers are no longer finite, and
-    the weights are those of before. One of steps is validated `validations` times at least.
+    be of no help: one of steps ends at the second validation that is not better, and any where its numbers are no
+    longer finite; the weights are then those of before. One of steps is validated `validations` times at least.
     Raises ValueError for a length that is not positive, or a phase that has no end.
     """
 
@@ -93,7 +93,8 @@ class History:
         return "its time was up" if self._no_time(phase) else "early: no better validation NLL"
 
     def _stale(self, phase: Phase, patience: int) -> bool:
-        return self.stale >= (TRIAL_PATIENCE if phase.trial else patience)
+        short = phase.trial and phase.seconds == math.inf  # seconds were set aside for it: nothing else would use them
+        return self.stale >= (TRIAL_PATIENCE if short else patience)
 
     def _no_time(self, phase: Phase) -> bool:
         """Whether what is left is what a last validation takes; one that takes more than half the time may be late."""
