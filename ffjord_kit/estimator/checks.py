@@ -7,6 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+LOOK = 10_000  # rows
+FLAT = 1e-5  # the least eigenvalue of the columns' correlations
+TIED, FEW_ROWS = 0.05, 100  # the share of rows with one value; fewer rows show nothing
+
 
 class DegenerateDataWarning(UserWarning):
     """Data on which a likelihood can be made as large as one likes, or too few to trust one."""
@@ -24,12 +28,14 @@ def column_names(columns: Sequence[str] | None, count: int) -> tuple[str, ...]:
 
 
 def check_columns(x: np.ndarray, names: Sequence[str]) -> None:
-    """Refuse constant columns, and warn of duplicated ones and of fewer rows than columns, for x (n, d).
+    """Refuse constant columns of x (n, d), and warn where a likelihood has no bound or follows too few rows.
 
     Raises ValueError naming the constant columns.
     """
     _refuse_constant(x, names)
-    _warn_of_duplicates(x, names)
+    if not _warn_of_duplicates(x, names):
+        _warn_of_dependence(x, names)
+    _warn_of_ties(x, names)
     if len(x) < x.shape[1]:
         _warn(f"{len(x)} rows for {x.shape[1]} columns: the density will follow the rows, not what they came from")
 
@@ -60,11 +66,47 @@ def _refuse_constant(x: np.ndarray, names: Sequence[str]) -> None:
         )
 
 
-def _warn_of_duplicates(x: np.ndarray, names: Sequence[str]) -> None:
-    order = np.argsort(x[0], kind="stable")
+def _warn_of_duplicates(x: np.ndarray, names: Sequence[str]) -> bool:
+    """Whether any two columns are equal."""
+    order, found = np.argsort(x[0], kind="stable"), False
     for a, b in zip(order[:-1], order[1:], strict=True):
         if x[0, a] == x[0, b] and np.array_equal(x[:, a], x[:, b]):
             _warn(f"columns {names[a]!r} and {names[b]!r} are equal: the likelihood has no bound; drop one of them")
+            found = True
+    return found
+
+
+def _warn_of_dependence(x: np.ndarray, names: Sequence[str]) -> None:
+    """Warn of columns of which one is nearly a sum of multiples of the others: the data lie close to a plane."""
+    if x.shape[1] < 2 or len(x) <= x.shape[1]:
+        return
+    some = x[:: max(1, len(x) // LOOK)] if len(x) > LOOK >= 10 * x.shape[1] else x
+    spread = some.std(0)
+    if not (spread > 0).all():  # constant among the rows looked at alone
+        return
+    values, vectors = np.linalg.eigh(np.corrcoef(some, rowvar=False))
+    if values[0] < FLAT:
+        weights = np.abs(vectors[:, 0])
+        found = [names[i] for i in np.argsort(-weights) if weights[i] > weights.max() / 10]
+        _warn(
+            f"columns {_listed(found)} are linearly dependent, but for {values[0]:.1e} of their variance: the "
+            "likelihood can be made as large as one likes; drop one of them"
+        )
+
+
+def _warn_of_ties(x: np.ndarray, names: Sequence[str]) -> None:
+    """Warn of columns with one value in many rows."""
+    some = x[:: max(1, len(x) // LOOK)]
+    if len(some) < FEW_ROWS:
+        return
+    shares = [float(np.unique(column, return_counts=True)[1].max() / len(some)) for column in some.T]
+    tied = [f"{name!r} ({share:.0%})" for name, share in zip(names, shares, strict=True) if share > TIED]
+    if tied:
+        shown = ", ".join(tied[:5]) + (f" and {len(tied) - 5} more" if len(tied) > 5 else "")
+        _warn(
+            f"one value in many rows of column {shown}: the likelihood can be made as large as one likes there; use it "
+            "as context, or add noise of the width of its steps"
+        )
 
 
 def _warn(text: str) -> None:

@@ -1,0 +1,74 @@
+"""Data on which a likelihood has no bound are told of, by the columns' names, and good data are not."""
+
+import warnings
+
+import numpy as np
+import pytest
+
+from ffjord_kit import datasets
+from ffjord_kit.estimator.checks import DegenerateDataWarning, check_columns
+
+NAMES = ("a", "b", "c", "sum")
+
+
+def told(x, names=NAMES):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        check_columns(x, names[: x.shape[1]])
+    assert all(w.category is DegenerateDataWarning for w in caught)
+    return [str(w.message) for w in caught]
+
+
+@pytest.fixture
+def x():
+    return np.random.default_rng(0).normal(size=(500, 3)) * [1.0, 1e6, 1e-6]
+
+
+def test_ordinary_columns_of_any_scale_are_silent(x):
+    assert told(x) == []
+    assert told(datasets.load("moons", rows=400, seed=0).x) == []
+    assert told(np.c_[x[:, 0], x[:, 0] + 0.02 * np.random.default_rng(1).normal(size=500)]) == []
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-4])
+def test_a_sum_of_columns_is_told_with_those_that_it_sums(x, noise):
+    z = x / x.std(0)
+    total = 2 * z[:, 0] - z[:, 2] + noise * np.random.default_rng(2).normal(size=500)
+    (text,) = told(np.c_[x, total])
+    assert "'sum'" in text
+    assert "'a'" in text
+    assert "'c'" in text
+    assert "'b'" not in text
+    assert "linearly dependent" in text
+    assert "drop one of them" in text
+
+
+def test_another_unit_is_told(x):
+    (text,) = told(np.c_[x[:, 0], x[:, 0] * 9 / 5 + 32], ("celsius", "fahrenheit"))
+    assert "columns 'celsius', 'fahrenheit' are linearly dependent" in text
+
+
+def test_equal_columns_are_told_once(x):
+    (text,) = told(np.c_[x[:, 0], x[:, 0]])
+    assert "columns 'a' and 'b' are equal" in text
+
+
+def test_a_value_that_many_rows_share_is_told_with_its_share(x):
+    x[:100, 1] = 0.0
+    (text,) = told(x)
+    assert "one value in many rows of column 'b' (20%)" in text
+    assert "use it as context, or add noise of the width of its steps" in text
+
+
+def test_few_rows_and_few_ties_are_silent(x):
+    x[:20, 1] = 0.0
+    assert told(x) == []
+    assert told(np.arange(60.0).reshape(20, 3) ** 1.5 % 7) == []
+
+
+def test_many_rows_are_told_from_some():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200_000, 3))
+    x[:, 2] = x[:, 0] - x[:, 1]
+    (text,) = told(x)
+    assert "linearly dependent" in text
