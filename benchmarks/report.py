@@ -90,7 +90,7 @@ def sooner(rows: Sequence[Row]) -> str:
 def ratios(rows: Sequence[Row]) -> str:
     """Seconds of each method where its solves have an equal error, and zuko's over the best of ours."""
     rows = [row for row in rows if row["benchmark"] == "solves"]
-    methods = list(dict.fromkeys(row["method"] for row in rows))
+    methods = sorted(dict.fromkeys(row["method"] for row in rows), key=lambda method: method == "zuko CNF")
     head = _line(["set", "10,000 of", "error", *(f"{method}, s" for method in methods), "zuko CNF over ours"])
     lines = [head, "|---" * (4 + len(methods)) + "|"]
     for name, quantity in dict.fromkeys((row["set"], row["quantity"]) for row in rows):

@@ -97,6 +97,12 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(tmp_path, at):
     assert [text for text in events(again) if text.startswith("chosen")]
 
 
+def test_a_small_set_has_so_many_epochs_and_no_more(monkeypatch):
+    monkeypatch.setattr(auto, "MOST_EPOCHS", 3)
+    chosen = FFJORD(**FIELDS).fit(moons()).config_["chosen"]  # 270 rows to train on, in batches of 64
+    assert chosen["schedule"] == "flow_matching:12,mle:2"
+
+
 FINISH = Part("mle", steps=4)
 
 

@@ -29,7 +29,7 @@ from ffjord_kit.training import History, Phase, TrainingDiverged, fit
 from ffjord_kit.training.data import noise_generator, peel
 from ffjord_kit.training.watch import Watch
 
-STEPS = 4000
+STEPS, MOST_EPOCHS = 4000, 700  # of flow matching where steps are counted: small sets are learnt by heart beyond
 TRIAL_STEPS, TRIAL_SHARE = 400, 0.06
 TRIAL_ELEMENTS, TRIAL_ROWS = 4_096, 50  # of the validation data; at least so many rows
 # Nats a column by which a later word must win: a short fit is kinder to some.
@@ -126,7 +126,7 @@ class Search:
         if now.layers:
             yield Part("layers", *_length(left, LAYERS_SHARE, LAYERS_STEPS))
             taken += 0.0 if left is None else LAYERS_SHARE * left
-        yield Part("flow_matching", steps=STEPS) if left is None else Part("flow_matching", seconds=left - taken)
+        yield Part("flow_matching", self._steps()) if left is None else Part("flow_matching", seconds=left - taken)
         if finish is not None:
             yield finish
 
@@ -166,6 +166,11 @@ class Search:
         """The seconds left of those allowed, a trial's share at least; None without a limit."""
         limit = self.fields.max_seconds
         return None if limit is None else max(limit - self.before.spent, TRIAL_SHARE * limit)
+
+    def _steps(self) -> int:
+        """The steps of flow matching where no seconds are given."""
+        an_epoch = max(1, len(self.plan.rows[0]) // self.plan.options["batch_size"])
+        return min(STEPS, MOST_EPOCHS * an_epoch)
 
     def _no_finish(self, why: str) -> None:
         self.note(f"no finish by maximum likelihood: {why}")
