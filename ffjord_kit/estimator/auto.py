@@ -33,7 +33,7 @@ STEPS, MOST_EPOCHS = 4000, 700  # of flow matching where steps are counted: smal
 TRIAL_STEPS, TRIAL_SHARE = 400, 0.06
 TRIAL_ELEMENTS, TRIAL_ROWS = 4_096, 50  # of the validation data; at least so many rows
 # Nats a column by which a later word must win: a short fit is kinder to some.
-MARGINS = {"time_density": 0.05, "scaling": 0.02, "octaves": 0.0}
+MARGINS = {"time_density": 0.05, "scaling": 0.02, "octaves": 0.01}
 WARM_STEPS = 3  # before the trials: the first steps of a process are slow
 LAYERS_STEPS, LAYERS_SHARE = 2000, 0.25
 GAUSSIANIZED_FROM = 200  # rows: fewer say little of the quantiles
