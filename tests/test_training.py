@@ -229,6 +229,14 @@ def test_the_validation_nll_is_counted_in_the_units_of_the_data():
     assert shift == pytest.approx(math.log(1000), abs=1e-4)
 
 
+def test_training_works_where_gradients_were_switched_off():
+    flow = continuous()
+    before = [p.detach().clone() for p in flow.parameters()]
+    with torch.no_grad():
+        fit(flow, normal_rows(40, 2), schedule=[Phase(FlowMatching(), 3)])
+    assert not all(torch.equal(p, old) for p, old in zip(flow.parameters(), before, strict=True))
+
+
 def test_regularized_likelihood_logs_its_costs_and_minimises_their_weighted_sum():
     objective = MaximumLikelihood(ExactTrace(), {"kinetic": 0.5, "jacobian": 0.25}, EULER)
     history = fit(continuous(), 3 * normal_rows(40, 2), schedule=[Phase(objective, 5, 0.02)])

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, enable_grad
 
 from ffjord_kit.cnf import Integration
 from ffjord_kit.failures import SolveError
@@ -38,6 +38,7 @@ class TrainingDiverged(RuntimeError):
     """The loss, its gradient or the dynamics are no longer numbers; the text says when, and what to try."""
 
 
+@enable_grad()
 def fit(
     flow: Flow,
     x: Tensor,

@@ -19,6 +19,7 @@ from ffjord_kit.training.phase import History, Phase
 NAME = "straighten"
 
 
+@torch.enable_grad()
 def fit_pairs(
     flow: Flow,
     start: Tensor,
