@@ -28,7 +28,6 @@ from torch import Tensor
 
 from ffjord_kit.base import Base
 from ffjord_kit.cnf import Integration
-from ffjord_kit.failures import SolveError
 from ffjord_kit.solver import Solver
 from ffjord_kit.trace import ExactTrace, HutchinsonTrace, TraceEstimator
 
@@ -61,9 +60,10 @@ class LogDensity:
     refused: Tensor
 
     def put(self, rows: Tensor, other: LogDensity) -> LogDensity:
-        """With those of another in the places of some rows, (n,)."""
-        pairs = {f.name: (getattr(self, f.name), getattr(other, f.name)) for f in fields(self)}
-        return LogDensity(**{name: mine.index_copy(0, rows, its) for name, (mine, its) in pairs.items()})
+        """With those of another, where they are finite, in the places of some rows, (n,)."""
+        good = other.value.isfinite()
+        pairs = {f.name: (getattr(self, f.name), getattr(other, f.name)[good]) for f in fields(self)}
+        return LogDensity(**{name: mine.index_copy(0, rows[good], its) for name, (mine, its) in pairs.items()})
 
 
 @dataclass(frozen=True)
@@ -128,11 +128,9 @@ def log_density(
     for unmet, again in ((coarse, asked.finer(x.dtype)), (noisy, asked.surer())):
         rows = unmet.nonzero().flatten()
         if len(rows) and again is not None:
-            try:
-                part = None if context is None else context[rows]
-                first = first.put(rows, log_density(way, base, x[rows], part, again, generator))
-            except SolveError:  # a finer solve that cannot go on: the coarser one stands, and its error says so
-                continue
+            part = None if context is None else context[rows]
+            found = log_density(way, base, x[rows], part, replace(again, forgiving=True), generator)
+            first = first.put(rows, found)  # a coarser solve stands where a finer one cannot go on
     return first
 
 

@@ -140,7 +140,8 @@ def _advance(field: Field, rows: _Rows, end: Tensor, control: _Control, *, leavi
         except TooManyEvaluations:
             if not control.forgiving:
                 raise
-            return _lost(rows, under_way, end) if live is None else everyone.put(live, _lost(rows, under_way, end))
+            rows = _lost(rows, rows.clock != end, end)
+            return rows if live is None else everyone.put(live, rows)
         stuck = (rows.clock != end) & ((rows.clock + rows.step == rows.clock) | ~rows.step.isfinite())
         if control.forgiving:
             rows = _lost(rows, stuck, end)

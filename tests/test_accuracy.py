@@ -156,8 +156,9 @@ def test_rows_that_cannot_meet_it_are_named_and_keep_an_honest_error():
 def test_a_solve_that_cannot_be_made_finer_leaves_the_coarser_one():
     flow, x = random_flow(10)
     result = flow.evaluate(x, tolerance=1e-2, error=1e-6, max_nfe=200)
-    assert not bool(result.met.all())
+    assert 0 < int(result.met.sum()) < len(x)  # easy rows are solved as finely as they can be, whatever the others do
     assert bool(result.value.isfinite().all())
+    assert bool((result.error[~result.met] > 1e-6).all())
     with pytest.raises(SolveError, match="max_nfe=7"):
         flow.evaluate(x, max_nfe=7)
 
