@@ -39,7 +39,7 @@ class Checked:
 
     With `recompute` an evaluation keeps its inputs alone and is made again on the way back (Chen et al. 2016); one that
     differentiates inside itself, for lack of a `Pushforward`, is made again at once too, which is not counted.
-    With `forgiving` what is not finite passes: whoever steps deals with it.
+    With `forgiving` what is not finite passes: whoever steps deals with it. Of so many `pairs` the first row is named.
     Shapes: times (T,) on the CPU; t () or (batch,), every part of the state (batch, ...).
     """
 
@@ -53,9 +53,10 @@ class Checked:
         patient: bool = False,
         recompute: bool = False,
         forgiving: bool = False,
+        pairs: int = 0,
     ) -> None:
         self.rhs, self.part, self.limit, self.patient, self.recompute = rhs, part, limit, patient, recompute
-        self.first, self.last, self.forgiving = float(times.min()), float(times.max()), forgiving
+        self.first, self.last, self.forgiving, self.pairs = float(times.min()), float(times.max()), forgiving, pairs
         self.evaluations, self.backward = Evaluations(), False
         self.kept: list[tuple[Tensor, Tensor]] = []
         self.origin: Tensor | None = None  # the first state, and the last good one
@@ -111,12 +112,16 @@ class Checked:
             raise self.failed(TooManyEvaluations, text, t, () if rows is None else rows.tolist())
 
     def _not_finite(self, t: Tensor, bad: Tensor, rows: list[int]) -> SolveError:
+        rows, count = self._named(rows), len(bad) // 2 if self.pairs else len(bad)
         text = (
-            f"the dynamics became NaN or infinite at t = {float(t.min()):.4g} in {len(rows)} of {len(bad)} rows "
+            f"the dynamics became NaN or infinite at t = {float(t.min()):.4g} in {len(rows)} of {count} rows "
             f"(first: {rows[:5]}): check those rows for outliers; in training lower the learning rate or clip the "
             "gradient"
         )
         return self.failed(NotFinite, text, t, rows)
+
+    def _named(self, rows: Sequence[int]) -> list[int]:
+        return sorted({row % self.pairs for row in rows}) if self.pairs else list(rows)
 
     def failed(self, kind: type[SolveError], text: str, t: Tensor, rows: Sequence[int]) -> SolveError:
         """The error to raise: of that kind, unless the state has left for infinity."""
@@ -129,7 +134,12 @@ class Checked:
             )
         step = None if self.step is None else float(self.step.detach().abs().min())
         return kind(
-            text, time=float(t.detach().min()), step=step, nfe=self.evaluations.forward, rows=rows, state=self.good
+            text,
+            time=float(t.detach().min()),
+            step=step,
+            nfe=self.evaluations.forward,
+            rows=self._named(rows),
+            state=self.good,
         )
 
 

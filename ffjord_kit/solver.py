@@ -115,8 +115,9 @@ class Solver:
         self._check(state, times)
         patient, recompute = METHODS[self.method] is _fixed, self.gradient == "checkpointed"
         checked = Checked(
-            rhs, times, part=part, limit=self.max_nfe, patient=patient, recompute=recompute, forgiving=self.forgiving
-        )
+            rhs, times, part=part, limit=self.max_nfe, patient=patient, recompute=recompute, forgiving=self.forgiving,
+            pairs=len(state[0]) // 2 if self.paired else 0,
+        )  # fmt: skip
         try:
             states = METHODS[self.method](self, checked, state, times, tuple(params), steering)
         except (AssertionError, StepUnderflow) as error:  # torchdiffeq's guard, and our own stepper's

@@ -125,4 +125,7 @@ def test_a_row_of_nan_is_refused_by_the_estimator_and_ends_no_solve_for_ever():
     x = torch.tensor([[-1.0], [math.nan]], dtype=F64)
     with pytest.raises(NotFinite, match=r"first: \[1\]"):
         flow.log_prob(x, solver=Solver("dopri5_by_row"))
+    with pytest.raises(NotFinite, match=r"in 1 of 2 rows \(first: \[1\]\)") as caught:
+        flow.evaluate(x)
+    assert caught.value.rows == (1,)
     assert flow.evaluate(x, forgiving=True).value.isnan().tolist() == [False, True]
