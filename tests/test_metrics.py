@@ -10,10 +10,13 @@ from ffjord_kit.metrics import (
     best_gaussian_mixture,
     best_kde,
     bits_per_dim,
+    classifier_test,
+    energy_test,
     grid,
     integral_on_grid,
     kl_divergence,
     mean_and_standard_error,
+    mmd_test,
 )
 
 SCALES = np.array([1.0, 30.0, 0.01])
@@ -90,7 +93,7 @@ def test_the_mixture_finds_as_many_components_as_there_are(rng):
 
 @pytest.mark.parametrize("kind", ["full", "diag"])
 def test_the_parameters_of_a_mixture_agree_with_each_other_in_the_units_of_the_data(kind, rng, monkeypatch):
-    monkeypatch.setattr("ffjord_kit.metrics.COVARIANCES", (kind,))
+    monkeypatch.setattr("ffjord_kit.metrics.baselines.COVARIANCES", (kind,))
     x = rng.standard_normal((400, 3)) * SCALES
     mixture = best_gaussian_mixture(x[:300], x[300:], seed=0)
     covariances = mixture.covariances_ if kind == "full" else [np.diag(each) for each in mixture.covariances_]
@@ -141,3 +144,36 @@ BAD = {
 def test_a_bad_argument_is_refused_with_what_was_expected(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+TWO_SAMPLES = {"energy": energy_test, "mmd": mmd_test, "classifier": classifier_test}
+
+
+@pytest.mark.parametrize("test", TWO_SAMPLES.values(), ids=TWO_SAMPLES)
+def test_samples_of_one_law_are_told_apart_no_more_often_than_chance_has_it(test):
+    rng = np.random.default_rng(0)
+    found = [test(*rng.normal(size=(2, 60, 3)), seed=seed).p_value for seed in range(20)]
+    assert sum(p < 0.05 for p in found) <= 4  # binomial, 0.997
+
+
+@pytest.mark.parametrize("test", TWO_SAMPLES.values(), ids=TWO_SAMPLES)
+def test_samples_of_two_laws_are_told_apart(test):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(200, 3)), rng.normal(size=(300, 3)) * [1, 1, 2]
+    assert test(x, y).p_value < 0.01
+    assert test(x * SCALES, y * SCALES) == pytest.approx(test(x, y), rel=1e-6)  # units do not matter
+
+
+def test_the_energy_distance_of_two_shifted_normals_is_the_closed_form():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(2000, 1)), rng.normal(2.0, size=(2000, 1))
+    between = 2 * np.sqrt(1 / np.pi) * np.exp(-1) + 2 * (2 * norm.cdf(2 / np.sqrt(2)) - 1)  # E|N(2, 2)|
+    assert energy_test(x, y).statistic == pytest.approx(2 * between - 4 / np.sqrt(np.pi), rel=0.08)
+
+
+@pytest.mark.parametrize("test", TWO_SAMPLES.values(), ids=TWO_SAMPLES)
+def test_samples_that_cannot_be_compared_are_refused(test):
+    with pytest.raises(ValueError, match=r"shapes \(n, d\) and \(m, d\); got \(20, 3\) and \(20, 2\)"):
+        test(np.zeros((20, 3)), np.zeros((20, 2)))
+    with pytest.raises(ValueError, match="at least 10 points; got 9 and 20"):
+        test(np.zeros((9, 3)), np.zeros((20, 3)))
