@@ -51,6 +51,17 @@ def flow_path(n=50):
     return path, np.stack([mixture(x, 0.15 * t + 1 - t, t) for t, x in zip(TIMES, path, strict=True)])
 
 
+def examined(**other):
+    """The numbers of a diagnosis."""
+    rng, curve = np.random.default_rng(0), (4 * 2.0 ** np.arange(5), 0.1 ** np.arange(1, 6))
+    errors = {"adaptive": curve, "rk4, graded steps": (curve[0], 2 * curve[1])}
+    return {
+        "errors": errors, "at_base": rng.normal(size=(200, 2)), "base_draws": rng.normal(size=(200, 2)),
+        "log_densities": rng.normal(size=200), "drawn_log_densities": rng.normal(size=200),
+        "steps": rng.integers(12, 30, 200), "spectrum": (TIMES, TIMES, 1 + TIMES), **other,
+    }  # fmt: skip
+
+
 def field(times=TIMES, size=32):
     grid = plots.grid_points(BOUNDS, size)
     return np.stack([mixture(grid, 0.15 * t + 1 - t, t).reshape(size, size) for t in times])
@@ -73,6 +84,7 @@ DIGITS = np.linspace(0, 1, 7 * 8 * 8).reshape(7, 8, 8)
 
 PICTURES = {
     "density": lambda: plots.density(moons(500), wide, truth=mixture, size=40),
+    "diagnosis": lambda: plots.diagnosis(**examined()),
     "samples": lambda: plots.samples(moons(300), moons(200, seed=1)),
     "trajectories": lambda: plots.trajectories(TIMES, *flow_path()),
     "vector field": lambda: plots.vector_field(turn, [0.0, 1.0], BOUNDS, size=8),
@@ -394,3 +406,15 @@ def test_a_mistake_gets_one_line_that_says_what_was_expected_and_what_came(messa
         BAD[message]()
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_diagnosis_draws_what_there_is():
+    panels = plots.diagnosis(**examined()).axes
+    assert [panel.get_title() for panel in panels][:3] == [
+        "error of the solve",
+        "rows at the base",
+        panels[2].get_title(),
+    ]
+    assert len(panels[0].lines) == 3  # two curves, and the line of 0.01 nats
+    without = plots.diagnosis(**examined(errors={}, spectrum=None, steps=np.full(9, 3)))
+    assert words(without).count("nothing to show") == 2

@@ -1,4 +1,4 @@
-"""The command line: fit, sample, score, straighten, plot, info, data, demo; its options are the estimator's fields."""
+"""The command line, fit, sample, score, doctor and more; its options are the estimator's fields."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import click
 
 from ffjord_kit.cli.commands import INTERRUPTED, data, fit, info, sample
 from ffjord_kit.cli.demo import demo
+from ffjord_kit.cli.doctor import doctor
 from ffjord_kit.cli.pictures import plot
 from ffjord_kit.cli.score import score
 from ffjord_kit.cli.straighten import straighten
@@ -22,7 +23,7 @@ def cli() -> None:
     """Fit a density to data, sample it, score it, and watch it flow."""
 
 
-for command in (fit, sample, score, straighten, plot, info, data, demo):
+for command in (fit, sample, score, doctor, straighten, plot, info, data, demo):
     cli.add_command(command)
 
 

@@ -10,7 +10,11 @@ import numpy as np
 
 from ffjord_kit import datasets
 from ffjord_kit.datasets.dataset import listing
+from ffjord_kit.estimator import FFJORD
+from ffjord_kit.estimator.arrays import held_out_rows
 from ffjord_kit.runs import Run
+
+Rows = tuple[np.ndarray | None, np.ndarray | None]
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,11 @@ class Source:
     note: dict[str, Any]
     log_prob: Callable[[np.ndarray], np.ndarray] | None
     image_shape: tuple[int, ...] | None
+
+    @property
+    def pair(self) -> Rows:
+        """The rows and their context."""
+        return self.x, self.context
 
 
 def open_source(name: str, *, rows: int | None, seed: int, context_columns: Sequence[str]) -> Source:
@@ -67,6 +76,16 @@ def rows_like(run: Run, name: str) -> Source:
         return source
     missing = next(column for column in expected if column not in source.columns)
     raise ValueError(f"{name} has no column {missing!r}, which the run has; its columns are {listing(source.columns)}")
+
+
+def held_out_of(model: FFJORD, fitted: Source | None) -> Rows:
+    """The rows of its data that a model held out, and their context; of a small set that held out none, all."""
+    if fitted is None:
+        return None, None
+    _, held_out = held_out_rows(fitted.x, fitted.context, model.validation_fraction, model.seed_)
+    if held_out is None:
+        return fitted.pair
+    return held_out[0].numpy(), None if held_out[1] is None else held_out[1].numpy()
 
 
 def context_rows(run: Run, text: str | None, count: int) -> np.ndarray | None:

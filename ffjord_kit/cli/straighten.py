@@ -10,15 +10,12 @@ from rich.table import Table
 
 from ffjord_kit import metrics
 from ffjord_kit.cli.options import PLAIN, Widths
-from ffjord_kit.cli.sources import Source, rows_like, source_of
+from ffjord_kit.cli.sources import held_out_of, rows_like, source_of
 from ffjord_kit.estimator import FFJORD
-from ffjord_kit.estimator.arrays import held_out_rows
 from ffjord_kit.estimator.straighten import STEP_COUNTS, STEP_METHODS, few_step_sample_errors, few_step_score_errors
 from ffjord_kit.runs import Run, RunError
 
 LOOKED_AT = 2_000
-
-Rows = tuple[np.ndarray | None, np.ndarray | None]
 
 
 @click.command()
@@ -53,7 +50,8 @@ def straighten(
     _check_room(Path(run), Path(out), force)
     opened, model = Run.open(run), FFJORD.load(run)
     fitted = source_of(opened) if "source" in opened.config["data"] else None  # a run made in Python names no data
-    judged = _held_out(model, fitted) if source is None else _rows(rows_like(opened, source))
+    judged = held_out_of(model, fitted) if source is None else rows_like(opened, source).pair
+    judged = tuple(part if part is None else part[:LOOKED_AT] for part in judged)
     x, context = (None, judged[1]) if fitted is None else (fitted.x, fitted.context)
     fresh = model.straighten(
         x, context=context, pairs=pairs, steps=steps, learning_rate=learning_rate, hidden=hidden, random_state=seed,
@@ -71,20 +69,6 @@ def _check_room(run: Path, out: Path, force: bool) -> None:
     content = {entry.name for entry in out.iterdir()} if out.is_dir() else set()
     if content and not (force and "config.json" in content):
         raise RunError(f"{out} is not empty: choose another folder, or pass --force to replace a run in it")
-
-
-def _rows(source: Source) -> Rows:
-    return source.x[:LOOKED_AT], None if source.context is None else source.context[:LOOKED_AT]
-
-
-def _held_out(model: FFJORD, fitted: Source | None) -> Rows:
-    """The rows that the run held out; of a small one that held out none, all."""
-    if fitted is None:
-        return None, None
-    _, held_out = held_out_rows(fitted.x, fitted.context, model.validation_fraction, model.seed_)
-    if held_out is None:
-        return _rows(fitted)
-    return held_out[0].numpy(), None if held_out[1] is None else held_out[1].numpy()
 
 
 def _report(old: FFJORD, new: FFJORD, x: np.ndarray | None, context: np.ndarray | None) -> None:

@@ -1,11 +1,14 @@
 """Two baselines that say what is possible without a flow, each with its settings chosen on validation rows.
 
-They work on standardised columns, z = (x - m) / s, and answer in the units of the data, log p(x) = log p(z) - sum log s.
+They work on standardised columns, z = (x - m) / s, and answer in the units of the data,
+
+    log p(x) = log p(z) - sum log s.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,16 +24,19 @@ BANDWIDTHS = np.geomspace(1 / 16, 2, 16)  # in units of Scott's rule, n^(-1 / (d
 KDE_PRECISION = 1e-4  # relative, of a density
 
 
-def best_gaussian_mixture(train: np.ndarray, validation: np.ndarray, *, seed: int) -> GaussianMixture:
+def best_gaussian_mixture(
+    train: np.ndarray, validation: np.ndarray, *, seed: int, components: Sequence[int] = COMPONENTS
+) -> GaussianMixture:
     """The Gaussian mixture, fitted to `train` (n, d), under which `validation` (m, d) is likeliest.
 
-    The choice is among COMPONENTS and COVARIANCES, without those that have fewer rows than components or, for full
-    covariances, than dimensions times components. It answers in the units of the data: `score_samples` gives nats.
+    The choice is among numbers of `components` and COVARIANCES, without those that have fewer rows than components or,
+    for full covariances, than dimensions times components. It answers in the units of the data: `score_samples` gives
+    nats.
     """
     _check_tables(train, validation)
     scaler = StandardScaler().fit(train)
     z, z_validation = scaler.transform(train), scaler.transform(validation)
-    mixtures = [_fit_mixture(z, count, kind, seed) for count, kind in _choices(*train.shape)]
+    mixtures = [_fit_mixture(z, count, kind, seed) for count, kind in _choices(*train.shape, components)]
     return _in_data_units(max(mixtures, key=lambda mixture: mixture.score(z_validation)), scaler)
 
 
@@ -73,9 +79,9 @@ def _check_tables(train: np.ndarray, validation: np.ndarray) -> None:
         raise ValueError(f"need two rows to train and one to validate; got {len(train)} and {len(validation)}")
 
 
-def _choices(rows: int, dimensions: int) -> list[tuple[int, str]]:
+def _choices(rows: int, dimensions: int, components: Sequence[int]) -> list[tuple[int, str]]:
     needed = {"full": dimensions, "diag": 1}
-    return [(count, kind) for kind in COVARIANCES for count in COMPONENTS if rows >= count * needed[kind]]
+    return [(count, kind) for kind in COVARIANCES for count in components if rows >= count * needed[kind]]
 
 
 def _fit_mixture(z: np.ndarray, components: int, covariance: str, seed: int) -> GaussianMixture:

@@ -10,6 +10,7 @@ from ffjord_kit.plots.arrays import grid_points, robust_bounds
 from ffjord_kit.plots.canvas import save
 from ffjord_kit.plots.comparison import pair_plot, samples
 from ffjord_kit.plots.densities import density, density_strip
+from ffjord_kit.plots.diagnosis import diagnosis
 from ffjord_kit.plots.images import image_sheet
 from ffjord_kit.plots.motion import trajectories, vector_field
 from ffjord_kit.plots.training import training_curves
@@ -18,6 +19,7 @@ __all__ = [
     "density",
     "density_gif",
     "density_strip",
+    "diagnosis",
     "grid_points",
     "image_sheet",
     "pair_plot",
