@@ -38,6 +38,15 @@ class Loss(NamedTuple):
     terms: dict[str, Tensor]
     evaluations: tuple[Evaluations, ...]
 
+    def numbers(self, more: Mapping[str, float | Tensor]) -> dict[str, float | int]:
+        """What a log shows of it, with `more` in the middle."""
+        values = {"loss": self.value.detach(), **more, **{name: term.detach() for name, term in self.terms.items()}}
+        return {
+            **{name: float(value) for name, value in values.items()},
+            "nfe_forward": sum(e.forward for e in self.evaluations),
+            "nfe_backward": sum(e.backward for e in self.evaluations),
+        }
+
 
 class Objective(ABC):
     """A loss of a flow on a batch of data."""

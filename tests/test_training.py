@@ -44,17 +44,18 @@ class Shift(Layer):
 
 @dataclass(frozen=True)
 class Toward(Objective):
-    """Walk the shift to a target with a gradient of constant size, whatever the data say; fail at step 4 if told."""
+    """Walk the shift to a target with a gradient of constant size, whatever the data say; fail at bad calls."""
 
     target: float
     poison: str = ""
     name: str = "toward"
     calls: list = field(default_factory=list)
+    bad: tuple = (4,)
 
     def loss(self, flow, x, context, generator):
         shift = flow.layers[0].shift
-        self.calls.append(shift)
-        poison = self.poison if len(self.calls) == 4 else ""
+        self.calls.append(shift.item())
+        poison = self.poison if len(self.calls) in self.bad else ""
         if poison == "dynamics":
             raise SolveError("the dynamics became NaN")
         value = (shift - self.target).abs().sum()
@@ -153,22 +154,44 @@ def test_a_gradient_is_clipped_to_its_norm_and_the_norm_before_is_told():
 
 
 @pytest.mark.parametrize("poison", ["loss", "gradient", "dynamics"])
-def test_a_step_that_is_not_finite_raises_and_leaves_the_weights_alone(poison):
-    flow, seen = shifted(), []
-    with pytest.raises(TrainingDiverged, match=r"step 4, at learning rate .*Lower the learning rate") as caught:
+def test_a_step_that_is_not_finite_leaves_the_weights_alone_and_raises_at_the_fourth(poison):
+    flow, seen, toward = shifted(), [], Toward(9.0, poison, bad=(4, 5, 6, 7))
+    with pytest.raises(TrainingDiverged, match=r"step 7, at learning rate .*Lower the learning rate") as caught:
         fit(
-            flow, normal_rows(50), schedule=[Phase(Toward(9.0, poison), 20, 0.1)],
+            flow, normal_rows(50), schedule=[Phase(toward, 20, 0.1)],
             on_step=lambda record: seen.append(weight(flow)),
         )  # fmt: skip
     assert len(seen) == 3
-    assert weight(flow) == seen[-1]
+    assert weight(flow) == toward.calls[0]
     assert "\n" not in str(caught.value)
+
+
+def test_training_goes_back_to_the_last_good_weights_and_on_at_a_lower_rate():
+    flow, toward = shifted(), Toward(9.0, "loss", bad=(4, 9))
+    history = fit(flow, normal_rows(50), schedule=[Phase(toward, 20, 0.1)], validate_every=5)
+    start = toward.calls[0]
+    events = [r["event"] for r in history.records if "went back" in r.get("event", "")]
+    assert toward.calls[4] == start
+    assert len(events) == 2
+    assert "at 0.3 of the learning rate (1 of 3 times): training diverged at step 4, at learning rate" in events[0]
+    assert "0.09 of the learning rate (2 of 3 times): training diverged at step 9" in events[1]
+    assert start < toward.calls[9] < toward.calls[8]  # the weights of the validation between
+    rates = {r["step"]: r["learning_rate"] for r in history.records if "learning_rate" in r}
+    cosine = Optimization().rate(11, 20, 0.1)
+    assert rates[12] == pytest.approx(0.09 * cosine)
+    assert weight(flow) > start
 
 
 def test_a_validation_that_is_not_finite_says_so():
     held_out = torch.full((5, 1), 1e30, dtype=torch.float64)
-    with pytest.raises(TrainingDiverged, match="step 2, in validation: the validation NLL is not finite"):
+    with pytest.raises(TrainingDiverged, match="step 8, in validation: the validation NLL is not finite"):
         fit(shifted(), normal_rows(9), validation=(held_out, None), schedule=[Phase(Toward(9.0), 9)], validate_every=2)
+
+
+def test_a_last_validation_that_is_not_finite_is_no_end():
+    held_out = torch.full((5, 1), 1e30, dtype=torch.float64)
+    with pytest.raises(TrainingDiverged, match="step 2, in validation"):
+        fit(shifted(), normal_rows(9), validation=(held_out, None), schedule=[Phase(Toward(9.0), 2)], validate_every=2)
 
 
 def test_a_flow_without_weights_is_refused():

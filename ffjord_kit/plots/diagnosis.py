@@ -71,7 +71,7 @@ def _base(panel: Axes, rows: NDArray, base: NDArray) -> None:
         panel.plot(SHARES, found - SHARES, color=DATA, linewidth=0.8, alpha=0.6)
     noise = np.sqrt(1 / len(rows) + 1 / len(base))
     _band(panel, noise)
-    panel.set(title="rows at the base", xlabel="quantile of the base", ylabel="share of rows − quantile")
+    panel.set(title="rows at the base", xlabel="quantile of the base", ylabel="share − quantile")
 
 
 def _coverage(panel: Axes, held: NDArray, drawn: NDArray) -> None:
@@ -79,7 +79,7 @@ def _coverage(panel: Axes, held: NDArray, drawn: NDArray) -> None:
     found = (held[:, None] >= np.quantile(drawn, 1 - SHARES)).mean(0)
     panel.plot(SHARES, found - SHARES, color=DATA)
     _band(panel, np.sqrt(1 / len(held) + 1 / len(drawn)))
-    panel.set(title="regions of highest density", xlabel="probability of the region", ylabel="share of rows − probability")
+    panel.set(title="regions of highest density", xlabel="probability of the region", ylabel="share − probability")
 
 
 def _band(panel: Axes, noise: float) -> None:

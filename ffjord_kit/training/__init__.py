@@ -1,7 +1,8 @@
 """Training: a schedule of objectives on one flow, validated by exact likelihoods, resumable bit for bit."""
 
+from ffjord_kit.training.divergence import TrainingDiverged
 from ffjord_kit.training.guard import Guard
-from ffjord_kit.training.loop import TrainingDiverged, fit
+from ffjord_kit.training.loop import fit
 from ffjord_kit.training.optimization import Optimization
 from ffjord_kit.training.pairs import fit_pairs
 from ffjord_kit.training.phase import History, Phase

@@ -7,21 +7,21 @@ state has to be saved, and a resumed run is the run that was never stopped.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import Tensor, enable_grad
 
 from ffjord_kit.cnf import Integration
-from ffjord_kit.failures import SolveError
 from ffjord_kit.flow import Flow
 from ffjord_kit.objectives import Loss, Objective
 from ffjord_kit.runs import Run
 from ffjord_kit.training.data import Batches, noise_generator, peel, refuse_not_finite
+from ffjord_kit.training.divergence import LOWERED, RESTORES, TrainingDiverged, diverging
 from ffjord_kit.training.guard import EVERY, Guard, guarded
 from ffjord_kit.training.interrupt import interruptible
-from ffjord_kit.training.optimization import Average, Descent, Optimization, assign, exchanged
+from ffjord_kit.training.optimization import Average, Descent, Optimization, assign, exchanged, snapshot
 from ffjord_kit.training.phase import History, Phase
 from ffjord_kit.training.state import nested, numbered, packed
 from ffjord_kit.training.validation import score
@@ -32,10 +32,6 @@ LOGGED = 200  # steps of a phase in the log
 TOLD_EVERY = 0.1  # seconds between two steps of which a listener is told on a GPU
 
 OnStep = Callable[[dict[str, Any]], None]
-
-
-class TrainingDiverged(RuntimeError):
-    """The loss, its gradient or the dynamics are no longer numbers; the text says when, and what to try."""
 
 
 @enable_grad()
@@ -69,13 +65,13 @@ def fit(
     told of every step; on a GPU, which would have to wait for it, ten times a second.
     Shapes: x (n, *event), context (n, context_dim), validation a pair of the same.
     Raises ValueError for data that do not fit the flow, TrainingDiverged where the loss, its gradient, or the dynamics
-    are not finite.
+    are not finite and lower learning rates do not help.
     """
     if not schedule or not all(isinstance(phase, Phase) for phase in schedule):
         raise ValueError(f"schedule must be a list of one or more Phase(objective, steps); got {schedule!r}")
     if validation is not None and not isinstance(validation, tuple):
         raise ValueError("validation must be a pair (x, context), context None where the flow takes none")
-    trainer = _Trainer(flow, _following(before, seed), run, on_step)
+    trainer = _Trainer(flow, History.following(before, seed), run, on_step)
     trainer.optimization, trainer.evaluation = optimization or Optimization(), evaluation or Integration()
     trainer.validate_every, trainer.patience, trainer.guard = validate_every, patience, Guard(guard)
     trainer.feed((x, context), validation, batch_size)
@@ -95,7 +91,7 @@ class _Trainer:
             raise ValueError("the flow has no parameters that require a gradient: there is nothing to train")
         self.device = self.parameters[0].device
         self.watch = Watch(self.device, history.seconds, history.spent)
-        self.average = Average(self.parameters)
+        self.average, self.good = Average(self.parameters), snapshot(self.parameters)
         self.best: list[Tensor] | None = None
         self.descent: Descent | None = None
         self.saved_at = self.told_at = time.monotonic()
@@ -141,21 +137,24 @@ class _Trainer:
 
     def _advance(self, phase: Phase) -> None:
         """A step, and a validation where one is due."""
+        begun = self.history.step
         try:
             self._step(phase)
             if self.history.due(phase, self.validate_every):
                 self._validate(phase)
                 self._save()
         except TrainingDiverged as error:
-            if not phase.trial:
+            if phase.trial:
+                self.history.broken = str(error)
+            elif not self._go_back(phase, error, self.history.step == begun):
                 raise
-            self.history.broken = str(error)
 
     def _step(self, phase: Phase) -> None:
         here = self.history
         share = here.share(phase)
         generator = noise_generator(self.device, here.seed, "noise", here.step)
-        rate = self.optimization.rate(here.phase_step, phase.steps, phase.learning_rate, share)
+        peak = phase.learning_rate * LOWERED**here.restored
+        rate = self.optimization.rate(here.phase_step, phase.steps, peak, share)
         with self._diverging(rate):
             loss = self._objective(phase).loss(self.inner, *self.batches[here.step], generator)
             norm = self.descent.step(loss.value, rate)
@@ -164,6 +163,20 @@ class _Trainer:
         here.seconds, here.spent = self.watch.read()
         kept = int(LOGGED * here.share(phase)) > int(LOGGED * share)
         self._tell(phase, loss, {"learning_rate": rate, "gradient_norm": norm}, kept)
+
+    def _go_back(self, phase: Phase, error: TrainingDiverged, skip: bool) -> bool:
+        """Restore the last good weights, lower the learning rate and `skip` a bad batch; whether that makes sense."""
+        here = self.history
+        if here.restored == RESTORES:
+            return False
+        assign(self.parameters, self.good)
+        self.average.reset()
+        self.descent = Descent(self.parameters, self.optimization, phase.learning_rate)
+        here.restored, here.step, here.phase_step = here.restored + 1, here.step + skip, here.phase_step + skip
+        went_back = f"went back to the last good weights, at {LOWERED**here.restored:.2g} of the learning rate"
+        self._record({**self._where(phase), "event": f"{went_back} ({here.restored} of {RESTORES} times): {error}"})
+        judged = self.held_out is None or self.best is not None
+        return judged or not here.over(phase, self.patience)
 
     def _objective(self, phase: Phase) -> Objective:
         """The phase's objective, by the solver that the guard lets pass."""
@@ -181,13 +194,15 @@ class _Trainer:
         with self._diverging(None):
             self.descent.check()
         if self.held_out is None:
+            self.good = snapshot(self.parameters)
             return
         here = self.history
         with exchanged(self.parameters, self.average.values), self._diverging(None):
             found = score(self.inner, self.held_out, self.evaluation)
+        self.good = snapshot(self.parameters)
         if here.best_nll is None or found.mean < here.best_nll:
             here.best_nll, here.best_step, here.stale = found.mean, here.step, 0
-            self.best = [value.clone() for value in self.average.values]
+            self.best = snapshot(self.average.values)
         else:
             here.stale += 1
         before = here.spent
@@ -201,9 +216,9 @@ class _Trainer:
         self._record({**self._where(phase), "event": f"{phase.objective.name} ended ({why})"})
         assign(self.parameters, self._favourite())
         self.average.reset()
-        self.descent = None
+        self.descent, self.good = None, snapshot(self.parameters)
         here.phase, here.phase_step, here.phase_spent, here.stale = here.phase + 1, 0, here.spent, 0
-        here.solver_level, here.solver_grading, here.broken = 0, 1.0, ""
+        here.solver_level, here.solver_grading, here.broken, here.restored = 0, 1.0, "", 0
         if here.phase == here.phases and here.best_nll is not None:
             self._record({**self._where(phase), "event": f"kept step {here.best_step}: {here.best_nll:.4f} nats"})
         self._save()
@@ -216,7 +231,7 @@ class _Trainer:
         told = self.on_step is not None and (self.device.type == "cpu" or time.monotonic() - self.told_at > TOLD_EVERY)
         if not (kept or told):
             return
-        here, record = self.history, {**self._where(phase), **_numbers(loss, numbers)}
+        here, record = self.history, {**self._where(phase), **loss.numbers(numbers)}
         if told:
             self.told_at = time.monotonic()
             place = {"phase_index": here.phase, "phase_step": here.phase_step, "phase_share": here.share(phase)}
@@ -232,17 +247,10 @@ class _Trainer:
         if self.run is not None:
             self.run.record(record)
 
-    @contextmanager
-    def _diverging(self, rate: float | None) -> Iterator[None]:
+    def _diverging(self, rate: float | None) -> AbstractContextManager[None]:
         """Say where training was when the numbers ran out."""
-        try:
-            yield
-        except (SolveError, ArithmeticError) as error:
-            at = "in validation" if rate is None else f"at learning rate {rate:.3g}"
-            raise TrainingDiverged(
-                f"training diverged at step {self.history.step + (rate is not None)}, {at}: {error}. "
-                f"Lower the learning rate or clip_norm, or look for outliers in the data{self._left()}"
-            ) from error
+        where = "in validation" if rate is None else f"at learning rate {rate:.3g}"
+        return diverging(self.history.step + (rate is not None), where, self._left())
 
     def _left(self) -> str:
         there = self.run is not None and self.run.has_checkpoint
@@ -251,7 +259,7 @@ class _Trainer:
     def _save(self) -> None:
         if self.run is None:
             return
-        tensors = packed(self.parameters, self.average.values, self.best, self.descent)
+        tensors = packed(self.parameters, self.average.values, self.good, self.best, self.descent)
         state = {key: value for key, value in vars(self.history).items() if key != "records"}
         counts = {"average_steps": self.average.steps, "records": len(self.history.records)}
         self.run.save_checkpoint(tensors, {**state, **counts})
@@ -270,6 +278,7 @@ class _Trainer:
         self.watch = Watch(self.device, self.history.seconds, self.history.spent)
         assign(self.parameters, numbered(tensors, "weights"))
         assign(self.average.values, numbered(tensors, "average"))
+        assign(self.good, numbered(tensors, "good"))
         best = numbered(tensors, "best")
         self.best = [value.to(p) for value, p in zip(best, self.parameters, strict=True)] if best else None
         self.batches.seed = self.history.seed
@@ -280,21 +289,3 @@ class _Trainer:
         self.run.keep_records(written)
         self.history.records = self.run.records()
         return True
-
-
-def _following(before: History | None, seed: int) -> History:
-    if before is None:
-        return History(seed)
-    return History(
-        seed, seconds=before.seconds, spent=before.spent, phase_spent=before.spent,
-        validation_cost=before.validation_cost, records=list(before.records),
-    )  # fmt: skip
-
-
-def _numbers(loss: Loss, numbers: dict[str, float | Tensor]) -> dict[str, float | int]:
-    values = {"loss": loss.value.detach(), **numbers, **{name: term.detach() for name, term in loss.terms.items()}}
-    return {
-        **{name: float(value) for name, value in values.items()},
-        "nfe_forward": sum(e.forward for e in loss.evaluations),
-        "nfe_backward": sum(e.backward for e in loss.evaluations),
-    }

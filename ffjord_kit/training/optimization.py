@@ -90,7 +90,7 @@ class Average:
 
     def reset(self) -> None:
         """Start again from the present weights."""
-        self.values = [p.detach().clone() for p in self.parameters]
+        self.values = snapshot(self.parameters)
         self.steps = 0
 
     @torch.no_grad()
@@ -104,12 +104,17 @@ class Average:
 @contextmanager
 def exchanged(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> Iterator[None]:
     """Put values in the place of the weights for a while."""
-    kept = [p.detach().clone() for p in parameters]
+    kept = snapshot(parameters)
     assign(parameters, values)
     try:
         yield
     finally:
         assign(parameters, kept)
+
+
+def snapshot(values: Sequence[Tensor]) -> list[Tensor]:
+    """Copies that later steps leave alone."""
+    return [value.detach().clone() for value in values]
 
 
 @torch.no_grad()

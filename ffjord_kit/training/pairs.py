@@ -12,7 +12,7 @@ from torch import Tensor
 from ffjord_kit.flow import Flow
 from ffjord_kit.objectives import split
 from ffjord_kit.training.data import Batches, Data, noise_generator
-from ffjord_kit.training.loop import TrainingDiverged
+from ffjord_kit.training.divergence import TrainingDiverged
 from ffjord_kit.training.optimization import Average, Descent, Optimization, assign
 from ffjord_kit.training.phase import History, Phase
 

@@ -43,7 +43,8 @@ class History:
     """What a fit did, and where it stands: its log, and the best validation NLL in nats (None without such data).
 
     The fit is at phase number `phase` of `phases`. `seconds` have passed on the wall; `spent` are those worked, and
-    `phase_spent` those of them before the present phase, which `broken` ends.
+    `phase_spent` those of them before the present phase, which `broken` ends, and in which training diverged and was
+    `restored` so many times.
     """
 
     seed: int
@@ -60,10 +61,21 @@ class History:
     validated_at: float = 0.0
     validation_cost: float = 0.0
     broken: str = ""
+    restored: int = 0
     interrupted: bool = False
     solver_level: int = 0
     solver_grading: float = 1.0
     records: list[dict[str, Any]] = field(default_factory=list, repr=False)
+
+    @classmethod
+    def following(cls, before: History | None, seed: int) -> History:
+        """A history at its start, or one whose log and seconds go on."""
+        if before is None:
+            return cls(seed)
+        return cls(
+            seed, seconds=before.seconds, spent=before.spent, phase_spent=before.spent,
+            validation_cost=before.validation_cost, records=list(before.records),
+        )  # fmt: skip
 
     def share(self, phase: Phase) -> float:
         """What part of the phase is done, by steps or by time."""

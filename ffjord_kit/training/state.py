@@ -10,10 +10,14 @@ from ffjord_kit.training.optimization import Descent
 
 
 def packed(
-    weights: Sequence[Tensor], average: Sequence[Tensor], best: Sequence[Tensor] | None, descent: Descent | None
+    weights: Sequence[Tensor],
+    average: Sequence[Tensor],
+    good: Sequence[Tensor],
+    best: Sequence[Tensor] | None,
+    descent: Descent | None,
 ) -> dict[str, Tensor]:
-    """Weights, their average, the best of them, and the optimizer's moments."""
-    groups = {"weights": weights, "average": average, "best": best or []}
+    """Weights, their average, the last good and the best of them, and the optimizer's moments."""
+    groups = {"weights": weights, "average": average, "good": good, "best": best or []}
     tensors = {f"{group}/{i}": value for group, values in groups.items() for i, value in enumerate(values)}
     moments = {} if descent is None else descent.adam.state_dict()["state"]
     kept = {f"optimizer/{i}/{key}": value for i, state in moments.items() for key, value in state.items()}
