@@ -22,7 +22,7 @@ FLOORS = [  # from top to bottom: a room uses lower floors, and its own floor wi
     {"route", "accuracy"},
     {"cnf"},
     {"layers", "solver", "evaluations", "steppers", "trace", "regularizers", "dynamics", "activations", "base"}
-    | {"failures", "grids", "potential", "couplings", "discrete", "gaussianize", "scalings"},
+    | {"failures", "grids", "potential", "couplings", "discrete", "gaussianize", "scalings", "heavy_tails"},
 ]
 LEAVES = {"datasets", "metrics", "plots"}
 GUESTS = {"cli": LEAVES, "diagnostics": {"metrics"}}  # who may use leaves

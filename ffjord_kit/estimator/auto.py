@@ -24,6 +24,7 @@ from ffjord_kit.estimator.plan import Plan, untrained
 from ffjord_kit.estimator.words import Part
 from ffjord_kit.failures import SolveError
 from ffjord_kit.flow import Flow
+from ffjord_kit.heavy_tails import widened
 from ffjord_kit.progress import progress_bar
 from ffjord_kit.training import History, Phase, TrainingDiverged, fit
 from ffjord_kit.training.data import noise_generator, peel
@@ -71,7 +72,7 @@ def choose(fields: Fields, plan: Plan, seed: int) -> Chosen:
         search.note(f"nothing tried out ({why})")
     else:
         best = search.best()
-    words = {**build.defaults(search.dimensions), **best.words}
+    words = {**build.defaults(search.dimensions, fields.base), **best.words}
     words = {name: word for name, word in words.items() if getattr(fields, name) in build.OPEN}
     parts = search.parts(build.settled(fields, words, search.dimensions), best)
     words["schedule"] = ",".join(map(str, parts))
@@ -113,10 +114,15 @@ class Search:
         if self.fields.time_density == "auto":
             yield "time_density", ("likelihood", "uniform")
         if self.fields.scaling == "auto":
-            enough = len(self.plan.rows[0]) >= GAUSSIANIZED_FROM
-            yield "scaling", ("standardize", "gaussianize") if enough else ("standardize",)
+            yield "scaling", self._scalings()
         if self.fields.octaves is None and self.fields.dynamics == "residual":
             yield "octaves", (2, 0) if self.few_columns else (0,)
+
+    def _scalings(self) -> tuple[str, ...]:
+        if self.fields.base == "student":
+            return ("robust",)
+        first = "robust" if widened(self.plan.rows[0]) else "standardize"
+        return (first, "gaussianize") if len(self.plan.rows[0]) >= GAUSSIANIZED_FROM else (first,)
 
     def parts(self, now: Fields, best: Trial) -> Iterator[Part]:
         """The phases that follow, of the settled fields `now`, in what is left of the budget."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ffjord_kit.activations import ACTIVATIONS
+from ffjord_kit.base import Base
 from ffjord_kit.cnf import CNF, Integration
 from ffjord_kit.couplings import COUPLINGS
 from ffjord_kit.discrete import discrete_layer
@@ -21,6 +22,7 @@ from ffjord_kit.dynamics import DYNAMICS
 from ffjord_kit.estimator.fields import Fields
 from ffjord_kit.estimator.words import choice, layers_of, regularizers_of, schedule_of, support_of
 from ffjord_kit.flow import Flow
+from ffjord_kit.heavy_tails import BASES
 from ffjord_kit.layers import Layer, Logit, Softplus
 from ffjord_kit.objectives import TIME_DENSITIES, FlowMatching, LayersLikelihood, MaximumLikelihood, Objective
 from ffjord_kit.scalings import SCALINGS
@@ -35,17 +37,20 @@ SLOW = 2.0  # angular frequency of time
 NARROW, WIDE = (64, 64, 64), (128, 128, 128)
 
 
-def defaults(dimensions: int) -> dict[str, Any]:
+def defaults(dimensions: int, base: str = "normal") -> dict[str, Any]:
     """What a field that is left open is where nothing is tried out, for so many columns."""
     hidden = NARROW if dimensions <= FEW_COLUMNS else WIDE
-    words = {"schedule": "flow_matching:4000", "time_density": "uniform", "scaling": "standardize"}
+    scaling = "robust" if base == "student" else "standardize"
+    words = {"schedule": "flow_matching:4000", "time_density": "uniform", "scaling": scaling}
     return {**words, "octaves": 0, "hidden": hidden}
 
 
 def settled(fields: Fields, chosen: Mapping[str, Any], dimensions: int) -> Fields:
     """The fields with those that were left open as `chosen`, or as the defaults for so many columns."""
     words = {f.name: getattr(fields, f.name) for f in dataclasses.fields(Fields)}
-    left_open = {name: word for name, word in {**defaults(dimensions), **chosen}.items() if words[name] in OPEN}
+    left_open = {
+        name: word for name, word in {**defaults(dimensions, fields.base), **chosen}.items() if words[name] in OPEN
+    }
     return Fields(**{**words, **left_open})
 
 
@@ -61,8 +66,10 @@ def check_open(fields: Fields) -> None:
         raise ValueError(f"max_seconds must be positive and finite; got {fields.max_seconds}")
 
 
-def build_flow(fields: Fields, exact: list[Layer], context_layer: Layer | None, dimensions: int, seed: int) -> Flow:
-    """An untrained flow: the exact layers, and discrete and continuous ones whose weights the seed draws.
+def build_flow(
+    fields: Fields, exact: list[Layer], base: Base, context_layer: Layer | None, dimensions: int, seed: int
+) -> Flow:
+    """An untrained flow: the exact layers, discrete and continuous ones whose weights the seed draws, and the base.
 
     The global state of torch is left as it was.
     """
@@ -71,7 +78,7 @@ def build_flow(fields: Fields, exact: list[Layer], context_layer: Layer | None, 
         words = layers_of(fields.layers)
         discrete = [discrete_layer(word, count, dimensions, context_dim) for word, count in words]
         blocks = _blocks(fields, dimensions, context_dim)
-    return Flow([*exact, *discrete, *blocks], context_dim=context_dim, context_layer=context_layer)
+    return Flow([*exact, *discrete, *blocks], base=base, context_dim=context_dim, context_layer=context_layer)
 
 
 def slow_layers(fields: Fields, dimensions: int, context_dim: int, seed: int) -> list[CNF]:
@@ -95,6 +102,18 @@ def blank_layers(fields: Fields, dimensions: int) -> list[Layer]:
     """The same layers before any data, to load weights into."""
     zeros = torch.zeros(dimensions, dtype=torch.float64)
     return [*_support_layers(fields, dimensions), *[make(zeros) for make in _scaling(fields)[1:]]]
+
+
+def fitted_base(fields: Fields, exact: list[Layer], x: Tensor) -> Base:
+    """The base for data x (n, d) in float64 that exact layers have brought near it."""
+    for layer in exact:
+        x, _ = layer.to_base(x)
+    return choice("base", fields.base, BASES)[0](x)
+
+
+def blank_base(fields: Fields, dimensions: int) -> Base:
+    """The same before any data, to load weights into."""
+    return choice("base", fields.base, BASES)[1]((dimensions,))
 
 
 def build_schedule(fields: Fields, dimensions: int) -> list[Phase]:

@@ -9,6 +9,7 @@ import numpy as np
 
 LOOK = 10_000  # rows
 FLAT = 1e-5  # the least eigenvalue of the columns' correlations
+FAR = 100.0
 TIED, FEW_ROWS = 0.05, 100  # the share of rows with one value; fewer rows show nothing
 
 
@@ -36,6 +37,7 @@ def check_columns(x: np.ndarray, names: Sequence[str]) -> None:
     if not _warn_of_duplicates(x, names):
         _warn_of_dependence(x, names)
     _warn_of_ties(x, names)
+    _warn_of_outliers(x, names)
     if len(x) < x.shape[1]:
         _warn(f"{len(x)} rows for {x.shape[1]} columns: the density will follow the rows, not what they came from")
 
@@ -107,6 +109,20 @@ def _warn_of_ties(x: np.ndarray, names: Sequence[str]) -> None:
             f"one value in many rows of column {shown}: the likelihood can be made as large as one likes there; use it "
             "as context, or add noise of the width of its steps"
         )
+
+
+def _warn_of_outliers(x: np.ndarray, names: Sequence[str]) -> None:
+    """Warn of columns with a value very far out, in widths of the column's middle half."""
+    low, middle, high = np.quantile(x[:: max(1, len(x) // LOOK)], [0.25, 0.5, 0.75], axis=0)
+    width, ends = high - low, np.stack([x.argmin(axis=0), x.argmax(axis=0)])
+    for column in np.flatnonzero(width > 0):
+        far = np.abs(x[ends[:, column], column] - middle[column]) / width[column]
+        if far.max() > FAR:
+            row = ends[far.argmax(), column]
+            _warn(
+                f"column {names[column]!r} reaches {far.max():.1e} times the width of its middle half (row {row}, "
+                f"{x[row, column]:g}): drop that row if it is an error, or pass base='student', for heavy tails"
+            )
 
 
 def _warn(text: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from ffjord_kit.activations import ACTIVATIONS
 from ffjord_kit.couplings import COUPLINGS
 from ffjord_kit.dynamics import DYNAMICS
+from ffjord_kit.heavy_tails import BASES
 from ffjord_kit.objectives import TIME_DENSITIES
 from ffjord_kit.scalings import SCALINGS
 from ffjord_kit.solver import GRADIENTS, METHODS
@@ -49,6 +50,7 @@ class Fields:
     learn_end_time: bool = option(False, "learn that time, beginning there")
     layers: str = option("", "layers between scaling and the continuous ones, e.g. maf:3 or nsf:2,maf:2 (by zuko)")
     scaling: str = option("auto", "fitted layer next to the data; auto: tried out", ("auto", *SCALINGS))
+    base: str = option("normal", "law at the base; student: heavy tails, their degrees of freedom learned", BASES)
     support: str = option("real", "where the data live: real, positive or bounded:LOW:HIGH; one word, or one a column")
     learning_rate: float = option(8e-3, "peak learning rate of flow matching")
     mle_learning_rate: float = option(2e-3, "peak learning rate of maximum likelihood")

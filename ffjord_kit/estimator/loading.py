@@ -23,7 +23,8 @@ def loaded(kind: type[FFJORD], run: Run) -> FFJORD:
     zeros = torch.zeros(context_dim, dtype=torch.float64)
     scaling = Standardize(zeros, torch.ones_like(zeros)) if context_dim else None
     now = build.settled(model, model.config_.get("chosen", {}), dimensions)
-    model.flow_ = build.build_flow(now, build.blank_layers(now, dimensions), scaling, dimensions, model.seed_)
+    exact, base = build.blank_layers(now, dimensions), build.blank_base(now, dimensions)
+    model.flow_ = build.build_flow(now, exact, base, scaling, dimensions, model.seed_)
     run.load_model(model.flow_)
     model.history_ = History(model.seed_, records=run.records())
     model.settle()

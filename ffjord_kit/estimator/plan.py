@@ -58,5 +58,6 @@ def plan(
 def untrained(fields: Fields, x: Tensor, context: Tensor | None, seed: int) -> Flow:
     """The flow that settled fields name, its fitted layers fitted to x (n, d), where training shall be."""
     scaling = None if context is None else Standardize.of(context)
-    flow = build.build_flow(fields, build.fitted_layers(fields, x), scaling, x.shape[1], seed)
+    exact = build.fitted_layers(fields, x)
+    flow = build.build_flow(fields, exact, build.fitted_base(fields, exact, x), scaling, x.shape[1], seed)
     return build.on_device(flow, build.build_device(fields.device))
