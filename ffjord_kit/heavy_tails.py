@@ -26,6 +26,7 @@ from ffjord_kit.trace import fresh_generator
 
 DEGREES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 10.0, 20.0, 50.0)
 EM_STEPS, ROWS = 30, 20_000
+COLLAPSED = 100.0  # times narrower than the middle half: ties are no width
 WIDENED = 10.0
 QUARTILE = 0.6744897501960817  # of the standard normal
 
@@ -80,6 +81,7 @@ def fit_student(x: Tensor) -> StudentFit:
     fits = [_at(some, place, width, nu) for nu in DEGREES]
     best = torch.stack([likelihood for _, _, likelihood in fits]).argmax(0)
     places, widths = (torch.stack([fit[i] for fit in fits]).gather(0, best[None])[0] for i in (0, 1))
+    widths = torch.where(fallback > 0, widths, torch.ones_like(widths))
     return StudentFit(places, widths, torch.tensor(DEGREES, dtype=x.dtype)[best])
 
 
@@ -96,7 +98,7 @@ def robust(x: Tensor) -> Standardize:
 
 def _at(x: Tensor, place: Tensor, width: Tensor, nu: float) -> tuple[Tensor, Tensor, Tensor]:
     """Place and width of most likelihood at nu degrees of freedom, and that likelihood, each (d,)."""
-    least = width * 1e-6
+    least = width / COLLAPSED
     for _ in range(EM_STEPS):
         weights = (nu + 1) / (nu + ((x - place) / width).square())
         place = (weights * x).sum(0) / weights.sum(0)

@@ -57,7 +57,7 @@ def test_a_value_that_many_rows_share_is_told_with_its_share(x):
     x[:100, 1] = 0.0
     (text,) = told(x)
     assert "one value in many rows of column 'b' (20%)" in text
-    assert "use it as context, or add noise of the width of its steps" in text
+    assert "use it as context, or pass dequantize='auto', for noise of the width of its steps" in text
 
 
 def test_few_rows_and_few_ties_are_silent(x):

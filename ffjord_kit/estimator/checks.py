@@ -107,7 +107,7 @@ def _warn_of_ties(x: np.ndarray, names: Sequence[str]) -> None:
         shown = ", ".join(tied[:5]) + (f" and {len(tied) - 5} more" if len(tied) > 5 else "")
         _warn(
             f"one value in many rows of column {shown}: the likelihood can be made as large as one likes there; use it "
-            "as context, or add noise of the width of its steps"
+            "as context, or pass dequantize='auto', for noise of the width of its steps"
         )
 
 

@@ -27,6 +27,7 @@ def examine(
     Raises ValueError for rows outside the support, which have no place at the base.
     """
     x, context, inside = model.checked(X, context)
+    x = model.tensor(model.grid.noisy(x.numpy(force=True), seed))
     if not inside.all():
         raise ValueError(
             f"{(~inside).sum()} of {len(inside)} rows lie outside the support {model.support!r}, where the density is "

@@ -17,6 +17,8 @@ from ffjord_kit.estimator import build
 from ffjord_kit.estimator.arrays import check_context, facts, held_out_rows, seed_from, tensor
 from ffjord_kit.estimator.auto import choose
 from ffjord_kit.estimator.checks import column_names, inside_support
+from ffjord_kit.estimator.dequantize import Grid, grid_of
+from ffjord_kit.estimator.drawing import draw, follow
 from ffjord_kit.estimator.errors import LogDensities, with_errors
 from ffjord_kit.estimator.fields import Fields
 from ffjord_kit.estimator.loading import configured, loaded
@@ -70,8 +72,10 @@ class FFJORD(Fields, DensityMixin, BaseEstimator):
         context = check_context(context, len(X))
         named = getattr(self, "feature_names_in_", None)  # scikit-learn sets it where X carries names
         names = column_names(columns if named is None else named, X.shape[1])
+        grid = grid_of(self.dequantize, X, names)
         about = {"columns": names, "named": named is not None, "data": dict(data or {}), **facts(X, context)}
-        config = self._config(run, about, resume)
+        config = self._config(run, {**about, "grid": grid._asdict()}, resume)
+        X = grid.noisy(X, config["seed"])
         made = plan(self, X, context, names, config["seed"], config.get("chosen", {}))  # errors come before the folder
         kept = Run.open(run) if resume else None if run is None else Run.create(run, config, force=force)
         seed, before = config["seed"], None
@@ -88,9 +92,15 @@ class FFJORD(Fields, DensityMixin, BaseEstimator):
         self.settle()
         return self
 
+    @property
+    def grid(self) -> Grid:
+        """The steps of the columns of the fit."""
+        return Grid.kept(self.config_.get("grid"), len(self.config_["columns"]))
+
     def check(self, X: np.ndarray, *, context: Any = None, columns: Sequence[str] | None = None) -> None:
         """Raise, before any training, what `fit` would raise for these fields and rows (n, d)."""
-        plan(self, X, check_context(context, len(X)), column_names(columns, X.shape[1]), 0, {})
+        names = column_names(columns, X.shape[1])
+        plan(self, grid_of(self.dequantize, X, names).noisy(X, 0), check_context(context, len(X)), names, 0, {})
 
     def score_samples(
         self, X: Any, *, context: Any = None, time: float = 1.0, return_error: bool = False
@@ -172,31 +182,16 @@ class FFJORD(Fields, DensityMixin, BaseEstimator):
     ) -> np.ndarray:
         """Draw rows (n_samples, d); context is one row (c,) for all, or one for each (n_samples, c).
 
-        By a converged solve; with `steps`, by so many fixed ones of a method of METHODS, in float32: fast, and as good
-        as the paths are straight (see `straighten`).
+        Columns of equal steps (`dequantize`) are on their grid. By a converged solve; with `steps`, by so many fixed
+        ones of a method of METHODS, in float32: fast, and as good as the paths are straight (see `straighten`).
         """
-        generator, context = self._drawing(n_samples, context, random_state)
-        solver, parts = build.reporting(self).solver if steps is None else Solver(method, steps=steps), []
-        draw = self.flow_.sample if steps is None else Single(self.flow_).sample
-        for start in range(0, n_samples, CHUNK_ELEMENTS):
-            end = min(start + CHUNK_ELEMENTS, n_samples)
-            part = None if context is None else context[start:end]
-            with torch.no_grad():
-                parts.append(to_numpy(draw(end - start, part, solver=solver, generator=generator)))
-        return np.concatenate(parts)
+        return self.grid.rounded(draw(self, n_samples, context, random_state, steps, method))
 
     def trajectory(
         self, n_samples: int = 200, *, frames: int = 41, context: Any = None, random_state: Any = None
     ) -> NumpyTrajectory:
         """Follow new samples from the base (t = 0) to the data (t = 1), with their log-density along the way."""
-        if frames < 2:
-            raise ValueError(f"frames must be at least 2; got {frames}")
-        generator, context = self._drawing(n_samples, context, random_state)
-        solver, times = build.reporting(self).solver, np.linspace(0.0, 1.0, frames)
-        with torch.no_grad():
-            start = self.flow_.sample(n_samples, context, time=0.0, generator=generator)
-            path = self.flow_.trajectory(start, times.tolist(), context, solver=solver)
-        return NumpyTrajectory(times, to_numpy(path.x), to_numpy(path.log_prob))
+        return follow(self, n_samples, frames, context, random_state)
 
     def velocity(self, X: Any, time: float, *, context: Any = None) -> np.ndarray:
         """The field dx/dt (n, d) at the states X (n, d) and a time in [0, 1], in the units of X."""
@@ -280,14 +275,7 @@ class FFJORD(Fields, DensityMixin, BaseEstimator):
         X = validate_data(self, X, dtype=np.float64, reset=False)
         context = check_context(context, len(X), self.flow_.context_dim)
         inside = inside_support(X, support_of(self.support, X.shape[1])).all(axis=1)
-        return self._tensor(X[inside]), None if context is None else self._tensor(context[inside]), inside
-
-    def _drawing(self, n: int, context: Any, random_state: Any) -> tuple[torch.Generator, Tensor | None]:
-        check_is_fitted(self, "flow_")
-        if n < 1:
-            raise ValueError(f"n_samples must be at least 1; got {n}")
-        context = None if context is None else self._tensor(check_context(context, n, self.flow_.context_dim))
-        return torch.Generator().manual_seed(seed_from(random_state)), context
+        return self.tensor(X[inside]), None if context is None else self.tensor(context[inside]), inside
 
     def chunks(self, x: Tensor, context: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Rows x (n, d) and their contexts (n, c) in parts of a size that memory bears."""
@@ -295,6 +283,7 @@ class FFJORD(Fields, DensityMixin, BaseEstimator):
         for start in range(0, len(x), rows):
             yield x[start : start + rows], None if context is None else context[start : start + rows]
 
-    def _tensor(self, array: np.ndarray) -> Tensor:
+    def tensor(self, array: np.ndarray) -> Tensor:
+        """An array where the flow lives, in the floats that it reports in."""
         device = next(self.flow_.parameters()).device
         return tensor(array).to(build.reporting_dtype(device)).to(device)

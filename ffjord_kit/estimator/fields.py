@@ -51,6 +51,9 @@ class Fields:
     layers: str = option("", "layers between scaling and the continuous ones, e.g. maf:3 or nsf:2,maf:2 (by zuko)")
     scaling: str = option("auto", "fitted layer next to the data; auto: tried out", ("auto", *SCALINGS))
     base: str = option("normal", "law at the base; student: heavy tails, their degrees of freedom learned", BASES)
+    dequantize: str = option(
+        "", "columns of whole numbers or equal steps, to be given noise as wide: auto, or names, e.g. age,score:0.5"
+    )
     support: str = option("real", "where the data live: real, positive or bounded:LOW:HIGH; one word, or one a column")
     learning_rate: float = option(8e-3, "peak learning rate of flow matching")
     mle_learning_rate: float = option(2e-3, "peak learning rate of maximum likelihood")

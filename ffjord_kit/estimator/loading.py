@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from ffjord_kit.estimator import build
+from ffjord_kit.estimator.dequantize import Grid
 from ffjord_kit.layers import Standardize
 from ffjord_kit.runs import Run, RunError
 from ffjord_kit.training import History
@@ -38,6 +39,7 @@ def configured(kind: type[FFJORD], run: Run) -> FFJORD:
         hidden = config["estimator"]["hidden"]
         model = kind(**{**config["estimator"], "hidden": None if hidden is None else tuple(hidden)})
         model.config_, model.seed_ = config, int(config["seed"])
+        Grid.kept(config.get("grid"), len(config["columns"]))
         model.n_features_in_ = len(config["columns"])
         if config["named"]:
             model.feature_names_in_ = np.array(config["columns"], dtype=object)

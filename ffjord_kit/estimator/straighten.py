@@ -75,6 +75,7 @@ def straightened(
     if rows is not None and facts(rows, context)["sha256"] != model.config_["sha256"]:
         raise ValueError("X and context must be the rows of the fit, all and in their order: others cannot validate it")
     seed = seed_from(random_state)
+    rows = None if rows is None else model.grid.noisy(rows, model.seed_)
     held_out = None if rows is None else held_out_rows(rows, context, model.validation_fraction, model.seed_)
     drawn = context if held_out is None or context is None else held_out[0][1].numpy()
     made_from = {"source": source, "weights": _digest(model.flow_), "seed": seed, **asdict(how)}
