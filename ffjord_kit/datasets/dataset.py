@@ -16,7 +16,7 @@ class DataWarning(UserWarning):
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A table of n rows and d columns, float64.
+    """A table of n rows and d columns, float64, or a large one of float32 that stays in its file (`numpy.memmap`).
 
     `log_prob` maps (m, d) to the exact log-densities (m,) in nats, or is None where nobody knows them; `image_shape`
     is the shape of a row that is a flattened picture, or None.

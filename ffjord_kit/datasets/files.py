@@ -16,6 +16,7 @@ from ffjord_kit.datasets.faults import refuse_empty, refuse_not_finite, warn_of_
 from ffjord_kit.datasets.parquet import read_parquet
 from ffjord_kit.datasets.text import read_text
 
+STREAMED_BYTES = 1 << 28
 DAMAGE = (ValueError, OSError, EOFError, KeyError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
 KINDS = {"O": "Python objects", "c": "complex numbers", "U": "text", "S": "text", "M": "dates", "V": "named fields"}
 
@@ -44,8 +45,12 @@ def looks_like_path(source: str) -> bool:
 
 
 def read_npy(path: str) -> Dataset:
-    """Read one array of an NPY file."""
+    """Read one array of an NPY file; a large table of floats stays in it, mapped into memory."""
     with _explained(path), open(path, "rb") as file:
+        if os.path.getsize(path) >= STREAMED_BYTES:
+            mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+            if mapped.ndim == 2 and mapped.dtype in (np.float32, np.float64):
+                return _as_table(path, mapped)
         array = np.lib.format.read_array(file, allow_pickle=False)
     return _as_table(path, array)
 
@@ -139,7 +144,7 @@ def _stored_columns(path: str, arrays: np.lib.npyio.NpzFile) -> tuple[str, ...] 
 def _as_table(label: str, array: np.ndarray, columns: tuple[str, ...] | None = None) -> Dataset:
     _check_array(label, array)
     image_shape = array.shape[1:] if array.ndim == 3 else None
-    x = array.reshape(len(array), -1).astype(np.float64)
+    x = array if isinstance(array, np.memmap) else array.reshape(len(array), -1).astype(np.float64)
     if columns is None or len(columns) != x.shape[1]:
         columns = default_columns(x.shape[1]) if image_shape is None else pixel_columns(image_shape)
     refuse_not_finite(label, x, columns, "row {} (counted from 0)".format)

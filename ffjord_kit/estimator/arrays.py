@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+import warnings
+from collections.abc import Iterator
 from numbers import Integral
 from typing import Any
 
@@ -12,11 +14,16 @@ import torch
 from sklearn.utils import check_array
 from torch import Tensor
 
+from ffjord_kit.training import Streamed
+
 LARGEST_VALIDATION_SET = 2_000
 VALIDATION_ELEMENTS, VALIDATION_ROWS = 8_192, 200  # fewer rows where a row is long, as its exact trace is dear
 SMALLEST_VALIDATION_SET = 5
 
-Rows = tuple[Tensor, Tensor | None]
+FITTED_ROWS = 100_000  # of a streamed table, to fit layers to
+PART = 1 << 24  # bytes read at once
+
+Rows = tuple[Tensor | Streamed, Tensor | None]
 
 
 def check_context(context: Any, rows: int, dim: int | None = None) -> np.ndarray | None:
@@ -50,15 +57,41 @@ def seed_from(random_state: Any) -> int:
 
 def facts(x: np.ndarray, context: np.ndarray | None) -> dict[str, Any]:
     """What a run remembers of its data: the rows, the width of the context, and the SHA-256 of both."""
-    digest = hashlib.sha256(np.ascontiguousarray(x).tobytes())
-    if context is not None:
-        digest.update(np.ascontiguousarray(context).tobytes())
+    digest = hashlib.sha256()
+    for array in (x, context):
+        for part in [] if array is None else parts(array):
+            digest.update(np.ascontiguousarray(part).tobytes())
     width = 0 if context is None else context.shape[1]
     return {"rows": len(x), "context_dim": width, "sha256": digest.hexdigest()}
 
 
-def held_out_rows(x: np.ndarray, context: np.ndarray | None, fraction: float, seed: int) -> tuple[Rows, Rows | None]:
+def is_streamed(x: Any) -> bool:
+    """Whether an array lies in a file that is mapped into memory, from which rows are to be taken batch by batch."""
+    return isinstance(x, np.memmap)
+
+
+def parts(x: np.ndarray) -> Iterator[np.ndarray]:
+    """The rows of x (n, ...) in parts that memory bears."""
+    rows = max(1, PART // max(1, x[:1].nbytes))
+    for start in range(0, len(x), rows):
+        yield x[start : start + rows]
+
+
+def fitting_rows(rows: Rows) -> tuple[Tensor, Tensor | None]:
+    """Rows to fit layers to: all, or a hundred thousand of those that are streamed, spread over the table."""
+    x, context = rows
+    if not isinstance(x, Streamed):
+        return x, context
+    some = torch.linspace(0, len(x) - 1, min(len(x), FITTED_ROWS), dtype=torch.float64).long()
+    return x[some], None if context is None else context[some]
+
+
+def held_out_rows(
+    x: np.ndarray, context: np.ndarray | None, fraction: float, seed: int, *, stream: bool = False
+) -> tuple[Rows, Rows | None]:
     """The rows to train on and those held out, which the seed picks; none is held out of a very small table.
+
+    With `stream` the former stay where they are.
 
     Raises ValueError for a fraction outside [0, 1).
     """
@@ -66,14 +99,26 @@ def held_out_rows(x: np.ndarray, context: np.ndarray | None, fraction: float, se
         raise ValueError(f"validation_fraction must be in [0, 1); got {fraction}")
     most = min(LARGEST_VALIDATION_SET, max(VALIDATION_ROWS, VALIDATION_ELEMENTS // x.shape[1]))
     count = min(int(fraction * len(x)), most)
-    order = np.random.default_rng(seed).permutation(len(x))
-    count = 0 if count < SMALLEST_VALIDATION_SET else count
-    kept, held_out = np.sort(order[count:]), order[:count]
-    return _rows(x, context, kept), _rows(x, context, held_out) if count else None
+    count, rng = 0 if count < SMALLEST_VALIDATION_SET else count, np.random.default_rng(seed)
+    if stream:
+        held_out = np.sort(rng.choice(len(x), count, replace=False))
+        given = None if context is None else tensor(np.delete(context, held_out, axis=0))
+        kept = Streamed(_shared(x), torch.from_numpy(held_out)), given
+    else:
+        order = rng.permutation(len(x))
+        held_out, kept = order[:count], _rows(x, context, np.sort(order[count:]))
+    return kept, _rows(x, context, held_out) if count else None
 
 
-def _rows(x: np.ndarray, context: np.ndarray | None, which: np.ndarray) -> Rows:
-    return tensor(x[which]), None if context is None else tensor(context[which])
+def _rows(x: np.ndarray, context: np.ndarray | None, which: np.ndarray) -> tuple[Tensor, Tensor | None]:
+    return tensor(x[which]).double(), None if context is None else tensor(context[which])
+
+
+def _shared(x: np.ndarray) -> Tensor:
+    """A tensor on the same memory, which nobody writes to."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that a file opened for reading cannot be written
+        return torch.from_numpy(x)
 
 
 def tensor(array: np.ndarray) -> Tensor:

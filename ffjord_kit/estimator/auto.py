@@ -121,7 +121,7 @@ class Search:
     def _scalings(self) -> tuple[str, ...]:
         if self.fields.base == "student":
             return ("robust",)
-        first = "robust" if widened(self.plan.rows[0]) else "standardize"
+        first = "robust" if widened(self.plan.fitting[0]) else "standardize"
         return (first, "gaussianize") if len(self.plan.rows[0]) >= GAUSSIANIZED_FROM else (first,)
 
     def parts(self, now: Fields, best: Trial) -> Iterator[Part]:
@@ -204,7 +204,7 @@ class Search:
                 self._counted(),
                 progress_bar([phase], self.fields.verbose and title is not None, titles=[title]) as tell,
             ):
-                flow = untrained(now, *plan.rows, self.seed)
+                flow = untrained(now, *plan.fitting, self.seed)
                 history = fit(
                     flow, plan.rows[0], context=plan.rows[1], validation=judges, schedule=[phase], **plan.options,
                     seed=self.seed, before=known, on_step=tell,

@@ -50,9 +50,12 @@ def inside_support(x: np.ndarray, bounds: Sequence[tuple[float, float]]) -> np.n
 
 def check_support(x: np.ndarray, bounds: Sequence[tuple[float, float]], names: Sequence[str]) -> None:
     """Raise ValueError naming the first column of x (n, d) with rows outside its bounds, and the first such row."""
-    outside = ~inside_support(x, bounds)
-    for column in np.flatnonzero(outside.any(axis=0)):
-        rows, (low, high) = np.flatnonzero(outside[:, column]), bounds[column]
+    if not np.isfinite(bounds).any():
+        return
+    for column, (low, high) in enumerate(bounds):
+        rows = np.flatnonzero(~inside_support(x[:, [column]], [bounds[column]]))
+        if not len(rows):
+            continue
         raise ValueError(
             f"column {names[column]!r} has {len(rows)} of {len(x)} rows outside its support, {low:g} to {high:g} with "
             f"both ends left out (first: row {rows[0]}, {x[rows[0], column]:g}): give it another support, or drop them"
@@ -114,15 +117,13 @@ def _warn_of_ties(x: np.ndarray, names: Sequence[str]) -> None:
 def _warn_of_outliers(x: np.ndarray, names: Sequence[str]) -> None:
     """Warn of columns with a value very far out, in widths of the column's middle half."""
     low, middle, high = np.quantile(x[:: max(1, len(x) // LOOK)], [0.25, 0.5, 0.75], axis=0)
-    width, ends = high - low, np.stack([x.argmin(axis=0), x.argmax(axis=0)])
-    for column in np.flatnonzero(width > 0):
-        far = np.abs(x[ends[:, column], column] - middle[column]) / width[column]
-        if far.max() > FAR:
-            row = ends[far.argmax(), column]
-            _warn(
-                f"column {names[column]!r} reaches {far.max():.1e} times the width of its middle half (row {row}, "
-                f"{x[row, column]:g}): drop that row if it is an error, or pass base='student', for heavy tails"
-            )
+    reach, width = np.maximum(middle - x.min(axis=0), x.max(axis=0) - middle), high - low
+    for column in np.flatnonzero((width > 0) & (reach > FAR * width)):
+        row = int(np.abs(x[:, column] - middle[column]).argmax())
+        _warn(
+            f"column {names[column]!r} reaches {reach[column] / width[column]:.1e} times the width of its middle half "
+            f"(row {row}, {x[row, column]:g}): drop that row if it is an error, or pass base='student', for heavy tails"
+        )
 
 
 def _warn(text: str) -> None:

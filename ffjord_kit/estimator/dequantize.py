@@ -35,7 +35,7 @@ class Grid(NamedTuple):
         return grid
 
     def noisy(self, x: np.ndarray, seed: int) -> np.ndarray:
-        """The rows x (n, d) with the seed's noise; the same where no column has a step."""
+        """The rows x (n, d) with the seed's noise, all in memory; the same where no column has a step."""
         if not any(self.step):
             return x
         return x + np.array(self.step) * (np.random.default_rng(seed).random(x.shape) - 0.5)

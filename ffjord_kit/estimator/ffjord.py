@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from ffjord_kit.estimator import build
-from ffjord_kit.estimator.arrays import check_context, facts, held_out_rows, seed_from, tensor
+from ffjord_kit.estimator.arrays import check_context, facts, held_out_rows, is_streamed, seed_from, tensor
 from ffjord_kit.estimator.auto import choose
 from ffjord_kit.estimator.checks import column_names, inside_support
 from ffjord_kit.estimator.dequantize import Grid, grid_of
@@ -65,24 +65,26 @@ class FFJORD(Fields, DensityMixin, BaseEstimator):
         """Learn the density of the rows of X (n, d), given context (n, c) where it is passed; y is ignored.
 
         `columns` name the columns where X does not. `run` is a folder to keep log, model and checkpoints in: `force`
-        lets it replace a run, `resume` goes on from its checkpoint, `data` is kept in its config as it is.
+        lets it replace a run, `resume` goes on from its checkpoint, `data` is kept in its config as it is. Rows of a
+        `numpy.memmap` stay in their file, and are fetched batch by batch.
         Raises ValueError for data or fields that cannot be used, TrainingDiverged, RunError.
         """
-        X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
+        stream = is_streamed(X)
+        X = validate_data(self, X, dtype=[np.float64, np.float32] if stream else np.float64, ensure_min_samples=2)
         context = check_context(context, len(X))
         named = getattr(self, "feature_names_in_", None)  # scikit-learn sets it where X carries names
         names = column_names(columns if named is None else named, X.shape[1])
         grid = grid_of(self.dequantize, X, names)
         about = {"columns": names, "named": named is not None, "data": dict(data or {}), **facts(X, context)}
         config = self._config(run, {**about, "grid": grid._asdict()}, resume)
-        X = grid.noisy(X, config["seed"])
-        made = plan(self, X, context, names, config["seed"], config.get("chosen", {}))  # errors come before the folder
+        seed, words, rows = config["seed"], config.get("chosen", {}), (grid.noisy(X, config["seed"]), context)
+        made = plan(self, *rows, names, seed, words, stream=stream)  # errors come before the folder
         kept = Run.open(run) if resume else None if run is None else Run.create(run, config, force=force)
-        seed, before = config["seed"], None
+        before = None
         if self.schedule == "auto" and not (resume and kept.has_checkpoint):
             words, flow, before = choose(self, made, seed)
             config = {**config, "chosen": words} if kept is None else kept.amend(chosen=words)
-            made = plan(self, X, context, names, seed, words)._replace(flow=flow)
+            made = plan(self, *rows, names, seed, words, stream=stream)._replace(flow=flow)
         with progress_bar(made.schedule, self.verbose, on_step) as tell, compiled(made.flow, self.compile):
             history = fit(
                 made.flow, made.rows[0], context=made.rows[1], validation=made.held_out, schedule=made.schedule,
@@ -185,7 +187,8 @@ class FFJORD(Fields, DensityMixin, BaseEstimator):
         Columns of equal steps (`dequantize`) are on their grid. By a converged solve; with `steps`, by so many fixed
         ones of a method of METHODS, in float32: fast, and as good as the paths are straight (see `straighten`).
         """
-        return self.grid.rounded(draw(self, n_samples, context, random_state, steps, method))
+        drawn = draw(self, n_samples, context, random_state, steps, method)
+        return self.grid.rounded(drawn)
 
     def trajectory(
         self, n_samples: int = 200, *, frames: int = 41, context: Any = None, random_state: Any = None

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from ffjord_kit.estimator import build
-from ffjord_kit.estimator.arrays import Rows, held_out_rows
+from ffjord_kit.estimator.arrays import Rows, fitting_rows, held_out_rows
 from ffjord_kit.estimator.checks import check_columns, check_support
 from ffjord_kit.estimator.fields import Fields
 from ffjord_kit.estimator.words import support_of
@@ -21,10 +21,14 @@ from ffjord_kit.training.compiled import check_mode
 
 
 class Plan(NamedTuple):
-    """The untrained flow, the rows to train on and to hold out, the schedule, and the options of `training.fit`."""
+    """The untrained flow, the rows to train on and to hold out, the schedule, and the options of `training.fit`.
+
+    `fitting` are the rows that layers are fitted to: those to train on, or some of them where they are streamed.
+    """
 
     flow: Flow
     rows: Rows
+    fitting: tuple[Tensor, Tensor | None]
     held_out: Rows | None
     schedule: list[Phase]
     options: dict[str, Any]
@@ -37,10 +41,13 @@ def plan(
     names: Sequence[str],
     seed: int,
     chosen: Mapping[str, Any],
+    *,
+    stream: bool = False,
 ) -> Plan:
     """Everything that a fit of x (n, d), context (n, c), is made of; every field is used once.
 
-    Fields that are left open are as `chosen`. Raises ValueError for fields or rows that cannot be used.
+    Fields that are left open are as `chosen`; with `stream` the rows to train on stay where they are.
+    Raises ValueError for fields or rows that cannot be used.
     """
     check_columns(x, names)
     check_support(x, support_of(fields.support, x.shape[1]), names)
@@ -51,8 +58,9 @@ def plan(
     schedule, options = build.build_schedule(now, x.shape[1]), build.training_options(now, x.shape[1])
     if fields.schedule == "auto":
         schedule = [replace(phase, trial=phase.objective.name == "mle") for phase in schedule]
-    rows, held_out = held_out_rows(x, context, now.validation_fraction, seed)
-    return Plan(untrained(now, *rows, seed), rows, held_out, schedule, options)
+    rows, held_out = held_out_rows(x, context, now.validation_fraction, seed, stream=stream)
+    fitting = fitting_rows(rows)
+    return Plan(untrained(now, *fitting, seed), rows, fitting, held_out, schedule, options)
 
 
 def untrained(fields: Fields, x: Tensor, context: Tensor | None, seed: int) -> Flow:

@@ -14,6 +14,8 @@ from ffjord_kit.cnf import CNF
 from ffjord_kit.flow import Flow
 from ffjord_kit.layers import Layer
 
+LOOKED_AT = 1000  # rows
+
 
 @dataclass(frozen=True)
 class Data:
@@ -25,6 +27,61 @@ class Data:
 
     def __len__(self) -> int:
         return len(self.x)
+
+    @property
+    def device(self) -> torch.device:
+        """Where rows are taken from."""
+        return self.x.device
+
+    def take(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Some rows and their contexts."""
+        return self.x[rows], None if self.context is None else self.context[rows]
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """Rows of a table that stay where they are, as in a file, and are fetched as they are needed.
+
+    They are all but those `left_out` (k,), whose numbers ascend. Shapes: table (m, *event), of any float type; `[...]`
+    gives rows in float64.
+    """
+
+    table: Tensor
+    left_out: Tensor
+
+    def __len__(self) -> int:
+        return len(self.table) - len(self.left_out)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(m - k, *event)."""
+        return (len(self), *self.table.shape[1:])
+
+    def __getitem__(self, rows: Tensor | slice) -> Tensor:
+        rows = torch.arange(len(self))[rows] if isinstance(rows, slice) else rows.long()
+        gaps = self.left_out - torch.arange(len(self.left_out))  # a row after i that are left out stands i further on
+        return self.table[rows + torch.searchsorted(gaps, rows, right=True)].double()
+
+
+@dataclass(frozen=True)
+class StreamedData:
+    """The same as `Data` of rows that stay where they are: each batch is fetched and prepared when its turn comes."""
+
+    rows: Streamed
+    context: Tensor | None
+    fixed: Fixed
+    like: Tensor
+    device: torch.device = torch.device("cpu")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Some rows and their contexts. Raises ValueError where they are not finite."""
+        x = self.rows[rows]
+        refuse_not_finite(x)
+        prepared = self.fixed.prepare(x, None if self.context is None else self.context[rows], self.like)
+        return prepared.x, prepared.context
 
 
 def noise_generator(device: torch.device, *key: int | str) -> torch.Generator:
@@ -48,6 +105,12 @@ class Fixed:
             x, step = _exactly(layer).to_base(x)
             log_det = log_det + step
         return Data(x.to(like), self.scaled(context, like), log_det)
+
+    def feed(self, x: Tensor | Streamed, context: Tensor | None, like: Tensor) -> Data | StreamedData:
+        """Rows for batches: prepared at once, or, if they are streamed, batch by batch."""
+        if isinstance(x, Streamed):
+            return StreamedData(x, context, self, like)
+        return self.prepare(x, context, like)
 
     def restore(self, x: Tensor) -> Tensor:
         """Rows x (n, *event) back from where they were prepared for, in float64 on the CPU."""
@@ -85,7 +148,7 @@ def _exactly(layer: Layer) -> Layer:
 class Batches:
     """Batches of a fixed size, without replacement within an epoch; batch number s depends on (seed, s) alone."""
 
-    def __init__(self, data: Data, size: int, seed: int) -> None:
+    def __init__(self, data: Data | StreamedData, size: int, seed: int) -> None:
         self.data, self.size, self.seed = data, min(size, len(data)), seed
         self.per_epoch = len(data) // self.size
         self.epoch, self.order = -1, torch.empty(0)
@@ -94,13 +157,23 @@ class Batches:
         self._shuffle(step // self.per_epoch)
         start = (step % self.per_epoch) * self.size
         rows = self.order[start : start + self.size]
-        return self.data.x[rows], None if self.data.context is None else self.data.context[rows]
+        return self.data.take(rows)
 
     def _shuffle(self, epoch: int) -> None:
         if epoch != self.epoch:
             generator = noise_generator(torch.device("cpu"), self.seed, "order", epoch)
-            self.order = torch.randperm(len(self.data), generator=generator).to(self.data.x.device)
+            kind = torch.int32 if isinstance(self.data, StreamedData) else torch.int64  # half the memory of millions
+            order = torch.randperm(len(self.data), generator=generator, dtype=kind)
+            self.order = order.to(self.data.device)
             self.epoch = epoch
+
+
+def looked_at(x: Tensor | Streamed, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """What is checked before training: all rows, or the first of those that are streamed."""
+    if not isinstance(x, Streamed):
+        return x, context
+    first = slice(0, LOOKED_AT)
+    return x[first], None if context is None else context[first]
 
 
 def refuse_not_finite(x: Tensor) -> None:

@@ -17,7 +17,7 @@ from ffjord_kit.cnf import Integration
 from ffjord_kit.flow import Flow
 from ffjord_kit.objectives import Loss, Objective
 from ffjord_kit.runs import Run
-from ffjord_kit.training.data import Batches, noise_generator, peel, refuse_not_finite
+from ffjord_kit.training.data import Batches, Streamed, looked_at, noise_generator, peel, refuse_not_finite
 from ffjord_kit.training.divergence import LOWERED, RESTORES, TrainingDiverged, diverging
 from ffjord_kit.training.guard import EVERY, Guard, guarded
 from ffjord_kit.training.interrupt import interruptible
@@ -37,7 +37,7 @@ OnStep = Callable[[dict[str, Any]], None]
 @enable_grad()
 def fit(
     flow: Flow,
-    x: Tensor,
+    x: Tensor | Streamed,
     *,
     context: Tensor | None = None,
     validation: tuple[Tensor, Tensor | None] | None = None,
@@ -63,7 +63,7 @@ def fit(
     given a log, the model and checkpoints; with `resume` the fit goes on from its last one. `guard` is the largest
     share of the loss's noise that the solver's error may take in training by likelihood (0: no guard). `on_step` is
     told of every step; on a GPU, which would have to wait for it, ten times a second.
-    Shapes: x (n, *event), context (n, context_dim), validation a pair of the same.
+    Shapes: x (n, *event), perhaps rows that are streamed; context (n, context_dim), validation a pair of the same.
     Raises ValueError for data that do not fit the flow, TrainingDiverged where the loss, its gradient, or the dynamics
     are not finite and lower learning rates do not help.
     """
@@ -97,14 +97,17 @@ class _Trainer:
         self.saved_at = self.told_at = time.monotonic()
 
     def feed(
-        self, rows: tuple[Tensor, Tensor | None], held_out: tuple[Tensor, Tensor | None] | None, batch_size: int
+        self,
+        rows: tuple[Tensor | Streamed, Tensor | None],
+        held_out: tuple[Tensor, Tensor | None] | None,
+        batch_size: int,
     ) -> None:
         for data in (rows, held_out):
             if data is not None:
-                self.flow.check(*data)
-                refuse_not_finite(data[0])
+                self.flow.check(*looked_at(*data))
+                refuse_not_finite(looked_at(*data)[0])
         like = self.parameters[0]
-        self.batches = Batches(self.fixed.prepare(*rows, like), batch_size, self.history.seed)
+        self.batches = Batches(self.fixed.feed(*rows, like), batch_size, self.history.seed)
         self.held_out = None if held_out is None else self.fixed.prepare(*held_out, like)
 
     def begin(self) -> None:
