@@ -11,8 +11,10 @@ Every file but the log is replaced atomically, and none is ever unpickled.
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
@@ -25,7 +27,13 @@ from torch import Tensor, nn
 from ffjord_kit.atomic import replacing, write_text
 from ffjord_kit.version import __version__
 
+try:
+    import fcntl
+except ImportError:  # Windows, which has no locks of folders
+    fcntl = None
+
 FORMAT = 1
+DAMAGE = (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError)
 REPLACED = ("metrics.jsonl", "model.safetensors", "checkpoint")
 
 
@@ -83,9 +91,10 @@ class Run:
         return config
 
     def record(self, record: Mapping[str, Any]) -> None:
-        """Append one record to the log."""
-        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as log:
-            log.write(json.dumps(record) + "\n")
+        """Append one record to the log. Raises RunError where the disk does not take it."""
+        log = self.path / "metrics.jsonl"
+        with _writing(log), open(log, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
 
     def records(self) -> list[dict[str, Any]]:
         """The log; a last line cut short by a crash is left out."""
@@ -130,14 +139,39 @@ class Run:
         if not self.has_checkpoint:
             return None
         tensors, metadata = self._load("checkpoint/state.safetensors")
-        return tensors, json.loads(metadata["state"])
+        state = _parsed(metadata.get("state", ""))
+        if state is None:
+            raise RunError(f"{self.path / 'checkpoint/state.safetensors'} is damaged (no state): fit again")
+        return tensors, state
+
+    def model_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of the weights by name, before any of them is read."""
+        with self._opened("model.safetensors") as file:
+            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+
+    @contextmanager
+    def explained(self, name: str) -> Iterator[None]:
+        """Say in one line that a file is damaged, whatever its content led to.
+
+        Raises RunError.
+        """
+        try:
+            yield
+        except DAMAGE as error:
+            reason = " ".join(repr(error).split())[:200]
+            raise RunError(f"{self.path / name} is damaged ({reason}): restore it, or fit again") from error
 
     def _save(self, name: str, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
         flat = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
-        with replacing(self.path / name) as temporary:
+        with _writing(self.path / name), replacing(self.path / name) as temporary:
             save_file(flat, temporary, metadata)
 
     def _load(self, name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+        with self._opened(name) as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+
+    @contextmanager
+    def _opened(self, name: str) -> Iterator[Any]:
         path = self.path / name
         if not path.is_file():
             raise RunError(
@@ -145,7 +179,7 @@ class Run:
             )
         try:
             with safe_open(path, framework="pt") as file:
-                return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+                yield file
         except (SafetensorError, OSError, RuntimeError) as error:
             raise RunError(f"{path} is damaged ({_one_line(error)}): restore it, or fit again") from error
 
@@ -154,7 +188,7 @@ class Run:
             content = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise RunError(f"{self.path} is no run folder: it has no config.json") from None
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
             raise RunError(f"{path} is damaged ({_one_line(error)}): restore it, or fit again") from error
         if not isinstance(content, dict):
             raise RunError(f"{path} is damaged (not a JSON object): restore it, or fit again")
@@ -181,6 +215,53 @@ class Run:
                 leftover.unlink(missing_ok=True)
 
 
+@contextmanager
+def claimed(path: str | Path | None) -> Iterator[None]:
+    """Keep other processes out of a run's folder meanwhile, which is made; a lock that ends with its process.
+
+    Nothing is kept out where the file system, or the system, has no such locks.
+    Raises RunError where another one is at work there.
+    """
+    handle = _folder_handle(path)
+    try:
+        if handle is not None:
+            _lock(handle, path)
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _folder_handle(path: str | Path | None) -> int | None:
+    if path is None or fcntl is None:
+        return None
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+        return os.open(path, os.O_RDONLY)
+    except OSError:  # told by those who want to write there
+        return None
+
+
+def _lock(handle: int, path: str | Path) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise RunError(f"another process is at work in {path}: wait for it, or choose another folder") from None
+    except OSError:  # a file system without locks
+        return
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Say which file could not be written, and that its last version is intact."""
+    try:
+        yield
+    except (SafetensorError, OSError) as error:
+        raise RunError(
+            f"{path} could not be written ({_one_line(error)}): what was there before is intact; make room, and resume"
+        ) from error
+
+
 def _number(value: object) -> int | float:
     if isinstance(value, Integral):
         return int(value)
@@ -198,9 +279,10 @@ def _remove(path: Path) -> None:
 
 def _parsed(line: str) -> dict[str, Any] | None:
     try:
-        return json.loads(line)
-    except json.JSONDecodeError:
+        content = json.loads(line)
+    except (json.JSONDecodeError, RecursionError):
         return None
+    return content if isinstance(content, dict) else None
 
 
 def _one_line(error: Exception) -> str:

@@ -40,7 +40,7 @@ SMALL = [
     "--schedule", "flow_matching:100,mle:24", "--hidden", "8", "--solver", "euler", "--steps", "2", "--batch-size",
     "16", "--validate-every", "4", "--patience", "100", "--trace", "rademacher", "--seed", "3",
 ]  # fmt: skip
-KILLS = 10
+LONG = ["--schedule", "flow_matching:1000,mle:100"]
 
 
 class Crash(BaseException):
@@ -129,22 +129,29 @@ def killed(process, log, lines, delay):
     return process.wait() != 0
 
 
-@pytest.mark.parametrize("start", [Forked, pytest.param(Started, marks=pytest.mark.slow)])
-def test_kill_9_at_ten_random_moments_changes_nothing(tmp_path, start):
-    whole, fit_moons = tmp_path / "whole", ["fit", "moons", "--rows", "80", *SMALL]
+@pytest.mark.parametrize(
+    ("start", "wanted", "longer"),
+    [
+        (Forked, 10, []),
+        pytest.param(Started, 10, [], marks=pytest.mark.slow),
+        pytest.param(Forked, 100, LONG, marks=pytest.mark.slow),
+    ],
+)
+def test_kill_9_at_random_moments_changes_nothing(tmp_path, start, wanted, longer):
+    whole, fit_moons = tmp_path / "whole", ["fit", "moons", "--rows", "80", *SMALL, *longer]
     assert start([*fit_moons, "--out", str(whole)]).wait() == 0
     rng, kills = random.Random(11), 0
     for attempt in range(3):  # a process that was too quick for its kill has ended a run; then begin another
         run = tmp_path / str(attempt)
         command = [*fit_moons, "--out", str(run)]
-        later = rng.sample(range(2, int(0.9 * look(whole / "metrics.jsonl")[1])), KILLS - kills - 1)
+        later = rng.sample(range(2, int(0.9 * look(whole / "metrics.jsonl")[1])), wanted - kills - 1)
         for count in [1, *sorted(later)]:  # 1: before the first checkpoint
             if not killed(start(command), run / "metrics.jsonl", count, 0 if count == 1 else rng.uniform(0, 0.03)):
                 break
             kills, command = kills + 1, ["fit", "--resume", str(run)]
         assert start(["fit", "--resume", str(run)]).wait() == 0
         assert_same_end(run, whole)
-        if kills == KILLS:
+        if kills == wanted:
             return
     raise AssertionError(f"only {kills} kills")
 

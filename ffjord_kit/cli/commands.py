@@ -17,6 +17,7 @@ from ffjord_kit.estimator import FFJORD
 from ffjord_kit.runs import Run
 
 INTERRUPTED = 130
+CHECKPOINT = "checkpoint/state.safetensors"
 
 
 @click.command()
@@ -67,7 +68,8 @@ def _resume(path: str, given: list[str], verbose: bool) -> None:
     run = Run.open(path)
     model = FFJORD.configured(run).set_params(verbose=verbose)
     found = run.load_checkpoint()
-    finished = found is not None and found[1]["phase"] >= found[1]["phases"]
+    with run.explained(CHECKPOINT):
+        finished = found is not None and found[1]["phase"] >= found[1]["phases"]
     _train(model, source_of(run), run.path, resume=True)
     if finished:
         click.echo("it had made all its steps before: nothing was left to do")
@@ -139,9 +141,11 @@ def info(run: str) -> None:
 def _outcome(run: Run, records: list[dict[str, Any]]) -> list[tuple[str, str]]:
     state = run.load_checkpoint()
     last = state[1] if state else records[-1] if records else {"step": 0, "seconds": 0.0}
-    steps = f"{last['step']} in {last['seconds']:.1f} s"
+    with run.explained(CHECKPOINT if state else "metrics.jsonl"):
+        steps = f"{last['step']} in {last['seconds']:.1f} s"
+        best = _best(records)
     weights = "model.safetensors" if (run.path / "model.safetensors").exists() else "none yet"
-    return [("steps", steps), ("best validation NLL", _best(records)), ("weights", weights)]
+    return [("steps", steps), ("best validation NLL", best), ("weights", weights)]
 
 
 def _best(records: list[dict[str, Any]]) -> str:

@@ -17,6 +17,7 @@ from ffjord_kit.datasets.parquet import read_parquet
 from ffjord_kit.datasets.text import read_text
 
 STREAMED_BYTES = 1 << 28
+MEMORY_SHARE = 0.5
 DAMAGE = (ValueError, OSError, EOFError, KeyError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
 KINDS = {"O": "Python objects", "c": "complex numbers", "U": "text", "S": "text", "M": "dates", "V": "named fields"}
 
@@ -62,6 +63,7 @@ def read_npz(path: str, *, key: str | None = None) -> Dataset:
     """
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path}: damaged, or not an NPZ file")
+    _refuse_bombs(path)
     with _explained(path):
         arrays = np.load(path, allow_pickle=False)
     with arrays:
@@ -121,6 +123,26 @@ def _explained(label: str) -> Iterator[None]:
         if "allow_pickle" in reason:
             raise ValueError(f"{label}: pickled Python objects, which are never loaded; save plain numbers") from error
         raise ValueError(f"{label}: damaged, or not a NumPy file ({reason})") from error
+
+
+def _refuse_bombs(path: str) -> None:
+    """Raise ValueError where an array unpacks to more than a share of this machine's memory."""
+    with _explained(path), zipfile.ZipFile(path) as archive:
+        largest = max(archive.infolist(), key=lambda entry: entry.file_size, default=None)
+    if largest is not None and largest.file_size > MEMORY_SHARE * _memory():
+        name, size = largest.filename.removesuffix(".npy"), largest.file_size / 1e9
+        raise ValueError(
+            f"{path}: {name} would unpack to {size:.0f} GB, more than {MEMORY_SHARE:.0%} of this machine's memory: "
+            "save it as .npy, which is read where it lies"
+        )
+
+
+def _memory() -> float:
+    """Bytes of memory of this machine; infinite where the system does not say."""
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, ValueError, OSError):
+        return float("inf")
 
 
 def _choose(path: str, names: list[str], key: str | None) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 
 LOOK = 10_000  # rows
 FLAT = 1e-5  # the least eigenvalue of the columns' correlations
+LARGEST = 1e150
 FAR = 100.0
 TIED, FEW_ROWS = 0.05, 100  # the share of rows with one value; fewer rows show nothing
 
@@ -34,6 +35,7 @@ def check_columns(x: np.ndarray, names: Sequence[str]) -> None:
     Raises ValueError naming the constant columns.
     """
     _refuse_constant(x, names)
+    _refuse_extreme(x, names)
     if not _warn_of_duplicates(x, names):
         _warn_of_dependence(x, names)
     _warn_of_ties(x, names)
@@ -71,6 +73,15 @@ def _refuse_constant(x: np.ndarray, names: Sequence[str]) -> None:
         )
 
 
+def _refuse_extreme(x: np.ndarray, names: Sequence[str]) -> None:
+    low, high = x.min(axis=0), x.max(axis=0)
+    for column in np.flatnonzero((np.maximum(np.abs(low), np.abs(high)) > LARGEST) | (high - low < 1 / LARGEST)):
+        raise ValueError(
+            f"column {names[column]!r} goes from {low[column]:.3g} to {high[column]:.3g}, whose squares no float "
+            "holds: change its unit"
+        )
+
+
 def _warn_of_duplicates(x: np.ndarray, names: Sequence[str]) -> bool:
     """Whether any two columns are equal."""
     order, found = np.argsort(x[0], kind="stable"), False
@@ -94,8 +105,8 @@ def _warn_of_dependence(x: np.ndarray, names: Sequence[str]) -> None:
         weights = np.abs(vectors[:, 0])
         found = [names[i] for i in np.argsort(-weights) if weights[i] > weights.max() / 10]
         _warn(
-            f"columns {_listed(found)} are linearly dependent, but for {values[0]:.1e} of their variance: the "
-            "likelihood can be made as large as one likes; drop one of them"
+            f"columns {_listed(found)} are linearly dependent, but for {max(values[0], 0.0):.1e} of their variance: "
+            "the likelihood can be made as large as one likes; drop one of them"
         )
 
 

@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from ffjord_kit.estimator import build
-from ffjord_kit.estimator.arrays import check_context, facts, held_out_rows, is_streamed, seed_from, tensor
+from ffjord_kit.estimator.arrays import check_context, facts, held_out_rows, is_streamed, tensor
 from ffjord_kit.estimator.auto import choose
 from ffjord_kit.estimator.checks import column_names, inside_support
 from ffjord_kit.estimator.dequantize import Grid, grid_of
@@ -22,14 +22,14 @@ from ffjord_kit.estimator.drawing import draw, follow
 from ffjord_kit.estimator.errors import LogDensities, with_errors
 from ffjord_kit.estimator.fields import Fields
 from ffjord_kit.estimator.loading import configured, loaded
-from ffjord_kit.estimator.plan import plan
+from ffjord_kit.estimator.plan import Plan, plan
 from ffjord_kit.estimator.results import Evaluation, NumpyTrajectory, spread, to_numpy
-from ffjord_kit.estimator.resume import check_resumable
+from ffjord_kit.estimator.resume import configuration
 from ffjord_kit.estimator.single import Single
 from ffjord_kit.estimator.straighten import Straightening, straightened
 from ffjord_kit.estimator.words import support_of
 from ffjord_kit.progress import progress_bar
-from ffjord_kit.runs import Run
+from ffjord_kit.runs import Run, claimed
 from ffjord_kit.solver import Solver
 from ffjord_kit.training import fit
 from ffjord_kit.training.compiled import compiled
@@ -76,23 +76,36 @@ class FFJORD(Fields, DensityMixin, BaseEstimator):
         names = column_names(columns if named is None else named, X.shape[1])
         grid = grid_of(self.dequantize, X, names)
         about = {"columns": names, "named": named is not None, "data": dict(data or {}), **facts(X, context)}
-        config = self._config(run, {**about, "grid": grid._asdict()}, resume)
+        config = configuration(self, run, {**about, "grid": grid._asdict()}, resume)
         seed, words, rows = config["seed"], config.get("chosen", {}), (grid.noisy(X, config["seed"]), context)
         made = plan(self, *rows, names, seed, words, stream=stream)  # errors come before the folder
-        kept = Run.open(run) if resume else None if run is None else Run.create(run, config, force=force)
-        before = None
+        with claimed(run):
+            kept = Run.open(run) if resume else None if run is None else Run.create(run, config, force=force)
+            self._train(made, rows, config, kept, resume, stream, on_step)
+        self.settle()
+        return self
+
+    def _train(
+        self,
+        made: Plan,
+        rows: tuple[np.ndarray, np.ndarray | None],
+        config: dict[str, Any],
+        kept: Run | None,
+        resume: bool,
+        stream: bool,
+        on_step: Callable[[dict[str, Any]], None] | None,
+    ) -> None:
+        seed, before = config["seed"], None
         if self.schedule == "auto" and not (resume and kept.has_checkpoint):
             words, flow, before = choose(self, made, seed)
             config = {**config, "chosen": words} if kept is None else kept.amend(chosen=words)
-            made = plan(self, *rows, names, seed, words, stream=stream)._replace(flow=flow)
+            made = plan(self, *rows, config["columns"], seed, words, stream=stream)._replace(flow=flow)
         with progress_bar(made.schedule, self.verbose, on_step) as tell, compiled(made.flow, self.compile):
             history = fit(
                 made.flow, made.rows[0], context=made.rows[1], validation=made.held_out, schedule=made.schedule,
                 **made.options, seed=seed, before=before, run=kept, resume=resume, on_step=tell,
             )  # fmt: skip
         self.config_, self.seed_, self.history_, self.flow_ = config, seed, history, made.flow
-        self.settle()
-        return self
 
     @property
     def grid(self) -> Grid:
@@ -238,10 +251,11 @@ class FFJORD(Fields, DensityMixin, BaseEstimator):
     def save(self, path: str | Path, *, force: bool = False) -> None:
         """Write the model as a run folder that `load` and the command line read."""
         check_is_fitted(self, "flow_")
-        run = Run.create(path, self.config_, force=force)
-        for record in self.history_.records:
-            run.record(record)
-        run.save_model(self.flow_)
+        with claimed(path):
+            run = Run.create(path, self.config_, force=force)
+            for record in self.history_.records:
+                run.record(record)
+            run.save_model(self.flow_)
 
     @classmethod
     def load(cls, path: str | Path) -> FFJORD:
@@ -255,17 +269,6 @@ class FFJORD(Fields, DensityMixin, BaseEstimator):
     def configured(cls, run: Run) -> FFJORD:
         """An estimator with a run's fields and no weights. Raises RunError where the fields are not FFJORD's."""
         return configured(cls, run)
-
-    def _config(self, path: str | Path | None, about: dict[str, Any], resume: bool) -> dict[str, Any]:
-        """What is asked for, the seed settled; of a run to resume, what was."""
-        if resume:
-            if path is None:
-                raise ValueError("resume needs the run to go on with: pass run=")
-            run = Run.open(path)
-            check_resumable(run, self.get_params(), about)
-            return run.config
-        seed = seed_from(self.random_state)
-        return {"estimator": {**self.get_params(), "random_state": seed}, "seed": seed, **about}
 
     def settle(self) -> None:
         """Leave the flow where and how it reports: fixed, and in the widest floats that the device has."""

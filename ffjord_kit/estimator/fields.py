@@ -5,9 +5,12 @@ The constructor of FFJORD, the options of the command line and config.json are m
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields
+from numbers import Integral, Real
 from typing import Any
+
+import numpy as np
 
 from ffjord_kit.activations import ACTIVATIONS
 from ffjord_kit.couplings import COUPLINGS
@@ -18,6 +21,16 @@ from ffjord_kit.scalings import SCALINGS
 from ffjord_kit.solver import GRADIENTS, METHODS
 from ffjord_kit.trace import TRACE_ESTIMATORS
 from ffjord_kit.training.compiled import MODES
+
+KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
+    "str": (str, "text"),
+    "int": (Integral, "a whole number"),
+    "float": (Real, "a number"),
+    "bool": ((bool, np.bool_), "True or False"),
+    "tuple[int, ...]": (Sequence, "widths"),
+    "None": (type(None), "None"),
+}
+FREE = ("random_state",)  # of what scikit-learn takes for one
 
 
 def option(default: Any, text: str, choices: Iterable[str] = ()) -> Any:
@@ -82,3 +95,12 @@ class Fields:
     device: str = option("auto", "auto, cpu, cuda or mps")
     random_state: int | None = option(None, "seed of everything")
     verbose: bool = option(False, "show a progress bar")
+
+
+def check_kinds(given: Fields) -> None:
+    """Raise ValueError for the first field whose value is of another kind than it may be."""
+    for each in fields(Fields):
+        value, kinds = getattr(given, each.name), str(each.type).split(" | ")
+        wrong = isinstance(value, bool) and "bool" not in kinds
+        if each.name not in FREE and (wrong or not any(isinstance(value, KINDS[kind][0]) for kind in kinds)):
+            raise ValueError(f"{each.name} must be {' or '.join(KINDS[kind][1] for kind in kinds)}; got {value!r}")

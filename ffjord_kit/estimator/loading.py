@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,6 +10,8 @@ import torch
 
 from ffjord_kit.estimator import build
 from ffjord_kit.estimator.dequantize import Grid
+from ffjord_kit.estimator.fields import Fields, check_kinds
+from ffjord_kit.estimator.words import layers_of
 from ffjord_kit.layers import Standardize
 from ffjord_kit.runs import Run, RunError
 from ffjord_kit.training import History
@@ -23,9 +26,12 @@ def loaded(kind: type[FFJORD], run: Run) -> FFJORD:
     dimensions, context_dim = model.n_features_in_, model.config_["context_dim"]
     zeros = torch.zeros(context_dim, dtype=torch.float64)
     scaling = Standardize(zeros, torch.ones_like(zeros)) if context_dim else None
-    now = build.settled(model, model.config_.get("chosen", {}), dimensions)
-    exact, base = build.blank_layers(now, dimensions), build.blank_base(now, dimensions)
-    model.flow_ = build.build_flow(now, exact, base, scaling, dimensions, model.seed_)
+    with run.explained("config.json"):
+        now = build.settled(model, model.config_.get("chosen", {}), dimensions)
+    _check_size(run, now, dimensions, context_dim)
+    with run.explained("config.json"):
+        exact, base = build.blank_layers(now, dimensions), build.blank_base(now, dimensions)
+        model.flow_ = build.build_flow(now, exact, base, scaling, dimensions, model.seed_)
     run.load_model(model.flow_)
     model.history_ = History(model.seed_, records=run.records())
     model.settle()
@@ -35,15 +41,27 @@ def loaded(kind: type[FFJORD], run: Run) -> FFJORD:
 def configured(kind: type[FFJORD], run: Run) -> FFJORD:
     """An estimator with a run's fields and no weights. Raises RunError where the fields are not an estimator's."""
     config = run.config
-    try:
+    with run.explained("config.json"):
         hidden = config["estimator"]["hidden"]
         model = kind(**{**config["estimator"], "hidden": None if hidden is None else tuple(hidden)})
+        check_kinds(model)
         model.config_, model.seed_ = config, int(config["seed"])
         Grid.kept(config.get("grid"), len(config["columns"]))
         model.n_features_in_ = len(config["columns"])
         if config["named"]:
             model.feature_names_in_ = np.array(config["columns"], dtype=object)
         build.check_dimensions(model.n_features_in_, config["context_dim"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise RunError(f"{run.path / 'config.json'} is damaged ({error!r}): restore it, or fit again") from error
     return model
+
+
+def _check_size(run: Run, fields: Fields, dimensions: int, context_dim: int) -> None:
+    """Refuse a config that describes a larger flow than the weights are, before any of it is built."""
+    shapes = run.model_shapes()
+    count, elements = len(shapes), sum(math.prod(shape) for shape in shapes.values())
+    with run.explained("config.json"):
+        hidden = tuple(map(int, fields.hidden))
+        inputs = (dimensions + context_dim) * (1 + 2 * (fields.octaves or 0))
+        layers = sum(number for _, number in layers_of(fields.layers))
+        widest = max(a * b for a, b in zip((inputs, *hidden), (*hidden, dimensions), strict=True))
+    if max(fields.blocks, len(hidden), layers) > count or max(widest, dimensions) > elements:
+        raise RunError(f"{run.path / 'model.safetensors'} does not fit config.json (it is smaller than that says)")

@@ -4,11 +4,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from ffjord_kit.estimator.arrays import seed_from
 from ffjord_kit.runs import Run, RunError, to_json
 
+if TYPE_CHECKING:
+    from ffjord_kit.estimator.ffjord import FFJORD
+
 FREE_ON_RESUME = ("verbose", "device", "random_state")
+
+
+def configuration(model: FFJORD, path: str | Path | None, about: dict[str, Any], resume: bool) -> dict[str, Any]:
+    """What is asked for, the seed settled; of a run to resume, what was."""
+    if resume:
+        if path is None:
+            raise ValueError("resume needs the run to go on with: pass run=")
+        run = Run.open(path)
+        check_resumable(run, model.get_params(), about)
+        return run.config
+    seed = seed_from(model.random_state)
+    return {"estimator": {**model.get_params(), "random_state": seed}, "seed": seed, **about}
 
 
 def check_resumable(run: Run, params: Mapping[str, Any], about: Mapping[str, Any]) -> None:

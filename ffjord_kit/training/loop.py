@@ -275,7 +275,11 @@ class _Trainer:
         found = None if self.run is None else self.run.load_checkpoint()
         if found is None:
             return False
-        tensors, state = found
+        with self.run.explained("checkpoint/state.safetensors"):
+            self._take_up(*found, schedule)
+        return True
+
+    def _take_up(self, tensors: dict[str, Tensor], state: dict[str, Any], schedule: Sequence[Phase]) -> None:
         self.average.steps, written = state.pop("average_steps"), state.pop("records")
         self.history = History(**{**state, "interrupted": False})
         self.watch = Watch(self.device, self.history.seconds, self.history.spent)
@@ -291,4 +295,3 @@ class _Trainer:
             self.descent.adam.load_state_dict({**self.descent.adam.state_dict(), "state": moments})
         self.run.keep_records(written)
         self.history.records = self.run.records()
-        return True

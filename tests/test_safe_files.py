@@ -1,0 +1,251 @@
+"""Run folders and data files that are shared, crafted, or on a full disk: one clear error, and nothing lost."""
+
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from textwrap import dedent
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from ffjord_kit import FFJORD, Run, RunError, datasets, runs
+from ffjord_kit.datasets import files
+from ffjord_kit.runs import claimed
+
+X = np.random.default_rng(0).normal(size=(30, 2))
+TINY = {"schedule": "flow_matching:6", "hidden": (4,), "random_state": 0, "validate_every": 2}
+CALM = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+    """A run folder; not to be changed."""
+    path = tmp_path_factory.mktemp("runs") / "fitted"
+    FFJORD(**TINY).fit(X, run=path)
+    return path
+
+
+@pytest.fixture
+def folder(fitted, tmp_path):
+    """A copy of it."""
+    return shutil.copytree(fitted, tmp_path / "run")
+
+
+# Shared.
+
+HOLDER = """
+    import sys, time
+    from ffjord_kit.runs import claimed
+    with claimed(sys.argv[1]):
+        print("held", flush=True)
+        time.sleep(600)
+"""
+
+
+def test_two_processes_are_kept_apart_and_a_killed_one_keeps_nobody_out(folder):
+    before = (folder / "model.safetensors").read_bytes()
+    holder = subprocess.Popen([sys.executable, "-c", dedent(HOLDER), folder], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        for how in ({"resume": True}, {"force": True}):
+            with pytest.raises(RunError, match="another process is at work in .*: wait for it, or choose another"):
+                FFJORD(**TINY).fit(X, run=folder, **how)
+        with pytest.raises(RunError, match="another process"):
+            FFJORD(**TINY).fit(X).save(folder, force=True)
+        assert (folder / "model.safetensors").read_bytes() == before
+        assert FFJORD.load(folder).score(X) < 0  # readers are welcome
+    finally:
+        holder.kill()
+        holder.wait()
+    FFJORD(**TINY).fit(X, run=folder, resume=True)
+
+
+def test_a_system_without_locks_works_all_the_same(folder, monkeypatch):
+    monkeypatch.setattr(runs, "fcntl", None)
+    with claimed(folder), claimed(folder):
+        pass
+
+
+# On a full disk.
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of a megabyte."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = shutil.which("mount") and subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place], capture_output=True, check=False
+    )
+    if not mounted or mounted.returncode:
+        pytest.skip("may not mount a file system here")
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_and_the_run_goes_on_when_there_is_room(small_disk):
+    run, filler, told = small_disk / "run", small_disk / "filler", []
+    fields = {**TINY, "schedule": "flow_matching:40", "hidden": (16, 16)}
+
+    def fill(record):
+        if record["step"] == 9:
+            with open(filler, "wb", buffering=0) as file:
+                while not told:
+                    try:
+                        file.write(bytes(4096))
+                    except OSError:
+                        told.append("full")
+
+    with pytest.raises(RunError, match="could not be written .*what was there before is intact; make room, and resume"):
+        FFJORD(**fields).fit(X, run=run, on_step=fill)
+    assert told == ["full"]
+    assert not [entry.name for entry in run.rglob(".*")]
+    assert Run.open(run).load_checkpoint()[1]["step"] == 8
+    assert np.isfinite(FFJORD.load(run).score(X))
+    filler.unlink()
+    resumed = FFJORD(**fields).fit(X, run=run, resume=True)
+    whole = FFJORD(**fields).fit(X)
+    assert resumed.score(X) == whole.score(X)
+
+
+@pytest.mark.parametrize("victim", ["save_file", "open"])
+def test_what_the_disk_does_not_take_is_named(folder, monkeypatch, victim):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(runs, victim, full, raising=False)
+    with pytest.raises(RunError, match=r"could not be written \(.*No space left on device\)"):
+        Run(folder).save_checkpoint({"a": torch.zeros(2)}, {}) if victim == "save_file" else Run(folder).record({})
+
+
+# Crafted.
+
+HUGE = {
+    "a wide network": {"hidden": [10**9, 10**9]}, "a long network": {"hidden": [4] * 100_000},
+    "many blocks": {"blocks": 10**12}, "many layers": {"layers": "maf:1000000000"}, "many octaves": {"octaves": 10**9},
+    "no widths": {"hidden": "wide"}, "a width that is none": {"hidden": [None]}, "a word as blocks": {"blocks": "x"},
+    "an end in the past": {"end_time": -1.0}, "a base that is none": {"base": "cauchy"}, "no scaling": {"scaling": []},
+    "a list as tolerance": {"tolerance": [1]}, "a dict as layers": {"layers": {}}, "an unknown field": {"depth": 3},
+    "a negative width": {"hidden": [-4]}, "text as octaves": {"octaves": "2"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HUGE)
+def test_a_config_that_describes_another_flow_is_refused_before_it_is_built(folder, name):
+    config = json.loads((folder / "config.json").read_text())
+    config["estimator"] |= HUGE[name]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises((RunError, ValueError), match=r"does not fit config.json|is damaged|must be"):
+        FFJORD.load(folder).score(X)
+
+
+@pytest.mark.parametrize(
+    "config",
+    ["[" * 100_000, "null", "[1]", '{"format": 1}', '{"format": [1]}', '{"format": 1, "estimator": 3}', "\x00", "NaN"],
+    ids=lambda text: text[:20],
+)
+def test_a_config_of_any_other_shape_is_refused(folder, config):
+    (folder / "config.json").write_text(config)
+    with pytest.raises(RunError):
+        FFJORD.load(folder)
+
+
+def test_a_checkpoint_of_another_run_is_refused(folder, tmp_path):
+    other = FFJORD(**{**TINY, "hidden": (8, 8)}).fit(X, run=tmp_path / "other")
+    assert other.history_.step == 6
+    shutil.copytree(tmp_path / "other/checkpoint", folder / "checkpoint", dirs_exist_ok=True)
+    with pytest.raises(RunError, match=r"checkpoint/state\.safetensors is damaged"):
+        FFJORD(**TINY).fit(X, run=folder, resume=True)
+    state = folder / "checkpoint/state.safetensors"
+    save_file(load_file(state), state, {"state": "7"})
+    with pytest.raises(RunError, match=r"is damaged \(no state\)"):
+        FFJORD(**TINY).fit(X, run=folder, resume=True)
+
+
+def test_an_archive_that_unpacks_to_more_than_the_memory_is_refused(tmp_path, monkeypatch):
+    np.savez_compressed(tmp_path / "bomb.npz", x=np.zeros((1000, 1000)))
+    assert (tmp_path / "bomb.npz").stat().st_size < 20_000
+    monkeypatch.setattr(files, "_memory", lambda: 1e7)
+    with pytest.raises(ValueError, match=r"x would unpack to 0 GB, more than 50% of this machine's memory"):
+        datasets.load(tmp_path / "bomb.npz")
+
+
+def test_an_array_whose_header_lies_is_refused(tmp_path):
+    header = {"descr": "<f8", "fortran_order": False, "shape": (10**13, 3)}
+    with open(tmp_path / "lies.npy", "wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        file.write(bytes(240))
+    with zipfile.ZipFile(tmp_path / "lies.npz", "w") as archive:
+        archive.write(tmp_path / "lies.npy", "x.npy")
+    for name in ("lies.npy", "lies.npz"):
+        with pytest.raises(ValueError, match="damaged, or not a NumPy file"):
+            datasets.load(tmp_path / name)
+
+
+@settings(max_examples=60, **CALM)
+@given(place=st.floats(0, 1, exclude_max=True), byte=st.integers(0, 255), cut=st.booleans(), which=st.integers(0, 3))
+def test_a_run_with_any_byte_changed_or_its_end_cut_is_read_or_refused(fitted, tmp_path, place, byte, cut, which):
+    folder = shutil.copytree(fitted, tmp_path / "run", dirs_exist_ok=True)
+    path = folder / ("config.json", "metrics.jsonl", "model.safetensors", "checkpoint/state.safetensors")[which]
+    content = bytearray(path.read_bytes())
+    at = int(place * len(content))
+    content[at] = byte
+    path.write_bytes(content[:at] if cut else content)
+    for use in (lambda: FFJORD.load(folder).score(X), lambda: FFJORD(**TINY).fit(X, run=folder, resume=True)):
+        try:
+            use()
+        except (ValueError, RuntimeError) as error:
+            assert "\n" not in str(error)
+            assert len(str(error)) < 1000
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=100, **CALM)
+@given(data=st.data(), value=JSON)
+def test_a_config_with_any_value_changed_is_read_or_refused(fitted, tmp_path, data, value):
+    folder = shutil.copytree(fitted, tmp_path / "run", dirs_exist_ok=True)
+    config = json.loads((fitted / "config.json").read_text())
+    places = [(config, name) for name in config] + [(config["estimator"], name) for name in config["estimator"]]
+    holder, name = data.draw(st.sampled_from(places))
+    holder[name] = value
+    (folder / "config.json").write_text(json.dumps(config))
+    try:
+        FFJORD.load(folder).score(X)
+    except (ValueError, RuntimeError) as error:
+        assert "\n" not in str(error)
+
+
+@settings(max_examples=100, **CALM)
+@given(content=st.binary(max_size=300), ending=st.sampled_from([".csv", ".tsv", ".npy", ".npz", ".parquet", ".txt"]))
+def test_a_file_of_any_bytes_is_read_or_refused_in_one_line(tmp_path, content, ending):
+    path = tmp_path / f"data{ending}"
+    path.write_bytes(content)
+    try:
+        assert np.isfinite(datasets.load(path).x).all()
+    except (ValueError, ImportError) as error:
+        assert "\n" not in str(error)
+
+
+@settings(max_examples=60, **CALM)
+@given(
+    rows=st.lists(st.lists(st.floats(width=64), min_size=2, max_size=2), min_size=0, max_size=8),
+    option=st.sampled_from([{}, {"base": "student"}, {"scaling": "gaussianize"}, {"dequantize": "auto"}]),
+)
+def test_rows_of_any_numbers_are_learned_or_refused(rows, option):
+    try:
+        model = FFJORD(**TINY, **option).fit(np.array(rows, dtype=float).reshape(-1, 2))
+        assert np.isfinite(model.score_samples(np.array(rows))).all()
+    except (ValueError, RuntimeError) as error:
+        assert "\n" not in str(error).strip() or "Input" in str(error)  # scikit-learn's own has more than one line
