@@ -157,6 +157,8 @@ class Run:
         """
         try:
             yield
+        except RunError:
+            raise
         except DAMAGE as error:
             reason = " ".join(repr(error).split())[:200]
             raise RunError(f"{self.path / name} is damaged ({reason}): restore it, or fit again") from error

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ffjord_kit import CNF, FFJORD, Flow, Run, fit
+from ffjord_kit import CNF, FFJORD, Flow, Run, StudentT, fit
 from ffjord_kit.cli import main
 from ffjord_kit.dynamics import ResidualDynamics
 from ffjord_kit.layers import Logit, Softplus, Standardize
@@ -158,6 +158,40 @@ OPTIONS = {
     "--weight-decay -1": r"weight_decay must not be negative; got -1\.0",
 }
 
+OPTIONS |= {
+    "--dequantize agee": "dequantize names a column 'agee' that is not there; there are width, height, age",
+    "--dequantize width": r"column 'width' has no values of equal steps: give its step as in .*='width:0\.5', .*",
+    "--dequantize width:0": "dequantize must read like .*steps positive; got 'width:0'",
+    "--dequantize width:x": "dequantize must read like .*; got 'width:x'",
+    "--guard -1": r"guard must be at least 0, the share of the loss's noise; got -1\.0",
+    "--max-seconds 5": "max_seconds is for schedule='auto': give the seconds in the schedule, e.g. 'mle:5s'",
+    "--schedule auto --max-seconds 0": r"max_seconds must be positive and finite; got 0\.0",
+    "--schedule auto --max-seconds inf": "max_seconds must be positive and finite; got inf",
+    "--schedule mle:-3": SCHEDULE.format("mle:-3"),
+    "--schedule mle:0s": SCHEDULE.format("mle:0s"),
+    "--schedule mle": SCHEDULE.format("mle"),
+    "--schedule ''": SCHEDULE.format(""),
+    "--octaves 2 --dynamics concat": "octaves are inputs of dynamics='residual'; got dynamics='concat'",
+    "--octaves -2": "octaves must be a whole number, at least 1; got -2",
+    "--end-time -2 --learn-end-time": r"end_time must be positive; got -2\.0",
+    "--support bounded:0": SUPPORT.format("bounded:0"),
+    "--support bounded:a:b": SUPPORT.format("bounded:a:b"),
+    "--support ''": SUPPORT.format(""),
+    "--layers maf:0": "layers must read like .* got 'maf:0'",
+    "--layers maf:x": "layers must read like .* got 'maf:x'",
+    "--regularizers kinetic": REGULARIZERS.format("kinetic"),
+    "--regularizers kinetic:x": REGULARIZERS.format("kinetic:x"),
+    "--mle-learning-rate 0": r"mle_learning_rate must be positive; got 0\.0",
+    "--validation-fraction -0.5": r"validation_fraction must be in \[0, 1\); got -0\.5",
+    "--ema-decay -1": r"ema_decay must be in \[0, 1\); got -1\.0",
+    "--steer -0.5": r"steer must be in \[0, 1\), a part of the end time; got -0\.5",
+    "--tolerance nan": "tolerance must be positive; got nan",
+    "--learning-rate nan": "learning_rate must be positive; got nan",
+    "--probes -1 --trace rademacher": "probes must be .*at least 1; got -1",
+    "--solver euler --steps 0": "method 'euler' takes a fixed number of steps: pass steps >= 1; got 0",
+    "--device cuda:7": r"device must be 'auto' or one that this machine has \(.*\); got 'cuda:7'",
+}
+
 NO_RUN = "{} is no run folder: .*"
 COMMANDS = {
     "fit collinear.csv --scaling whiten --out out": "whitening needs a regular covariance: .*",
@@ -194,7 +228,64 @@ COMMANDS = {
     "fit --resume cut-checkpoint": r"cut-checkpoint/checkpoint/state\.safetensors is damaged \(.*\): .*",
 }
 
+COMMANDS |= {
+    "doctor folder": NO_RUN.format("folder"),
+    "doctor nowhere table.csv": NO_RUN.format("nowhere"),
+    "doctor python": "python was made in Python and does not name its data: .*",
+    "doctor gone": r".*gone\.csv: no such file.*",
+    "doctor run two.csv": r"two\.csv has no column 'width', which the run has; its columns are .*",
+    "doctor run nan.csv": r"nan\.csv: missing values .*",
+    "doctor cut-model table.csv": r"cut-model/model\.safetensors is damaged \(.*\): restore it, or fit again",
+    "doctor later table.csv": r"later/config\.json has format 7; .*",
+    "straighten folder --out out": NO_RUN.format("folder"),
+    "straighten run --out run": "run is the run to straighten, which stays as it is: choose another folder",
+    "straighten run --out folder": "folder is not empty: choose another folder, or pass --force .*",
+    "straighten run --out out --learning-rate 0": r"learning_rate must be positive; got 0\.0",
+    "straighten run --out out --hidden 0": r"hidden must be one or more positive widths; got \(0,\)",
+    "straighten run two.csv --out out": r"two\.csv has no column 'width', .*",
+    "straighten nan-model --out out": "nan-model/model.safetensors holds weights that are NaN or infinite",
+    "score run table.csv --target -1": r"error must be positive, in nats; got -1\.0",
+    "score run table.csv --out x.xlsx": r"x\.xlsx: unknown extension '\.xlsx'; known: .*",
+    "score run table.csv --out no/x.csv": r"no/x\.csv: no folder '.*no'; make it first",
+    "score run table.csv --out table.csv": r"table\.csv exists: choose another name, or pass --force",
+    "score run nan.csv": r"nan\.csv: missing values .*",
+    "score run tabel.csv": r"tabel\.csv: no such file \(did you mean 'table\.csv'\?\)",
+    "score nan-model table.csv": "nan-model/model.safetensors holds weights that are NaN or infinite",
+    "score later table.csv": r"later/config\.json has format 7; .*",
+    "score no-model table.csv": r"no-model/model\.safetensors is missing: .*",
+    "plot folder --out p": NO_RUN.format("folder"),
+    "plot run --context 1 --out p": "this run takes no context: leave --context out",
+    "plot run --data two.csv --out p": r"two\.csv has no column 'width', .*",
+    "plot conditional --context 1,2 --out p": r"--context must give 1 values \(age\), .*; got shape \(1, 2\)",
+    "plot cut-model --out p": r"cut-model/model\.safetensors is damaged .*",
+    "info later": r"later/config\.json has format 7; .*",
+    "info cut-config": r"cut-config/config\.json is damaged .*",
+    "info cut-checkpoint": r"cut-checkpoint/checkpoint/state\.safetensors is damaged .*",
+    "sample folder --out x.csv": NO_RUN.format("folder"),
+    "sample conditional -n 3 --context tabel.csv --out x.csv": r"tabel\.csv: no such file.*",
+}
+
 USAGE = {
+    "score run": "Missing argument 'DATA'",
+    "plot run": "Missing option '--out'",
+    "info": "Missing argument 'RUN'",
+    "doctor": "Missing argument 'RUN'",
+    "doctor run --rows 0": "0 is not in the range x>=1",
+    "doctor run --seed -1": "-1 is not in the range",
+    "straighten run": "Missing option '--out'",
+    "straighten run --out out --pairs 1": "1 is not in the range x>=2",
+    "straighten run --out out --steps 0": "0 is not in the range x>=1",
+    "straighten run --out out --hidden a,b": "'a,b' is not a list of whole numbers like 128,128",
+    "sample run --out x.csv --steps 0": "0 is not in the range x>=1",
+    "sample run --out x.csv --seed -1": "-1 is not in the range",
+    "fit table.csv --out out --base cauchy": "'cauchy' is not one of 'normal', 'student'",
+    "fit table.csv --out out --rows many": "'many' is not a valid integer",
+    "fit table.csv --out out --tolerance fine": "'fine' is not a valid float",
+    "fit table.csv --out out --patience 1.5": "'1.5' is not a valid integer",
+    "fit table.csv --out out --coupling ot": "'ot' is not one of 'independent', ",
+    "fit table.csv --out out --time-density late": "'late' is not one of 'auto', ",
+    "fit table.csv --out out --scaling none2": "'none2' is not one of 'auto', ",
+    "fit table.csv --out out --gradient none": "'none' is not one of 'backprop', ",
     "fit table.csv --out out --hidden 8,x": "'8,x' is not a list of whole numbers like 128,128",
     "fit table.csv --out out --solver rk5": "'rk5' is not one of 'dopri5', ",
     "fit table.csv --out out --depth 3": "No such option.*--depth",
@@ -255,6 +346,42 @@ PYTHON = {
     ),
     "a folder that holds something": (lambda: Run.create("folder", {}, force=True), "not empty and holds no run"),
 }  # fmt: skip
+
+KINDS = {
+    "schedule": 5, "max_seconds": "long", "time_density": 1, "coupling": None, "dynamics": 3, "hidden": 64.0,
+    "activation": 1, "octaves": 0.5, "blocks": 1.5, "end_time": "1", "learn_end_time": 1, "layers": ["maf:1"],
+    "scaling": None, "base": 2, "dequantize": True, "support": (0, 1), "learning_rate": "fast", "batch_size": 10.0,
+    "mle_learning_rate": None, "weight_decay": "no", "warmup_steps": 1.5, "clip_norm": [1], "ema_decay": "x",
+    "validation_fraction": "tenth", "validate_every": 2.5, "patience": None, "trace": 1, "probes": 2.0,
+    "regularizers": {"kinetic": 1}, "steer": "a", "solver": None, "train_tolerance": "1e-3", "steps": 4.0,
+    "gradient": 1, "compile": True, "guard": None, "tolerance": "1e-5", "max_nfe": 1e4, "device": 0, "verbose": "yes",
+}  # fmt: skip
+PYTHON |= {
+    f"{name}={value!r}": (
+        lambda name=name, value=value: FFJORD(**{**TINY, name: value}).fit(X, run="out"),
+        f"{name} must be .*; got {re.escape(repr(value))}",
+    )
+    for name, value in KINDS.items()
+}
+PYTHON |= {
+    "a seed that is none": (lambda: FFJORD(random_state=-1).fit(X, run="out"), "random_state must be a whole number"),
+    "values whose squares overflow": (
+        lambda: FFJORD(**TINY).fit(X * 1e160),
+        "column 'x0' goes from .*: change its unit",
+    ),
+    "values that hardly differ": (lambda: FFJORD(**TINY).fit(X * 1e-160), "column 'x0' goes from .*: change its unit"),
+    "columns named too few": (lambda: fitted(columns=["a"]), "columns must name 3 columns; got 1: a"),
+    "infinite values": (lambda: FFJORD(**TINY).fit(np.where(X > 1, np.inf, X)), "infinity|infinite"),
+    "no rows": (lambda: FFJORD(**TINY).fit(X[:0]), "0 sample"),
+    "fixed steps of no method": (lambda: fitted().sample(3, steps=2, method="rk5"), "method must be one of"),
+    "no degrees of freedom": (lambda: StudentT((2,), -1.0), "df must be positive"),
+}
+
+
+def test_every_field_is_tried_with_another_kind_and_the_table_is_long():
+    assert set(KINDS) == set(FFJORD().get_params()) - {"random_state"}
+    assert len(ERRORS) + len(USAGE) + len(PYTHON) >= 200
+
 
 ERRORS = {name: (f"fit {data} --out out", message) for name, (data, message) in DATA.items()}
 ERRORS |= {option: (f"fit table.csv --out out {option}", message) for option, message in OPTIONS.items()}

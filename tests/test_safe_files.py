@@ -20,7 +20,7 @@ from ffjord_kit.runs import claimed
 
 X = np.random.default_rng(0).normal(size=(30, 2))
 TINY = {"schedule": "flow_matching:6", "hidden": (4,), "random_state": 0, "validate_every": 2}
-CALM = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
+CALM = {"deadline": None, "derandomize": True, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
 
 
 @pytest.fixture(scope="module")
@@ -249,3 +249,22 @@ def test_rows_of_any_numbers_are_learned_or_refused(rows, option):
         assert np.isfinite(model.score_samples(np.array(rows))).all()
     except (ValueError, RuntimeError) as error:
         assert "\n" not in str(error).strip() or "Input" in str(error)  # scikit-learn's own has more than one line
+
+
+ODD = [-1, 0, 0.5, 1, 2, 3, np.nan, np.inf, -np.inf, "x", "", None, [], (), True, {}, "auto", "mle:1", "exact", "euler"]
+
+
+CHANGED = st.dictionaries(st.sampled_from(sorted(FFJORD().get_params())), st.sampled_from(ODD), min_size=1, max_size=2)
+
+
+@settings(max_examples=150, **CALM)
+@given(changed=CHANGED)
+def test_fields_of_any_value_are_used_or_refused(changed):
+    fields = {**TINY, **changed}
+    fields["max_nfe"] = fields.get("max_nfe", 2000)
+    try:
+        model = FFJORD(**fields).fit(X)
+        assert np.isfinite(model.score_samples(X)).all()
+        assert np.isfinite(model.sample(3, random_state=0)).all()
+    except (ValueError, RuntimeError) as error:
+        assert "\n" not in str(error)

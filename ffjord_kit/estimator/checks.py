@@ -11,6 +11,7 @@ LOOK = 10_000  # rows
 FLAT = 1e-5  # the least eigenvalue of the columns' correlations
 LARGEST = 1e150
 FAR = 100.0
+REPEATED, MOST_ROWS = 0.1, 200_000  # the share of rows; of more rows it would take long
 TIED, FEW_ROWS = 0.05, 100  # the share of rows with one value; fewer rows show nothing
 
 
@@ -39,6 +40,7 @@ def check_columns(x: np.ndarray, names: Sequence[str]) -> None:
     if not _warn_of_duplicates(x, names):
         _warn_of_dependence(x, names)
     _warn_of_ties(x, names)
+    _warn_of_repeats(x)
     _warn_of_outliers(x, names)
     if len(x) < x.shape[1]:
         _warn(f"{len(x)} rows for {x.shape[1]} columns: the density will follow the rows, not what they came from")
@@ -122,6 +124,19 @@ def _warn_of_ties(x: np.ndarray, names: Sequence[str]) -> None:
         _warn(
             f"one value in many rows of column {shown}: the likelihood can be made as large as one likes there; use it "
             "as context, or pass dequantize='auto', for noise of the width of its steps"
+        )
+
+
+def _warn_of_repeats(x: np.ndarray) -> None:
+    """Warn of rows that occur more than once, which a validation would have seen in training."""
+    if not FEW_ROWS <= len(x) <= MOST_ROWS:
+        return
+    _, counts = np.unique(x, axis=0, return_counts=True)
+    share = counts[counts > 1].sum() / len(x)
+    if share > REPEATED:
+        _warn(
+            f"{share:.0%} of the rows occur more than once: those held out are trained on too, so validation flatters "
+            "the model; drop the copies, e.g. by numpy.unique(X, axis=0)"
         )
 
 

@@ -20,7 +20,7 @@ from ffjord_kit.estimator.checks import column_names, inside_support
 from ffjord_kit.estimator.dequantize import Grid, grid_of
 from ffjord_kit.estimator.drawing import draw, follow
 from ffjord_kit.estimator.errors import LogDensities, with_errors
-from ffjord_kit.estimator.fields import Fields
+from ffjord_kit.estimator.fields import Fields, check_kinds
 from ffjord_kit.estimator.loading import configured, loaded
 from ffjord_kit.estimator.plan import Plan, plan
 from ffjord_kit.estimator.results import Evaluation, NumpyTrajectory, spread, to_numpy
@@ -69,6 +69,7 @@ class FFJORD(Fields, DensityMixin, BaseEstimator):
         `numpy.memmap` stay in their file, and are fetched batch by batch.
         Raises ValueError for data or fields that cannot be used, TrainingDiverged, RunError.
         """
+        check_kinds(self)
         stream = is_streamed(X)
         X = validate_data(self, X, dtype=[np.float64, np.float32] if stream else np.float64, ensure_min_samples=2)
         context = check_context(context, len(X))
@@ -114,6 +115,7 @@ class FFJORD(Fields, DensityMixin, BaseEstimator):
 
     def check(self, X: np.ndarray, *, context: Any = None, columns: Sequence[str] | None = None) -> None:
         """Raise, before any training, what `fit` would raise for these fields and rows (n, d)."""
+        check_kinds(self)
         names = column_names(columns, X.shape[1])
         plan(self, grid_of(self.dequantize, X, names).noisy(X, 0), check_context(context, len(X)), names, 0, {})
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ffjord_kit.estimator import build
 from ffjord_kit.estimator.arrays import Rows, fitting_rows, held_out_rows
 from ffjord_kit.estimator.checks import check_columns, check_support
-from ffjord_kit.estimator.fields import Fields, check_kinds
+from ffjord_kit.estimator.fields import Fields
 from ffjord_kit.estimator.words import support_of
 from ffjord_kit.flow import Flow
 from ffjord_kit.layers import Standardize
@@ -49,7 +49,6 @@ def plan(
     Fields that are left open are as `chosen`; with `stream` the rows to train on stay where they are.
     Raises ValueError for fields or rows that cannot be used.
     """
-    check_kinds(fields)
     check_columns(x, names)
     check_support(x, support_of(fields.support, x.shape[1]), names)
     build.reporting(fields)

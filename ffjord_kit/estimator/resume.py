@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ffjord_kit.estimator.arrays import seed_from
+from ffjord_kit.estimator.loading import configured
 from ffjord_kit.runs import Run, RunError, to_json
 
 if TYPE_CHECKING:
@@ -22,7 +23,9 @@ def configuration(model: FFJORD, path: str | Path | None, about: dict[str, Any],
         if path is None:
             raise ValueError("resume needs the run to go on with: pass run=")
         run = Run.open(path)
-        check_resumable(run, model.get_params(), about)
+        with run.explained("config.json"):
+            configured(type(model), run)
+            check_resumable(run, model.get_params(), about)
         return run.config
     seed = seed_from(model.random_state)
     return {"estimator": {**model.get_params(), "random_state": seed}, "seed": seed, **about}
