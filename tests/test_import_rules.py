@@ -15,7 +15,7 @@ ROOT = Path(ffjord_kit.__file__).parent
 FILES = {".".join(("ffjord_kit", *p.relative_to(ROOT).with_suffix("").parts)): p for p in sorted(ROOT.rglob("*.py"))}
 FLOORS = [  # from top to bottom: a room uses lower floors, and its own floor without a cycle
     {"cli"},
-    {"progress", "estimator", "diagnostics"},
+    {"progress", "estimator", "diagnostics", "images"},
     {"training"},
     {"runs", "objectives"},
     {"flow"},

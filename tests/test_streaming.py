@@ -30,9 +30,10 @@ def test_streamed_rows_are_all_but_those_left_out():
     rows = Streamed(table, left_out)
     expected = [i for i in range(20) if i not in left_out.tolist()]
     assert rows.shape == (16, 1)
-    assert rows[:].flatten().tolist() == expected
-    assert rows[torch.tensor([15, 0, 5], dtype=torch.int32)].flatten().tolist() == [expected[i] for i in (15, 0, 5)]
-    assert rows[:2].dtype is torch.float64
+    assert rows.fetch(slice(None)).flatten().tolist() == expected
+    some = torch.tensor([15, 0, 5], dtype=torch.int32)
+    assert rows.fetch(some).flatten().tolist() == [expected[i] for i in some]
+    assert rows.fetch(slice(2)).dtype is torch.float64
 
 
 def test_a_mapped_table_is_learned_as_one_in_memory(mapped, tmp_path):

@@ -83,7 +83,7 @@ def fitting_rows(rows: Rows) -> tuple[Tensor, Tensor | None]:
     if not isinstance(x, Streamed):
         return x, context
     some = torch.linspace(0, len(x) - 1, min(len(x), FITTED_ROWS), dtype=torch.float64).long()
-    return x[some], None if context is None else context[some]
+    return x.fetch(some), None if context is None else context[some]
 
 
 def held_out_rows(

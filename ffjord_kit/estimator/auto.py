@@ -230,9 +230,9 @@ def _seconds_forward(now: Fields, plan: Plan, flow: Flow) -> float:
     """What the loss of a batch takes in maximum likelihood; infinite where it cannot be solved."""
     objective = build.build_objectives(now, plan.rows[0].shape[1])["mle"][0]
     fixed, inner = peel(flow)
-    few = torch.linspace(0, len(plan.rows[0]) - 1, min(len(plan.rows[0]), plan.options["batch_size"])).long()
-    context = None if plan.rows[1] is None else plan.rows[1][few]
-    data = fixed.prepare(plan.rows[0][few], context, next(inner.parameters()))
+    few = torch.linspace(0, len(plan.fitting[0]) - 1, min(len(plan.fitting[0]), plan.options["batch_size"])).long()
+    context = None if plan.fitting[1] is None else plan.fitting[1][few]
+    data = fixed.prepare(plan.fitting[0][few], context, next(inner.parameters()))
     watch = Watch(data.x.device)
     try:
         with torch.no_grad():

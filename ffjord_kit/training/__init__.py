@@ -1,6 +1,6 @@
 """Training: a schedule of objectives on one flow, validated by exact likelihoods, resumable bit for bit."""
 
-from ffjord_kit.training.data import Streamed
+from ffjord_kit.training.data import Rows, Streamed
 from ffjord_kit.training.divergence import TrainingDiverged
 from ffjord_kit.training.guard import Guard
 from ffjord_kit.training.loop import fit
@@ -8,4 +8,4 @@ from ffjord_kit.training.optimization import Optimization
 from ffjord_kit.training.pairs import fit_pairs
 from ffjord_kit.training.phase import History, Phase
 
-__all__ = ["Guard", "History", "Optimization", "Phase", "Streamed", "TrainingDiverged", "fit", "fit_pairs"]
+__all__ = ["Guard", "History", "Optimization", "Phase", "Rows", "Streamed", "TrainingDiverged", "fit", "fit_pairs"]

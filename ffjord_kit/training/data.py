@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from itertools import takewhile
 
@@ -33,41 +34,50 @@ class Data:
         """Where rows are taken from."""
         return self.x.device
 
-    def take(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Some rows and their contexts."""
+    def take(self, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """Some rows and their contexts, without noise."""
         return self.x[rows], None if self.context is None else self.context[rows]
 
 
+class Rows(ABC):
+    """Rows (n, *event) that are not there all at once: they are fetched, or made, batch by batch."""
+
+    shape: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @abstractmethod
+    def fetch(self, rows: Tensor | slice, generator: torch.Generator | None = None) -> Tensor:
+        """Some of them, (batch, *event), in float64; their noise, if they have any, comes from the generator."""
+
+
 @dataclass(frozen=True)
-class Streamed:
+class Streamed(Rows):
     """Rows of a table that stay where they are, as in a file, and are fetched as they are needed.
 
-    They are all but those `left_out` (k,), whose numbers ascend. Shapes: table (m, *event), of any float type; `[...]`
-    gives rows in float64.
+    They are all but those `left_out` (k,), whose numbers ascend. Shapes: table (m, *event), of any float type.
     """
 
     table: Tensor
     left_out: Tensor
 
-    def __len__(self) -> int:
-        return len(self.table) - len(self.left_out)
-
     @property
     def shape(self) -> tuple[int, ...]:
         """(m - k, *event)."""
-        return (len(self), *self.table.shape[1:])
+        return (len(self.table) - len(self.left_out), *self.table.shape[1:])
 
-    def __getitem__(self, rows: Tensor | slice) -> Tensor:
+    def fetch(self, rows: Tensor | slice, generator: torch.Generator | None = None) -> Tensor:
         rows = torch.arange(len(self))[rows] if isinstance(rows, slice) else rows.long()
         gaps = self.left_out - torch.arange(len(self.left_out))  # a row after i that are left out stands i further on
         return self.table[rows + torch.searchsorted(gaps, rows, right=True)].double()
 
 
 @dataclass(frozen=True)
-class StreamedData:
-    """The same as `Data` of rows that stay where they are: each batch is fetched and prepared when its turn comes."""
+class FetchedData:
+    """The same as `Data` of rows that are not there all at once: each batch is prepared when its turn comes."""
 
-    rows: Streamed
+    rows: Rows
     context: Tensor | None
     fixed: Fixed
     like: Tensor
@@ -76,9 +86,9 @@ class StreamedData:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def take(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+    def take(self, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
         """Some rows and their contexts. Raises ValueError where they are not finite."""
-        x = self.rows[rows]
+        x = self.rows.fetch(rows, generator)
         refuse_not_finite(x)
         prepared = self.fixed.prepare(x, None if self.context is None else self.context[rows], self.like)
         return prepared.x, prepared.context
@@ -106,10 +116,10 @@ class Fixed:
             log_det = log_det + step
         return Data(x.to(like), self.scaled(context, like), log_det)
 
-    def feed(self, x: Tensor | Streamed, context: Tensor | None, like: Tensor) -> Data | StreamedData:
-        """Rows for batches: prepared at once, or, if they are streamed, batch by batch."""
-        if isinstance(x, Streamed):
-            return StreamedData(x, context, self, like)
+    def feed(self, x: Tensor | Rows, context: Tensor | None, like: Tensor) -> Data | FetchedData:
+        """Rows for batches: prepared at once, or, if they are not all there, batch by batch."""
+        if isinstance(x, Rows):
+            return FetchedData(x, context, self, like)
         return self.prepare(x, context, like)
 
     def restore(self, x: Tensor) -> Tensor:
@@ -148,7 +158,7 @@ def _exactly(layer: Layer) -> Layer:
 class Batches:
     """Batches of a fixed size, without replacement within an epoch; batch number s depends on (seed, s) alone."""
 
-    def __init__(self, data: Data | StreamedData, size: int, seed: int) -> None:
+    def __init__(self, data: Data | FetchedData, size: int, seed: int) -> None:
         self.data, self.size, self.seed = data, min(size, len(data)), seed
         self.per_epoch = len(data) // self.size
         self.epoch, self.order = -1, torch.empty(0)
@@ -157,23 +167,23 @@ class Batches:
         self._shuffle(step // self.per_epoch)
         start = (step % self.per_epoch) * self.size
         rows = self.order[start : start + self.size]
-        return self.data.take(rows)
+        return self.data.take(rows, noise_generator(torch.device("cpu"), self.seed, "rows", step))
 
     def _shuffle(self, epoch: int) -> None:
         if epoch != self.epoch:
             generator = noise_generator(torch.device("cpu"), self.seed, "order", epoch)
-            kind = torch.int32 if isinstance(self.data, StreamedData) else torch.int64  # half the memory of millions
+            kind = torch.int32 if isinstance(self.data, FetchedData) else torch.int64  # half the memory of millions
             order = torch.randperm(len(self.data), generator=generator, dtype=kind)
             self.order = order.to(self.data.device)
             self.epoch = epoch
 
 
-def looked_at(x: Tensor | Streamed, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """What is checked before training: all rows, or the first of those that are streamed."""
-    if not isinstance(x, Streamed):
+def looked_at(x: Tensor | Rows, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """What is checked before training: all rows, or the first of those that are not all there."""
+    if not isinstance(x, Rows):
         return x, context
     first = slice(0, LOOKED_AT)
-    return x[first], None if context is None else context[first]
+    return x.fetch(first), None if context is None else context[first]
 
 
 def refuse_not_finite(x: Tensor) -> None:

@@ -17,7 +17,7 @@ from ffjord_kit.cnf import Integration
 from ffjord_kit.flow import Flow
 from ffjord_kit.objectives import Loss, Objective
 from ffjord_kit.runs import Run
-from ffjord_kit.training.data import Batches, Streamed, looked_at, noise_generator, peel, refuse_not_finite
+from ffjord_kit.training.data import Batches, Rows, looked_at, noise_generator, peel, refuse_not_finite
 from ffjord_kit.training.divergence import LOWERED, RESTORES, TrainingDiverged, diverging
 from ffjord_kit.training.guard import EVERY, Guard, guarded
 from ffjord_kit.training.interrupt import interruptible
@@ -37,7 +37,7 @@ OnStep = Callable[[dict[str, Any]], None]
 @enable_grad()
 def fit(
     flow: Flow,
-    x: Tensor | Streamed,
+    x: Tensor | Rows,
     *,
     context: Tensor | None = None,
     validation: tuple[Tensor, Tensor | None] | None = None,
@@ -63,7 +63,7 @@ def fit(
     given a log, the model and checkpoints; with `resume` the fit goes on from its last one. `guard` is the largest
     share of the loss's noise that the solver's error may take in training by likelihood (0: no guard). `on_step` is
     told of every step; on a GPU, which would have to wait for it, ten times a second.
-    Shapes: x (n, *event), perhaps rows that are streamed; context (n, context_dim), validation a pair of the same.
+    Shapes: x (n, *event), or `Rows`, fetched batch by batch; context (n, context_dim), validation a pair of the same.
     Raises ValueError for data that do not fit the flow, TrainingDiverged where the loss, its gradient, or the dynamics
     are not finite and lower learning rates do not help.
     """
@@ -98,7 +98,7 @@ class _Trainer:
 
     def feed(
         self,
-        rows: tuple[Tensor | Streamed, Tensor | None],
+        rows: tuple[Tensor | Rows, Tensor | None],
         held_out: tuple[Tensor, Tensor | None] | None,
         batch_size: int,
     ) -> None:

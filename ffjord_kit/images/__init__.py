@@ -1,0 +1,26 @@
+"""Images: dynamics made of convolutions, multi-scale flows, dequantisation, and bits per dimension."""
+
+from ffjord_kit.images.bits import BitsPerDim, bits_per_dim
+from ffjord_kit.images.convolutions import ConvolutionDynamics
+from ffjord_kit.images.multiscale import Part, multi_scale
+from ffjord_kit.images.pixels import Pixels, logit_layer, scale_layer
+from ffjord_kit.images.squeeze import Squeeze, squeeze, unsqueeze
+from ffjord_kit.images.unet import UNetDynamics
+
+IMAGE_DYNAMICS = {"convolution": ConvolutionDynamics, "unet": UNetDynamics}
+
+__all__ = [
+    "IMAGE_DYNAMICS",
+    "BitsPerDim",
+    "ConvolutionDynamics",
+    "Part",
+    "Pixels",
+    "Squeeze",
+    "UNetDynamics",
+    "bits_per_dim",
+    "logit_layer",
+    "multi_scale",
+    "scale_layer",
+    "squeeze",
+    "unsqueeze",
+]
