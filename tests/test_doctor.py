@@ -73,6 +73,15 @@ def test_data_in_other_units_are_found_out(trained, held_out):
     assert "same units" in found["coverage"].advice
 
 
+def test_draws_that_do_not_heed_their_context_are_found_out():
+    context, noise = randn(600, 2).split(1, dim=1)
+    blind = Flow([Standardize(torch.zeros(1).double(), torch.full((1,), 2**0.5).double())], context_dim=1)
+    found = diagnose(blind, context + noise, context)
+    assert verdicts(found, ("base, each coordinate", "coverage")) == ["good"] * 2
+    assert found["samples, energy distance"].verdict != "good"
+    assert found["samples, classifier"].verdict == "bad"
+
+
 class Stretched(Layer):
     """A layer that doubles, and says that it leaves volumes as they are."""
 
@@ -111,8 +120,8 @@ def test_a_flow_and_its_own_draws_agree_in_any_dimension(columns):
     assert all(torch.equal(before[name], value) for name, value in flow.state_dict().items())
 
 
-def test_what_too_few_rows_cannot_tell_is_said(trained, held_out):
-    found = examine(trained, held_out, rows=20)
+def test_what_too_few_rows_cannot_tell_is_said(held_out):
+    found = diagnose(Flow([Standardize.of(torch.as_tensor(held_out))]), torch.as_tensor(held_out), rows=20)
     assert found["base"].verdict == found["samples"].verdict == found["coverage"].verdict == "unsure"
     with pytest.raises(KeyError, match="no finding 'health'; there are integral"):
         found["health"]

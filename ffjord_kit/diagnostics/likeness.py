@@ -6,9 +6,11 @@ Every test is of held-out rows against as many draws, or more; what trained the 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from scipy.stats import ks_2samp
+from torch import Tensor
 
 from ffjord_kit import metrics
 from ffjord_kit.diagnostics.case import Case, flat
@@ -44,17 +46,25 @@ def check_samples(case: Case) -> list[Finding]:
     if len(case.x) < FEWEST:
         return [_too_few("samples", case)]
     order = torch.randperm(len(case.x), generator=case.generator()).to(case.x.device)
-    rows = flat(case.x)[order].numpy(force=True)
-    drawn, half = flat(case.samples[0]).numpy(force=True), len(rows) // 2
+    rows, drawn, half = _beside(case, case.x, order), _beside(case, case.samples[0], order), len(order) // 2
+    if case.context is not None:  # a draw is no more independent of the row that it shares a context with
+        drawn = drawn[half:]
     found = []
     for name, test, near in (
         ("energy distance", metrics.energy_test, NEAR_ENERGY), ("MMD", metrics.mmd_test, NEAR_MMD),
         ("classifier", metrics.classifier_test, NEAR_CHANCE),
     ):  # fmt: skip
-        result, among = test(rows, drawn, seed=case.seed), test(rows[:half], rows[half:], seed=case.seed)
+        kept = rows if case.context is None else rows[:half]
+        result, among = test(kept, drawn, seed=case.seed), test(rows[:half], rows[half:], seed=case.seed)
         measured = f"{_told('', result)}; data against data {among.statistic:.3f}"
         found.append(_finding(f"samples, {name}", result.p_value, result.statistic, near, measured))
     return found
+
+
+def _beside(case: Case, x: Tensor, order: Tensor) -> Any:
+    """Rows in an order, with their contexts where they have any: how they hang together is looked at too."""
+    joint = flat(x) if case.context is None else torch.cat([flat(x), case.context], dim=1)
+    return joint[order].numpy(force=True)
 
 
 def check_coverage(case: Case) -> Finding:

@@ -47,9 +47,10 @@ class BitsPerDim:
     def __str__(self) -> str:
         steps = f"{self.solver.steps} steps" if self.solver.steps is not None else f"tolerance {self.solver.rtol:g}"
         trace = f"{self.probes} probes" if self.probes else "exact trace"
+        noise = f"{self.draws} draw{'s' * (self.draws > 1)} of the noise"
+        how = f"{len(self.values)} images, {self.bits} bits, {noise}, {trace}, {self.solver.method} with {steps}"
         return (
-            f"{self.mean:.4f} ± {self.standard_error:.4f} bits/dim ({len(self.values)} images, {self.bits} bits, "
-            f"{self.draws} draws of the noise, {trace}, {self.solver.method} with {steps}: solver's error of an image "
+            f"{self.mean:.4f} ± {self.standard_error:.4f} bits/dim ({how}: solver's error of an image "
             f"{self.solver_error:.1e})"
         )
 
