@@ -12,7 +12,7 @@ from ffjord_kit import CNF, FFJORD, Flow, Layer, Solver, Standardize, datasets
 from ffjord_kit.datasets import load
 from ffjord_kit.diagnostics import VERDICTS, diagnose
 from ffjord_kit.dynamics import ResidualDynamics
-from ffjord_kit.estimator.examine import examine
+from ffjord_kit.estimator import examine
 
 SMALL = {"hidden": (32, 32), "batch_size": 256, "scaling": "standardize", "time_density": "uniform", "random_state": 0}
 TELLTALES = ("base, each coordinate", "samples, MMD", "coverage")

@@ -14,8 +14,7 @@ from ffjord_kit import plots
 from ffjord_kit.cli.options import PLAIN, check_free
 from ffjord_kit.cli.sources import held_out_of, rows_like, source_of
 from ffjord_kit.diagnostics import Diagnosis
-from ffjord_kit.estimator import FFJORD
-from ffjord_kit.estimator.examine import examine
+from ffjord_kit.estimator import FFJORD, examine
 from ffjord_kit.runs import Run
 
 COLOURS = {"good": "green", "fair": "yellow", "bad": "bold red", "unsure": "cyan"}
