@@ -1,6 +1,7 @@
-"""Images: dynamics made of convolutions, multi-scale flows, dequantisation, and bits per dimension."""
+"""Images: dynamics made of convolutions, multi-scale flows, dequantisation, bits per dimension, and classes."""
 
 from ffjord_kit.images.bits import BitsPerDim, bits_per_dim
+from ffjord_kit.images.classes import DropContext, Guided, class_log_probs, guided, one_hot
 from ffjord_kit.images.convolutions import ConvolutionDynamics
 from ffjord_kit.images.multiscale import Part, multi_scale
 from ffjord_kit.images.pixels import Pixels, logit_layer, scale_layer
@@ -13,13 +14,18 @@ __all__ = [
     "IMAGE_DYNAMICS",
     "BitsPerDim",
     "ConvolutionDynamics",
+    "DropContext",
+    "Guided",
     "Part",
     "Pixels",
     "Squeeze",
     "UNetDynamics",
     "bits_per_dim",
+    "class_log_probs",
+    "guided",
     "logit_layer",
     "multi_scale",
+    "one_hot",
     "scale_layer",
     "squeeze",
     "unsqueeze",
