@@ -175,12 +175,13 @@ def test_flow_matching_on_fresh_noise_learns_images_and_resumes_in_step():
     rng = np.random.default_rng(0)
     bright = rng.integers(40, 200, (300, 1, 1, 1)) + rng.normal(0, 4, (300, 1, 4, 4))
     pixels = Pixels(torch.as_tensor(np.clip(bright, 0, 255), dtype=torch.uint8))
-    flow = Flow([scale_layer((1, 4, 4)), CNF(IMAGE_DYNAMICS["unet"]((1, 4, 4), hidden=(16,)), (1, 4, 4))])
+    flow = Flow([scale_layer((1, 4, 4)), CNF(IMAGE_DYNAMICS["unet"]((1, 4, 4), hidden=(8,)), (1, 4, 4))])
     how = Integration(solver=Solver("dopri5", 1e-3, 1e-3))
-    untrained = bits_per_dim(flow, pixels, solver=how.solver).mean
-    phases = [Phase(FlowMatching("likelihood"), 150, 6e-3)]
+    judges = Pixels(pixels.images[:64])
+    untrained = bits_per_dim(flow, judges, solver=how.solver).mean
+    phases = [Phase(FlowMatching("likelihood"), 100, 1e-2)]
     history = fit(flow, pixels, schedule=phases, batch_size=64, seed=0)
-    assert history.step == 150
-    found = bits_per_dim(flow, pixels, solver=how.solver, draws=2)
+    assert history.step == 100
+    found = bits_per_dim(flow, judges, solver=how.solver)
     gaussian = 0.5 * np.log2(2 * np.pi * np.e * bright.var())
-    assert found.mean < min(untrained, gaussian) - 0.5
+    assert found.mean < min(untrained, gaussian) - 0.3
