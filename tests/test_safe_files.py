@@ -176,6 +176,15 @@ def test_an_archive_that_unpacks_to_more_than_the_memory_is_refused(tmp_path, mo
         datasets.load(tmp_path / "bomb.npz")
 
 
+def test_a_path_in_an_archive_is_only_a_name(tmp_path):
+    np.save(tmp_path / "x.npy", X)
+    (tmp_path / "inside").mkdir()
+    with zipfile.ZipFile(tmp_path / "inside/tricky.npz", "w") as archive:
+        archive.write(tmp_path / "x.npy", "../evil.npy")
+    assert np.array_equal(datasets.load(tmp_path / "inside/tricky.npz").x, X)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["inside", "x.npy"]
+
+
 def test_an_array_whose_header_lies_is_refused(tmp_path):
     header = {"descr": "<f8", "fortran_order": False, "shape": (10**13, 3)}
     with open(tmp_path / "lies.npy", "wb") as file:
