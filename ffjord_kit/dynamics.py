@@ -33,12 +33,12 @@ MODULATION = (
 )
 
 
-def _column(t: Tensor) -> Tensor:
+def column(t: Tensor) -> Tensor:
     """Time as a column: () gives (1, 1), (batch,) gives (batch, 1)."""
     return t.reshape(-1, 1)
 
 
-def _beside(time: Tensor, x: Tensor, context: Tensor | None) -> Tensor:
+def beside(time: Tensor, x: Tensor, context: Tensor | None) -> Tensor:
     """Time features, (1 or batch, features), joined with the context where there is one."""
     if context is None:
         return time
@@ -115,7 +115,7 @@ class ResidualDynamics(Network):
         nn.init.zeros_(self.outward.bias)
 
     def _run(self, t: Tensor, h: Tensor, dh: Tangents, context: Tensor | None) -> tuple[Tensor, Tangents]:
-        scales_and_shifts = self._modulate(_beside(self.time(_column(t)), h, context))
+        scales_and_shifts = self._modulate(beside(self.time(column(t)), h, context))
         h, dh = _linear(self.inward, *self._features(h, dh))
         for layer, skip, (scale, shift) in zip(self.layers, self.skips, scales_and_shifts, strict=True):
             y, dy = self.act(torch.addcmul(shift, h, 1 + scale), dh, 1 + scale)
@@ -160,11 +160,10 @@ class ConcatSquashDynamics(Network):
         pairs = list(zip(widths[:-1], widths[1:], strict=True))
         self.act = ACTIVATIONS[activation]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairs)
-        self.gates = nn.ModuleList(nn.Linear(1 + context_dim, b) for _, b in pairs)
-        self.shifts = nn.ModuleList(nn.Linear(1 + context_dim, b, bias=False) for _, b in pairs)
+        self.gates, self.shifts = gates_and_shifts([b for _, b in pairs], context_dim)
 
     def _run(self, t: Tensor, h: Tensor, dh: Tangents, context: Tensor | None) -> tuple[Tensor, Tangents]:
-        side = _beside(_column(t), h, context)
+        side = beside(column(t), h, context)
         for i, (layer, gate, shift) in enumerate(zip(self.layers, self.gates, self.shifts, strict=True)):
             h, dh = (h, dh) if i == 0 else self.act(h, dh)
             h, dh = _linear(layer, h, dh)
@@ -196,12 +195,18 @@ class ConcatDynamics(Network):
         )
 
     def _run(self, t: Tensor, h: Tensor, dh: Tangents, context: Tensor | None) -> tuple[Tensor, Tangents]:
-        side = _beside(_column(t), h, context).expand(len(h), -1)
+        side = beside(column(t), h, context).expand(len(h), -1)
         for i, layer in enumerate(self.layers):
             h, dh = (h, dh) if i == 0 else self.act(h, dh)
             dh = None if dh is None else dh @ layer.weight[:, : h.shape[1]].T
             h = layer(torch.cat([h, side], dim=1))
         return h, dh
+
+
+def gates_and_shifts(widths: Sequence[int], context_dim: int) -> tuple[nn.ModuleList, nn.ModuleList]:
+    """What time and context do to concat-squash layers of these widths: a gate and a shift for each."""
+    gates = nn.ModuleList(nn.Linear(1 + context_dim, width) for width in widths)
+    return gates, nn.ModuleList(nn.Linear(1 + context_dim, width, bias=False) for width in widths)
 
 
 def _linear(layer: nn.Linear, h: Tensor, dh: Tangents) -> tuple[Tensor, Tangents]:

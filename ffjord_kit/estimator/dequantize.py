@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 ON_GRID = 1e-3  # of a step
-TIED = 0.5  # the largest share of distinct values of a column that 'auto' takes for one of steps
+DISTINCT = 0.5  # the largest share of distinct values of a column that 'auto' takes for one of steps
 
 
 class Grid(NamedTuple):
@@ -57,7 +57,7 @@ def grid_of(text: str, x: np.ndarray, names: Sequence[str]) -> Grid:
     Raises ValueError for a column that is not there, a step that is not positive, or values that lie on no grid.
     """
     if text.strip() == "auto":
-        steps = [_step(column) if len(np.unique(column)) <= TIED * len(column) else 0.0 for column in x.T]
+        steps = [_step(column) if len(np.unique(column)) <= DISTINCT * len(column) else 0.0 for column in x.T]
     else:
         asked = dict(_asked(part, names) for part in text.split(",") if part.strip())
         steps = [_settled(name, column, asked.get(name)) for name, column in zip(names, x.T, strict=True)]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from ffjord_kit.activations import ACTIVATIONS
+from ffjord_kit.dynamics import beside, column, gates_and_shifts
 
 
 class ConvolutionDynamics(nn.Module):
@@ -30,13 +30,10 @@ class ConvolutionDynamics(nn.Module):
         pairs = list(zip(widths[:-1], widths[1:], strict=True))
         self.act = ACTIVATIONS[activation]
         self.layers = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in pairs)
-        self.gates = nn.ModuleList(nn.Linear(1 + context_dim, b) for _, b in pairs)
-        self.shifts = nn.ModuleList(nn.Linear(1 + context_dim, b, bias=False) for _, b in pairs)
+        self.gates, self.shifts = gates_and_shifts([b for _, b in pairs], context_dim)
 
     def forward(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:
-        side = t.reshape(-1, 1).to(x)
-        if context is not None:
-            side = torch.cat([side.expand(len(x), -1), context], dim=1)
+        side = beside(column(t).to(x), x, context)
         for i, (layer, gate, shift) in enumerate(zip(self.layers, self.gates, self.shifts, strict=True)):
             x = layer(x if i == 0 else self.act(x, None)[0])
             x = x * gate(side).sigmoid()[..., None, None] + shift(side)[..., None, None]

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ffjord_kit.dynamics import Sinusoids
+from ffjord_kit.dynamics import Sinusoids, beside, column
 
 GROUPS, EPSILON = 8, 1e-5
 
@@ -57,10 +57,7 @@ class UNetDynamics(nn.Module):
         nn.init.zeros_(self.outward.bias)
 
     def forward(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:
-        side = self.time(t.reshape(-1, 1).to(x))
-        if context is not None:
-            side = torch.cat([side.expand(len(x), -1), context], dim=1)
-        side = self.embed(side)
+        side = self.embed(beside(self.time(column(t).to(x)), x, context))
         h, left = self.inward(x), []
         for block in self.down:
             h = block(h, side)
