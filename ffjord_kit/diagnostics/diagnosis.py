@@ -90,6 +90,8 @@ class _Examination:
         if not bool(kept.any()):
             raise ValueError(f"none of {len(case.x)} rows, or of as many draws, can be solved: score one to see why")
         self.case = case.only(kept)
+        self.settings: list[Setting] = []
+        self.spectrum: Spectrum | None = None
 
     def diagnosis(self) -> Diagnosis:
         case, findings = self.case, list(self._findings())
@@ -123,7 +125,7 @@ class _Examination:
         yield stiffness.check_stiffness(case, self.spectrum)
 
     def _of_solves(self) -> Iterator[Finding]:
-        case, self.settings = self.case, []
+        case = self.case
         if not case.continuous:
             return
         yield from solves.check_solvers(case, self.solvers)

@@ -30,8 +30,10 @@ def column_names(columns: Sequence[str] | None, count: int) -> tuple[str, ...]:
     return names
 
 
-def check_columns(x: np.ndarray, names: Sequence[str]) -> None:
+def check_columns(x: np.ndarray, names: Sequence[str], *, heavy_tails: bool = False) -> None:
     """Refuse constant columns of x (n, d), and warn where a likelihood has no bound or follows too few rows.
+
+    Rows far out are no news where `heavy_tails` are expected.
 
     Raises ValueError naming the constant columns.
     """
@@ -41,7 +43,8 @@ def check_columns(x: np.ndarray, names: Sequence[str]) -> None:
         _warn_of_dependence(x, names)
     _warn_of_ties(x, names)
     _warn_of_repeats(x)
-    _warn_of_outliers(x, names)
+    if not heavy_tails:
+        _warn_of_outliers(x, names)
     if len(x) < x.shape[1]:
         _warn(f"{len(x)} rows for {x.shape[1]} columns: the density will follow the rows, not what they came from")
 

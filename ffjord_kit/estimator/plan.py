@@ -49,7 +49,7 @@ def plan(
     Fields that are left open are as `chosen`; with `stream` the rows to train on stay where they are.
     Raises ValueError for fields or rows that cannot be used.
     """
-    check_columns(x, names)
+    check_columns(x, names, heavy_tails=fields.base == "student")
     check_support(x, support_of(fields.support, x.shape[1]), names)
     build.reporting(fields)
     build.check_open(fields)
