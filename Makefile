@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 .PHONY: test slow lint notebooks demo clean
 
 test: $(READY)
-	$(BIN)/python -m pytest -q -m "not slow and not notebook" tests
+	$(BIN)/python -m pytest -q -n auto --dist worksteal -m "not slow and not notebook" tests
 
 slow: $(READY)
 	$(BIN)/python -m pytest -q -m slow tests
