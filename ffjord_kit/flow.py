@@ -176,11 +176,17 @@ class Flow(nn.Module):
         return self._carry(x, to_base_legs(self.layers), context, integration or Integration())[:2]
 
     def to_data(
-        self, z: Tensor, context: Tensor | None = None, *, integration: Integration | None = None
+        self,
+        z: Tensor,
+        context: Tensor | None = None,
+        *,
+        time: float = 1.0,
+        integration: Integration | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """x and log|det dx/dz|, (batch,), for z (batch, *event)."""
+        """x, or its state at `time`, and log|det dx/dz|, (batch,), for z (batch, *event)."""
         self.check(z, context)
-        return self._carry(z, upward(to_base_legs(self.layers)), context, integration or Integration())[:2]
+        _check_times([time])
+        return self._carry(z, upward(to_base_legs(self.layers, time)), context, integration or Integration())[:2]
 
     def trajectory(
         self,

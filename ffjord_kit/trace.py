@@ -14,10 +14,11 @@ Probes are drawn once and held during one solve, so the integrand stays a determ
 
 from __future__ import annotations
 
+import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -87,6 +88,36 @@ class OrthogonalTrace(TraceEstimator):
         count = min(self.probes, size)
         frame, _ = torch.linalg.qr(normal((len(x), size, count), x, generator))
         return frame.movedim(2, 0).reshape(count, *x.shape) * math.sqrt(size / count)
+
+
+@dataclass(frozen=True)
+class OwnTrace(TraceEstimator):
+    """Rademacher probes that each row has of its own: its values seed them, so no row's estimate knows of another.
+
+    They are those of the rows that are solved for, or of others, (probe, batch, *event), that `of` has seen.
+    """
+
+    probes: int = 1
+    noise: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        _check_probes(self.probes)
+
+    def of(self, x: Tensor) -> OwnTrace:
+        """The same with the probes of the rows x (batch, *event), wherever a layer takes them."""
+        return replace(self, noise=own_noise(x, self.probes))
+
+    def draw(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        noise = own_noise(x, self.probes) if self.noise is None else self.noise
+        return (2 * (noise < 0.5).to(x) - 1) / math.sqrt(self.probes)
+
+
+def own_noise(x: Tensor, count: int, key: int | str = "") -> Tensor:
+    """Noise uniform on [0, 1), (count, batch, *event), float64 on the CPU: each row's from its values and the key."""
+    rows = x.detach().cpu().contiguous()
+    flat = rows.reshape(len(rows), -1).view(torch.uint8)
+    drawn = [torch.rand(count, *x.shape[1:], generator=_seeded_by(row, key), dtype=torch.float64) for row in flat]
+    return torch.stack(drawn, dim=1)
 
 
 class Pushforward(nn.Module, ABC):
@@ -165,6 +196,11 @@ def _products(dx: Tensor, x: Tensor, probes: Tensor, differentiable: bool) -> Te
     if rows is None:  # dx does not depend on x
         return torch.zeros_like(probes)
     return rows if batched else rows.unsqueeze(0)
+
+
+def _seeded_by(row: Tensor, key: int | str) -> torch.Generator:
+    digest = hashlib.blake2b(bytes(row.tolist()), digest_size=8, key=str(key).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
 def _check_probes(probes: int) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from ffjord_kit import FFJORD, Standardize, TrainingDiverged, datasets
 from ffjord_kit.estimator import auto
-from ffjord_kit.estimator.build import defaults
+from ffjord_kit.estimator.defaults import OPEN, defaults
 from ffjord_kit.estimator.words import Part
 from ffjord_kit.gaussianize import Gaussianize
 from ffjord_kit.scalings import SCALINGS
@@ -51,7 +51,9 @@ def test_a_later_word_must_win_by_a_margin(monkeypatch):
 
 def test_a_word_that_is_given_is_not_tried():
     model = FFJORD(**FIELDS, time_density="uniform", scaling="whiten", octaves=0).fit(moons())
-    assert model.config_["chosen"] == {"schedule": "flow_matching:40,mle:2"}
+    chosen = model.config_["chosen"]
+    assert chosen["schedule"] == "flow_matching:40,mle:2"
+    assert not {"time_density", "scaling", "octaves"} & set(chosen)
     assert [text for text in events(model) if text.startswith("tried")][0].startswith("tried the only way: validation")
 
 
@@ -65,7 +67,7 @@ def test_rows_of_a_few_columns_alone_are_tried_with_octaves_and_few_rows_without
 def test_without_validation_rows_nothing_is_tried():
     model = FFJORD(**FIELDS, validation_fraction=0.0).fit(moons())
     assert events(model)[0] == "nothing tried out (no validation rows)"
-    words = {name: word for name, word in defaults(2).items() if name != "hidden"}
+    words = {name: word for name, word in defaults((2,)).items() if getattr(model, name) in OPEN}
     assert model.config_["chosen"] == {**words, "schedule": "flow_matching:40"}
 
 

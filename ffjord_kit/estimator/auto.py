@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ffjord_kit.estimator import build
+from ffjord_kit.estimator.defaults import FEW_COLUMNS, OPEN, defaults, is_image, settled
 from ffjord_kit.estimator.fields import Fields
 from ffjord_kit.estimator.plan import Plan, untrained
 from ffjord_kit.estimator.words import Part
@@ -67,14 +68,14 @@ def choose(fields: Fields, plan: Plan, seed: int) -> Chosen:
     Raises KeyboardInterrupt where it is interrupted: the trials are soon made again.
     """
     search, best = Search(fields, plan, seed, History(seed)), Trial({}, plan.flow)
-    if fields.layers or plan.held_out is None:
-        why = "layers come first" if fields.layers else "no validation rows"
+    why = _nothing_to_try(fields, plan)
+    if why:
         search.note(f"nothing tried out ({why})")
     else:
         best = search.best()
-    words = {**build.defaults(search.dimensions, fields.base), **best.words}
-    words = {name: word for name, word in words.items() if getattr(fields, name) in build.OPEN}
-    parts = search.parts(build.settled(fields, words, search.dimensions), best)
+    words = {**defaults(plan.event, fields.base), **best.words}
+    words = {name: word for name, word in words.items() if getattr(fields, name) in OPEN}
+    parts = search.parts(settled(fields, words, plan.event), best)
     words["schedule"] = ",".join(map(str, parts))
     search.note("chosen: " + ", ".join(f"{name}={word}" for name, word in words.items()))
     return Chosen(words, best.flow, search.before)
@@ -115,7 +116,7 @@ class Search:
             yield "time_density", ("likelihood", "uniform")
         if self.fields.scaling == "auto":
             yield "scaling", self._scalings()
-        if self.fields.octaves is None and self.fields.dynamics == "residual":
+        if self.fields.octaves is None and self.fields.dynamics in ("auto", "residual"):
             yield "octaves", (2, 0) if self.few_columns else (0,)
 
     def _scalings(self) -> tuple[str, ...]:
@@ -126,6 +127,10 @@ class Search:
 
     def parts(self, now: Fields, best: Trial) -> Iterator[Part]:
         """The phases that follow, of the settled fields `now`, in what is left of the budget."""
+        left = self._left()
+        if now.scales > 1:  # flow matching moves every pixel to the end, and leaves none behind
+            yield Part("mle", self._steps()) if left is None else Part("mle", seconds=left)
+            return
         finish = self.finish(now, best)
         left = self._left()
         taken = 0.0 if finish is None or left is None else finish.seconds
@@ -154,13 +159,13 @@ class Search:
 
     @property
     def dimensions(self) -> int:
-        """The number of columns."""
-        return self.plan.rows[0].shape[1]
+        """The number of columns, or pixels."""
+        return math.prod(self.plan.event)
 
     @property
     def few_columns(self) -> bool:
         """Whether a step by likelihood is cheap."""
-        return self.dimensions <= build.FEW_COLUMNS
+        return self.dimensions <= FEW_COLUMNS
 
     def note(self, event: str) -> None:
         """Tell it in the log."""
@@ -192,8 +197,8 @@ class Search:
     def _fitted(self, words: dict[str, Any], length: tuple[float, float], title: str | None) -> Trial:
         """A short fit from the start, under a progress bar with a title."""
         (steps, seconds), plan, before = length, self.plan, self.before
-        now = build.settled(self.fields, words, self.dimensions)
-        objective, rate = build.build_objectives(now, self.dimensions)["flow_matching"]
+        now = settled(self.fields, words, self.plan.event)
+        objective, rate = build.build_objectives(now, self.plan.event)["flow_matching"]
         phase = Phase(objective, steps, rate, seconds, validations=1)
         few = slice(0, max(TRIAL_ROWS, TRIAL_ELEMENTS // self.dimensions))
         judges = tuple(part if part is None else part[few] for part in plan.held_out)
@@ -226,9 +231,18 @@ class Search:
             self.before.seconds, self.before.spent = watch.read()
 
 
+def _nothing_to_try(fields: Fields, plan: Plan) -> str:
+    """Why no trials are made; empty where they are."""
+    if is_image(plan.event):
+        return "images have words that suit them"
+    if fields.layers:
+        return "layers come first"
+    return "no validation rows" if plan.held_out is None else ""
+
+
 def _seconds_forward(now: Fields, plan: Plan, flow: Flow) -> float:
     """What the loss of a batch takes in maximum likelihood; infinite where it cannot be solved."""
-    objective = build.build_objectives(now, plan.rows[0].shape[1])["mle"][0]
+    objective = build.build_objectives(now, plan.event)["mle"][0]
     fixed, inner = peel(flow)
     few = torch.linspace(0, len(plan.fitting[0]) - 1, min(len(plan.fitting[0]), plan.options["batch_size"])).long()
     context = None if plan.fitting[1] is None else plan.fitting[1][few]

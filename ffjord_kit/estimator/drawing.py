@@ -1,7 +1,8 @@
-"""Draws of a fitted model, and the paths that they come on."""
+"""Draws of a fitted model, the paths that they come on, and the rows that were held out."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,29 +10,51 @@ import torch
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from ffjord_kit.estimator import build
-from ffjord_kit.estimator.arrays import check_context, seed_from
+from ffjord_kit.estimator.arrays import held_out_rows, seed_from
+from ffjord_kit.estimator.images import refuse_images, split_of
+from ffjord_kit.estimator.peeled import Peeled
+from ffjord_kit.estimator.reports import contexts, reported
 from ffjord_kit.estimator.results import NumpyTrajectory, to_numpy
-from ffjord_kit.estimator.single import Single
+from ffjord_kit.images import guided
 from ffjord_kit.solver import Solver
 
 if TYPE_CHECKING:
     from ffjord_kit.estimator.ffjord import FFJORD
 
-CHUNK_ROWS = 32_768
+CHUNK_ELEMENTS = 65_536
+GUIDED_BY = "context_dropout=0.1"
 
 
-def draw(model: FFJORD, n: int, context: Any, random_state: Any, steps: int | None, method: str) -> np.ndarray:
-    """Rows (n, d), by a converged solve, or by so many fixed steps in float32."""
+def draw(
+    model: FFJORD, n: int, context: Any, random_state: Any, steps: int | None, method: str, guidance: float
+) -> np.ndarray:
+    """Draws (n, *event), by a converged solve, or by so many fixed steps in float32."""
     generator, context = _drawing(model, n, context, random_state)
-    solver, parts = build.reporting(model).solver if steps is None else Solver(method, steps=steps), []
-    sample = model.flow_.sample if steps is None else Single(model.flow_).sample
-    for start in range(0, n, CHUNK_ROWS):
-        end = min(start + CHUNK_ROWS, n)
+    solver, flow = model.integration.solver if steps is None else Solver(method, steps=steps), model.flow_
+    if guidance != 1:
+        if not model.context_dropout:
+            raise ValueError(
+                f"guidance needs a model that was fitted with {GUIDED_BY}; this one always had its context"
+            )
+        flow = guided(flow, guidance)
+    peeled, parts = Peeled(flow, single=steps is not None), []
+    rows = max(1, CHUNK_ELEMENTS // model.n_features_in_)
+    for start in range(0, n, rows):
+        end = min(start + rows, n)
         part = None if context is None else context[start:end]
-        with torch.no_grad():
-            parts.append(to_numpy(sample(end - start, part, solver=solver, generator=generator)))
+        parts.append(to_numpy(peeled.sample(end - start, part, solver=solver, generator=generator)))
     return np.concatenate(parts)
+
+
+def states(model: FFJORD, n: int, times: Sequence[float], context: Any, random_state: Any) -> np.ndarray:
+    """States of draws, (T, n, ...): each time solved for from the same noise."""
+    flow, drawn = Peeled(model.flow_), []
+    for time in times:
+        generator, given = _drawing(model, n, context, random_state)
+        state = flow.sample(n, given, solver=model.integration.solver, generator=generator, time=time)
+        drawn.append(to_numpy(state))
+    found = np.stack(drawn)
+    return found if model.images is None else model.images.framed(found)
 
 
 def follow(model: FFJORD, n: int, frames: int, context: Any, random_state: Any) -> NumpyTrajectory:
@@ -39,16 +62,28 @@ def follow(model: FFJORD, n: int, frames: int, context: Any, random_state: Any) 
     if frames < 2:
         raise ValueError(f"frames must be at least 2; got {frames}")
     generator, context = _drawing(model, n, context, random_state)
-    solver, times = build.reporting(model).solver, np.linspace(0.0, 1.0, frames)
+    refuse_images(model, "trajectory", "its states, without densities, come by `states`")
+    solver, times = model.integration.solver, np.linspace(0.0, 1.0, frames)
     with torch.no_grad():
         start = model.flow_.sample(n, context, time=0.0, generator=generator)
         path = model.flow_.trajectory(start, times.tolist(), context, solver=solver)
     return NumpyTrajectory(times, to_numpy(path.x), to_numpy(path.log_prob))
 
 
+def split(model: FFJORD, x: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of a fit that it trained on, and those that it held out."""
+    if model.images is not None:
+        model.images.checked(x)
+        train, held_out = split_of(len(x), model.n_features_in_, model.validation_fraction, model.seed_)
+        return np.asarray(x)[train.numpy()], np.asarray(x)[held_out.numpy()]
+    x = np.asarray(x, np.float64)
+    kept, held_out = held_out_rows(x, None, model.validation_fraction, model.seed_)
+    return kept[0].numpy(), np.empty((0, x.shape[1])) if held_out is None else held_out[0].numpy()
+
+
 def _drawing(model: FFJORD, n: int, context: Any, random_state: Any) -> tuple[torch.Generator, Tensor | None]:
     check_is_fitted(model, "flow_")
     if n < 1:
         raise ValueError(f"n_samples must be at least 1; got {n}")
-    context = None if context is None else model.tensor(check_context(context, n, model.flow_.context_dim))
+    context = None if context is None else reported(model, contexts(model, context, n))
     return torch.Generator().manual_seed(seed_from(random_state)), context

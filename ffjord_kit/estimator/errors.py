@@ -8,10 +8,15 @@ import numpy as np
 import torch
 
 from ffjord_kit.accuracy import LogDensity
+from ffjord_kit.estimator.defaults import is_image
+from ffjord_kit.estimator.peeled import Peeled
+from ffjord_kit.estimator.reports import checked, chunks
 from ffjord_kit.estimator.results import spread, to_numpy
 
 if TYPE_CHECKING:
     from ffjord_kit.estimator.ffjord import FFJORD
+
+FEWEST_PROBES = 4  # of images, to show their error
 
 
 class LogDensities(NamedTuple):
@@ -34,13 +39,15 @@ def with_errors(
     model: FFJORD, X: Any, context: Any, *, time: float, error: float | None, probes: int | None, random_state: int
 ) -> LogDensities:
     """The log-densities of rows X (n, d), each with its error, at the model's tolerance or as fine as `error` asks."""
-    x, c, inside = model.checked(X, context)
-    generator, parts = torch.Generator().manual_seed(random_state), []
-    for part, given in model.chunks(x, c):
+    x, c, inside = checked(model, X, context)
+    generator, parts, flow = torch.Generator().manual_seed(random_state), [], Peeled(model.flow_)
+    if is_image(model.event_shape_) and probes is None:
+        probes = FEWEST_PROBES  # the exact trace has as many products as there are pixels
+    for part, given in chunks(x, c):
         parts.append(
-            model.flow_.evaluate(
-                part, given, time=time, tolerance=model.tolerance, probes=probes, error=error, generator=generator,
-                max_nfe=model.max_nfe,
+            flow.certify(
+                part, given, time=time, tolerance=model.tolerance, probes=probes, error=error,
+                generator=generator, max_nfe=model.max_nfe,
             )
         )  # fmt: skip
     return LogDensities(

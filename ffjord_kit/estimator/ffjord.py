@@ -2,40 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from sklearn.base import BaseEstimator, DensityMixin
-from sklearn.utils.validation import check_is_fitted, validate_data
-from torch import Tensor
+from sklearn.utils.validation import check_is_fitted
 
-from ffjord_kit.estimator import build
-from ffjord_kit.estimator.arrays import check_context, facts, held_out_rows, is_streamed, tensor
+from ffjord_kit.cnf import Integration
+from ffjord_kit.estimator import build, reports
 from ffjord_kit.estimator.auto import choose
-from ffjord_kit.estimator.checks import column_names, inside_support
-from ffjord_kit.estimator.dequantize import Grid, grid_of
-from ffjord_kit.estimator.drawing import draw, follow
+from ffjord_kit.estimator.defaults import settled
+from ffjord_kit.estimator.dequantize import Grid
+from ffjord_kit.estimator.drawing import draw, follow, split, states
 from ffjord_kit.estimator.errors import LogDensities, with_errors
 from ffjord_kit.estimator.fields import Fields, check_kinds
+from ffjord_kit.estimator.given import Given, given
+from ffjord_kit.estimator.images import Images, refuse_images
 from ffjord_kit.estimator.loading import configured, loaded
 from ffjord_kit.estimator.plan import Plan, plan
-from ffjord_kit.estimator.results import Evaluation, NumpyTrajectory, spread, to_numpy
+from ffjord_kit.estimator.results import Evaluation, NumpyTrajectory
 from ffjord_kit.estimator.resume import configuration
-from ffjord_kit.estimator.single import Single
 from ffjord_kit.estimator.straighten import Straightening, straightened
-from ffjord_kit.estimator.words import support_of
 from ffjord_kit.progress import progress_bar
 from ffjord_kit.runs import Run, claimed
 from ffjord_kit.solver import Solver
 from ffjord_kit.training import fit
 from ffjord_kit.training.compiled import compiled
 
-CHUNK_ELEMENTS = 32_768
-DRAFT = Solver(rtol=1e-3, atol=1e-3)
 JUDGED_ROWS = 64  # of the solver's error
 FEW_STEPS = "midpoint"
 
@@ -46,6 +42,8 @@ class FFJORD(Fields, DensityMixin, BaseEstimator):
 
     The constructor only stores; what is learned ends in an underscore (`flow_`, `history_`, `seed_`). Log-densities
     are exact-trace solves by tolerance, in float64 where the device has it, each row independent of the others.
+    X may also be images, uint8 (n, h, w) or (n, channels, h, w): their log-densities are those of grey levels with
+    noise, which bounds the log-probability from below, by Hutchinson's trace, noise and probes each image's own.
     Source: Grathwohl et al. 2019 (FFJORD), Lipman et al. 2023 (flow matching).
     """
 
@@ -70,37 +68,31 @@ class FFJORD(Fields, DensityMixin, BaseEstimator):
         Raises ValueError for data or fields that cannot be used, TrainingDiverged, RunError.
         """
         check_kinds(self)
-        stream = is_streamed(X)
-        X = validate_data(self, X, dtype=[np.float64, np.float32] if stream else np.float64, ensure_min_samples=2)
-        context = check_context(context, len(X))
-        named = getattr(self, "feature_names_in_", None)  # scikit-learn sets it where X carries names
-        names = column_names(columns if named is None else named, X.shape[1])
-        grid = grid_of(self.dequantize, X, names)
-        about = {"columns": names, "named": named is not None, "data": dict(data or {}), **facts(X, context)}
-        config = configuration(self, run, {**about, "grid": grid._asdict()}, resume)
-        seed, words, rows = config["seed"], config.get("chosen", {}), (grid.noisy(X, config["seed"]), context)
-        made = plan(self, *rows, names, seed, words, stream=stream)  # errors come before the folder
+        read, about = given(self, X, context, columns)
+        self.event_shape_ = read.event
+        config = configuration(self, run, {**about, "data": dict(data or {})}, resume)
+        read = read._replace(x=Grid.kept(config.get("grid"), len(read.names)).noisy(read.x, config["seed"]))
+        made = plan(self, read, config["seed"], config.get("chosen", {}))  # errors come before the folder
         with claimed(run):
             kept = Run.open(run) if resume else None if run is None else Run.create(run, config, force=force)
-            self._train(made, rows, config, kept, resume, stream, on_step)
+            self._train(made, read, config, kept, resume, on_step)
         self.settle()
         return self
 
     def _train(
         self,
         made: Plan,
-        rows: tuple[np.ndarray, np.ndarray | None],
+        read: Given,
         config: dict[str, Any],
         kept: Run | None,
         resume: bool,
-        stream: bool,
         on_step: Callable[[dict[str, Any]], None] | None,
     ) -> None:
         seed, before = config["seed"], None
         if self.schedule == "auto" and not (resume and kept.has_checkpoint):
             words, flow, before = choose(self, made, seed)
             config = {**config, "chosen": words} if kept is None else kept.amend(chosen=words)
-            made = plan(self, *rows, config["columns"], seed, words, stream=stream)._replace(flow=flow)
+            made = plan(self, read, seed, words)._replace(flow=flow)
         with progress_bar(made.schedule, self.verbose, on_step) as tell, compiled(made.flow, self.compile):
             history = fit(
                 made.flow, made.rows[0], context=made.rows[1], validation=made.held_out, schedule=made.schedule,
@@ -113,11 +105,26 @@ class FFJORD(Fields, DensityMixin, BaseEstimator):
         """The steps of the columns of the fit."""
         return Grid.kept(self.config_.get("grid"), len(self.config_["columns"]))
 
-    def check(self, X: np.ndarray, *, context: Any = None, columns: Sequence[str] | None = None) -> None:
-        """Raise, before any training, what `fit` would raise for these fields and rows (n, d)."""
+    @property
+    def images(self) -> Images | None:
+        """What is kept of the images of the fit; None of a table."""
+        return Images.kept(self.config_.get("images"))
+
+    @property
+    def settled(self) -> Fields:
+        """The fields, with those that were left open as the fit settled them."""
+        return settled(self, self.config_.get("chosen", {}), self.event_shape_)
+
+    @property
+    def integration(self) -> Integration:
+        """How reported likelihoods are solved for."""
+        return build.reporting(self.settled, self.event_shape_)
+
+    def check(self, X: Any, *, context: Any = None, columns: Sequence[str] | None = None) -> None:
+        """Raise, before any training, what `fit` would raise for these fields and rows (n, d), or images."""
         check_kinds(self)
-        names = column_names(columns, X.shape[1])
-        plan(self, grid_of(self.dequantize, X, names).noisy(X, 0), check_context(context, len(X)), names, 0, {})
+        read, about = given(self, X, context, columns)
+        plan(self, read._replace(x=Grid.kept(about.get("grid"), len(read.names)).noisy(read.x, 0)), 0, {})
 
     def score_samples(
         self, X: Any, *, context: Any = None, time: float = 1.0, return_error: bool = False
@@ -151,19 +158,7 @@ class FFJORD(Fields, DensityMixin, BaseEstimator):
 
     def evaluate(self, X: Any, *, context: Any = None, time: float = 1.0) -> Evaluation:
         """Log-density of each row of X (n, d), and the evaluations of the dynamics that it took."""
-        x, context, inside = self.checked(X, context)
-        log_prob, nfe = self.evaluate_rows(x, context, time=time)
-        return Evaluation(spread(log_prob, inside), nfe)
-
-    def evaluate_rows(self, x: Tensor, context: Tensor | None, *, time: float = 1.0) -> Evaluation:
-        """The same of rows that were checked: x (n, d) within the support, context (n, c), where the flow lives."""
-        log_probs, nfe = [np.empty(0)], 0
-        for part, c in self.chunks(x, context):
-            with torch.no_grad():
-                log_prob, moved = self.flow_.evaluate_log_prob(part, c, time=time, integration=build.reporting(self))
-            log_probs.append(to_numpy(log_prob))
-            nfe = max(nfe, moved.nfe)
-        return Evaluation(np.concatenate(log_probs), nfe)
+        return reports.evaluate(self, X, context, time)
 
     def solver_error(self, X: Any, *, context: Any = None) -> float:
         """The mean error of the solver in the log-densities of up to 64 rows of X (n, d), nats: see `certify`."""
@@ -179,10 +174,7 @@ class FFJORD(Fields, DensityMixin, BaseEstimator):
         In float32, with one step size for all rows, or, with `steps`, by so many fixed ones of a method of METHODS;
         not for reporting.
         """
-        x, context, inside = self.checked(X, context)
-        single, solver = Single(self.flow_), DRAFT if steps is None else Solver(method, steps=steps)
-        parts = [single.log_prob(part, c, time, solver) for part, c in self.chunks(x, context)]
-        return spread(np.concatenate([np.empty(0), *parts]), inside)
+        return reports.draft(self, X, context, time, reports.DRAFT if steps is None else Solver(method, steps=steps))
 
     def score(self, X: Any, y: None = None, *, context: Any = None) -> float:
         """The mean log-likelihood of the rows of X (n, d), nats; y is ignored."""
@@ -196,14 +188,23 @@ class FFJORD(Fields, DensityMixin, BaseEstimator):
         random_state: Any = None,
         steps: int | None = None,
         method: str = FEW_STEPS,
+        guidance: float = 1.0,
     ) -> np.ndarray:
         """Draw rows (n_samples, d); context is one row (c,) for all, or one for each (n_samples, c).
 
-        Columns of equal steps (`dequantize`) are on their grid. By a converged solve; with `steps`, by so many fixed
-        ones of a method of METHODS, in float32: fast, and as good as the paths are straight (see `straighten`).
+        Columns of equal steps (`dequantize`) are on their grid; images are uint8 of the shape of the fit's, a context
+        of classes their number, or one each. By a converged solve; with `steps`, by so many fixed ones of a method of
+        METHODS, in float32: fast, and as good as the paths are straight (see `straighten`). With `guidance` above 1
+        draws are further into their context than the data are (it needs `context_dropout` in the fit).
         """
-        drawn = draw(self, n_samples, context, random_state, steps, method)
-        return self.grid.rounded(drawn)
+        drawn = draw(self, n_samples, context, random_state, steps, method, guidance)
+        return self.grid.rounded(drawn) if self.images is None else self.images.restored(drawn)
+
+    def states(
+        self, n_samples: int, times: Sequence[float], *, context: Any = None, random_state: Any = None
+    ) -> np.ndarray:
+        """Follow new samples, without densities: their states at the times, (T, n_samples, ...), in the units of X."""
+        return states(self, n_samples, times, context, random_state)
 
     def trajectory(
         self, n_samples: int = 200, *, frames: int = 41, context: Any = None, random_state: Any = None
@@ -213,18 +214,13 @@ class FFJORD(Fields, DensityMixin, BaseEstimator):
 
     def velocity(self, X: Any, time: float, *, context: Any = None) -> np.ndarray:
         """The field dx/dt (n, d) at the states X (n, d) and a time in [0, 1], in the units of X."""
-        x, context, inside = self.checked(X, context)
-        field = np.zeros((len(inside), self.n_features_in_))  # nothing moves outside the support
-        if inside.any():
-            field[inside] = to_numpy(self.flow_.velocity(x, time, context).detach())
-        return field
+        refuse_images(self, "velocity", "its `states` show the way")
+        return reports.velocity(self, X, context, time)
 
     def split(self, X: Any) -> tuple[np.ndarray, np.ndarray]:
-        """The rows of X (n, d), the data of the fit, that trained this model, and those held out for validation."""
+        """The rows of X, the data of the fit, that trained this model, and those held out for validation."""
         check_is_fitted(self, "flow_")
-        X = np.asarray(X, np.float64)
-        kept, held_out = held_out_rows(X, None, self.validation_fraction, self.seed_)
-        return kept[0].numpy(), np.empty((0, X.shape[1])) if held_out is None else held_out[0].numpy()
+        return split(self, X)
 
     def straighten(
         self,
@@ -273,25 +269,11 @@ class FFJORD(Fields, DensityMixin, BaseEstimator):
         return configured(cls, run)
 
     def settle(self) -> None:
-        """Leave the flow where and how it reports: fixed, and in the widest floats that the device has."""
+        """Leave the flow where and how it reports: fixed, and in the widest floats that the device has.
+
+        That of images stays in the floats that it learned in.
+        """
         device = build.build_device(self.device)
-        self.flow_.to(device=device, dtype=build.reporting_dtype(device)).requires_grad_(False)
-
-    def checked(self, X: Any, context: Any) -> tuple[Tensor, Tensor | None, np.ndarray]:
-        """The rows within the support and their contexts, and which of all the rows (n,) they are."""
-        check_is_fitted(self, "flow_")
-        X = validate_data(self, X, dtype=np.float64, reset=False)
-        context = check_context(context, len(X), self.flow_.context_dim)
-        inside = inside_support(X, support_of(self.support, X.shape[1])).all(axis=1)
-        return self.tensor(X[inside]), None if context is None else self.tensor(context[inside]), inside
-
-    def chunks(self, x: Tensor, context: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Rows x (n, d) and their contexts (n, c) in parts of a size that memory bears."""
-        rows = max(1, CHUNK_ELEMENTS // x.shape[1])
-        for start in range(0, len(x), rows):
-            yield x[start : start + rows], None if context is None else context[start : start + rows]
-
-    def tensor(self, array: np.ndarray) -> Tensor:
-        """An array where the flow lives, in the floats that it reports in."""
-        device = next(self.flow_.parameters()).device
-        return tensor(array).to(build.reporting_dtype(device)).to(device)
+        if self.images is None:
+            self.flow_.to(device=device, dtype=build.reporting_dtype(device))
+        build.on_device(self.flow_, device).requires_grad_(False)

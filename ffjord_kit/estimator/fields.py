@@ -16,6 +16,7 @@ from ffjord_kit.activations import ACTIVATIONS
 from ffjord_kit.couplings import COUPLINGS
 from ffjord_kit.dynamics import DYNAMICS
 from ffjord_kit.heavy_tails import BASES
+from ffjord_kit.images import IMAGE_DYNAMICS, IMAGE_SCALINGS
 from ffjord_kit.objectives import TIME_DENSITIES
 from ffjord_kit.scalings import SCALINGS
 from ffjord_kit.solver import GRADIENTS, METHODS
@@ -50,9 +51,13 @@ class Fields:
     )
     time_density: str = option("auto", "density of t in flow matching; auto: tried out", ("auto", *TIME_DENSITIES))
     coupling: str = option("independent", "which base point a row is carried from, in flow matching", COUPLINGS)
-    dynamics: str = option("residual", "the network that gives dx/dt", DYNAMICS)
+    dynamics: str = option(
+        "auto", "the network that gives dx/dt (auto: residual; of images unet)", ("auto", *DYNAMICS, *IMAGE_DYNAMICS)
+    )
     hidden: tuple[int, ...] | None = option(
-        None, "widths of its hidden layers, e.g. 128,128 (default: three of 64 for up to 3 columns, else of 128)"
+        None,
+        "widths of its hidden layers, e.g. 128,128 (default: three of 64 for up to 3 columns, else of 128); "
+        "of a U-Net its channels, from fine to coarse",
     )
     activation: str | None = option(None, "its activation (default: the network's own)", ACTIVATIONS)
     octaves: int | None = option(
@@ -62,15 +67,24 @@ class Fields:
     end_time: float = option(1.0, "where the time of each continuous layer ends")
     learn_end_time: bool = option(False, "learn that time, beginning there")
     layers: str = option("", "layers between scaling and the continuous ones, e.g. maf:3 or nsf:2,maf:2 (by zuko)")
-    scaling: str = option("auto", "fitted layer next to the data; auto: tried out", ("auto", *SCALINGS))
+    scaling: str = option(
+        "auto", "fitted layer next to the data; auto: tried out; of images logit", ("auto", *SCALINGS, *IMAGE_SCALINGS)
+    )
     base: str = option("normal", "law at the base; student: heavy tails, their degrees of freedom learned", BASES)
     dequantize: str = option(
         "", "columns of whole numbers or equal steps, to be given noise as wide: auto, or names, e.g. age,score:0.5"
     )
     support: str = option("real", "where the data live: real, positive or bounded:LOW:HIGH; one word, or one a column")
-    learning_rate: float = option(8e-3, "peak learning rate of flow matching")
+    bits: int = option(8, "bits of grey levels that a flow of images models; fewer make them coarser")
+    alpha: float = option(1e-6, "margin of the logit of grey levels")
+    scales: int = option(1, "scales of a flow of images, half of the channels left behind at each; by mle alone")
+    flip: bool = option(False, "flip images left to right at random while training")
+    context_dropout: float = option(
+        0.0, "share of rows whose context is left out in flow matching, for guided sampling, e.g. 0.1"
+    )
+    learning_rate: float | None = option(None, "peak learning rate of flow matching (default: 8e-3; of images 2e-3)")
     mle_learning_rate: float = option(2e-3, "peak learning rate of maximum likelihood")
-    batch_size: int = option(512, "rows in a step")
+    batch_size: int | None = option(None, "rows in a step (default: 512; of images 64)")
     weight_decay: float = option(0.0, "weight decay of AdamW")
     warmup_steps: int = option(200, "steps of warm-up, at most a tenth of a phase")
     clip_norm: float = option(1.0, "largest norm of the gradient")

@@ -9,8 +9,12 @@ import numpy as np
 import torch
 
 from ffjord_kit.estimator import build
+from ffjord_kit.estimator.defaults import is_image
 from ffjord_kit.estimator.dequantize import Grid
+from ffjord_kit.estimator.edges import blank_base, blank_layers
 from ffjord_kit.estimator.fields import Fields, check_kinds
+from ffjord_kit.estimator.images import Images
+from ffjord_kit.estimator.networks import build_flow
 from ffjord_kit.estimator.words import layers_of
 from ffjord_kit.layers import Standardize
 from ffjord_kit.runs import Run, RunError
@@ -23,15 +27,15 @@ if TYPE_CHECKING:
 def loaded(kind: type[FFJORD], run: Run) -> FFJORD:
     """The fitted model of a run. Raises RunError where it is damaged, or without weights yet."""
     model = configured(kind, run)
-    dimensions, context_dim = model.n_features_in_, model.config_["context_dim"]
+    event, context_dim = model.event_shape_, model.config_["context_dim"]
     zeros = torch.zeros(context_dim, dtype=torch.float64)
     scaling = Standardize(zeros, torch.ones_like(zeros)) if context_dim else None
     with run.explained("config.json"):
-        now = build.settled(model, model.config_.get("chosen", {}), dimensions)
-    _check_size(run, now, dimensions, context_dim)
+        now = model.settled
+    _check_size(run, now, event, context_dim)
     with run.explained("config.json"):
-        exact, base = build.blank_layers(now, dimensions), build.blank_base(now, dimensions)
-        model.flow_ = build.build_flow(now, exact, base, scaling, dimensions, model.seed_)
+        exact, base = blank_layers(now, event), blank_base(now, event)
+        model.flow_ = build_flow(now, exact, base, scaling, event, model.seed_)
     run.load_model(model.flow_)
     model.history_ = History(model.seed_, records=run.records())
     model.settle()
@@ -46,22 +50,26 @@ def configured(kind: type[FFJORD], run: Run) -> FFJORD:
         model = kind(**{**config["estimator"], "hidden": None if hidden is None else tuple(hidden)})
         check_kinds(model)
         model.config_, model.seed_ = config, int(config["seed"])
+        images = Images.kept(config.get("images"))
+        model.event_shape_ = (len(config["columns"]),) if images is None else images.shape
+        model.n_features_in_ = math.prod(model.event_shape_)
         Grid.kept(config.get("grid"), len(config["columns"]))
-        model.n_features_in_ = len(config["columns"])
         if config["named"]:
             model.feature_names_in_ = np.array(config["columns"], dtype=object)
         build.check_dimensions(model.n_features_in_, config["context_dim"])
     return model
 
 
-def _check_size(run: Run, fields: Fields, dimensions: int, context_dim: int) -> None:
+def _check_size(run: Run, fields: Fields, event: tuple[int, ...], context_dim: int) -> None:
     """Refuse a config that describes a larger flow than the weights are, before any of it is built."""
     shapes = run.model_shapes()
     count, elements = len(shapes), sum(math.prod(shape) for shape in shapes.values())
     with run.explained("config.json"):
         hidden = tuple(map(int, fields.hidden))
-        inputs = (dimensions + context_dim) * (1 + 2 * (fields.octaves or 0))
+        inputs = (event[0] + context_dim) * (1 + 2 * (fields.octaves or 0))
         layers = sum(number for _, number in layers_of(fields.layers))
-        widest = max(a * b for a, b in zip((inputs, *hidden), (*hidden, dimensions), strict=True))
-    if max(fields.blocks, len(hidden), layers) > count or max(widest, dimensions) > elements:
+        widest = max(a * b for a, b in zip((inputs, *hidden), (*hidden, event[0]), strict=True))
+        if is_image(event):
+            widest = max(width**2 for width in hidden)
+    if max(fields.blocks, len(hidden), layers, fields.scales) > count or max(widest, math.prod(event)) > elements:
         raise RunError(f"{run.path / 'model.safetensors'} does not fit config.json (it is smaller than that says)")

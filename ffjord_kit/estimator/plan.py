@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import numpy as np
+import torch
 from torch import Tensor
 
 from ffjord_kit.estimator import build
-from ffjord_kit.estimator.arrays import Rows, fitting_rows, held_out_rows
+from ffjord_kit.estimator.arrays import Rows, fitting_rows, held_out_rows, tensor
 from ffjord_kit.estimator.checks import check_columns, check_support
+from ffjord_kit.estimator.defaults import check_open, settled
+from ffjord_kit.estimator.edges import fitted_base, fitted_layers
 from ffjord_kit.estimator.fields import Fields
+from ffjord_kit.estimator.given import Given
+from ffjord_kit.estimator.images import fitting_part, split_of
+from ffjord_kit.estimator.networks import build_flow
 from ffjord_kit.estimator.words import support_of
 from ffjord_kit.flow import Flow
+from ffjord_kit.images import Chosen
 from ffjord_kit.layers import Standardize
 from ffjord_kit.training import Phase
 from ffjord_kit.training.compiled import check_mode
@@ -33,39 +39,56 @@ class Plan(NamedTuple):
     schedule: list[Phase]
     options: dict[str, Any]
 
+    @property
+    def event(self) -> tuple[int, ...]:
+        """The shape of a row or an image."""
+        return self.flow.event_shape
 
-def plan(
-    fields: Fields,
-    x: np.ndarray,
-    context: np.ndarray | None,
-    names: Sequence[str],
-    seed: int,
-    chosen: Mapping[str, Any],
-    *,
-    stream: bool = False,
-) -> Plan:
-    """Everything that a fit of x (n, d), context (n, c), is made of; every field is used once.
 
-    Fields that are left open are as `chosen`; with `stream` the rows to train on stay where they are.
+def plan(fields: Fields, given: Given, seed: int, chosen: Mapping[str, Any]) -> Plan:
+    """Everything that a fit is made of; every field is used once, those that are left open as `chosen`.
+
     Raises ValueError for fields or rows that cannot be used.
     """
-    check_columns(x, names, heavy_tails=fields.base == "student")
-    check_support(x, support_of(fields.support, x.shape[1]), names)
-    build.reporting(fields)
-    build.check_open(fields)
+    if given.images is None:
+        check_columns(given.x, given.names, heavy_tails=fields.base == "student")
+        check_support(given.x, support_of(fields.support, given.x.shape[1]), given.names)
+    check_open(fields)
     check_mode(fields.compile)
-    now = build.settled(fields, chosen, x.shape[1])
-    schedule, options = build.build_schedule(now, x.shape[1]), build.training_options(now, x.shape[1])
+    now = settled(fields, chosen, given.event)
+    build.reporting(now, given.event)
+    schedule, options = build.build_schedule(now, given.event), build.training_options(now, given.event)
     if fields.schedule == "auto":
         schedule = [replace(phase, trial=phase.objective.name == "mle") for phase in schedule]
-    rows, held_out = held_out_rows(x, context, now.validation_fraction, seed, stream=stream)
-    fitting = fitting_rows(rows)
+    rows, fitting, held_out = _table(now, given, seed) if given.images is None else _pixels(now, given, seed)
     return Plan(untrained(now, *fitting, seed), rows, fitting, held_out, schedule, options)
 
 
 def untrained(fields: Fields, x: Tensor, context: Tensor | None, seed: int) -> Flow:
-    """The flow that settled fields name, its fitted layers fitted to x (n, d), where training shall be."""
+    """The flow that settled fields name, its fitted layers fitted to x (n, *event), where training shall be."""
     scaling = None if context is None else Standardize.of(context)
-    exact = build.fitted_layers(fields, x)
-    flow = build.build_flow(fields, exact, build.fitted_base(fields, exact, x), scaling, x.shape[1], seed)
+    exact = fitted_layers(fields, x)
+    flow = build_flow(fields, exact, fitted_base(fields, exact, x), scaling, x.shape[1:], seed)
     return build.on_device(flow, build.build_device(fields.device))
+
+
+def _table(fields: Fields, given: Given, seed: int) -> tuple[Rows, tuple[Tensor, Tensor | None], Rows | None]:
+    rows, held_out = held_out_rows(
+        given.x, given.context, fields.validation_fraction, seed, stream=given.stream
+    )  # fmt: skip
+    return rows, fitting_rows(rows), held_out
+
+
+def _pixels(fields: Fields, given: Given, seed: int) -> tuple[Rows, tuple[Tensor, Tensor | None], Rows | None]:
+    """Images to train on, some with noise to fit layers to, and those held out with noise that stays."""
+    pixels, generator = given.images.pixels(given.images.framed(given.x)), torch.Generator().manual_seed(seed)
+    train, held_out = split_of(len(pixels), given.x[0].size, fields.validation_fraction, seed)
+    context = None if given.context is None else tensor(given.context)
+
+    def told(which: Tensor) -> Tensor | None:
+        return None if context is None else context[which]
+
+    some = train[fitting_part(len(train), pixels.shape[1:])]
+    judges = (pixels.fetch(held_out, generator), told(held_out)) if len(held_out) else None
+    fitting = pixels.fetch(some, generator), told(some)
+    return (Chosen(pixels, train, fields.flip), told(train)), fitting, judges

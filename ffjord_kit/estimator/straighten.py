@@ -24,6 +24,9 @@ from torch import Tensor
 from ffjord_kit.cnf import Integration
 from ffjord_kit.estimator import build
 from ffjord_kit.estimator.arrays import check_context, facts, held_out_rows, seed_from, tensor
+from ffjord_kit.estimator.images import refuse_images
+from ffjord_kit.estimator.networks import slow_layers
+from ffjord_kit.estimator.reports import evaluate_rows
 from ffjord_kit.flow import Flow
 from ffjord_kit.objectives import FlowMatching, split
 from ffjord_kit.progress import progress_bar
@@ -70,6 +73,7 @@ def straightened(
     on_step: Callable[[dict[str, Any]], None] | None,
 ) -> FFJORD:
     """A new, fitted model whose continuous layers were trained on the pairs of the old one, which stays as it is."""
+    refuse_images(model, "straighten", "sample it with few fixed steps")
     rows = None if x is None else np.asarray(x, np.float64)
     context = _contexts(model, rows, context)
     if rows is not None and facts(rows, context)["sha256"] != model.config_["sha256"]:
@@ -85,7 +89,7 @@ def straightened(
     for cnf in split(flow)[1]:
         cnf.requires_grad_(True)
     start, end, c = _pairs(old, drawn, how.pairs, seed, max(model.tolerance, FINEST_SINGLE))
-    options = build.training_options(model, model.n_features_in_)
+    options = build.training_options(model.settled, model.event_shape_)
     phase = Phase(FlowMatching(TIME_DENSITY), how.steps, how.learning_rate)
     with progress_bar([phase], model.verbose, on_step, titles=[NAME]) as tell:
         fresh.history_ = fit_pairs(
@@ -184,18 +188,15 @@ def _with_new_network(flow: Flow, model: FFJORD, seed: int) -> Flow:
     Fast sinusoids of time would leave ripples for a solver to follow in a field that is to be constant along its paths.
     """
     above, _, below = split(flow)
-    fields = build.settled(model, model.config_.get("chosen", {}), model.n_features_in_)
-    layers, like = (
-        build.slow_layers(fields, model.n_features_in_, flow.context_dim, seed),
-        next(flow.parameters()),
-    )
+    layers = slow_layers(model.settled, model.event_shape_, flow.context_dim, seed)
+    like = next(flow.parameters())
     kept = {"base": flow.base, "context_dim": flow.context_dim, "context_layer": flow.context_layer}
     return Flow([*above, *(layer.to(like) for layer in layers), *below], **kept)
 
 
 def _validate(model: FFJORD, x: Tensor, context: Tensor | None) -> None:
     like = next(model.flow_.parameters())
-    nll = -model.evaluate_rows(x.to(like), None if context is None else context.to(like)).log_prob
+    nll = -evaluate_rows(model, x.to(like), None if context is None else context.to(like)).log_prob
     history = model.history_
     history.best_nll, history.best_step = float(nll.mean()), history.step
     error = float(nll.std(ddof=1) / math.sqrt(len(nll)))

@@ -1,9 +1,10 @@
-"""The small languages of the fields: schedule, regularizers and support, each parsed with an error that teaches it."""
+"""The small languages of the fields: schedule, regularizers, support and numbers, with errors that teach them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from numbers import Integral
 from typing import Any, NamedTuple
 
 from ffjord_kit.discrete import DISCRETE
@@ -16,6 +17,20 @@ def choice(name: str, word: str, menu: Mapping[str, Any]) -> Any:
     if word not in menu:
         raise ValueError(f"{name} must be one of {', '.join(menu)}; got {word!r}")
     return menu[word]
+
+
+def positive(name: str, value: float) -> float:
+    """The value. Raises ValueError where it is not positive."""
+    if not value > 0:
+        raise ValueError(f"{name} must be positive; got {value}")
+    return value
+
+
+def whole(name: str, value: int) -> int:
+    """The value. Raises ValueError where it is no whole number from 1 on."""
+    if not isinstance(value, Integral) or value < 1:
+        raise ValueError(f"{name} must be a whole number, at least 1; got {value!r}")
+    return int(value)
 
 
 class Part(NamedTuple):

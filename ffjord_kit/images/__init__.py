@@ -4,7 +4,7 @@ from ffjord_kit.images.bits import BitsPerDim, bits_per_dim
 from ffjord_kit.images.classes import DropContext, Guided, class_log_probs, guided, one_hot
 from ffjord_kit.images.convolutions import ConvolutionDynamics
 from ffjord_kit.images.multiscale import Part, multi_scale
-from ffjord_kit.images.pixels import Pixels, logit_layer, scale_layer
+from ffjord_kit.images.pixels import IMAGE_SCALINGS, Chosen, Pixels, logit_layer, scale_layer
 from ffjord_kit.images.squeeze import Squeeze, squeeze, unsqueeze
 from ffjord_kit.images.unet import UNetDynamics
 
@@ -12,7 +12,9 @@ IMAGE_DYNAMICS = {"convolution": ConvolutionDynamics, "unet": UNetDynamics}
 
 __all__ = [
     "IMAGE_DYNAMICS",
+    "IMAGE_SCALINGS",
     "BitsPerDim",
+    "Chosen",
     "ConvolutionDynamics",
     "DropContext",
     "Guided",

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ffjord_kit.layers import Logit, Standardize
+from ffjord_kit.trace import own_noise
 from ffjord_kit.training import Rows
 
 ALPHA = 1e-6
@@ -53,10 +54,39 @@ class Pixels(Rows):
         return (self.images[rows].long() >> (8 - self.bits)).double()
 
     def fetch(self, rows: Tensor | slice, generator: torch.Generator | None = None) -> Tensor:
-        """The same with uniform noise."""
+        """The same with uniform noise: without a generator that which each image has of its own."""
         level = self.level(rows)
-        noise = torch.rand(level.shape, generator=generator, dtype=level.dtype)
-        return level + noise.to(level.device)
+        if generator is None:
+            return level + self.own_noise(rows)
+        return level + torch.rand(level.shape, generator=generator, dtype=level.dtype).to(level.device)
+
+    def own_noise(self, rows: Tensor | slice, draw: int = 0) -> Tensor:
+        """The noise of some rows, (batch, *event), that their pixels and the number of the draw seed."""
+        return own_noise(self.images[rows], 1, draw)[0].to(self.images.device)
+
+
+@dataclass(frozen=True)
+class Chosen(Rows):
+    """Some of other rows, whose numbers are `which` (k,); each image of them flipped left to right, or not, by chance.
+
+    Without `flip`, and where no generator comes, they stay as they are.
+    """
+
+    rows: Rows
+    which: Tensor
+    flip: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(k, *event)."""
+        return (len(self.which), *self.rows.shape[1:])
+
+    def fetch(self, rows: Tensor | slice, generator: torch.Generator | None = None) -> Tensor:
+        x = self.rows.fetch(self.which[rows], generator)
+        if not self.flip or generator is None:
+            return x
+        turned = torch.rand(len(x), 1, 1, 1, generator=generator).to(x.device) < 0.5
+        return torch.where(turned, x.flip(-1), x)
 
 
 def logit_layer(event_shape: Sequence[int], *, bits: int = 8, alpha: float = ALPHA) -> Logit:
@@ -68,7 +98,10 @@ def logit_layer(event_shape: Sequence[int], *, bits: int = 8, alpha: float = ALP
     return Logit(-margin, levels + margin)
 
 
-def scale_layer(event_shape: Sequence[int], *, bits: int = 8) -> Standardize:
-    """Plain scaling of grey levels 0 <= x < L to -1 <= z < 1."""
+def scale_layer(event_shape: Sequence[int], *, bits: int = 8, alpha: float = ALPHA) -> Standardize:
+    """Plain scaling of grey levels 0 <= x < L to -1 <= z < 1; it has no margin to use alpha for."""
     half = torch.full(tuple(event_shape), 2.0 ** (bits - 1), dtype=torch.float64)
     return Standardize(half, half.clone())
+
+
+IMAGE_SCALINGS = {"logit": logit_layer, "plain": scale_layer}
