@@ -16,30 +16,50 @@ from typing import NamedTuple
 import numpy as np
 
 from ffjord_kit.datasets import curves, files, pictures, tables, toys
-from ffjord_kit.datasets.dataset import Columns, Dataset, DataWarning, default_columns, split_columns, suggestion
+from ffjord_kit.datasets.dataset import (
+    Columns,
+    Dataset,
+    DataWarning,
+    ImageSet,
+    default_columns,
+    split_columns,
+    suggestion,
+)
 from ffjord_kit.datasets.density import Density
+from ffjord_kit.datasets.images import (
+    IMAGE_SETS,
+    ImageDescription,
+    describe_images,
+    is_image_source,
+    load_images,
+    locate_images,
+)
+from ffjord_kit.datasets.subsets import SPLITS, check_numbers, random_stream, split_rows, subset_rows
 from ffjord_kit.datasets.writing import check_writable, write
 
 __all__ = [
     "DATASETS",
+    "IMAGE_SETS",
     "Columns",
     "DataWarning",
     "Dataset",
     "Density",
     "Description",
+    "ImageDescription",
+    "ImageSet",
     "check_writable",
     "describe",
+    "describe_images",
+    "is_image_source",
     "load",
+    "load_images",
     "locate",
+    "locate_images",
     "split_columns",
     "write",
 ]
 
-SPLITS = ("train", "test")
-STREAMS = {"train": 1, "test": 2, "noise": 3, "subset": 4}  # of random numbers, so that no purpose shares another's
 TOY_ROWS = 10_000
-TRAIN_SHARE = 0.8
-PERMUTATION_SEED = 0  # one for all, so that no seed moves a row from test to train
 
 
 class Description(NamedTuple):
@@ -77,7 +97,7 @@ class Toy(Spec):
     source: str = "generated, after Grathwohl et al. 2019"
 
     def load(self, name: str, *, split: str | None, rows: int | None, seed: int) -> Dataset:
-        density, rng = self.density(), _rng(seed, split or "train")
+        density, rng = self.density(), random_stream(seed, split or "train")
         x = density.sample(TOY_ROWS if rows is None else rows, rng)
         return Dataset(name, x, default_columns(2), log_prob=density.log_prob)
 
@@ -94,11 +114,11 @@ class Table(Spec):
     source: str
 
     def load(self, name: str, *, split: str | None, rows: int | None, seed: int) -> Dataset:
-        dataset = replace(self.read(_rng(seed, "noise")), name=name)
+        dataset = replace(self.read(random_stream(seed, "noise")), name=name)
         return _take(_part(dataset, split), rows=rows, seed=seed)
 
     def describe(self, name: str) -> Description:
-        rows, dimensions = self.read(_rng(0, "noise")).x.shape
+        rows, dimensions = self.read(random_stream(0, "noise")).x.shape
         return Description(name, self.what, dimensions, rows, False, self.source)
 
 
@@ -110,7 +130,7 @@ def load(source: str | os.PathLike[str], *, rows: int | None = None, seed: int =
     for more rows than there are; ImportError for Parquet without pyarrow.
     """
     source = os.fspath(source)
-    _check_numbers(rows=rows, seed=seed)
+    check_numbers(rows=rows, seed=seed)
     name, split = _name_and_split(source)
     if name in DATASETS:
         return DATASETS[name].load(source, split=split, rows=rows, seed=seed)
@@ -145,35 +165,19 @@ def _picture(name: str) -> Toy:
 
 
 def _part(dataset: Dataset, split: str | None) -> Dataset:
-    if split is None:
-        return dataset
-    order = np.random.default_rng(PERMUTATION_SEED).permutation(len(dataset.x))
-    cut = int(TRAIN_SHARE * len(order))
-    return replace(dataset, x=dataset.x[order[:cut] if split == "train" else order[cut:]])
+    return dataset if split is None else replace(dataset, x=dataset.x[split_rows(len(dataset.x), split)])
 
 
 def _take(dataset: Dataset, *, rows: int | None, seed: int) -> Dataset:
     if rows is None:
         return dataset
-    if rows > len(dataset.x):
-        raise ValueError(f"{dataset.name} has {len(dataset.x)} rows; got rows={rows}")
-    chosen = _rng(seed, "subset").choice(len(dataset.x), size=rows, replace=False)
-    return replace(dataset, x=dataset.x[np.sort(chosen)])
-
-
-def _rng(seed: int, purpose: str) -> np.random.Generator:
-    return np.random.default_rng([seed, STREAMS[purpose]])
-
-
-def _check_numbers(*, rows: int | None, seed: int) -> None:
-    if rows is not None and rows < 1:
-        raise ValueError(f"rows must be at least 1; got {rows}")
-    if seed < 0:
-        raise ValueError(f"seed must be at least 0; got {seed}")
+    return replace(dataset, x=dataset.x[subset_rows(dataset.name, len(dataset.x), rows=rows, seed=seed)])
 
 
 def _unknown(source: str) -> str:
     word, colon, split = source.partition(":")
+    if word in IMAGE_SETS:
+        return f"{word} is a set of images, not a table: load it with load_images"
     if colon and word in DATASETS:
         return f"{source!r}: the splits of {word} are {' and '.join(SPLITS)}; got {split!r}"
     known = f"the data sets are {', '.join(DATASETS)}"

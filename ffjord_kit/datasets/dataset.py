@@ -1,4 +1,4 @@
-"""A data set: a table of numbers with names, and its true density where somebody knows it."""
+"""A data set: a table of numbers with names, and its true density where somebody knows it; or a set of images."""
 
 from __future__ import annotations
 
@@ -27,6 +27,21 @@ class Dataset:
     columns: tuple[str, ...]
     log_prob: Callable[[np.ndarray], np.ndarray] | None = None
     image_shape: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Images (n, channels, height, width) of uint8, and their classes where they have any.
+
+    `labels` (n,) of int64 count the names in `classes` from 0; without labels they are None and (). The levels fill
+    the highest `bits` of a byte. The images may be a view whose memory lies in another order.
+    """
+
+    name: str
+    images: np.ndarray
+    labels: np.ndarray | None
+    classes: tuple[str, ...]
+    bits: int = 8
 
 
 class Columns(NamedTuple):

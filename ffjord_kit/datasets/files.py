@@ -29,7 +29,7 @@ def read(source: str) -> Dataset:
     wrong with the file, and ImportError for Parquet without pyarrow; warns with DataWarning of discrete columns.
     """
     path, key = _path_and_key(source)
-    path = _in_data_folder(path)
+    path = in_data_folder(path)
     reader = _reader(path)
     try:
         dataset = reader(path) if key is None else read_npz(path, key=key)
@@ -47,7 +47,7 @@ def looks_like_path(source: str) -> bool:
 
 def read_npy(path: str) -> Dataset:
     """Read one array of an NPY file; a large table of floats stays in it, mapped into memory."""
-    with _explained(path), open(path, "rb") as file:
+    with explained(path), open(path, "rb") as file:
         if os.path.getsize(path) >= STREAMED_BYTES:
             mapped = np.load(path, mmap_mode="r", allow_pickle=False)
             if mapped.ndim == 2 and mapped.dtype in (np.float32, np.float64):
@@ -61,16 +61,20 @@ def read_npz(path: str, *, key: str | None = None) -> Dataset:
 
     The columns are named by the array of text called `columns`, when it has one name for each.
     """
+    with open_npz(path) as arrays:
+        chosen = _choose(path, arrays.files, key)
+        with explained(f"{path}:{chosen}"):
+            array = np.asarray(arrays[chosen])
+        return _as_table(path if key is None else f"{path}:{key}", array, _stored_columns(path, arrays))
+
+
+def open_npz(path: str) -> np.lib.npyio.NpzFile:
+    """Open an NPZ file, whose arrays are read when they are asked for. Raises ValueError for what is none."""
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path}: damaged, or not an NPZ file")
     _refuse_bombs(path)
-    with _explained(path):
-        arrays = np.load(path, allow_pickle=False)
-    with arrays:
-        chosen = _choose(path, arrays.files, key)
-        with _explained(f"{path}:{chosen}"):
-            array = np.asarray(arrays[chosen])
-        return _as_table(path if key is None else f"{path}:{key}", array, _stored_columns(path, arrays))
+    with explained(path):
+        return np.load(path, allow_pickle=False)
 
 
 def _path_and_key(source: str) -> tuple[str, str | None]:
@@ -85,10 +89,10 @@ def _path_and_key(source: str) -> tuple[str, str | None]:
 def absolute(source: str) -> str:
     """A file's source, with its key if it has one, by its absolute path."""
     path, key = _path_and_key(source)
-    return os.path.abspath(_in_data_folder(path)) + (f":{key}" if key else "")
+    return os.path.abspath(in_data_folder(path)) + (f":{key}" if key else "")
 
 
-def _in_data_folder(path: str) -> str:
+def in_data_folder(path: str) -> str:
     """A relative path that is not here, looked for in the folder of larger sets that FFJORD_KIT_DATA names."""
     folder = os.environ.get("FFJORD_KIT_DATA")
     there = os.path.join(folder, path) if folder else path
@@ -114,8 +118,8 @@ def _siblings(path: str) -> list[str]:
 
 
 @contextmanager
-def _explained(label: str) -> Iterator[None]:
-    """Turn what NumPy raises about a bad file into one line."""
+def explained(label: str) -> Iterator[None]:
+    """Turn what NumPy raises about a bad file into one line, a ValueError."""
     try:
         yield
     except DAMAGE as error:
@@ -127,7 +131,7 @@ def _explained(label: str) -> Iterator[None]:
 
 def _refuse_bombs(path: str) -> None:
     """Raise ValueError where an array unpacks to more than a share of this machine's memory."""
-    with _explained(path), zipfile.ZipFile(path) as archive:
+    with explained(path), zipfile.ZipFile(path) as archive:
         largest = max(archive.infolist(), key=lambda entry: entry.file_size, default=None)
     if largest is not None and largest.file_size > MEMORY_SHARE * _memory():
         name, size = largest.filename.removesuffix(".npy"), largest.file_size / 1e9
@@ -158,7 +162,7 @@ def _choose(path: str, names: list[str], key: str | None) -> str:
 def _stored_columns(path: str, arrays: np.lib.npyio.NpzFile) -> tuple[str, ...] | None:
     if "columns" not in arrays.files:
         return None
-    with _explained(f"{path}:columns"):
+    with explained(f"{path}:columns"):
         names = np.asarray(arrays["columns"])
     return tuple(names.tolist()) if names.dtype.kind == "U" and names.ndim == 1 else None
 

@@ -7,6 +7,7 @@ centred at the origin, upright, and its longer side spans WIDTH.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,16 +66,17 @@ def picture(path: str | os.PathLike[str]) -> Density:
 
     Raises ValueError when the file is missing, is no picture, or is black all over.
     """
-    brightness = _read(path)
+    brightness = read_picture(path, _grey)
     if not (np.all(np.isfinite(brightness)) and brightness.min() >= 0 and brightness.max() > 0):
         raise ValueError(f"{path}: the brightness must be finite, at least 0, and not 0 everywhere")
     return Picture(brightness)
 
 
-def _read(path: str | os.PathLike[str]) -> np.ndarray:
+def read_picture(path: str | os.PathLike[str], pixels: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
+    """What `pixels` makes of the picture in a file, upright. Raises ValueError for a file that cannot be read."""
     try:
         with Image.open(path) as image:
-            return _grey(ImageOps.exif_transpose(image))
+            return pixels(ImageOps.exif_transpose(image))
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file; give the path of a picture, as in image:photo.png") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
