@@ -101,7 +101,7 @@ def fetch(origin: Origin) -> Path:
 
 
 def _download(origin: Origin, folder: Path) -> Bunch:
-    """OpenML's table, through a folder that goes: what is kept is the NPZ file, a tenth of its size."""
+    """OpenML's table, through a folder that goes: only the NPZ file is kept."""
     try:
         with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder) as home, _patient(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "A network error|Invalid cache")  # the error itself says all
