@@ -8,11 +8,13 @@ from ffjord_kit.metrics.densities import (
     kl_divergence,
     mean_and_standard_error,
 )
+from ffjord_kit.metrics.ranking import auroc
 from ffjord_kit.metrics.two_samples import TwoSampleTest, classifier_test, energy_test, mmd_test
 
 __all__ = [
     "StandardizedKDE",
     "TwoSampleTest",
+    "auroc",
     "best_gaussian_mixture",
     "best_kde",
     "bits_per_dim",
