@@ -13,6 +13,9 @@ from ffjord_kit.plots.densities import density, density_strip
 from ffjord_kit.plots.diagnosis import diagnosis
 from ffjord_kit.plots.images import image_sheet
 from ffjord_kit.plots.motion import trajectories, vector_field
+from ffjord_kit.plots.neighbours import nearest_images
+from ffjord_kit.plots.outliers import extreme_images, outlier_histograms
+from ffjord_kit.plots.strips import image_strip, interpolation_strip
 from ffjord_kit.plots.training import training_curves
 
 __all__ = [
@@ -20,8 +23,13 @@ __all__ = [
     "density_gif",
     "density_strip",
     "diagnosis",
+    "extreme_images",
     "grid_points",
     "image_sheet",
+    "image_strip",
+    "interpolation_strip",
+    "nearest_images",
+    "outlier_histograms",
     "pair_plot",
     "robust_bounds",
     "samples",
