@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import secrets
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,15 @@ from typing import Any
 import click
 from rich.table import Table
 
-from ffjord_kit import datasets
+from ffjord_kit import datasets, metrics
+from ffjord_kit.cli.image_files import write_images, written_images
 from ffjord_kit.cli.options import PLAIN, check_free, chosen_fields, field_options, was_given
 from ffjord_kit.cli.sources import Source, context_rows, open_source, source_of
 from ffjord_kit.estimator import FFJORD
 from ffjord_kit.runs import Run
 
 INTERRUPTED = 130
+DRAWN = {False: 1000, True: 64}  # samples, of a table and of images
 CHECKPOINT = "checkpoint/state.safetensors"
 
 
@@ -26,6 +29,8 @@ CHECKPOINT = "checkpoint/state.safetensors"
 @click.option("--resume", type=click.Path(), help="Go on with an interrupted run, with its own data and options.")
 @click.option("--rows", type=int, help="Rows to draw of a toy, or a random subset of a table.")
 @click.option("--context", "context_columns", default="", help="Columns to condition on, by name or number: a,b.")
+@click.option("--size", type=click.IntRange(min=2), help="Side of the images, which are cropped and averaged to it.")
+@click.option("--grey", is_flag=True, help="Images in grey.")
 @click.option("--force", is_flag=True, help="Replace a run that is in the folder.")
 @click.option("--dry-run", is_flag=True, help="Print the whole configuration as JSON, and stop.")
 @field_options
@@ -37,11 +42,16 @@ def fit(
     resume: str | None,
     rows: int | None,
     context_columns: str,
+    size: int | None,
+    grey: bool,
     force: bool,
     dry_run: bool,
     **options: Any,
 ) -> None:
-    """Fit a flow to DATA, a named set (`ffjord-kit data`) or a file: CSV, TSV, NPY, NPZ, Parquet."""
+    """Fit a flow to DATA: a named set (`ffjord-kit data`), a file (CSV, TSV, NPY, NPZ, Parquet), a folder of pictures.
+
+    Images may be conditioned on their classes by --context label.
+    """
     fields = chosen_fields(options)
     if resume is not None:
         _resume(resume, was_given(ctx), fields["verbose"])
@@ -51,11 +61,15 @@ def fit(
     if fields["random_state"] is None:
         fields["random_state"] = secrets.randbits(31)
     names = [name.strip() for name in context_columns.split(",") if name.strip()]
-    read = open_source(source, rows=rows, seed=fields["random_state"], context_columns=names)
+    read = open_source(
+        source, rows=rows, seed=fields["random_state"], context_columns=names, size=size, grey=grey
+    )  # fmt: skip
+    if read.is_images and "bits" not in was_given(ctx):
+        fields["bits"] = read.note["bits"]
     model = FFJORD(**fields)
     if dry_run:
         model.check(read.x, context=read.context, columns=read.columns)
-        shape = {"rows": len(read.x), "columns": list(read.columns)}
+        shape = {"rows": len(read.x), "columns": list(read.columns), "event_shape": list(read.x.shape[1:])}
         click.echo(json.dumps({"estimator": model.get_params(), "data": {**read.note, **shape}}, indent=2))
         return
     _train(model, read, Path(out), force=force)
@@ -85,7 +99,7 @@ def _train(model: FFJORD, read: Source, path: Path, **how: bool) -> None:
     history = model.history_
     done = "interrupted" if history.interrupted else "done"
     click.echo(f"{done} after {history.step} steps, {history.seconds:.1f} s ({history.spent:.1f} s of work)")
-    click.echo(f"validation NLL: {_best(history.records)}")
+    click.echo(f"validation NLL: {_best(history.records, model.images and model.n_features_in_)}")
     if "chosen" in model.config_:
         words = ", ".join(f"{name}={word}" for name, word in model.config_["chosen"].items())
         click.echo(f"chosen: {words}")
@@ -97,22 +111,41 @@ def _train(model: FFJORD, read: Source, path: Path, **how: bool) -> None:
 
 @click.command()
 @click.argument("run", type=click.Path())
-@click.option("-n", "--number", type=click.IntRange(min=1), default=1000, show_default=True, help="Samples to draw.")
+@click.option("-n", "--number", type=click.IntRange(min=1), help="Samples to draw (default: 1000; 64 images).")
 @click.option("--out", type=click.Path(), required=True, help="File to write: .csv, .tsv, .npy, .npz or .parquet.")
-@click.option("--context", help="For a conditional run: values 1.0,2.5 for all samples, or a file of rows.")
+@click.option(
+    "--context",
+    help="For a conditional run: values 1.0,2.5 for all samples, or a file of rows; of images their classes.",
+)
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="Seed of the noise.")
 @click.option("--steps", type=click.IntRange(min=1), help="Fixed midpoint steps, e.g. 4 (default: a converged solve).")
+@click.option("--guidance", type=float, default=1.0, help="Above 1: further into the context than the data are.")
 @click.option("--force", is_flag=True, help="Replace the file if it is there.")
 def sample(
-    run: str, number: int, out: str, context: str | None, seed: int | None, steps: int | None, force: bool
+    run: str,
+    number: int | None,
+    out: str,
+    context: str | None,
+    seed: int | None,
+    steps: int | None,
+    guidance: float,
+    force: bool,
 ) -> None:
-    """Draw new rows from a RUN into a file."""
-    datasets.check_writable(out)
-    check_free(out, force)
-    opened, model = Run.open(run), FFJORD.load(run)
-    rows = model.sample(number, context=context_rows(opened, context, number), random_state=seed, steps=steps)
-    datasets.write(out, rows, opened.config["columns"])
-    click.echo(f"{number} samples in {out}")
+    """Draw new rows from a RUN into a file; images into an NPZ and a sheet of them, a PNG beside it."""
+    opened = Run.open(run)
+    images, number = opened.config.get("images") is not None, number or DRAWN[opened.config.get("images") is not None]
+    written = written_images(out) if images else [out]
+    for path in written:
+        check_free(path, force)
+    if not images:
+        datasets.check_writable(out)
+    model, given = FFJORD.load(run), context_rows(opened, context, number)
+    rows = model.sample(number, context=given, random_state=seed, steps=steps, guidance=guidance)
+    if images:
+        write_images(written, rows, given)
+    else:
+        datasets.write(out, rows, opened.config["columns"])
+    click.echo(f"{number} samples in {' and '.join(written)}")
 
 
 @click.command()
@@ -124,7 +157,10 @@ def info(run: str) -> None:
     table = Table(show_header=False, box=None, pad_edge=False)
     columns = config["columns"]
     table.add_row("data", f"{config['data'].get('source', 'from Python')}, {config['rows']} rows")
-    table.add_row("columns", ", ".join(columns[:8]) + (f", ... {len(columns)} in all" if len(columns) > 8 else ""))
+    if config.get("images") is None:
+        table.add_row("columns", ", ".join(columns[:8]) + (f", ... {len(columns)} in all" if len(columns) > 8 else ""))
+    else:
+        table.add_row("images", " x ".join(map(str, config["images"]["shape"])) + f", {config['images']['bits']} bits")
     table.add_row("context", ", ".join(config["data"].get("context_columns", [])) or "none")
     for note in config.get("straightened", []):
         table.add_row("straightened from", f"{note['source'] or 'a model in Python'}, weights {note['weights'][:12]}")
@@ -143,19 +179,24 @@ def _outcome(run: Run, records: list[dict[str, Any]]) -> list[tuple[str, str]]:
     last = state[1] if state else records[-1] if records else {"step": 0, "seconds": 0.0}
     with run.explained(CHECKPOINT if state else "metrics.jsonl"):
         steps = f"{last['step']} in {last['seconds']:.1f} s"
-        best = _best(records)
+        images = run.config.get("images")
+        best = _best(records, images and math.prod(images["shape"]))
     weights = "model.safetensors" if (run.path / "model.safetensors").exists() else "none yet"
     return [("steps", steps), ("best validation NLL", best), ("weights", weights)]
 
 
-def _best(records: list[dict[str, Any]]) -> str:
-    """The best validation of a log, with its standard error and the solver's."""
+def _best(records: list[dict[str, Any]], pixels: int | None) -> str:
+    """The best validation of a log, with its standard error and the solver's; in bits where there are pixels."""
     validations = [r for r in records if "validation_nll" in r]
     if not validations:
         return "none"
     best = min(validations, key=lambda r: r["validation_nll"])
     solver = f", solver's error {best['validation_solver_error']:.1e}" if "validation_solver_error" in best else ""
-    return f"{best['validation_nll']:.4f} ± {best['validation_standard_error']:.4f} nats at step {best['step']}{solver}"
+    nll, error = best["validation_nll"], best["validation_standard_error"]
+    nats = f"{nll:.4f} ± {error:.4f} nats at step {best['step']}{solver}"
+    if pixels is None:
+        return nats
+    return f"{metrics.bits_per_dim(nll, pixels):.4f} ± {metrics.bits_per_dim(error, pixels):.4f} bits/dim, {nats}"
 
 
 @click.command()
@@ -168,7 +209,18 @@ def data() -> None:
         known = "yes" if row.truth_known else ""
         table.add_row(row.name, row.what, str(row.dimensions), str(row.rows or "any"), known)
     PLAIN.print(table)
+    PLAIN.print(_image_sets())
     click.echo(
-        "A name takes a split, as in moons:test. Any other DATA is a file: CSV, TSV, NPY, NPZ[:KEY], Parquet.\n"
+        "A name takes a split, as in moons:test. Any other DATA is a file: CSV, TSV, NPY, NPZ[:KEY], Parquet,\n"
+        "or a folder of pictures, whose sub-folders are classes; without a split a set of images is its train images.\n"
         "Sources and licences: data/README.md"
     )
+
+
+def _image_sets() -> Table:
+    table = Table(box=None, pad_edge=False)
+    for title in ("images", "what", "shape", "train", "test"):
+        table.add_column(title, overflow="fold")
+    for row in datasets.describe_images():
+        table.add_row(row.name, row.what, row.shape, str(row.train), str(row.test))
+    return table

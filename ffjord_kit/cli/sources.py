@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,11 +15,16 @@ from ffjord_kit.estimator.arrays import held_out_rows
 from ffjord_kit.runs import Run
 
 Rows = tuple[np.ndarray | None, np.ndarray | None]
+LABEL = "label"  # what images may be conditioned on
+SAID = ("rows", "seed", "context_columns", "size", "grey")  # of its source, in a run's config
 
 
 @dataclass(frozen=True)
 class Source:
-    """Rows to model (n, d), their context (n, c) or None, names of both, and what is known of the set."""
+    """Rows to model (n, d), their context (n, c) or None, names of both, and what is known of the set.
+
+    Or images (n, c, h, w), and their labels (n,), numbers of `classes`, as the context.
+    """
 
     x: np.ndarray
     context: np.ndarray | None
@@ -27,6 +32,12 @@ class Source:
     note: dict[str, Any]
     log_prob: Callable[[np.ndarray], np.ndarray] | None
     image_shape: tuple[int, ...] | None
+    classes: tuple[str, ...] = ()
+
+    @property
+    def is_images(self) -> bool:
+        """Whether it holds images (n, c, h, w) of uint8, not rows."""
+        return self.x.ndim == 4
 
     @property
     def pair(self) -> Rows:
@@ -34,8 +45,23 @@ class Source:
         return self.x, self.context
 
 
-def open_source(name: str, *, rows: int | None, seed: int, context_columns: Sequence[str]) -> Source:
-    """Load a data set or a file, and take the context columns out of it."""
+def open_source(
+    name: str,
+    *,
+    rows: int | None,
+    seed: int,
+    context_columns: Sequence[str],
+    size: int | None = None,
+    grey: bool = False,
+) -> Source:
+    """Load a data set or a file, and take the context columns out of it; images at a size, and in grey.
+
+    Raises ValueError for what cannot be read, or is not there.
+    """
+    if datasets.is_image_source(name):
+        return _open_images(name, rows, seed, context_columns, size, grey)
+    if size is not None or grey:
+        raise ValueError(f"--size and --grey are for images; {name} is a table")
     dataset = datasets.load(name, rows=rows, seed=seed)
     note = {
         "source": datasets.locate(name),
@@ -50,6 +76,22 @@ def open_source(name: str, *, rows: int | None, seed: int, context_columns: Sequ
     return Source(parts.x, parts.context, parts.columns, note, None, None)
 
 
+def _open_images(
+    name: str, rows: int | None, seed: int, context_columns: Sequence[str], size: int | None, grey: bool
+) -> Source:
+    found = datasets.load_images(name, rows=rows, seed=seed, size=size, grey=grey)
+    odd = [column for column in context_columns if column != LABEL]
+    if odd or (context_columns and found.labels is None):
+        there = f"only {LABEL!r}" if found.labels is not None else "none: its images have no labels"
+        raise ValueError(f"no column {(odd or [LABEL])[0]!r} in {name} to condition on; there is {there}")
+    note = {
+        "source": datasets.locate_images(name), "rows": rows, "seed": seed, "context_columns": list(context_columns),
+        "size": size, "grey": grey, "classes": list(found.classes), "bits": found.bits,
+    }  # fmt: skip
+    labels = found.labels if context_columns else None
+    return Source(found.images, labels, (), note, None, tuple(found.images.shape[1:]), found.classes)
+
+
 def source_of(run: Run) -> Source:
     """The data that a run was fitted to. Raises ValueError where the run does not say, or they have gone."""
     note = run.config["data"]
@@ -57,16 +99,20 @@ def source_of(run: Run) -> Source:
         raise ValueError(
             f"{run.path} was made in Python and does not name its data: resume it there, or plot --data FILE"
         )
-    return open_source(note["source"], rows=note["rows"], seed=note["seed"], context_columns=note["context_columns"])
+    return open_source(note["source"], **{name: note[name] for name in SAID if name in note})
 
 
-def rows_like(run: Run, name: str) -> Source:
+def rows_like(run: Run, name: str, *, rows: int | None = None, seed: int = 0) -> Source:
     """The columns of the run out of a data set or a file, by name, or by place where either has no names.
 
-    Raises ValueError that says which column is missing.
+    Images come at the size, and in the colours, of the run's. Raises ValueError that says which column is missing.
     """
     config = run.config
-    source = open_source(name, rows=None, seed=0, context_columns=config["data"].get("context_columns", []))
+    if config.get("images") is not None:
+        return _images_like(config, name, rows, seed)
+    if datasets.is_image_source(name):
+        raise ValueError(f"{name} holds images, and {run.path} is a run on a table of {listing(config['columns'])}")
+    source = open_source(name, rows=rows, seed=seed, context_columns=config["data"].get("context_columns", []))
     expected = tuple(config["columns"])
     if set(expected) <= set(source.columns):
         places = [source.columns.index(column) for column in expected]
@@ -78,10 +124,29 @@ def rows_like(run: Run, name: str) -> Source:
     raise ValueError(f"{name} has no column {missing!r}, which the run has; its columns are {listing(source.columns)}")
 
 
+def _images_like(config: Mapping[str, Any], name: str, rows: int | None, seed: int) -> Source:
+    channels, height, width = config["images"]["shape"]
+    if not datasets.is_image_source(name):
+        raise ValueError(f"{name} holds no images, and this run is on images of {channels} x {height} x {width}")
+    note = config["data"]
+    columns = note.get("context_columns", [LABEL] if config["images"]["classes"] else [])
+    how = {"rows": rows, "seed": seed, "context_columns": columns}
+    source = open_source(name, **how, grey=channels == 1 and note.get("grey", False))
+    if height == width and source.image_shape[1:] != (height, width):
+        source = open_source(name, **how, size=height, grey=note.get("grey", False))
+    if source.image_shape != (channels, height, width):
+        found = " x ".join(map(str, source.image_shape))
+        raise ValueError(f"{name} has images of {found}; the run's are {channels} x {height} x {width}")
+    return source
+
+
 def held_out_of(model: FFJORD, fitted: Source | None) -> Rows:
     """The rows of its data that a model held out, and their context; of a small set that held out none, all."""
     if fitted is None:
         return None, None
+    if fitted.is_images:
+        x, context = (None if part is None else model.split(part)[1] for part in fitted.pair)
+        return (x, context) if len(x) else fitted.pair
     _, held_out = held_out_rows(fitted.x, fitted.context, model.validation_fraction, model.seed_)
     if held_out is None:
         return fitted.pair
@@ -90,6 +155,8 @@ def held_out_of(model: FFJORD, fitted: Source | None) -> Rows:
 
 def context_rows(run: Run, text: str | None, count: int) -> np.ndarray | None:
     """The context that an option gives: numbers '1.0,2.5' for all rows, or a file with a row for each."""
+    if run.config.get("images") is not None and run.config["images"]["classes"]:
+        return _labels(run, text, count)
     expected = run.config["context_dim"]
     names = run.config["data"].get("context_columns", [])
     if not expected:
@@ -106,3 +173,17 @@ def context_rows(run: Run, text: str | None, count: int) -> np.ndarray | None:
         raise ValueError(f"--context must give {expected} values ({', '.join(names)}), or a file of {count} rows of "
                          f"them; got shape {rows.shape}")  # fmt: skip
     return rows
+
+
+def _labels(run: Run, text: str | None, count: int) -> np.ndarray:
+    """The labels that an option gives: one class or several, by name or number, in turn over all images."""
+    number = run.config["images"]["classes"]
+    classes = [*map(str, run.config["data"].get("classes", []))] or [str(i) for i in range(number)]
+    if text is None:
+        raise ValueError(f"this run is conditional: pass --context with classes, e.g. {listing(classes)}")
+    words = [word.strip() for word in text.split(",")]
+    odd = [word for word in words if word not in classes and not (word.isdecimal() and int(word) < number)]
+    if odd:
+        raise ValueError(f"no class {odd[0]!r}; the classes are {listing(classes, limit=20)}")
+    labels = [classes.index(word) if word in classes else int(word) for word in words]
+    return np.resize(np.array(labels, np.int64), count)
