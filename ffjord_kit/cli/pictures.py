@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import click
 import numpy as np
 
 from ffjord_kit import plots
+from ffjord_kit.cli.image_pictures import Drawing, ImageSubject, image_drawings
 from ffjord_kit.cli.sources import Source, context_rows, rows_like, source_of
 from ffjord_kit.estimator import FFJORD
 from ffjord_kit.runs import Run
@@ -20,8 +21,6 @@ GRID, GIF_GRID = 120, 48
 PATHS, FRAMES = 200, 41
 POINTS = 4000
 SHEET = 50
-
-Drawing = Callable[[Path], None]
 
 
 @dataclass(frozen=True)
@@ -61,14 +60,19 @@ def plot(run: str, out: str, context: str | None, seed: int, source: str | None,
     """Draw a RUN: its training, its density, samples, trajectories and field, or sheets and pairs."""
     opened, model = Run.open(run), FFJORD.load(run)
     data = source_of(opened) if source is None else rows_like(opened, source)
+    if model.images is not None:
+        count = model.images.classes
+        every = ",".join(map(str, range(count))) if count else None
+        labels = context_rows(opened, context or every, max(1, (context or every or "").count(",") + 1))
+        _tell(draw_images(ImageSubject(model, data, labels, seed), opened.records(), Path(out), force=force))
+        return
     given = _one_context(opened, data, context)
     subject = Subject(model, data if given is None else _near(data, given), given, seed)
     if given is not None:
         names = opened.config["data"].get("context_columns", [])
         values = ", ".join(f"{name} = {value:g}" for name, value in zip(names, given, strict=True))
         click.echo(f"every picture is given {values}; the data beside are the {len(subject.data.x)} rows nearest to it")
-    for path in draw_all(subject, opened.records(), Path(out), force=force):
-        click.echo(path)
+    _tell(draw_all(subject, opened.records(), Path(out), force=force))
 
 
 def draw_all(subject: Subject, records: list[dict], folder: Path, *, force: bool) -> Iterator[Path]:
@@ -76,7 +80,20 @@ def draw_all(subject: Subject, records: list[dict], folder: Path, *, force: bool
 
     Raises ValueError, before any is drawn, where one is there already and `force` does not allow to replace it.
     """
-    drawings = _drawings(subject, records)
+    return _drawn(_drawings(subject, records), folder, force)
+
+
+def draw_images(subject: ImageSubject, records: list[dict], folder: Path, *, force: bool) -> Iterator[Path]:
+    """The same of a model of images."""
+    return _drawn(_training(records) | image_drawings(subject), folder, force)
+
+
+def _tell(paths: Iterator[Path]) -> None:
+    for path in paths:
+        click.echo(path)
+
+
+def _drawn(drawings: dict[str, Drawing], folder: Path, force: bool) -> Iterator[Path]:
     there = [folder / name for name in drawings if (folder / name).exists()]
     if there and not force:
         raise ValueError(f"{there[0]} exists: choose another folder, or pass --force")
@@ -103,14 +120,16 @@ def _one_context(run: Run, data: Source, text: str | None) -> np.ndarray | None:
 
 
 def _drawings(subject: Subject, records: list[dict]) -> dict[str, Drawing]:
-    drawings: dict[str, Drawing] = {}
-    if records:
-        drawings["training.png"] = lambda path: plots.save(plots.training_curves(records), path)
+    drawings = _training(records)
     if subject.data.image_shape is not None:
         drawings["sheet.png"] = lambda path: _sheet(subject, path)
     if subject.data.x.shape[1] == 2:
         return drawings | _plane(subject)
     return drawings | {"pairs.png": lambda path: _pairs(subject, path)}
+
+
+def _training(records: list[dict]) -> dict[str, Drawing]:
+    return {"training.png": lambda path: plots.save(plots.training_curves(records), path)} if records else {}
 
 
 def _plane(subject: Subject) -> dict[str, Drawing]:

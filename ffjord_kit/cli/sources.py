@@ -12,6 +12,7 @@ from ffjord_kit import datasets
 from ffjord_kit.datasets.dataset import listing
 from ffjord_kit.estimator import FFJORD
 from ffjord_kit.estimator.arrays import held_out_rows
+from ffjord_kit.estimator.images import split_of
 from ffjord_kit.runs import Run
 
 Rows = tuple[np.ndarray | None, np.ndarray | None]
@@ -145,7 +146,8 @@ def held_out_of(model: FFJORD, fitted: Source | None) -> Rows:
     if fitted is None:
         return None, None
     if fitted.is_images:
-        x, context = (None if part is None else model.split(part)[1] for part in fitted.pair)
+        _, which = split_of(len(fitted.x), fitted.x[0].size, model.validation_fraction, model.seed_)
+        x, context = (part if part is None else part[which.numpy()] for part in fitted.pair)
         return (x, context) if len(x) else fitted.pair
     _, held_out = held_out_rows(fitted.x, fitted.context, model.validation_fraction, model.seed_)
     if held_out is None:

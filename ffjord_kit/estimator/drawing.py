@@ -13,7 +13,7 @@ from torch import Tensor
 from ffjord_kit.estimator.arrays import held_out_rows, seed_from
 from ffjord_kit.estimator.images import refuse_images, split_of
 from ffjord_kit.estimator.peeled import Peeled
-from ffjord_kit.estimator.reports import contexts, reported
+from ffjord_kit.estimator.reports import checked, contexts, reported
 from ffjord_kit.estimator.results import NumpyTrajectory, to_numpy
 from ffjord_kit.images import guided
 from ffjord_kit.solver import Solver
@@ -43,7 +43,7 @@ def draw(
         end = min(start + rows, n)
         part = None if context is None else context[start:end]
         parts.append(to_numpy(peeled.sample(end - start, part, solver=solver, generator=generator)))
-    return np.concatenate(parts)
+    return _given_back(model, np.concatenate(parts))
 
 
 def states(model: FFJORD, n: int, times: Sequence[float], context: Any, random_state: Any) -> np.ndarray:
@@ -55,6 +55,45 @@ def states(model: FFJORD, n: int, times: Sequence[float], context: Any, random_s
         drawn.append(to_numpy(state))
     found = np.stack(drawn)
     return found if model.images is None else model.images.framed(found)
+
+
+def interpolate(
+    model: FFJORD, start: Any, end: Any, *, steps: int = 9, contexts: tuple[Any, Any] | None = None
+) -> np.ndarray:
+    """Ways from data `start` to data `end`, (n, ...) each, by great circles between their places at the base.
+
+    (n, steps, ...), the data themselves at the ends, with their contexts between in equal parts. A line between two
+    draws of a normal law of many dimensions would pass where it has hardly any mass.
+    Raises ValueError for fewer than three steps, or ends that do not pair.
+    """
+    if steps < 3 or len(start) != len(end):
+        raise ValueError(f"interpolate takes pairs of data and 3 steps or more; got {len(start)}, {len(end)}, {steps}")
+    flow, solver = Peeled(model.flow_), model.integration.solver
+    told = (None, None) if contexts is None else contexts
+    ends = [checked(model, x, context)[:2] for x, context in zip((start, end), told, strict=True)]
+    z = [flow.to_base(x, context, solver) for x, context in ends]
+    between = []
+    for share in np.linspace(0, 1, steps)[1:-1].tolist():
+        context = None if contexts is None else torch.lerp(ends[0][1], ends[1][1], share)
+        between.append(to_numpy(flow.to_data(_on_great_circle(*z, share), context, solver)))
+    made = [_given_back(model, rows) for rows in between]
+    return np.stack([np.asarray(start), *made, np.asarray(end)], axis=1)
+
+
+def _on_great_circle(start: Tensor, end: Tensor, share: float) -> Tensor:
+    """Between rows (n, *event), by angle and, in proportion, by length (Shoemake 1985)."""
+    a, b = start.flatten(1).double(), end.flatten(1).double()
+    lengths = [part.norm(dim=1, keepdim=True) for part in (a, b)]
+    cosine = ((a / lengths[0]) * (b / lengths[1])).sum(1, keepdim=True).clamp(-1 + 1e-9, 1 - 1e-9)
+    angle = cosine.acos()
+    turned = ((1 - share) * angle).sin() * a / lengths[0] + (share * angle).sin() * b / lengths[1]
+    length = lengths[0] ** (1 - share) * lengths[1] ** share
+    return (turned / angle.sin() * length).reshape(start.shape).to(start)
+
+
+def _given_back(model: FFJORD, drawn: np.ndarray) -> np.ndarray:
+    """Rows as the model gives them: on their grid, or as images."""
+    return model.grid.rounded(drawn) if model.images is None else model.images.restored(drawn)
 
 
 def follow(model: FFJORD, n: int, frames: int, context: Any, random_state: Any) -> NumpyTrajectory:

@@ -197,8 +197,7 @@ class FFJORD(Fields, DensityMixin, BaseEstimator):
         METHODS, in float32: fast, and as good as the paths are straight (see `straighten`). With `guidance` above 1
         draws are further into their context than the data are (it needs `context_dropout` in the fit).
         """
-        drawn = draw(self, n_samples, context, random_state, steps, method, guidance)
-        return self.grid.rounded(drawn) if self.images is None else self.images.restored(drawn)
+        return draw(self, n_samples, context, random_state, steps, method, guidance)
 
     def states(
         self, n_samples: int, times: Sequence[float], *, context: Any = None, random_state: Any = None

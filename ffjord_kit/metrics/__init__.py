@@ -8,6 +8,7 @@ from ffjord_kit.metrics.densities import (
     kl_divergence,
     mean_and_standard_error,
 )
+from ffjord_kit.metrics.neighbours import nearest
 from ffjord_kit.metrics.ranking import auroc
 from ffjord_kit.metrics.two_samples import TwoSampleTest, classifier_test, energy_test, mmd_test
 
@@ -25,4 +26,5 @@ __all__ = [
     "kl_divergence",
     "mean_and_standard_error",
     "mmd_test",
+    "nearest",
 ]
