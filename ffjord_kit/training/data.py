@@ -110,11 +110,16 @@ class Fixed:
 
     def prepare(self, x: Tensor, context: Tensor | None, like: Tensor) -> Data:
         """Rows through these layers in float64 on the CPU, then in the dtype and on the device of `like`."""
-        x, log_det = x.detach().cpu().double(), torch.zeros(len(x), dtype=torch.float64)
+        x, log_det = self.to_base(x.detach())
+        return Data(x.to(like), self.scaled(context, like), log_det)
+
+    def to_base(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows x (n, *event) through these layers, and log|det|, (n,), in float64 on the CPU; gradients go through."""
+        x, log_det = x.cpu().double(), torch.zeros(len(x), dtype=torch.float64)
         for layer in self.layers:
             x, step = _exactly(layer).to_base(x)
             log_det = log_det + step
-        return Data(x.to(like), self.scaled(context, like), log_det)
+        return x, log_det
 
     def feed(self, x: Tensor | Rows, context: Tensor | None, like: Tensor) -> Data | FetchedData:
         """Rows for batches: prepared at once, or, if they are not all there, batch by batch."""
