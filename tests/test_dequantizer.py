@@ -159,6 +159,16 @@ def test_the_bound_comes_nearer_to_a_known_discrete_law(bits):
     assert abs(many) < 0.5 * one and many < above(None, 16)[0]
 
 
+def test_draws_share_their_probes_so_that_an_estimated_trace_does_not_flatter_the_figure():
+    """Of linear dynamics the error of the trace is the same for all draws, and its mean is zero."""
+    flow = Flow([logit_layer((1, 2, 2)), CNF(linear(4), (1, 2, 2))]).double()
+    pixels = Pixels(grey(600, (1, 2, 2)).to(torch.uint8))
+    exact, estimated = (bits_per_dim(flow, pixels, draws=8, probes=probes).values for probes in (None, 1))
+    error = (estimated - exact) * 4 * math.log(2)
+    assert error.std() > 0.5
+    assert abs(error.mean()) < 3 * error.std() / math.sqrt(len(error))
+
+
 @pytest.mark.parametrize("gradient", ["checkpointed", "adjoint"])
 def test_the_way_back_goes_through_the_flows_solve(gradient):
     def trained(solver):

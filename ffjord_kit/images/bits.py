@@ -8,7 +8,11 @@ by
 without bias in P; in the mean of its logarithm the bound is from above, and falls as K grows (K = 1 is the figure of
 most papers; Burda et al. 2016), or as q comes near p's own law of u (dequantizer.py). Uniform noise has q = 1. The
 mean over images has its standard error, to which the noise and an estimated trace's add by themselves; the solver's
-error, and the trace's alone, are measured on a few images.
+error is measured on a few images.
+
+All draws of an image share the probes of an estimated trace, whose error e in log p would otherwise be averaged as
+exp(e), which is more than 1 in the mean: the figure would fall below the truth. What of e is not common to the draws
+still does so: with many draws take more probes, or the exact trace.
 """
 
 from __future__ import annotations
@@ -86,7 +90,8 @@ def bits_per_dim(
     unit, values = math.prod(pixels.shape[1:]) * math.log(2), []
     for start in range(0, len(pixels), batch_size):
         part = slice(start, start + batch_size)
-        logs = torch.stack([weigh(part, generator, solver, generator) for _ in range(draws)])
+        probes_seed = int(torch.randint(2**62, (), generator=generator))
+        logs = torch.stack([weigh(part, generator, solver, _seeded(probes_seed)) for _ in range(draws)])
         values.append(-(torch.logsumexp(logs, 0) - math.log(draws)) / unit)
     found, few = torch.cat(values), slice(0, min(JUDGED, len(pixels)))
     twice = [weigh(few, _seeded(1), how, _seeded(2)) for how in (solver, _finer(solver, weigh.like.dtype))]
