@@ -10,10 +10,9 @@ fine enough. A flow that stays as it is gets no gradient for its weights.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +32,7 @@ from ffjord_kit.training.optimization import Average, Descent, assign
 from ffjord_kit.training.watch import Watch
 
 NAME = "dequantizer"
-SOLVER = Solver("midpoint", steps=8, grading=2.0, gradient="checkpointed")
+SOLVER = Solver("midpoint", steps=4, grading=2.0, gradient="checkpointed")
 
 
 @torch.enable_grad()
@@ -141,7 +140,7 @@ def _descend(
     """The steps, and the average of the weights in their place."""
     here, watch = bound.history, Watch(parameters[0].device)
     average, descent = Average(parameters), Descent(parameters, how, phase.learning_rate)
-    while not here.over(phase, patience=1 << 30):
+    while not here.over(phase, patience=1):
         share = here.share(phase)
         rate = how.rate(here.step, phase.steps, phase.learning_rate, share)
         with diverging(here.step + 1, f"at learning rate {rate:.3g}", ""):
@@ -158,9 +157,7 @@ def _descend(
     return here
 
 
-def _tell(
-    here: History, numbers: dict[str, float], kept: bool, on_step: Callable[[dict[str, Any]], None] | None
-) -> None:
+def _tell(here: History, numbers: dict[str, float], kept: bool, on_step: OnStep | None) -> None:
     """Note the step where it is to be kept, and tell of it where somebody listens."""
     record = {"step": here.step, "phase": NAME, "seconds": round(here.seconds, 3), **numbers}
     if on_step is not None:
@@ -170,7 +167,7 @@ def _tell(
 
 
 @contextmanager
-def _still(weights: Iterable[nn.Parameter]) -> Iterator[None]:
+def _still(weights: Sequence[nn.Parameter]) -> Iterator[None]:
     """Weights that take no gradient for a while."""
     for weight in weights:
         weight.requires_grad_(False)
