@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import math
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -113,10 +114,19 @@ class OwnTrace(TraceEstimator):
 
 
 def own_noise(x: Tensor, count: int, key: int | str = "") -> Tensor:
-    """Noise uniform on [0, 1), (count, batch, *event), float64 on the CPU: each row's from its values and the key."""
+    """Noise uniform on [0, 1), (count, batch, *event), float64 on the CPU: each row's from its values and the key.
+
+    A row that comes again has other noise each time, so that means over rows have the errors that they seem to have.
+    """
     rows = x.detach().cpu().contiguous()
-    flat = rows.reshape(len(rows), -1).view(torch.uint8)
-    drawn = [torch.rand(count, *x.shape[1:], generator=_seeded_by(row, key), dtype=torch.float64) for row in flat]
+    flat, times, drawn = rows.reshape(len(rows), -1).view(torch.uint8), Counter(), []
+    for row in flat:
+        digest = hashlib.blake2b(bytes(row.tolist()), digest_size=16).digest()
+        name = f"{key}/{times[digest]}".encode() + digest
+        times[digest] += 1
+        seed = int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little") >> 1
+        generator = torch.Generator().manual_seed(seed)
+        drawn.append(torch.rand(count, *x.shape[1:], generator=generator, dtype=torch.float64))
     return torch.stack(drawn, dim=1)
 
 
@@ -196,11 +206,6 @@ def _products(dx: Tensor, x: Tensor, probes: Tensor, differentiable: bool) -> Te
     if rows is None:  # dx does not depend on x
         return torch.zeros_like(probes)
     return rows if batched else rows.unsqueeze(0)
-
-
-def _seeded_by(row: Tensor, key: int | str) -> torch.Generator:
-    digest = hashlib.blake2b(bytes(row.tolist()), digest_size=8, key=str(key).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
 def _check_probes(probes: int) -> None:

@@ -103,7 +103,7 @@ def held_out_rows(
     if stream:
         held_out = np.sort(rng.choice(len(x), count, replace=False))
         given = None if context is None else tensor(np.delete(context, held_out, axis=0))
-        kept = Streamed(_shared(x), torch.from_numpy(held_out)), given
+        kept = Streamed(shared(x), torch.from_numpy(held_out)), given
     else:
         order = rng.permutation(len(x))
         held_out, kept = order[:count], _rows(x, context, np.sort(order[count:]))
@@ -114,7 +114,7 @@ def _rows(x: np.ndarray, context: np.ndarray | None, which: np.ndarray) -> tuple
     return tensor(x[which]).double(), None if context is None else tensor(context[which])
 
 
-def _shared(x: np.ndarray) -> Tensor:
+def shared(x: np.ndarray) -> Tensor:
     """A tensor on the same memory, which nobody writes to."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that a file opened for reading cannot be written

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ffjord_kit.estimator.arrays import tensor
+from ffjord_kit.estimator.arrays import shared, tensor
 from ffjord_kit.images import Pixels, one_hot
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Images(NamedTuple):
                 f"images must have shape (n, h, w) or (n, channels, h, w), up to {MOST_CHANNELS} channels; got "
                 f"{x.shape}: if the channels come last, pass X.transpose(0, 3, 1, 2)"
             )
-        return torch.from_numpy(np.ascontiguousarray(x).reshape(-1, *self.shape))
+        return shared(np.ascontiguousarray(x).reshape(-1, *self.shape))
 
     def pixels(self, x: Any) -> Pixels:
         """Images as rows for training, which stay bytes."""

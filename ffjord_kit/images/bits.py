@@ -18,6 +18,7 @@ still does so: with many draws take more probes, or the exact trace.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -28,7 +29,7 @@ from ffjord_kit.flow import Flow
 from ffjord_kit.images.dequantizer import Dequantizer, UniformDequantizer
 from ffjord_kit.images.pixels import Pixels
 from ffjord_kit.solver import Solver
-from ffjord_kit.trace import ExactTrace, HutchinsonTrace
+from ffjord_kit.trace import ExactTrace, OwnTrace
 from ffjord_kit.training.data import Fixed, peel
 
 FINER = 32.0  # times the tolerance, or steps doubled: the solve that measures the error
@@ -74,36 +75,39 @@ def bits_per_dim(
     probes: int | None = 2,
     solver: Solver | None = None,
     batch_size: int = 64,
-    generator: torch.Generator | None = None,
     dequantizer: Dequantizer | None = None,
+    tell: Callable[[int, int], None] | None = None,
 ) -> BitsPerDim:
     """Bits per dimension of images under a flow in the units of their grey levels.
 
     `probes` of Hutchinson's trace, None for the exact one; the solver is adaptive by row at 1e-4 unless it is given.
-    The noise is uniform unless a `dequantizer` draws it. Raises ValueError for no draws.
+    The noise is uniform unless a `dequantizer` draws it; noise and probes are each image's own, whatever others there
+    are. `tell` is told of the solves done and of all. Raises ValueError for no draws.
     """
     if draws < 1:
         raise ValueError(f"draws must be at least 1; got {draws}")
-    generator = generator or _seeded(0)
     solver, dequantizer = solver or Solver("dopri5_by_row", 1e-4, 1e-4), dequantizer or UniformDequantizer()
-    weigh = _Weigh(*peel(flow), pixels, context, dequantizer, probes)
-    unit, values = math.prod(pixels.shape[1:]) * math.log(2), []
-    for start in range(0, len(pixels), batch_size):
-        part = slice(start, start + batch_size)
-        probes_seed = int(torch.randint(2**62, (), generator=generator))
-        logs = torch.stack([weigh(part, generator, solver, _seeded(probes_seed)) for _ in range(draws)])
-        values.append(-(torch.logsumexp(logs, 0) - math.log(draws)) / unit)
-    found, few = torch.cat(values), slice(0, min(JUDGED, len(pixels)))
-    twice = [weigh(few, _seeded(1), how, _seeded(2)) for how in (solver, _finer(solver, weigh.like.dtype))]
-    error = float((twice[0] - twice[1]).abs().mean()) / unit
-    spread = float(found.std()) / math.sqrt(len(found)) if len(found) > 1 else math.nan
+    weigh = _Weigh(*peel(flow), pixels, context, dequantizer, probes, pixels.own_noise(slice(None)))
+    size, logs = len(pixels), torch.empty(draws, len(pixels), dtype=torch.float64)
+    for draw in range(draws):
+        share = weigh.first if draw == 0 else pixels.own_noise(slice(None), draw)
+        for start in range(0, size, batch_size):
+            part = slice(start, start + batch_size)
+            logs[draw, part] = weigh(part, share[part], solver)
+            if tell is not None:
+                tell(draw * size + min(start + batch_size, size), draws * size)
+    unit = math.prod(pixels.shape[1:]) * math.log(2)
+    found, few = -(torch.logsumexp(logs, 0) - math.log(draws)) / unit, slice(0, min(JUDGED, size))
+    finer = weigh(few, weigh.first[few], _finer(solver, weigh.like.dtype))
+    error = float((logs[0, few] - finer).abs().mean()) / unit
+    spread = float(found.std()) / math.sqrt(size) if size > 1 else math.nan
     how = (pixels.bits, draws, probes or 0, solver, dequantizer.name)
     return BitsPerDim(float(found.mean()), spread, error, found, *how)
 
 
 @dataclass(frozen=True)
 class _Weigh:
-    """log p(k + u) - log q(u | k), (rows,), for one draw of u."""
+    """log p(k + u) - log q(u | k), (rows,), for one draw of u; the `first` draw's noise gives the probes of all."""
 
     fixed: Fixed
     inner: Flow
@@ -111,25 +115,21 @@ class _Weigh:
     context: Tensor | None
     dequantizer: Dequantizer
     probes: int | None
+    first: Tensor
 
     @property
     def like(self) -> Tensor:
         """Of the dtype and on the device of the flow; in float64 where it has no weights."""
         return next(self.inner.parameters(), torch.zeros((), dtype=torch.float64))
 
-    def __call__(self, rows: slice, noise: torch.Generator, solver: Solver, probing: torch.Generator) -> Tensor:
+    def __call__(self, rows: slice, share: Tensor, solver: Solver) -> Tensor:
         given = None if self.context is None else self.context[rows]
         level = self.pixels.level(rows)
-        u, log_q = self.dequantizer.draw(level, noise, given)
+        u, log_q = self.dequantizer.draw(level, share, given)
         data = self.fixed.prepare(level + u, given, self.like)
-        trace = ExactTrace() if self.probes is None else HutchinsonTrace(self.probes)
-        way = Integration(trace, solver, generator=probing)
-        log_p = self.inner.evaluate_log_prob(data.x, data.context, integration=way)[0]
+        trace = ExactTrace() if self.probes is None else OwnTrace(self.probes).of(level + self.first[rows])
+        log_p = self.inner.evaluate_log_prob(data.x, data.context, integration=Integration(trace, solver))[0]
         return log_p.cpu().double() + data.log_det - log_q.cpu()
-
-
-def _seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def _finer(solver: Solver, dtype: torch.dtype) -> Solver:

@@ -37,11 +37,11 @@ class Dequantizer(ABC):
     name: str
 
     @abstractmethod
-    def draw(self, levels: Tensor, generator: torch.Generator, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Noise u, 0 <= u < 1, and log q(u | k), (batch,), in nats.
+    def draw(self, levels: Tensor, share: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Noise u, 0 <= u < 1, that uniform noise `share` becomes, and log q(u | k), (batch,), in nats.
 
-        Shapes: levels k and u (batch, *event), whole numbers of a floating type, which is that of what is returned;
-        context (batch, context_dim), as the flow is given it.
+        Shapes: levels k, share and u (batch, *event), k whole numbers of a floating type, which is that of what is
+        returned, share in float64; context (batch, context_dim), as the flow is given it.
         """
 
 
@@ -51,8 +51,8 @@ class UniformDequantizer(Dequantizer):
 
     name: str = "uniform"
 
-    def draw(self, levels: Tensor, generator: torch.Generator, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return _uniform(levels.shape, levels.dtype, generator).to(levels), levels.new_zeros(len(levels))
+    def draw(self, levels: Tensor, share: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return _below_one(share.to(levels)), levels.new_zeros(len(levels))
 
 
 class VariationalDequantizer(nn.Module, Dequantizer):
@@ -86,9 +86,8 @@ class VariationalDequantizer(nn.Module, Dequantizer):
         self.side = nn.Linear(context_dim, hidden) if context_dim else None
         self.couplings = nn.ModuleList(Coupling(event_shape, hidden, odd=bool(i % 2)) for i in range(couplings))
 
-    def draw(self, levels: Tensor, generator: torch.Generator, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        share = _uniform(levels.shape, torch.float64, generator).clamp(min=HALF_A_DIGIT)
-        return self.noise(_logit(share).to(levels), levels, context)
+    def draw(self, levels: Tensor, share: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.noise(_logit(share.clamp(min=HALF_A_DIGIT)).to(levels), levels, context)
 
     def noise(self, w: Tensor, levels: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The noise u that logistic numbers w become, and log q(u | k), (batch,).
@@ -161,10 +160,6 @@ class Coupling(nn.Module):
         raw = self.second(F.silu(self.first(torch.cat([kept.to(seen), seen], dim=1)))).to(w)
         log_scale, shift = torch.where(moves, raw.unflatten(1, (2, -1)).transpose(0, 1), 0.0)
         return LARGEST * torch.tanh(log_scale / LARGEST), shift
-
-
-def _uniform(shape: torch.Size, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
-    return torch.rand(shape, generator=generator, device=generator.device, dtype=dtype)
 
 
 def _logit(u: Tensor) -> Tensor:

@@ -87,7 +87,9 @@ class _Bound:
     def loss(self, levels: Tensor, context: Tensor | None) -> Loss:
         """The mean of log q(u | k) - log p(k + u), (), for levels k (batch, *event)."""
         like = next(self.inner.parameters(), next(self.dequantizer.parameters()))
-        u, log_q = self.dequantizer.draw(levels, self._generator("noise", torch.device("cpu")), context)
+        generator = self._generator("noise", torch.device("cpu"))
+        share = torch.rand(levels.shape, generator=generator, dtype=torch.float64)
+        u, log_q = self.dequantizer.draw(levels, share.to(levels.device), context)
         x, log_det = self.fixed.to_base(levels + u)
         batch = (x.to(like), self.fixed.scaled(context, like))
         objective = self._guarded((batch[0].detach(), batch[1]))

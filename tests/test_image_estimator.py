@@ -1,0 +1,229 @@
+"""Images through the estimator: what it takes and gives, whose noise is whose, and what it refuses."""
+
+import numpy as np
+import pytest
+import torch
+
+from ffjord_kit import FFJORD, Solver
+from ffjord_kit.estimator import examine, image_bits, interpolate, outlier_scores
+from ffjord_kit.estimator.outliers import SLOPES
+from ffjord_kit.runs import RunError
+from ffjord_kit.trace import ExactTrace, OwnTrace, own_noise
+
+TINY = {"hidden": (8,), "schedule": "flow_matching:8", "batch_size": 16, "random_state": 0}
+
+
+def pictures(n=40, shape=(5, 4), seed=0):
+    """Bright or dark images, by their label."""
+    rng, labels = np.random.default_rng(seed), np.arange(n) % 2
+    levels = rng.normal(60 + 120 * labels.reshape(-1, *[1] * len(shape)), 20, (n, *shape))
+    return np.clip(levels, 0, 255).astype(np.uint8), labels
+
+
+@pytest.fixture(scope="module")
+def grey():
+    return FFJORD(**TINY).fit(pictures()[0])
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    """A model that is told classes, and its run."""
+    x, labels = pictures(shape=(3, 4, 4))
+    run = tmp_path_factory.mktemp("images") / "run"
+    return FFJORD(**TINY, context_dropout=0.2, flip=True).fit(x, context=labels, run=run), run
+
+
+def test_defaults_suit_the_shape(grey):
+    now = grey.settled
+    assert (now.dynamics, now.scaling, now.time_density, now.batch_size) == ("unet", "logit", "likelihood", 16)
+    assert FFJORD(schedule="flow_matching:1", hidden=(8,)).fit(pictures()[0]).settled.batch_size == 64
+    assert grey.event_shape_ == (1, 5, 4) and grey.n_features_in_ == 20
+
+
+def test_samples_are_images_of_the_shape_of_the_fits(grey, told):
+    drawn = grey.sample(6, random_state=1)
+    assert drawn.dtype == np.uint8 and drawn.shape == (6, 5, 4)
+    assert np.array_equal(drawn, grey.sample(6, random_state=1))
+    assert told[0].sample(3, context=1, random_state=1).shape == (3, 3, 4, 4)
+    coarse = FFJORD(**TINY, bits=3).fit(pictures()[0])
+    assert not (coarse.sample(5, random_state=0) % 32).any()
+
+
+def test_scores_are_each_images_own(grey):
+    x = pictures(seed=5)[0][:7]
+    scores = grey.score_samples(x)
+    assert np.array_equal(scores, grey.score_samples(x))
+    assert grey.score_samples(x[3:4]) == pytest.approx(scores[3:4], abs=1e-2)  # the solver's error
+    assert image_bits(grey, x).values.numpy() == pytest.approx(-scores / 20 / np.log(2), abs=1e-3)
+
+
+def test_more_draws_never_raise_the_bound_by_more_than_chance(grey):
+    x = pictures(seed=6)[0]
+    one, many = (image_bits(grey, x, draws=draws, probes=20) for draws in (1, 8))
+    assert many.mean < one.mean + 3 * one.standard_error
+    assert "8 draws of uniform noise, 20 probes" in str(many)
+
+
+def test_errors_are_those_of_solver_and_trace(grey):
+    x = pictures(seed=7)[0][:5]
+    found = grey.certify(x)
+    exact = grey.certify(x, probes=20)  # as many as pixels: the exact trace
+    assert not exact.trace_error.any()
+    assert (np.abs(found.log_prob - exact.log_prob) <= found.error + exact.error).all()
+
+
+def test_a_run_is_loaded_as_it_was(told):
+    (model, run), x = told, pictures(9, (3, 4, 4), seed=3)
+    loaded = FFJORD.load(run)
+    assert np.array_equal(loaded.score_samples(x[0], context=x[1]), model.score_samples(x[0], context=x[1]))
+    assert np.array_equal(
+        loaded.sample(4, context=[0, 1, 0, 1], random_state=2), model.sample(4, context=[0, 1, 0, 1], random_state=2)
+    )
+    assert loaded.images == model.images
+
+
+def test_a_class_tells_and_guidance_tells_more(told):
+    model, _ = told
+    plain, strong = (model.sample(20, context=1, random_state=0, guidance=w) for w in (1.0, 4.0))
+    assert (plain != strong).any()
+    with pytest.raises(ValueError, match="guidance needs a model that was fitted with context_dropout"):
+        FFJORD(**TINY).fit(*pictures()[:1], context=pictures()[1]).sample(2, context=0, guidance=2.0)
+    with pytest.raises(ValueError, match=r"labels must have shape \(n,\) and lie in 0 .. 1"):
+        model.sample(2, context=2)
+    with pytest.raises(ValueError, match="context must be a label, or 2 of them"):
+        model.sample(2, context=[0, 1, 0])
+
+
+def test_states_lead_from_noise_to_the_samples(grey):
+    states = grey.states(3, [0.0, 0.5, 1.0], random_state=4)
+    assert states.shape == (3, 3, 5, 4)
+    assert np.array_equal(np.clip(np.floor(states[-1]), 0, 255).astype(np.uint8), grey.sample(3, random_state=4))
+
+
+def test_ways_between_data_begin_and_end_at_them(grey, told):
+    x = pictures(seed=8)[0]
+    way = interpolate(grey, x[:2], x[2:4], steps=5)
+    assert way.shape == (2, 5, 5, 4)
+    assert np.array_equal(way[:, 0], x[:2]) and np.array_equal(way[:, -1], x[2:4])
+    same = interpolate(grey, x[:2], x[:2], steps=3)
+    assert np.abs(same[:, 1].astype(int) - x[:2]).max() <= 1  # there and back, to a level at its edge
+    x, labels = pictures(4, (3, 4, 4))
+    assert interpolate(told[0], x[:1], x[1:2], steps=3, contexts=(labels[:1], labels[1:2])).shape == (1, 3, 3, 4, 4)
+    with pytest.raises(ValueError, match="pairs of data and 3 steps or more; got 1, 2, 3"):
+        interpolate(told[0], x[:1], x[1:3], steps=3)
+
+
+def test_the_split_is_that_of_the_fit(grey):
+    train, held_out = grey.split(pictures()[0])
+    assert (len(train), len(held_out)) == (36, 4)
+
+
+def test_scales_leave_pixels_behind_and_learn_by_likelihood_alone():
+    model = FFJORD(dynamics="convolution", hidden=(4,), scales=2, max_seconds=0.5, batch_size=8, random_state=0)
+    model.fit(pictures(24, (4, 4))[0])
+    assert model.config_["chosen"]["schedule"].startswith("mle:")
+    assert np.isfinite(model.score(pictures(3, (4, 4))[0]))
+
+
+def test_images_stay_bytes_and_are_not_copied():
+    x = pictures(64, (1, 4, 4))[0]
+    x.flags.writeable = False
+    FFJORD(**TINY).fit(x)
+
+
+@pytest.mark.parametrize(
+    ("x", "text"),
+    [
+        (np.zeros((4, 5, 5)), r"uint8 of 0 to 255; got float64: scale them"),
+        (np.zeros((4, 9, 5, 3), np.uint8), r"channels come last, pass X.transpose\(0, 3, 1, 2\)"),
+        (np.zeros((1, 5, 5), np.uint8), "images must be 2 or more; got 1"),
+        (np.zeros((0, 5, 5), np.uint8), r"shape \(n >= 1, 5, 5\); got \(0, 5, 5\)"),
+    ],
+)
+def test_what_are_no_images_is_refused(x, text):
+    with pytest.raises(ValueError, match=text):
+        FFJORD(**TINY).fit(x)
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"support": "positive"}, "support is not for images; got support='positive'"),
+        ({"layers": "maf:1"}, "layers is not for images"),
+        ({"base": "student"}, "base is not for images"),
+        ({"dynamics": "residual"}, "dynamics must be one of convolution, unet; got 'residual'"),
+        ({"scaling": "whiten"}, "scaling must be one of logit, plain; got 'whiten'"),
+        ({"activation": "tanh"}, "dynamics='unet' has its own activation"),
+        ({"hidden": (12,)}, "hidden must be widths that are multiples of 8"),
+        ({"bits": 9}, "bits must be 1 to 8; got 9"),
+        ({"alpha": 0.5}, "alpha must lie between 0 and 1/2; got 0.5"),
+        ({"scales": 2, "dynamics": "convolution"}, "2 scales need sides that are multiples of 4; got 5 x 4"),
+    ],
+)
+def test_fields_that_do_not_suit_images_are_refused(fields, text):
+    with pytest.raises(ValueError, match=text):
+        FFJORD(**{**TINY, **fields}).fit(pictures()[0])
+
+
+@pytest.mark.parametrize("fields", [{"flip": True}, {"bits": 5}, {"scales": 2}, {"alpha": 0.1}])
+def test_fields_of_images_are_refused_for_tables(fields):
+    with pytest.raises(ValueError, match=f"{next(iter(fields))} is not for tables"):
+        FFJORD(**fields, schedule="flow_matching:1").fit(np.random.default_rng(0).normal(size=(20, 2)))
+
+
+def test_what_only_tables_have_is_refused(grey):
+    x = pictures()[0]
+    for ask in (lambda: grey.trajectory(), lambda: grey.straighten(x), lambda: examine(grey, x)):
+        with pytest.raises(ValueError, match="is for tables, and this model is of images"):
+            ask()
+    with pytest.raises(ValueError, match=r"images must have shape \(n >= 1, 5, 4\); got \(2, 4, 5\)"):
+        grey.score(x[:2].transpose(0, 2, 1))
+
+
+def test_a_config_whose_images_make_no_sense_is_refused(told, tmp_path):
+    import shutil
+
+    shutil.copytree(told[1], tmp_path / "run")
+    config = (tmp_path / "run/config.json").read_text()
+    for old, new in (
+        ('"bits": 8,\n    "classes"', '"bits": 80,\n    "classes"'),
+        ("3,\n      4,", "300000,\n      4,"),
+    ):
+        assert old in config
+        (tmp_path / "run/config.json").write_text(config.replace(old, new))
+        with pytest.raises(RunError, match=r"config\.json|does not fit"):
+            FFJORD.load(tmp_path / "run")
+
+
+def test_own_noise_is_seeded_by_the_row_and_differs_where_one_comes_again():
+    x = torch.tensor([[1.0, 2.0], [3.0, 4.0], [1.0, 2.0]])
+    u = own_noise(x, 2, "a")
+    assert torch.equal(own_noise(x[1:2], 2, "a"), u[:, 1:2]) and torch.equal(own_noise(x[:1], 2, "a"), u[:, :1])
+    assert not torch.equal(u[:, 0], u[:, 2]) and not torch.equal(own_noise(x, 2, "b"), u)
+    many = OwnTrace(1).draw(torch.randn(4000, 2, generator=torch.Generator().manual_seed(0)))[0]
+    assert torch.allclose(many.T @ many / 4000, torch.eye(2), atol=0.08)
+
+
+def test_scores_of_outliers_are_those_of_their_definitions():
+    x = np.random.default_rng(0).normal(size=(300, 2)) * [1.0, 3.0]
+    model = FFJORD(schedule="flow_matching:200", hidden=(16,), random_state=0).fit(x)
+    rows = np.array([[0.0, 0.0], [6.0, 20.0], [1.0, -2.0]])
+    found = outlier_scores(model, rows, reference=-3.0)
+    log_prob = model.score_samples(rows)
+    assert found["likelihood"] == pytest.approx(-log_prob)
+    assert found["typicality"] == pytest.approx(np.abs(log_prob + 3.0))
+    points = torch.tensor(rows)
+    slope = model.flow_.grad_log_prob(points, solver=Solver(rtol=1e-8, atol=1e-8)) * model.flow_.layers[0].scale
+    assert found["gradient"] == pytest.approx(slope.norm(dim=1).numpy(), rel=0.02)
+    assert found["gradient"].argmax() == found["likelihood"].argmax() == 1
+    assert SLOPES.gradient == "checkpointed" and isinstance(model.integration.trace, ExactTrace)
+
+
+def test_scores_of_outliers_tell_dark_images_from_striped_ones(grey):
+    x, odd = pictures(seed=9)[0][:6], np.tile(np.array([0, 255], np.uint8), (6, 5, 2))
+    told = []
+    reference = grey.score(x)
+    scores = [outlier_scores(grey, part, reference=reference, tell=lambda *n: told.append(n)) for part in (x, odd)]
+    assert all(set(found) == {"likelihood", "typicality", "gradient"} for found in scores)
+    assert scores[1]["likelihood"].min() > scores[0]["likelihood"].max()
+    assert told[-1] == (6, 6)
