@@ -21,9 +21,9 @@ from ffjord_kit.training.data import Batches, Rows, looked_at, noise_generator, 
 from ffjord_kit.training.divergence import LOWERED, RESTORES, TrainingDiverged, diverging
 from ffjord_kit.training.guard import EVERY, Guard, guarded
 from ffjord_kit.training.interrupt import interruptible
-from ffjord_kit.training.optimization import Average, Descent, Optimization, assign, exchanged, snapshot
+from ffjord_kit.training.optimization import Optimization, assign, exchanged
 from ffjord_kit.training.phase import History, Phase
-from ffjord_kit.training.state import nested, numbered, packed
+from ffjord_kit.training.state import State
 from ffjord_kit.training.validation import score
 from ffjord_kit.training.watch import Watch
 
@@ -71,11 +71,11 @@ def fit(
         raise ValueError(f"schedule must be a list of one or more Phase(objective, steps); got {schedule!r}")
     if validation is not None and not isinstance(validation, tuple):
         raise ValueError("validation must be a pair (x, context), context None where the flow takes none")
-    trainer = _Trainer(flow, History.following(before, seed), run, on_step)
-    trainer.optimization, trainer.evaluation = optimization or Optimization(), evaluation or Integration()
+    trainer = _Trainer(flow, History.following(before, seed), optimization or Optimization(), run, on_step)
     trainer.validate_every, trainer.patience, trainer.guard = validate_every, patience, Guard(guard)
+    trainer.evaluation = evaluation or Integration()
     trainer.feed((x, context), validation, batch_size)
-    if not (resume and trainer.restore(schedule)):
+    if not (resume and trainer.restore()):
         trainer.begin()
     return trainer.go(schedule)
 
@@ -83,7 +83,9 @@ def fit(
 class _Trainer:
     """One fit: the state that changes, and the few verbs that change it."""
 
-    def __init__(self, flow: Flow, history: History, run: Run | None, on_step: OnStep | None) -> None:
+    def __init__(
+        self, flow: Flow, history: History, optimization: Optimization, run: Run | None, on_step: OnStep | None
+    ) -> None:
         self.flow, self.history, self.run, self.on_step = flow, history, run, on_step
         self.fixed, self.inner = peel(flow)
         self.parameters = [p for p in self.inner.parameters() if p.requires_grad]
@@ -91,9 +93,7 @@ class _Trainer:
             raise ValueError("the flow has no parameters that require a gradient: there is nothing to train")
         self.device = self.parameters[0].device
         self.watch = Watch(self.device, history.seconds, history.spent)
-        self.average, self.good = Average(self.parameters), snapshot(self.parameters)
-        self.best: list[Tensor] | None = None
-        self.descent: Descent | None = None
+        self.state = State(self.parameters, optimization)
         self.saved_at = self.told_at = time.monotonic()
 
     def feed(
@@ -124,12 +124,11 @@ class _Trainer:
                 self._phase(schedule[self.history.phase], interrupted)
         self.history.interrupted = self.history.phase < len(schedule)
         self._save()
-        assign(self.parameters, self._favourite())
+        assign(self.parameters, self.state.favourite)
         return self.history
 
     def _phase(self, phase: Phase, interrupted: Callable[[], bool]) -> None:
-        if self.descent is None:
-            self.descent = Descent(self.parameters, self.optimization, phase.learning_rate)
+        self.state.begin(phase.learning_rate)
         while not self.history.over(phase, self.patience):
             self._advance(phase)
             if interrupted():
@@ -157,11 +156,11 @@ class _Trainer:
         share = here.share(phase)
         generator = noise_generator(self.device, here.seed, "noise", here.step)
         peak = phase.learning_rate * LOWERED**here.restored
-        rate = self.optimization.rate(here.phase_step, phase.steps, peak, share)
+        rate = self.state.how.rate(here.phase_step, phase.steps, peak, share)
         with self._diverging(rate):
             loss = self._objective(phase).loss(self.inner, *self.batches[here.step], generator)
-            norm = self.descent.step(loss.value, rate)
-        self.average.update(self.optimization.ema_decay)
+            norm = self.state.descent.step(loss.value, rate)
+        self.state.average.update(self.state.how.ema_decay)
         here.step, here.phase_step = here.step + 1, here.phase_step + 1
         here.seconds, here.spent = self.watch.read()
         kept = int(LOGGED * here.share(phase)) > int(LOGGED * share)
@@ -172,13 +171,11 @@ class _Trainer:
         here = self.history
         if here.restored == RESTORES:
             return False
-        assign(self.parameters, self.good)
-        self.average.reset()
-        self.descent = Descent(self.parameters, self.optimization, phase.learning_rate)
+        self.state.go_back(phase.learning_rate)
         here.restored, here.step, here.phase_step = here.restored + 1, here.step + skip, here.phase_step + skip
         went_back = f"went back to the last good weights, at {LOWERED**here.restored:.2g} of the learning rate"
         self._record({**self._where(phase), "event": f"{went_back} ({here.restored} of {RESTORES} times): {error}"})
-        judged = self.held_out is None or self.best is not None
+        judged = self.held_out is None or self.state.best is not None
         return judged or not here.over(phase, self.patience)
 
     def _objective(self, phase: Phase) -> Objective:
@@ -195,17 +192,17 @@ class _Trainer:
 
     def _validate(self, phase: Phase) -> None:
         with self._diverging(None):
-            self.descent.check()
+            self.state.descent.check()
         if self.held_out is None:
-            self.good = snapshot(self.parameters)
+            self.state.keep()
             return
         here = self.history
-        with exchanged(self.parameters, self.average.values), self._diverging(None):
+        with exchanged(self.parameters, self.state.average.values), self._diverging(None):
             found = score(self.inner, self.held_out, self.evaluation)
-        self.good = snapshot(self.parameters)
+        self.state.keep()
         if here.best_nll is None or found.mean < here.best_nll:
             here.best_nll, here.best_step, here.stale = found.mean, here.step, 0
-            self.best = snapshot(self.average.values)
+            self.state.improve()
         else:
             here.stale += 1
         before = here.spent
@@ -217,17 +214,12 @@ class _Trainer:
         here = self.history
         why = here.why(phase, self.patience)
         self._record({**self._where(phase), "event": f"{phase.objective.name} ended ({why})"})
-        assign(self.parameters, self._favourite())
-        self.average.reset()
-        self.descent, self.good = None, snapshot(self.parameters)
+        self.state.end()
         here.phase, here.phase_step, here.phase_spent, here.stale = here.phase + 1, 0, here.spent, 0
         here.solver_level, here.solver_grading, here.broken, here.restored = 0, 1.0, "", 0
         if here.phase == here.phases and here.best_nll is not None:
             self._record({**self._where(phase), "event": f"kept step {here.best_step}: {here.best_nll:.4f} nats"})
         self._save()
-
-    def _favourite(self) -> list[Tensor]:
-        return self.average.values if self.best is None else self.best
 
     def _tell(self, phase: Phase, loss: Loss, numbers: dict[str, float | Tensor], kept: bool) -> None:
         """Note the step, and tell of it; only then are its numbers fetched, for which a GPU would wait."""
@@ -262,36 +254,27 @@ class _Trainer:
     def _save(self) -> None:
         if self.run is None:
             return
-        tensors = packed(self.parameters, self.average.values, self.good, self.best, self.descent)
         state = {key: value for key, value in vars(self.history).items() if key != "records"}
-        counts = {"average_steps": self.average.steps, "records": len(self.history.records)}
-        self.run.save_checkpoint(tensors, {**state, **counts})
-        with exchanged(self.parameters, self._favourite()):
+        counts = {"average_steps": self.state.average.steps, "records": len(self.history.records)}
+        self.run.save_checkpoint(self.state.packed(), {**state, **counts})
+        with exchanged(self.parameters, self.state.favourite):
             self.run.save_model(self.flow)
         self.saved_at = time.monotonic()
 
-    def restore(self, schedule: Sequence[Phase]) -> bool:
+    def restore(self) -> bool:
         """Take up the run's last checkpoint, if it had reached one."""
         found = None if self.run is None else self.run.load_checkpoint()
         if found is None:
             return False
         with self.run.explained("checkpoint/state.safetensors"):
-            self._take_up(*found, schedule)
+            self._take_up(*found)
         return True
 
-    def _take_up(self, tensors: dict[str, Tensor], state: dict[str, Any], schedule: Sequence[Phase]) -> None:
-        self.average.steps, written = state.pop("average_steps"), state.pop("records")
+    def _take_up(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        average_steps, written = state.pop("average_steps"), state.pop("records")
         self.history = History(**{**state, "interrupted": False})
         self.watch = Watch(self.device, self.history.seconds, self.history.spent)
-        assign(self.parameters, numbered(tensors, "weights"))
-        assign(self.average.values, numbered(tensors, "average"))
-        assign(self.good, numbered(tensors, "good"))
-        best = numbered(tensors, "best")
-        self.best = [value.to(p) for value, p in zip(best, self.parameters, strict=True)] if best else None
+        self.state.take_up(tensors, average_steps)
         self.batches.seed = self.history.seed
-        moments = nested(tensors)
-        if moments:
-            self.descent = Descent(self.parameters, self.optimization, schedule[self.history.phase].learning_rate)
-            self.descent.adam.load_state_dict({**self.descent.adam.state_dict(), "state": moments})
         self.run.keep_records(written)
         self.history.records = self.run.records()
