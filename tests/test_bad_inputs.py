@@ -355,6 +355,7 @@ KINDS = {
     "validation_fraction": "tenth", "validate_every": 2.5, "patience": None, "trace": 1, "probes": 2.0,
     "regularizers": {"kinetic": 1}, "steer": "a", "solver": None, "train_tolerance": "1e-3", "steps": 4.0,
     "gradient": 1, "compile": True, "guard": None, "tolerance": "1e-5", "max_nfe": 1e4, "device": 0, "verbose": "yes",
+    "precision": 32, "micro_batches": 1.0,
 }  # fmt: skip
 PYTHON |= {
     f"{name}={value!r}": (

@@ -14,6 +14,7 @@ from ffjord_kit.cli.doctor import doctor
 from ffjord_kit.cli.pictures import plot
 from ffjord_kit.cli.score import score
 from ffjord_kit.cli.straighten import straighten
+from ffjord_kit.training.workers import found
 from ffjord_kit.version import __version__
 
 
@@ -56,4 +57,5 @@ def _one_line(error: Exception) -> str:
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *place: object, **more: object) -> None:
-    click.echo(f"warning: {' '.join(str(message).split())}", err=True)
+    if found().first:
+        click.echo(f"warning: {' '.join(str(message).split())}", err=True)

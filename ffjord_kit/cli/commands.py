@@ -16,7 +16,9 @@ from ffjord_kit.cli.image_files import write_images, written_images
 from ffjord_kit.cli.options import PLAIN, check_free, chosen_fields, field_options, was_given
 from ffjord_kit.cli.sources import Source, context_rows, open_source, source_of
 from ffjord_kit.estimator import FFJORD
+from ffjord_kit.estimator.resume import same_fields
 from ffjord_kit.runs import Run
+from ffjord_kit.training.workers import Workers, started_again
 
 INTERRUPTED = 130
 DRAWN = {False: 1000, True: 64}  # samples, of a table and of images
@@ -51,6 +53,8 @@ def fit(
     """Fit a flow to DATA: a named set (`ffjord-kit data`), a file (CSV, TSV, NPY, NPZ, Parquet), a folder of pictures.
 
     Images may be conditioned on their classes by --context label.
+
+    By several processes: torchrun --standalone --nproc-per-node 2 -m ffjord_kit fit DATA --out RUN.
     """
     fields = chosen_fields(options)
     if resume is not None:
@@ -58,8 +62,8 @@ def fit(
         return
     if source is None or (out is None and not dry_run):
         raise click.UsageError("fit needs DATA and --out RUN (or --resume RUN)")
-    if fields["random_state"] is None:
-        fields["random_state"] = secrets.randbits(31)
+    again = False if out is None else Workers.here().told(lambda: _left_by_an_earlier_start(Path(out), fields))
+    fields["random_state"] = Workers.here().told(lambda: _seed(Path(out) if again else None, fields["random_state"]))
     names = [name.strip() for name in context_columns.split(",") if name.strip()]
     read = open_source(
         source, rows=rows, seed=fields["random_state"], context_columns=names, size=size, grey=grey
@@ -72,7 +76,19 @@ def fit(
         shape = {"rows": len(read.x), "columns": list(read.columns), "event_shape": list(read.x.shape[1:])}
         click.echo(json.dumps({"estimator": model.get_params(), "data": {**read.note, **shape}}, indent=2))
         return
-    _train(model, read, Path(out), force=force)
+    _train(model, read, Path(out), **({"resume": True} if again else {"force": force}))
+
+
+def _left_by_an_earlier_start(path: Path, fields: dict[str, Any]) -> bool:
+    """Whether the run is that of these very workers, whom torchrun has started again, to be gone on with."""
+    return started_again() and (path / "config.json").exists() and same_fields(Run.open(path), fields)
+
+
+def _seed(path: Path | None, given: int | None) -> int:
+    """The seed that is given, or that of the run to go on with, or a new one."""
+    if given is None:
+        return secrets.randbits(31) if path is None else Run.open(path).config["seed"]
+    return given
 
 
 def _resume(path: str, given: list[str], verbose: bool) -> None:
@@ -85,7 +101,7 @@ def _resume(path: str, given: list[str], verbose: bool) -> None:
     with run.explained(CHECKPOINT):
         finished = found is not None and found[1]["phase"] >= found[1]["phases"]
     _train(model, source_of(run), run.path, resume=True)
-    if finished:
+    if finished and Workers.here().first:
         click.echo("it had made all its steps before: nothing was left to do")
 
 
@@ -93,9 +109,17 @@ def _train(model: FFJORD, read: Source, path: Path, **how: bool) -> None:
     try:
         model.fit(read.x, context=read.context, columns=read.columns, run=path, data=read.note, **how)
     except KeyboardInterrupt:
-        if (path / "config.json").exists():
+        if Workers.here().first and (path / "config.json").exists():
             click.echo(f"go on with: ffjord-kit fit --resume {path}", err=True)
         raise
+    history = model.history_
+    if Workers.here().first:
+        _report(model, path)
+    if history.interrupted:
+        raise click.exceptions.Exit(INTERRUPTED)
+
+
+def _report(model: FFJORD, path: Path) -> None:
     history = model.history_
     done = "interrupted" if history.interrupted else "done"
     click.echo(f"{done} after {history.step} steps, {history.seconds:.1f} s ({history.spent:.1f} s of work)")
@@ -106,7 +130,6 @@ def _train(model: FFJORD, read: Source, path: Path, **how: bool) -> None:
     click.echo(f"run: {path}   seed: {history.seed}")
     if history.interrupted:
         click.echo(f"go on with: ffjord-kit fit --resume {path}", err=True)
-        raise click.exceptions.Exit(INTERRUPTED)
 
 
 @click.command()

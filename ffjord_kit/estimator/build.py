@@ -19,6 +19,8 @@ from ffjord_kit.objectives import TIME_DENSITIES, FlowMatching, LayersLikelihood
 from ffjord_kit.solver import Solver
 from ffjord_kit.trace import TRACE_ESTIMATORS, OwnTrace, TraceEstimator
 from ffjord_kit.training import Guard, Optimization, Phase
+from ffjord_kit.training.precision import PRECISIONS
+from ffjord_kit.training.workers import found
 
 EXACT_TRACE_UP_TO = 8
 IMAGE_PROBES = 2  # of a reported likelihood
@@ -66,6 +68,8 @@ def training_options(fields: Fields, event: Sequence[int]) -> dict[str, Any]:
         "patience": whole("patience", fields.patience),
         "evaluation": validating(fields, event),
         "guard": Guard(fields.guard).share,
+        "precision": choice("precision", fields.precision, dict.fromkeys(PRECISIONS, fields.precision)),
+        "micro_batches": None if fields.micro_batches is None else _whole("micro_batches", fields.micro_batches),
     }
 
 
@@ -101,15 +105,15 @@ def validating(fields: Fields, event: Sequence[int]) -> Integration:
 
 
 def build_device(name: str) -> torch.device:
-    """The device: 'auto' takes CUDA, then MPS, then the CPU. Raises ValueError for one that is not there."""
+    """The device: 'auto' takes CUDA, a worker its own, then MPS, then the CPU. Raises ValueError for one not there."""
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        return torch.device(next(kind for kind, here in present.items() if here))
+        return found().device(torch.device(next(kind for kind, here in present.items() if here)))
     kind = name.partition(":")[0]
     if not present.get(kind, False):
         here = ", ".join(kind for kind, there in present.items() if there)
         raise ValueError(f"device must be 'auto' or one that this machine has ({here}); got {name!r}")
-    return torch.device(name)
+    return found().device(torch.device(name))
 
 
 def on_device(flow: Flow, device: torch.device) -> Flow:

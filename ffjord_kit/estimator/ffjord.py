@@ -13,7 +13,6 @@ from sklearn.utils.validation import check_is_fitted
 
 from ffjord_kit.cnf import Integration
 from ffjord_kit.estimator import build, reports
-from ffjord_kit.estimator.auto import choose
 from ffjord_kit.estimator.defaults import settled
 from ffjord_kit.estimator.dequantize import Grid
 from ffjord_kit.estimator.drawing import draw, follow, split, states
@@ -26,10 +25,11 @@ from ffjord_kit.estimator.plan import Plan, plan
 from ffjord_kit.estimator.results import Evaluation, NumpyTrajectory
 from ffjord_kit.estimator.resume import configuration
 from ffjord_kit.estimator.straighten import Straightening, straightened
+from ffjord_kit.estimator.together import chosen_together, compare, folder
 from ffjord_kit.progress import progress_bar
 from ffjord_kit.runs import Run, claimed
 from ffjord_kit.solver import Solver
-from ffjord_kit.training import fit
+from ffjord_kit.training import Workers, fit
 from ffjord_kit.training.compiled import compiled
 
 JUDGED_ROWS = 64  # of the solver's error
@@ -69,12 +69,12 @@ class FFJORD(Fields, DensityMixin, BaseEstimator):
         """
         check_kinds(self)
         read, about = given(self, X, context, columns)
-        self.event_shape_ = read.event
-        config = configuration(self, run, {**about, "data": dict(data or {})}, resume)
+        self.event_shape_, workers = read.event, Workers.here()
+        compare(workers, self.get_params(), about, resume=resume)
+        config = workers.told(lambda: configuration(self, run, {**about, "data": dict(data or {})}, resume))
         read = read._replace(x=Grid.kept(config.get("grid"), len(read.names)).noisy(read.x, config["seed"]))
         made = plan(self, read, config["seed"], config.get("chosen", {}))  # errors come before the folder
-        with claimed(run):
-            kept = Run.open(run) if resume else None if run is None else Run.create(run, config, force=force)
+        with folder(workers, run, config, force=force, resume=resume) as kept:
             self._train(made, read, config, kept, resume, on_step)
         self.settle()
         return self
@@ -88,12 +88,11 @@ class FFJORD(Fields, DensityMixin, BaseEstimator):
         resume: bool,
         on_step: Callable[[dict[str, Any]], None] | None,
     ) -> None:
-        seed, before = config["seed"], None
-        if self.schedule == "auto" and not (resume and kept.has_checkpoint):
-            words, flow, before = choose(self, made, seed)
-            config = {**config, "chosen": words} if kept is None else kept.amend(chosen=words)
-            made = plan(self, read, seed, words)._replace(flow=flow)
-        with progress_bar(made.schedule, self.verbose, on_step) as tell, compiled(made.flow, self.compile):
+        seed, before, workers = config["seed"], None, Workers.here()
+        if self.schedule == "auto" and not workers.told(lambda: resume and kept.has_checkpoint):
+            made, config, before = chosen_together(workers, self, made, read, config, kept)
+        shown = self.verbose and workers.first
+        with progress_bar(made.schedule, shown, on_step) as tell, compiled(made.flow, self.compile):
             history = fit(
                 made.flow, made.rows[0], context=made.rows[1], validation=made.held_out, schedule=made.schedule,
                 **made.options, seed=seed, before=before, run=kept, resume=resume, on_step=tell,

@@ -22,6 +22,7 @@ from ffjord_kit.scalings import SCALINGS
 from ffjord_kit.solver import GRADIENTS, METHODS
 from ffjord_kit.trace import TRACE_ESTIMATORS
 from ffjord_kit.training.compiled import MODES
+from ffjord_kit.training.precision import PRECISIONS
 
 KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
     "str": (str, "text"),
@@ -85,6 +86,10 @@ class Fields:
     learning_rate: float | None = option(None, "peak learning rate of flow matching (default: 8e-3; of images 2e-3)")
     mle_learning_rate: float = option(2e-3, "peak learning rate of maximum likelihood")
     batch_size: int | None = option(None, "rows in a step (default: 512; of images 64)")
+    micro_batches: int | None = option(
+        None,
+        "parts that a batch is made in, one after another or over workers (default: one a worker)",
+    )
     weight_decay: float = option(0.0, "weight decay of AdamW")
     warmup_steps: int = option(200, "steps of warm-up, at most a tenth of a phase")
     clip_norm: float = option(1.0, "largest norm of the gradient")
@@ -102,6 +107,9 @@ class Fields:
     gradient: str = option("backprop", "the way back: checkpointed, adjoint, seminorm use less memory", GRADIENTS)
     compile: str | None = option(
         None, "mode of torch.compile for the field while training (it pays on a GPU, if at all)", MODES
+    )
+    precision: str = option(
+        "float32", "numbers of the network while training; the state and the trace stay float32", PRECISIONS
     )
     guard: float = option(0.1, "largest share of the loss's noise that mle leaves to the solver's error; 0: no guard")
     tolerance: float = option(1e-5, "tolerance of every reported likelihood and of samples")

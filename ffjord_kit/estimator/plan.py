@@ -24,6 +24,8 @@ from ffjord_kit.images import Chosen
 from ffjord_kit.layers import Standardize
 from ffjord_kit.training import Phase
 from ffjord_kit.training.compiled import check_mode
+from ffjord_kit.training.parts import check_parts
+from ffjord_kit.training.workers import found
 
 
 class Plan(NamedTuple):
@@ -61,6 +63,8 @@ def plan(fields: Fields, given: Given, seed: int, chosen: Mapping[str, Any]) -> 
     if fields.schedule == "auto":
         schedule = [replace(phase, trial=phase.objective.name == "mle") for phase in schedule]
     rows, fitting, held_out = _table(now, given, seed) if given.images is None else _pixels(now, given, seed)
+    workers = found()
+    check_parts(options["micro_batches"] or workers.size, min(options["batch_size"], len(rows[0])), workers)
     return Plan(untrained(now, *fitting, seed), rows, fitting, held_out, schedule, options)
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ffjord_kit.estimator.arrays import seed_from
+from ffjord_kit.estimator.fields import Fields
 from ffjord_kit.estimator.loading import configured
 from ffjord_kit.runs import Run, RunError, to_json
 
@@ -41,7 +43,20 @@ def check_resumable(run: Run, params: Mapping[str, Any], about: Mapping[str, Any
         raise RunError(f"{run.path} was straightened, not fitted: it has no steps left to make; straighten anew")
     if config["sha256"] != about["sha256"]:
         raise RunError(f"{run.path} was fitted to other data: resume it with the same rows and columns")
-    mine, its = json.loads(to_json(params)), config["estimator"]
-    odd = [name for name in mine if mine[name] != its.get(name) and name not in FREE_ON_RESUME]
-    if odd:
-        raise RunError(f"{run.path} has {odd[0]}={its.get(odd[0])!r}; got {mine[odd[0]]!r}: resume it with its own")
+    name, mine, its = next(_differences(config, params), ("", None, None))
+    if name:
+        raise RunError(f"{run.path} has {name}={its!r}; got {mine!r}: resume it with its own")
+
+
+def same_fields(run: Run, params: Mapping[str, Any]) -> bool:
+    """Whether a run has these fields, and their seed where one is given."""
+    config, seed = run.config, params["random_state"]
+    return not any(_differences(config, params)) and seed in (None, config["seed"])
+
+
+def _differences(config: Mapping[str, Any], params: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """The fields that a run has otherwise: their names, what is asked for, and what it has."""
+    older = {field.name: field.default for field in fields(Fields)}  # for runs from before a field was there
+    mine, its = json.loads(to_json(params)), {**older, **config["estimator"]}
+    names = (name for name in mine if name not in FREE_ON_RESUME)
+    return ((name, mine[name], its.get(name)) for name in names if mine[name] != its.get(name))

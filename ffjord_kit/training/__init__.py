@@ -7,5 +7,9 @@ from ffjord_kit.training.loop import fit
 from ffjord_kit.training.optimization import Optimization
 from ffjord_kit.training.pairs import fit_pairs
 from ffjord_kit.training.phase import History, Phase
+from ffjord_kit.training.workers import Workers, WorkersError
 
-__all__ = ["Guard", "History", "Optimization", "Phase", "Rows", "Streamed", "TrainingDiverged", "fit", "fit_pairs"]
+__all__ = [
+    "Guard", "History", "Optimization", "Phase", "Rows", "Streamed", "TrainingDiverged", "Workers", "WorkersError",
+    "fit", "fit_pairs",
+]  # fmt: skip

@@ -169,10 +169,15 @@ class Batches:
         self.epoch, self.order = -1, torch.empty(0)
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor | None]:
+        return self.part(step, 0, 1)
+
+    def part(self, step: int, j: int, count: int) -> tuple[Tensor, Tensor | None]:
+        """Part j of so many equal ones of batch number `step`; what comes with a part's rows has noise of its own."""
         self._shuffle(step // self.per_epoch)
-        start = (step % self.per_epoch) * self.size
-        rows = self.order[start : start + self.size]
-        return self.data.take(rows, noise_generator(torch.device("cpu"), self.seed, "rows", step))
+        length = self.size // count
+        start = (step % self.per_epoch) * self.size + j * length
+        key = (self.seed, "rows", step, *([j] if count > 1 else []))
+        return self.data.take(self.order[start : start + length], noise_generator(torch.device("cpu"), *key))
 
     def _shuffle(self, epoch: int) -> None:
         if epoch != self.epoch:

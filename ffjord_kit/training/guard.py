@@ -78,11 +78,18 @@ class Guard:
 
     @torch.no_grad()
     def judge(
-        self, flow: Flow, objective: MaximumLikelihood, batch: tuple[Tensor, Tensor | None], key: tuple, state: tuple
+        self,
+        flow: Flow,
+        objective: MaximumLikelihood,
+        batch: tuple[Tensor, Tensor | None],
+        key: tuple,
+        state: tuple,
+        size: int | None = None,
     ) -> Verdict:
         """Measure at the level and grading of `state`, and settle on the coarsest solver that is good enough.
 
-        Shapes: batch x (rows, *event), context (rows, context_dim) or None; `key` seeds the probes.
+        Shapes: batch x (rows, *event), context (rows, context_dim) or None; `key` seeds the probes; `size` are the
+        rows of the loss, where `batch` are some of them.
         """
         (level, grading), rows = state, min(ROWS, len(batch[0]))
         part = (batch[0][:rows], None if batch[1] is None else batch[1][:rows])
@@ -94,7 +101,7 @@ class Guard:
 
         while True:
             values, error, grading = self._best(losses, base, level, grading)
-            noise = float(values.std()) / math.sqrt(len(batch[0]))
+            noise = float(values.std()) / math.sqrt(size or len(batch[0]))
             if error <= self.share * noise or not self._finer(base, level):
                 break
             level += 1

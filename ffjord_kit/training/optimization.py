@@ -54,22 +54,26 @@ class Descent:
         self.steps, self.bad = 0, torch.zeros((), device=self.parameters[0].device)
 
     def step(self, loss: Tensor, rate: float) -> Tensor:
-        """Go back through the loss, clip, take one step, and return the gradient's norm from before the clipping, ().
+        """Go back through the loss, and `update`."""
+        self.adam.zero_grad()
+        loss.backward()
+        return self.update(loss.detach(), rate)
+
+    def update(self, loss: Tensor, rate: float) -> Tensor:
+        """Clip the gradient that is there, take one step, and return its norm from before the clipping, ().
 
         Raises ArithmeticError where a loss or a norm was not finite: at once on a CPU, within CHECKED_EVERY steps on a
         GPU.
         """
-        self.adam.zero_grad()
-        loss.backward()
         norm = nn.utils.clip_grad_norm_(self.parameters, self.how.clip_norm)
-        bad = (~(loss.detach() + norm).isfinite()).float()
+        bad = (~(loss + norm).isfinite()).float()
         self.adam.found_inf = bad  # read by the fused update, which then does nothing
         for group in self.adam.param_groups:
             group["lr"] = rate
         self.adam.step()
         self.bad, self.steps = self.bad + bad, self.steps + 1
         if self.every == 1 and bool(bad):
-            raise ArithmeticError(f"the loss is {float(loss.detach()):.4g} and its gradient's norm {float(norm):.4g}")
+            raise ArithmeticError(f"the loss is {float(loss):.4g} and its gradient's norm {float(norm):.4g}")
         if self.steps % self.every == 0:
             self.check()
         return norm

@@ -44,7 +44,7 @@ class History:
 
     The fit is at phase number `phase` of `phases`. `seconds` have passed on the wall; `spent` are those worked, and
     `phase_spent` those of them before the present phase, which `broken` ends, and in which training diverged and was
-    `restored` so many times.
+    `restored` so many times. Batches are made in `micro_batches` parts.
     """
 
     seed: int
@@ -65,6 +65,7 @@ class History:
     interrupted: bool = False
     solver_level: int = 0
     solver_grading: float = 1.0
+    micro_batches: int = 1
     records: list[dict[str, Any]] = field(default_factory=list, repr=False)
 
     @classmethod

@@ -13,6 +13,8 @@ from ffjord_kit.failures import SolveError
 from ffjord_kit.flow import Flow
 from ffjord_kit.solver import FINEST_SINGLE
 from ffjord_kit.training.data import Data
+from ffjord_kit.training.parts import together
+from ffjord_kit.training.workers import Workers
 
 CHUNK_ELEMENTS = 65_536
 JUDGED_ROWS = 32
@@ -38,22 +40,35 @@ class Score:
 
 
 @torch.no_grad()
-def score(flow: Flow, data: Data, how: Integration) -> Score:
-    """The score of all rows. Raises SolveError where it is not finite."""
-    rows = max(1, CHUNK_ELEMENTS // data.x[0].numel())
-    nll = torch.cat([_nll(flow, data, slice(start, start + rows), how) for start in range(0, len(data), rows)])
-    if not bool(nll.isfinite().all()):
-        raise SolveError("the validation NLL is not finite")
-    return Score(float(nll.mean()), float(nll.std() / math.sqrt(len(nll))), _solver_error(flow, data, how, nll))
+def score(flow: Flow, data: Data, how: Integration, workers: Workers | None = None, parts: int = 1) -> Score:
+    """The score of all rows, in at least so many parts, which workers share. Raises SolveError where it is not finite.
+
+    The first worker measures the solver's error.
+    """
+    workers = workers or Workers()
+    rows = max(1, min(CHUNK_ELEMENTS // data.x[0].numel(), math.ceil(len(data) / parts)))
+    nll = torch.zeros(len(data), dtype=torch.float64)
+
+    def mine() -> float | None:
+        for start in range(0, len(data), rows)[workers.rank :: workers.size]:
+            nll[start : start + rows] = _nll(flow, data, slice(start, start + rows), how)
+        if not bool(nll.isfinite().all()):
+            raise SolveError("the validation NLL is not finite")
+        return _solver_error(flow, data, how, nll[: min(JUDGED_ROWS, rows)]) if workers.first else None
+
+    error = together(workers, mine)
+    solver_error = workers.told(lambda: error)
+    workers.sum_(nll)
+    return Score(float(nll.mean()), float(nll.std() / math.sqrt(len(nll))), solver_error)
 
 
 def _solver_error(flow: Flow, data: Data, how: Integration, nll: Tensor) -> float | None:
-    solver, few = how.solver, slice(0, JUDGED_ROWS)
+    solver, few = how.solver, slice(0, len(nll))
     if solver is None or solver.steps is not None:
         return None
     rtol, atol = (max(tolerance * FINER, FINEST_SINGLE) for tolerance in (solver.rtol, solver.atol))
     finer = replace(how, solver=replace(solver, rtol=rtol, atol=atol))
-    return float((nll[few] - _nll(flow, data, few, finer)).abs().mean())
+    return float((nll - _nll(flow, data, few, finer)).abs().mean())
 
 
 def _nll(flow: Flow, data: Data, part: slice, how: Integration) -> Tensor:

@@ -1,0 +1,87 @@
+"""The floats of the network while it is trained; state, log-determinants, weights and reports stay what they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ffjord_kit.cnf import CNF
+from ffjord_kit.flow import Flow
+from ffjord_kit.trace import Pushforward
+
+# tf32: products of 10 bits of fraction on a GPU's tensor cores; bf16: all of the network in numbers of 7 bits.
+PRECISIONS = ("float32", "tf32", "bf16")
+
+
+def check_precision(word: str) -> None:
+    """Raise ValueError for an unknown word."""
+    if word not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}; got {word!r}")
+
+
+@contextmanager
+def precise(flow: Flow, word: str) -> Iterator[None]:
+    """Compute the dynamics of all continuous layers in other floats for a while, and leave nothing behind.
+
+    What they give has the type of the state that they are given. Raises ValueError for an unknown word.
+    """
+    check_precision(word)
+    if word == "tf32":
+        with _tensor_cores():
+            yield
+        return
+    with _autocast(flow) if word == "bf16" else _unchanged():
+        yield
+
+
+@contextmanager
+def _unchanged() -> Iterator[None]:
+    yield
+
+
+@contextmanager
+def _tensor_cores() -> Iterator[None]:
+    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(products)
+        torch.backends.cudnn.allow_tf32 = convolutions
+
+
+@contextmanager
+def _autocast(flow: Flow) -> Iterator[None]:
+    fields = {id(layer.dynamics): layer.dynamics for layer in flow.layers if isinstance(layer, CNF)}.values()
+    before = [
+        (field, {name: vars(field)[name] for name in ("forward", "push") if name in vars(field)}) for field in fields
+    ]
+    try:
+        for field in fields:
+            field.forward = _in_bf16(field.forward)
+            if isinstance(field, Pushforward):
+                field.push = _in_bf16(field.push)
+        yield
+    finally:
+        for field, own in before:  # of the instance: what compilation put there
+            for name in ("forward", "push"):
+                vars(field).pop(name, None)
+            vars(field).update(own)
+
+
+def _in_bf16(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function (t, x, ...) in bf16, its outputs in the type of x."""
+
+    @wraps(function)
+    def cast(t: Tensor, x: Tensor, *more: Tensor | None, **named: Tensor | None) -> Any:
+        with torch.autocast(x.device.type, torch.bfloat16):
+            found = function(t, x, *more, **named)
+        return found.to(x.dtype) if isinstance(found, Tensor) else tuple(part.to(x.dtype) for part in found)
+
+    return cast
