@@ -26,9 +26,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ffjord_kit.runs import to_json
+from ffjord_kit.training.joining import join
 
 ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
-JOINING, STEP, WORK = timedelta(minutes=10), timedelta(minutes=30), timedelta(days=1)  # the longest to wait
+STEP, WORK = timedelta(minutes=30), timedelta(days=1)  # the longest to wait: for the others, for the first one's work
 
 T = TypeVar("T")
 
@@ -54,7 +55,8 @@ class Workers:
         workers = found()
         if workers.size > 1 and not dist.is_initialized():
             with workers._meeting():
-                dist.init_process_group("gloo", timeout=JOINING)
+                join()
+                _group("gloo", STEP), _group("gloo", WORK)  # now, while all are here
             atexit.register(_leave)
         return workers
 
