@@ -26,6 +26,7 @@ import sets  # noqa: E402
 import solves  # noqa: E402
 import tables  # noqa: E402
 import toys  # noqa: E402
+import workers  # noqa: E402
 from clock import Clock  # noqa: E402
 
 
@@ -239,3 +240,10 @@ def test_curves_are_drawn(tmp_path):
 @pytest.mark.parametrize("name", memory.gradients())
 def test_every_gradient_method_takes_memory_and_runs(name):
     assert memory.peak(name, 2, "cpu") >= 0
+
+
+def test_rows_a_second_are_told_beside_those_of_one_process(monkeypatch):
+    monkeypatch.setattr(workers, "STEPS", {"table": 4})
+    assert workers.rows_a_second("table", "cpu") > 0
+    rows = [{"set": "table", "device": "cpu", "method": str(n), "rows_a_second": 100.0 * n} for n in (1, 2)]
+    assert workers.table(rows).splitlines()[-1] == "| table | cpu | 2 | 200 | 2.00 |"

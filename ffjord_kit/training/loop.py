@@ -66,20 +66,18 @@ def fit(
     Ctrl-C ends the fit after the step under way with the best weights so far; a second one ends it at once. A `run` is
     given a log, the model and checkpoints; with `resume` the fit goes on from its last one. `guard` is the largest
     share of the loss's noise that the solver's error may take in training by likelihood (0: no guard). `on_step` is
-    told of every step; on a GPU, which would have to wait for it, ten times a second. A batch is made in
-    `micro_batches` parts by all `workers` (None: those of torchrun, a part each); the first has run and on_step.
+    told of every step, on a GPU ten times a second. A batch is made in `micro_batches` parts by all `workers` (None:
+    those of torchrun, a part each), of whom the first alone has run and on_step.
     Shapes: x (n, *event), or `Rows`, fetched batch by batch; context (n, context_dim), validation a pair of the same.
-    Raises ValueError for data that do not fit the flow, TrainingDiverged where the loss, its gradient, or the dynamics
-    are not finite and lower learning rates do not help, WorkersError.
+    Raises ValueError for data that do not fit the flow, WorkersError, TrainingDiverged where lower rates do not help.
     """
     _check(schedule, validation, precision)
-    workers, kind = workers or Workers.here(), optimization or Optimization()
+    workers = workers or Workers.here()
     options = {"batch_size": batch_size, "seed": seed, "micro_batches": micro_batches, "resume": resume}
     agree(workers, flow, (x, context), validation, schedule, options)
-    mine = (run, on_step) if workers.first else (None, None)
-    trainer = _Trainer(flow, History.following(before, seed), kind, workers, *mine)
-    trainer.validate_every, trainer.patience, trainer.guard = validate_every, patience, Guard(guard)
-    trainer.evaluation, trainer.precision = evaluation or Integration(), precision
+    trainer = _Trainer(flow, History.following(before, seed), optimization or Optimization(), workers, run, on_step)
+    trainer.validate_every, trainer.patience, trainer.precision = validate_every, patience, precision
+    trainer.guard, trainer.evaluation = Guard(guard), evaluation or Integration()
     trainer.feed((x, context), validation, batch_size)
     trainer.begin(micro_batches, resume=resume)
     return trainer.go(schedule)
@@ -113,6 +111,7 @@ class _Trainer:
         self.device = self.parameters[0].device
         self.watch = Watch(self.device, history.seconds, history.spent)
         self.state = State(self.parameters, optimization)
+        run, on_step = (run, on_step) if workers.first else (None, None)
         self.log = Log(history, run, on_step, self.device)
         self.checkpoints = Checkpoints(run, workers, flow, self.state, history)
         self.halted = False
