@@ -69,7 +69,7 @@ def training_options(fields: Fields, event: Sequence[int]) -> dict[str, Any]:
         "evaluation": validating(fields, event),
         "guard": Guard(fields.guard).share,
         "precision": choice("precision", fields.precision, dict.fromkeys(PRECISIONS, fields.precision)),
-        "micro_batches": None if fields.micro_batches is None else _whole("micro_batches", fields.micro_batches),
+        "micro_batches": None if fields.micro_batches is None else whole("micro_batches", fields.micro_batches),
     }
 
 
