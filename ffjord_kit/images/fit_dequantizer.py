@@ -27,7 +27,7 @@ from ffjord_kit.training import Guard, History, Optimization, Phase
 from ffjord_kit.training.data import Batches, Fixed, looked_at, noise_generator, peel
 from ffjord_kit.training.divergence import diverging
 from ffjord_kit.training.guard import EVERY, guarded
-from ffjord_kit.training.loop import LOGGED, OnStep
+from ffjord_kit.training.log import STEPS, OnStep
 from ffjord_kit.training.optimization import Average, Descent, assign
 from ffjord_kit.training.watch import Watch
 
@@ -151,7 +151,7 @@ def _descend(
         average.update(how.ema_decay)
         here.step, here.phase_step = here.step + 1, here.phase_step + 1
         here.seconds, here.spent = watch.read()
-        kept = int(LOGGED * here.share(phase)) > int(LOGGED * share)
+        kept = int(STEPS * here.share(phase)) > int(STEPS * share)
         if kept or on_step is not None:
             told = {"learning_rate": rate, "gradient_norm": norm, "phase_share": here.share(phase)}
             _tell(here, loss.numbers(told), kept, on_step)
