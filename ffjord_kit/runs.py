@@ -4,6 +4,7 @@
     metrics.jsonl        one JSON record a line, as training went
     model.safetensors    the best weights so far; loadable at any moment
     checkpoint/          state.safetensors: the full state of training, to resume bit for bit
+    samples/             of images, sheets of samples as training went
 
 Every file but the log is replaced atomically, and none is ever unpickled.
 """
@@ -34,7 +35,7 @@ except ImportError:  # Windows, which has no locks of folders
 
 FORMAT = 1
 DAMAGE = (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError)
-REPLACED = ("metrics.jsonl", "model.safetensors", "checkpoint")
+REPLACED = ("metrics.jsonl", "model.safetensors", "checkpoint", "samples")
 
 
 class RunError(ValueError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import secrets
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import click
 from rich.table import Table
 
 from ffjord_kit import datasets, metrics
-from ffjord_kit.cli.image_files import write_images, written_images
+from ffjord_kit.cli.image_files import write_images, write_sheet, written_images
 from ffjord_kit.cli.options import PLAIN, check_free, chosen_fields, field_options, was_given
 from ffjord_kit.cli.sources import Source, context_rows, open_source, source_of
 from ffjord_kit.estimator import FFJORD
@@ -105,8 +106,10 @@ def _resume(path: str, given: list[str], verbose: bool) -> None:
         click.echo("it had made all its steps before: nothing was left to do")
 
 
-def _train(model: FFJORD, read: Source, path: Path, **how: bool) -> None:
+def _train(model: FFJORD, read: Source, path: Path, **how: Any) -> None:
     try:
+        if read.is_images:
+            how = {**how, "on_samples": partial(write_sheet, path / "samples")}
         model.fit(read.x, context=read.context, columns=read.columns, run=path, data=read.note, **how)
     except KeyboardInterrupt:
         if Workers.here().first and (path / "config.json").exists():

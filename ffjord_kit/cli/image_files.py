@@ -30,6 +30,11 @@ def write_images(paths: list[str], images: np.ndarray, labels: np.ndarray | None
     plots.save(plots.image_sheet(floats(images[:SHOWN])), sheet)
 
 
+def write_sheet(folder: Path, step: int, images: np.ndarray) -> None:
+    """Write images as a sheet that is named by the step of training that they are of."""
+    plots.save(plots.image_sheet(floats(images)), folder / f"step-{step:06d}.png")
+
+
 def floats(images: np.ndarray) -> np.ndarray:
     """Images of uint8 as a picture takes them: floats from 0 to 1, channels last or none."""
     return pictures_of(images) / 255.0

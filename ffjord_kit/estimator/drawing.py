@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,11 +10,13 @@ import torch
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from ffjord_kit.estimator.arrays import held_out_rows, seed_from
+from ffjord_kit.estimator.arrays import held_out_rows, seed_from, tensor
+from ffjord_kit.estimator.given import Given
 from ffjord_kit.estimator.images import refuse_images, split_of
 from ffjord_kit.estimator.peeled import Peeled
 from ffjord_kit.estimator.reports import checked, contexts, reported
 from ffjord_kit.estimator.results import NumpyTrajectory, to_numpy
+from ffjord_kit.flow import Flow
 from ffjord_kit.images import guided
 from ffjord_kit.solver import Solver
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from ffjord_kit.estimator.ffjord import FFJORD
 
 CHUNK_ELEMENTS = 65_536
+SHOWN, QUICK = 64, Solver("midpoint", steps=8, grading=2.0)  # draws of a flow in training
 GUIDED_BY = "context_dropout=0.1"
 
 
@@ -44,6 +47,23 @@ def draw(
         part = None if context is None else context[start:end]
         parts.append(to_numpy(peeled.sample(end - start, part, solver=solver, generator=generator)))
     return _given_back(model, np.concatenate(parts))
+
+
+def samples_of(
+    flow: Flow, read: Given, seed: int, show: Callable[[int, np.ndarray], None]
+) -> Callable[[dict[str, Any]], None]:
+    """What shows draws of a flow that is being trained, always from the same noise, when it is told of a step.
+
+    Their contexts are those of the first of the data.
+    """
+    context = None if read.context is None else tensor(np.resize(read.context, (SHOWN, read.context.shape[1])))
+
+    def told(record: dict[str, Any]) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        drawn = to_numpy(Peeled(flow).sample(SHOWN, context, solver=QUICK, generator=generator))
+        show(record["step"], drawn if read.images is None else read.images.restored(drawn))
+
+    return told
 
 
 def states(model: FFJORD, n: int, times: Sequence[float], context: Any, random_state: Any) -> np.ndarray:

@@ -15,7 +15,7 @@ from ffjord_kit.cnf import Integration
 from ffjord_kit.estimator import build, reports
 from ffjord_kit.estimator.defaults import settled
 from ffjord_kit.estimator.dequantize import Grid
-from ffjord_kit.estimator.drawing import draw, follow, split, states
+from ffjord_kit.estimator.drawing import draw, follow, samples_of, split, states
 from ffjord_kit.estimator.errors import LogDensities, with_errors
 from ffjord_kit.estimator.fields import Fields, check_kinds
 from ffjord_kit.estimator.given import Given, given
@@ -59,12 +59,14 @@ class FFJORD(Fields, DensityMixin, BaseEstimator):
         resume: bool = False,
         data: Mapping[str, Any] | None = None,
         on_step: Callable[[dict[str, Any]], None] | None = None,
+        on_samples: Callable[[int, np.ndarray], None] | None = None,
     ) -> FFJORD:
         """Learn the density of the rows of X (n, d), given context (n, c) where it is passed; y is ignored.
 
         `columns` name the columns where X does not. `run` is a folder to keep log, model and checkpoints in: `force`
         lets it replace a run, `resume` goes on from its checkpoint, `data` is kept in its config as it is. Rows of a
-        `numpy.memmap` stay in their file, and are fetched batch by batch.
+        `numpy.memmap` stay in their file, and are fetched batch by batch. `on_samples` is given the step and some draws
+        (by few steps) at each validation.
         Raises ValueError for data or fields that cannot be used, TrainingDiverged, RunError.
         """
         check_kinds(self)
@@ -75,7 +77,7 @@ class FFJORD(Fields, DensityMixin, BaseEstimator):
         read = read._replace(x=Grid.kept(config.get("grid"), len(read.names)).noisy(read.x, config["seed"]))
         made = plan(self, read, config["seed"], config.get("chosen", {}))  # errors come before the folder
         with folder(workers, run, config, force=force, resume=resume) as kept:
-            self._train(made, read, config, kept, resume, on_step)
+            self._train(made, read, config, kept, resume, on_step, on_samples)
         self.settle()
         return self
 
@@ -87,6 +89,7 @@ class FFJORD(Fields, DensityMixin, BaseEstimator):
         kept: Run | None,
         resume: bool,
         on_step: Callable[[dict[str, Any]], None] | None,
+        on_samples: Callable[[int, np.ndarray], None] | None,
     ) -> None:
         seed, before, workers = config["seed"], None, Workers.here()
         if self.schedule == "auto" and not workers.told(lambda: resume and kept.has_checkpoint):
@@ -96,6 +99,7 @@ class FFJORD(Fields, DensityMixin, BaseEstimator):
             history = fit(
                 made.flow, made.rows[0], context=made.rows[1], validation=made.held_out, schedule=made.schedule,
                 **made.options, seed=seed, before=before, run=kept, resume=resume, on_step=tell,
+                on_validation=None if on_samples is None else samples_of(made.flow, read, seed, on_samples),
             )  # fmt: skip
         self.config_, self.seed_, self.history_, self.flow_ = config, seed, history, made.flow
 

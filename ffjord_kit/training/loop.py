@@ -57,6 +57,7 @@ def fit(
     run: Run | None = None,
     resume: bool = False,
     on_step: OnStep | None = None,
+    on_validation: OnStep | None = None,
 ) -> History:
     """Train the flow in place, phase by phase; the best weights on the validation data are left in it.
 
@@ -66,29 +67,34 @@ def fit(
     Ctrl-C ends the fit after the step under way with the best weights so far; a second one ends it at once. A `run` is
     given a log, the model and checkpoints; with `resume` the fit goes on from its last one. `guard` is the largest
     share of the loss's noise that the solver's error may take in training by likelihood (0: no guard). `on_step` is
-    told of every step, on a GPU ten times a second. A batch is made in `micro_batches` parts by all `workers` (None:
-    those of torchrun, a part each), of whom the first alone has run and on_step.
+    told of every step, on a GPU ten times a second, `on_validation` of those, the weights' average in their place. A
+    batch is made in `micro_batches` parts by all `workers` (None: those of torchrun, a part each); the first has the run.
     Shapes: x (n, *event), or `Rows`, fetched batch by batch; context (n, context_dim), validation a pair of the same.
     Raises ValueError for data that do not fit the flow, WorkersError, TrainingDiverged where lower rates do not help.
     """
-    _check(schedule, validation, precision)
-    workers = workers or Workers.here()
+    workers = _checked(schedule, validation, precision, workers)
     options = {"batch_size": batch_size, "seed": seed, "micro_batches": micro_batches, "resume": resume}
     agree(workers, flow, (x, context), validation, schedule, options)
     trainer = _Trainer(flow, History.following(before, seed), optimization or Optimization(), workers, run, on_step)
     trainer.validate_every, trainer.patience, trainer.precision = validate_every, patience, precision
-    trainer.guard, trainer.evaluation = Guard(guard), evaluation or Integration()
+    trainer.guard, trainer.evaluation, trainer.on_validation = Guard(guard), evaluation or Integration(), on_validation
     trainer.feed((x, context), validation, batch_size)
     trainer.begin(micro_batches, resume=resume)
     return trainer.go(schedule)
 
 
-def _check(schedule: Sequence[Phase], validation: tuple[Tensor, Tensor | None] | None, precision: str) -> None:
+def _checked(
+    schedule: Sequence[Phase],
+    validation: tuple[Tensor, Tensor | None] | None,
+    precision: str,
+    workers: Workers | None,
+) -> Workers:
     check_precision(precision)
     if not schedule or not all(isinstance(phase, Phase) for phase in schedule):
         raise ValueError(f"schedule must be a list of one or more Phase(objective, steps); got {schedule!r}")
     if validation is not None and not isinstance(validation, tuple):
         raise ValueError("validation must be a pair (x, context), context None where the flow takes none")
+    return workers or Workers.here()
 
 
 class _Trainer:
@@ -248,6 +254,8 @@ class _Trainer:
         self.workers.copy_([*self.parameters, *self.state.average.values])  # lest machines drift apart
         with exchanged(self.parameters, self.state.average.values), self._diverging(None):
             found = score(self.inner, self.held_out, self.evaluation, self.workers, self.parts.count)
+            if self.on_validation is not None and self.workers.first:
+                self.on_validation({"step": here.step, "phase": phase.objective.name, **found.record()})
         self.state.keep()
         if here.best_nll is None or found.mean < here.best_nll:
             here.best_nll, here.best_step, here.stale = found.mean, here.step, 0
