@@ -30,8 +30,8 @@ BENCHMARK = "dequantization"
 METHODS = ("uniform", "variational", "likelihood", "joint")
 JUDGED, PROBES = 64, 8
 JUDGE = Solver("rk4", steps=8, grading=2.0)
-TRAINED = Solver("midpoint", steps=4, grading=2.0)  # where the guard begins
-BATCH, RATES = 32, {"variational": 5e-3, "likelihood": 1e-3, "joint": 1e-3}
+TRAINED = Solver("rk4", steps=4, grading=2.0)  # where the guard begins
+BATCH, RATES = 16, {"variational": 5e-3, "likelihood": 1e-3, "joint": 1e-3}
 
 
 def prepared(

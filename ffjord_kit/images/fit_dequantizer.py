@@ -32,7 +32,7 @@ from ffjord_kit.training.optimization import Average, Descent, assign
 from ffjord_kit.training.watch import Watch
 
 NAME = "dequantizer"
-SOLVER = Solver("midpoint", steps=4, grading=2.0, gradient="checkpointed")
+SOLVER = Solver("rk4", steps=4, grading=2.0, gradient="checkpointed")
 
 
 @torch.enable_grad()
