@@ -68,7 +68,7 @@ def fit(
     given a log, the model and checkpoints; with `resume` the fit goes on from its last one. `guard` is the largest
     share of the loss's noise that the solver's error may take in training by likelihood (0: no guard). `on_step` is
     told of every step, on a GPU ten times a second, `on_validation` of those, the weights' average in their place. A
-    batch is made in `micro_batches` parts by all `workers` (None: those of torchrun, a part each); the first has the run.
+    batch is made in `micro_batches` parts by all `workers` (None: those of torchrun, a part each); the first has `run`.
     Shapes: x (n, *event), or `Rows`, fetched batch by batch; context (n, context_dim), validation a pair of the same.
     Raises ValueError for data that do not fit the flow, WorkersError, TrainingDiverged where lower rates do not help.
     """
