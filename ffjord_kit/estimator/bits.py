@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ffjord_kit.estimator.arrays import tensor
 from ffjord_kit.estimator.build import IMAGE_PROBES
-from ffjord_kit.estimator.reports import contexts
+from ffjord_kit.estimator.reports import chunk_rows, contexts
 from ffjord_kit.images import BitsPerDim, bits_per_dim
 
 if TYPE_CHECKING:
@@ -33,4 +33,4 @@ def image_bits(
     given = contexts(model, context, len(X))
     told = None if given is None else tensor(given)
     how = {"draws": draws, "probes": probes, "solver": model.integration.solver, "tell": tell}
-    return bits_per_dim(model.flow_, model.images.pixels(X), told, **how)
+    return bits_per_dim(model.flow_, model.images.pixels(X), told, batch_size=chunk_rows(model), **how)

@@ -14,7 +14,7 @@ from ffjord_kit.estimator.arrays import held_out_rows, seed_from, tensor
 from ffjord_kit.estimator.given import Given
 from ffjord_kit.estimator.images import refuse_images, split_of
 from ffjord_kit.estimator.peeled import Peeled
-from ffjord_kit.estimator.reports import checked, contexts, reported
+from ffjord_kit.estimator.reports import checked, chunk_rows, contexts, reported
 from ffjord_kit.estimator.results import NumpyTrajectory, to_numpy
 from ffjord_kit.flow import Flow
 from ffjord_kit.images import guided
@@ -23,7 +23,7 @@ from ffjord_kit.solver import Solver
 if TYPE_CHECKING:
     from ffjord_kit.estimator.ffjord import FFJORD
 
-CHUNK_ELEMENTS = 65_536
+CHUNK_ROWS = 32_768  # of a table
 SHOWN, QUICK = 64, Solver("midpoint", steps=8, grading=2.0)  # draws of a flow in training
 GUIDED_BY = "context_dropout=0.1"
 
@@ -41,7 +41,7 @@ def draw(
             )
         flow = guided(flow, guidance)
     peeled, parts = Peeled(flow, single=steps is not None), []
-    rows = max(1, CHUNK_ELEMENTS // model.n_features_in_)
+    rows = CHUNK_ROWS if model.images is None else chunk_rows(model)
     for start in range(0, n, rows):
         end = min(start + rows, n)
         part = None if context is None else context[start:end]

@@ -10,7 +10,7 @@ import torch
 from ffjord_kit.accuracy import LogDensity
 from ffjord_kit.estimator.defaults import is_image
 from ffjord_kit.estimator.peeled import Peeled
-from ffjord_kit.estimator.reports import checked, chunks
+from ffjord_kit.estimator.reports import checked, chunk_rows, chunks
 from ffjord_kit.estimator.results import spread, to_numpy
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def with_errors(
     generator, parts, flow = torch.Generator().manual_seed(random_state), [], Peeled(model.flow_)
     if is_image(model.event_shape_) and probes is None:
         probes = FEWEST_PROBES  # the exact trace has as many products as there are pixels
-    for part, given in chunks(x, c):
+    for part, given in chunks(chunk_rows(model), x, c):
         parts.append(
             flow.certify(
                 part, given, time=time, tolerance=model.tolerance, probes=probes, error=error,

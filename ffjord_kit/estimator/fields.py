@@ -111,6 +111,7 @@ class Fields:
     precision: str = option(
         "float32", "numbers of the network while training; the state and the trace stay float32", PRECISIONS
     )
+    channels_last: bool = option(False, "lay images out channels last in memory, for the tensor cores of a GPU")
     guard: float = option(0.1, "largest share of the loss's noise that mle leaves to the solver's error; 0: no guard")
     tolerance: float = option(1e-5, "tolerance of every reported likelihood and of samples")
     max_nfe: int = option(10_000, "most evaluations that one solve may take")

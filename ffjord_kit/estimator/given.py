@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ffjord_kit.estimator.ffjord import FFJORD
 
 OF_TABLES = {"support": "real", "dequantize": "", "base": "normal", "layers": ""}
-OF_IMAGES = {"bits": 8, "alpha": 1e-6, "scales": 1, "flip": False}
+OF_IMAGES = {"bits": 8, "alpha": 1e-6, "scales": 1, "flip": False, "channels_last": False}
 
 
 class Given(NamedTuple):

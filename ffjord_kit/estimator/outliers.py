@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ffjord_kit.cnf import Integration
 from ffjord_kit.estimator.peeled import Peeled
-from ffjord_kit.estimator.reports import checked, chunks
+from ffjord_kit.estimator.reports import checked, chunk_rows, chunks
 from ffjord_kit.estimator.results import spread, to_numpy
 from ffjord_kit.solver import Solver
 from ffjord_kit.trace import OwnTrace
@@ -48,7 +48,7 @@ def outlier_scores(
     """
     x, c, inside = checked(model, X, context)
     flow, log_probs, norms, done = Peeled(model.flow_), [np.empty(0)], [np.empty(0)], 0
-    for part, given in chunks(x, c):
+    for part, given in chunks(chunk_rows(model), x, c):
         log_probs.append(flow.evaluate(part, given, 1.0, model.integration).log_prob)
         norms.append(to_numpy(_gradient_norms(flow, part, given, model.integration)))
         done += len(part)

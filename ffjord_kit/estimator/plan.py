@@ -73,7 +73,8 @@ def untrained(fields: Fields, x: Tensor, context: Tensor | None, seed: int) -> F
     scaling = None if context is None else Standardize.of(context)
     exact = fitted_layers(fields, x)
     flow = build_flow(fields, exact, fitted_base(fields, exact, x), scaling, x.shape[1:], seed)
-    return build.on_device(flow, build.build_device(fields.device))
+    laid_out = flow.to(memory_format=torch.channels_last) if fields.channels_last else flow
+    return build.on_device(laid_out, build.build_device(fields.device))
 
 
 def _table(fields: Fields, given: Given, seed: int) -> tuple[Rows, tuple[Tensor, Tensor | None], Rows | None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,7 @@ from ffjord_kit.solver import Solver
 if TYPE_CHECKING:
     from ffjord_kit.estimator.ffjord import FFJORD
 
-CHUNK_ELEMENTS = 32_768
+CHUNK_ELEMENTS = {"cpu": 32_768, "mps": 131_072, "cuda": 1_048_576}
 DRAFT = Solver(rtol=1e-3, atol=1e-3)
 
 
@@ -65,14 +64,15 @@ def evaluate(model: FFJORD, x: Any, context: Any, time: float) -> Evaluation:
 
 def evaluate_rows(model: FFJORD, x: Tensor, context: Tensor | None, time: float = 1.0) -> Evaluation:
     """The same of rows that were checked: x (n, *event) within the support, context (n, c)."""
-    return _evaluated(Peeled(model.flow_), x, context, time, model.integration)
+    return _evaluated(Peeled(model.flow_), chunks(chunk_rows(model), x, context), time, model.integration)
 
 
 def draft(model: FFJORD, x: Any, context: Any, time: float, solver: Solver) -> np.ndarray:
     """Log-densities (n,) in float32, by another solver."""
     rows, c, inside = checked(model, x, context)
     how = replace(model.integration, solver=solver)
-    return spread(_evaluated(Peeled(model.flow_, single=True), rows, c, time, how).log_prob, inside)
+    found = _evaluated(Peeled(model.flow_, single=True), chunks(chunk_rows(model), rows, c), time, how)
+    return spread(found.log_prob, inside)
 
 
 def velocity(model: FFJORD, x: Any, context: Any, time: float) -> np.ndarray:
@@ -84,14 +84,19 @@ def velocity(model: FFJORD, x: Any, context: Any, time: float) -> np.ndarray:
     return field
 
 
-def chunks(x: Tensor, context: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Rows x (n, *event) and their contexts (n, c) in parts of a size that memory bears."""
-    rows = max(1, CHUNK_ELEMENTS // math.prod(x.shape[1:]))
+def chunk_rows(model: FFJORD) -> int:
+    """How many rows to solve for at once: a size that the memory of the device bears."""
+    elements = CHUNK_ELEMENTS[next(model.flow_.parameters()).device.type]
+    return max(1, elements // model.n_features_in_)
+
+
+def chunks(rows: int, x: Tensor, context: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Rows x (n, *event) and their contexts (n, c) in parts of so many."""
     for start in range(0, len(x), rows):
         yield x[start : start + rows], None if context is None else context[start : start + rows]
 
 
-def _evaluated(flow: Peeled, x: Tensor, context: Tensor | None, time: float, how: Integration) -> Evaluation:
-    parts = [flow.evaluate(part, c, time, how) for part, c in chunks(x, context)]
+def _evaluated(flow: Peeled, rows: Iterator[tuple[Tensor, Tensor | None]], time: float, how: Integration) -> Evaluation:
+    parts = [flow.evaluate(part, c, time, how) for part, c in rows]
     log_prob = np.concatenate([np.empty(0), *(part.log_prob for part in parts)])
     return Evaluation(log_prob, max((part.nfe for part in parts), default=0))

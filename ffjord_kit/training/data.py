@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import hashlib
 from abc import ABC, abstractmethod
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import takewhile
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -161,23 +163,37 @@ def _exactly(layer: Layer) -> Layer:
 
 
 class Batches:
-    """Batches of a fixed size, without replacement within an epoch; batch number s depends on (seed, s) alone."""
+    """Batches of a fixed size, without replacement within an epoch; batch number s depends on (seed, s) alone.
 
-    def __init__(self, data: Data | FetchedData, size: int, seed: int) -> None:
+    With `ahead` a thread fetches the next one meanwhile, as a GPU that works leaves the CPU the time for it.
+    """
+
+    def __init__(self, data: Data | FetchedData, size: int, seed: int, *, ahead: bool = False) -> None:
         self.data, self.size, self.seed = data, min(size, len(data)), seed
         self.per_epoch = len(data) // self.size
         self.epoch, self.order = -1, torch.empty(0)
+        self.thread = ThreadPoolExecutor(1) if ahead else None
+        self.lock, self.ready = Lock(), {}
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor | None]:
         return self.part(step, 0, 1)
 
     def part(self, step: int, j: int, count: int) -> tuple[Tensor, Tensor | None]:
         """Part j of so many equal ones of batch number `step`; what comes with a part's rows has noise of its own."""
-        self._shuffle(step // self.per_epoch)
+        if self.thread is None:
+            return self._made(step, j, count)
+        ready = self.ready.pop((step, j, count), None)
+        self.ready[step + 1, j, count] = self.thread.submit(self._made, step + 1, j, count)
+        return self._made(step, j, count) if ready is None else ready.result()
+
+    def _made(self, step: int, j: int, count: int) -> tuple[Tensor, Tensor | None]:
         length = self.size // count
         start = (step % self.per_epoch) * self.size + j * length
+        with self.lock:
+            self._shuffle(step // self.per_epoch)
+            rows = self.order[start : start + length]
         key = (self.seed, "rows", step, *([j] if count > 1 else []))
-        return self.data.take(self.order[start : start + length], noise_generator(torch.device("cpu"), *key))
+        return self.data.take(rows, noise_generator(torch.device("cpu"), *key))
 
     def _shuffle(self, epoch: int) -> None:
         if epoch != self.epoch:

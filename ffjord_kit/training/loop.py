@@ -133,7 +133,8 @@ class _Trainer:
                 self.flow.check(*looked_at(*data))
                 refuse_not_finite(looked_at(*data)[0])
         like = self.parameters[0]
-        self.batches = Batches(self.fixed.feed(*rows, like), batch_size, self.history.seed)
+        fed, ahead = self.fixed.feed(*rows, like), isinstance(rows[0], Rows) and self.device.type == "cuda"
+        self.batches = Batches(fed, batch_size, self.history.seed, ahead=ahead)
         self.held_out = None if held_out is None else self.fixed.prepare(*held_out, like)
 
     def begin(self, micro_batches: int | None, *, resume: bool) -> None:
