@@ -12,6 +12,7 @@ from scipy.stats import norm
 from ffjord_kit import CNF, Flow, FlowMatching, Integration, MaximumLikelihood, Solver, Standardize, evaluate, fit
 from ffjord_kit.images import (
     IMAGE_DYNAMICS,
+    Chosen,
     Pixels,
     Squeeze,
     bits_per_dim,
@@ -185,3 +186,21 @@ def test_flow_matching_on_fresh_noise_learns_images_and_resumes_in_step():
     found = bits_per_dim(flow, judges, solver=how.solver)
     gaussian = 0.5 * np.log2(2 * np.pi * np.e * bright.var())
     assert found.mean < min(untrained, gaussian) - 0.3
+
+
+def test_some_of_other_rows_are_flipped_by_the_generator_alone():
+    pixels = Pixels(torch.arange(48, dtype=torch.uint8).reshape(4, 1, 3, 4))
+    some = Chosen(pixels, torch.tensor([3, 1]), flip=True)
+    assert some.shape == (2, 1, 3, 4)
+    assert torch.equal(some.fetch(slice(None)), pixels.fetch(torch.tensor([3, 1])))
+    drawn = torch.cat([some.fetch(slice(None), torch.Generator().manual_seed(seed)).floor() for seed in range(40)])
+    levels = pixels.level(torch.tensor([3, 1])).repeat(40, 1, 1, 1)
+    straight, turned = ((drawn == way).flatten(1).all(1) for way in (levels, levels.flip(-1)))
+    assert bool((straight ^ turned).all()) and 20 < int(turned.sum()) < 60
+
+
+def test_noise_that_is_an_images_own_is_another_for_each_draw():
+    pixels = Pixels(torch.tensor([[[[7]]], [[[9]]], [[[7]]]], dtype=torch.uint8))
+    noise = pixels.own_noise(slice(None))
+    assert torch.equal(pixels.fetch(slice(1, 2)), pixels.level(slice(1, 2)) + noise[1:2])
+    assert len({float(u) for u in [*noise.flatten(), *pixels.own_noise(slice(None), 1).flatten()]}) == 6

@@ -225,6 +225,8 @@ def test_batches_cover_an_epoch_without_replacement_and_depend_on_seed_and_step_
     epochs = [torch.cat([batches[s][0] for s in range(3 * e, 3 * e + 3)]).flatten().tolist() for e in range(4)]
     assert all(len(set(epoch)) == 9 for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 4
+    ahead = Batches(data, 3, seed=4, ahead=True)
+    assert all(torch.equal(ahead[step][0], batches[step][0]) for step in (0, 1, 2, 2, 3, 9, 10, 2))
     for step in (10, 2, 7, 2):
         x, context = others[step]
         assert torch.equal(x, batches[step][0])

@@ -37,15 +37,18 @@ def holds_images(path: str) -> bool:
         return "x_train.npy" in archive.namelist()
 
 
-def read_archive(path: str, split: str) -> Arrays:
-    """Read a split. Without test images the train ones are split 80/20, as tables are, with a DataWarning.
+def read_archive(path: str, split: str | None) -> Arrays:
+    """Read a split; None is the train one.
 
+    Where there are no test images None is all, and the splits are 80/20, as those of tables are, with a DataWarning.
     Raises ValueError for what is wrong with the file.
     """
     with open_npz(path) as arrays:
         if "x_test" in arrays.files:
-            return _read(path, arrays, split)
+            return _read(path, arrays, split or "train")
         whole = _read(path, arrays, "train")
+    if split is None:
+        return whole
     count = len(whole.images)
     text = f"{path}: no test images (x_test): its {count} images are split 80/20 by a fixed permutation"
     warnings.warn(f"{text}; figures do not compare with those of the standard split", DataWarning, stacklevel=5)

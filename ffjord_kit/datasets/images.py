@@ -58,10 +58,10 @@ def load_images(
     """Load images by a word in IMAGE_SETS, or the path of a folder of pictures or of an NPZ file with x_train.
 
     All take a split, as in `mnist:test`; without one it is the train split, so that what is scored later was never
-    trained on. A folder has splits where it holds `train` and `test`. `rows` is a random subset, in order. With a
-    `size` the square in the middle of each image is averaged over areas to size x size pixels; `grey` makes luma of
-    colours. Raises ValueError for a source that is unknown or wrong, for more rows than there are, and for a set
-    that has to be fetched and cannot be.
+    trained on. A folder has splits where it holds `train` and `test`; an NPZ without x_test is taken whole. `rows` is
+    a random subset, in order. With a `size` the square in the middle of each image is averaged over areas to size x
+    size pixels; `grey` makes luma of colours. Raises ValueError for a source that is unknown or wrong, for more rows
+    than there are, and for a set that has to be fetched and cannot be.
     """
     source = os.fspath(source)
     check_numbers(rows=rows, seed=seed)
@@ -71,7 +71,7 @@ def load_images(
     path = in_data_folder(name)
     if name not in IMAGE_SETS and os.path.isdir(path):
         return read_folder(source, path, split, rows=rows, seed=seed, size=size, grey=grey)
-    whole = _take(_whole(source, name, path, split or "train"), rows=rows, seed=seed)
+    whole = _take(_whole(source, name, path, split), rows=rows, seed=seed)
     _check_size(source, whole.images, size)
     return replace(whole, images=resampled(whole.images, size=size, grey=grey, bits=whole.bits))
 
@@ -105,16 +105,16 @@ def _name_and_split(source: str) -> tuple[str, str | None]:
     return (head, tail) if tail in SPLITS and head and not os.path.exists(source) else (source, None)
 
 
-def _whole(source: str, name: str, path: str, split: str) -> ImageSet:
+def _whole(source: str, name: str, path: str, split: str | None) -> ImageSet:
     """All images of a split of a named set or an archive."""
     if name in IMAGE_SETS:
         spec = IMAGE_SETS[name]
-        return ImageSet(source, *spec.read(split), spec.classes, spec.bits)
+        return ImageSet(source, *spec.read(split or "train"), spec.classes, spec.bits)
     if not holds_images(path):
         raise ValueError(_unknown(source))
     arrays, count = read_archive(path, split), class_count(path)
     if arrays.labels is not None and arrays.labels.max() >= count:
-        raise ValueError(f"{path}: y_{split} has the class {arrays.labels.max()}, which y_train lacks")
+        raise ValueError(f"{path}: y_{split or 'train'} has the class {arrays.labels.max()}, which y_train lacks")
     return ImageSet(source, *arrays, tuple(map(str, range(count))) if arrays.labels is not None else ())
 
 
