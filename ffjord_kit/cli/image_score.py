@@ -47,6 +47,7 @@ def score_images(model: FFJORD, read: Source, draws: int, probes: int | None) ->
     table.add_row("grey levels", _scaling(model))
     table.add_row("trace", f"{found.probes} probes an image; their error is part of the standard error")
     table.add_row("solver's error", f"{found.solver_error:.1e} bits/dim an image, at tolerance {found.solver.rtol:g}")
+    table.add_row("evaluations", f"{found.nfe} (most of a batch)")
     PLAIN.print(table, soft_wrap=True)
     return {"log_likelihood": -values * pixels * np.log(2), "bits_per_dim": values}
 

@@ -41,7 +41,7 @@ class BitsPerDim:
     """Bits per dimension: their mean and its standard error, the solver's mean error of an image, and each, (n,).
 
     `draws` of the `noise`, uniform or variational, `probes` of the trace (0: exact), and the solver are those that it
-    was made with.
+    was made with; `nfe` the most evaluations of the dynamics that the images of a batch took.
     """
 
     mean: float
@@ -53,6 +53,7 @@ class BitsPerDim:
     probes: int
     solver: Solver
     noise: str = "uniform"
+    nfe: int = 0
 
     def __str__(self) -> str:
         steps = f"{self.solver.steps} steps" if self.solver.steps is not None else f"tolerance {self.solver.rtol:g}"
@@ -88,26 +89,30 @@ def bits_per_dim(
         raise ValueError(f"draws must be at least 1; got {draws}")
     solver, dequantizer = solver or Solver("dopri5_by_row", 1e-4, 1e-4), dequantizer or UniformDequantizer()
     weigh = _Weigh(*peel(flow), pixels, context, dequantizer, probes, pixels.own_noise(slice(None)))
-    size, logs = len(pixels), torch.empty(draws, len(pixels), dtype=torch.float64)
+    size, nfe, logs = len(pixels), 0, torch.empty(draws, len(pixels), dtype=torch.float64)
     for draw in range(draws):
         share = weigh.first if draw == 0 else pixels.own_noise(slice(None), draw)
         for start in range(0, size, batch_size):
             part = slice(start, start + batch_size)
-            logs[draw, part] = weigh(part, share[part], solver)
+            logs[draw, part], taken = weigh(part, share[part], solver)
+            nfe = max(nfe, taken)
             if tell is not None:
                 tell(draw * size + min(start + batch_size, size), draws * size)
     unit = math.prod(pixels.shape[1:]) * math.log(2)
     found, few = -(torch.logsumexp(logs, 0) - math.log(draws)) / unit, slice(0, min(JUDGED, size))
-    finer = weigh(few, weigh.first[few], _finer(solver, weigh.like.dtype))
+    finer, _ = weigh(few, weigh.first[few], _finer(solver, weigh.like.dtype))
     error = float((logs[0, few] - finer).abs().mean()) / unit
     spread = float(found.std()) / math.sqrt(size) if size > 1 else math.nan
-    how = (pixels.bits, draws, probes or 0, solver, dequantizer.name)
+    how = (pixels.bits, draws, probes or 0, solver, dequantizer.name, nfe)
     return BitsPerDim(float(found.mean()), spread, error, found, *how)
 
 
 @dataclass(frozen=True)
 class _Weigh:
-    """log p(k + u) - log q(u | k), (rows,), for one draw of u; the `first` draw's noise gives the probes of all."""
+    """log p(k + u) - log q(u | k), (rows,), for one draw of u, and the evaluations that it took.
+
+    The `first` draw's noise gives the probes of all.
+    """
 
     fixed: Fixed
     inner: Flow
@@ -122,14 +127,14 @@ class _Weigh:
         """Of the dtype and on the device of the flow; in float64 where it has no weights."""
         return next(self.inner.parameters(), torch.zeros((), dtype=torch.float64))
 
-    def __call__(self, rows: slice, share: Tensor, solver: Solver) -> Tensor:
+    def __call__(self, rows: slice, share: Tensor, solver: Solver) -> tuple[Tensor, int]:
         given = None if self.context is None else self.context[rows]
         level = self.pixels.level(rows)
         u, log_q = self.dequantizer.draw(level, share, given)
         data = self.fixed.prepare(level + u, given, self.like)
         trace = ExactTrace() if self.probes is None else OwnTrace(self.probes).of(level + self.first[rows])
-        log_p = self.inner.evaluate_log_prob(data.x, data.context, integration=Integration(trace, solver))[0]
-        return log_p.cpu().double() + data.log_det - log_q.cpu()
+        log_p, moved = self.inner.evaluate_log_prob(data.x, data.context, integration=Integration(trace, solver))
+        return log_p.cpu().double() + data.log_det - log_q.cpu(), moved.nfe
 
 
 def _finer(solver: Solver, dtype: torch.dtype) -> Solver:
