@@ -119,15 +119,16 @@ def own_noise(x: Tensor, count: int, key: int | str = "") -> Tensor:
     A row that comes again has other noise each time, so that means over rows have the errors that they seem to have.
     """
     rows = x.detach().cpu().contiguous()
-    flat, times, drawn = rows.reshape(len(rows), -1).view(torch.uint8), Counter(), []
-    for row in flat:
+    flat, times = rows.reshape(len(rows), -1).view(torch.uint8), Counter()
+    drawn = torch.empty(count, *x.shape, dtype=torch.float64)
+    for i, row in enumerate(flat):
         digest = hashlib.blake2b(bytes(row.tolist()), digest_size=16).digest()
         name = f"{key}/{times[digest]}".encode() + digest
         times[digest] += 1
         seed = int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little") >> 1
         generator = torch.Generator().manual_seed(seed)
-        drawn.append(torch.rand(count, *x.shape[1:], generator=generator, dtype=torch.float64))
-    return torch.stack(drawn, dim=1)
+        drawn[:, i] = torch.rand(count, *x.shape[1:], generator=generator, dtype=torch.float64)
+    return drawn
 
 
 class Pushforward(nn.Module, ABC):

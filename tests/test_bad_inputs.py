@@ -353,7 +353,7 @@ KINDS = {
     "scaling": None, "base": 2, "dequantize": True, "support": (0, 1), "learning_rate": "fast", "batch_size": 10.0,
     "mle_learning_rate": None, "weight_decay": "no", "warmup_steps": 1.5, "clip_norm": [1], "ema_decay": "x",
     "validation_fraction": "tenth", "validate_every": 2.5, "patience": None, "trace": 1, "probes": 2.0,
-    "regularizers": {"kinetic": 1}, "steer": "a", "solver": None, "train_tolerance": "1e-3", "steps": 4.0,
+    "regularizers": {"kinetic": 1}, "steer": "a", "solver": 4, "train_tolerance": "1e-3", "steps": 4.0,
     "gradient": 1, "compile": True, "guard": None, "tolerance": "1e-5", "max_nfe": 1e4, "device": 0, "verbose": "yes",
     "precision": 32, "micro_batches": 1.0,
 }  # fmt: skip

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ffjord_kit import FFJORD, Solver
-from ffjord_kit.estimator import examine, image_bits, interpolate, outlier_scores
+from ffjord_kit.estimator import class_probabilities, examine, image_bits, interpolate, outlier_scores
 from ffjord_kit.estimator.outliers import SLOPES
 from ffjord_kit.runs import RunError
 from ffjord_kit.trace import ExactTrace, OwnTrace, own_noise
@@ -92,6 +92,31 @@ def test_a_class_tells_and_guidance_tells_more(told):
         model.sample(2, context=2)
     with pytest.raises(ValueError, match="context must be a label, or 2 of them"):
         model.sample(2, context=[0, 1, 0])
+
+
+def test_a_conditional_model_is_a_classifier(told, grey):
+    x, labels = pictures(10, (3, 4, 4), seed=12)
+    found = class_probabilities(told[0], x)
+    assert found.shape == (10, 2) and found.sum(1) == pytest.approx(1)
+    scores = [told[0].score_samples(x[:2], context=label) for label in (0, 1)]
+    assert np.log(found[:2, 0] / found[:2, 1]) == pytest.approx(scores[0] - scores[1], abs=1e-2)
+    with pytest.raises(ValueError, match="fitted with context=labels"):
+        class_probabilities(grey, x)
+
+
+def test_likelihood_trains_images_by_few_steps_that_are_made_again():
+    model = FFJORD(schedule="flow_matching:4,mle:2", hidden=(8,), batch_size=8, random_state=0).fit(pictures(24)[0])
+    now = model.settled
+    assert (now.solver, now.steps, now.gradient) == ("rk4", 4, "checkpointed")
+    assert any("solver_error" in record for record in model.history_.records)  # the guard looks on
+    assert FFJORD(solver="dopri5", schedule="mle:1", hidden=(8,)).fit(pictures(8)[0]).settled.steps is None
+
+
+def test_strided_images_are_taken_where_they_lie():
+    x = pictures(20, (4, 4, 3))[0].transpose(0, 3, 1, 2)
+    model = FFJORD(**TINY).fit(x)
+    assert np.shares_memory(model.images.checked(x).numpy(), x)
+    assert np.array_equal(model.images.checked(x[:, :, ::-1]).numpy(), x[:, :, ::-1])
 
 
 def test_states_lead_from_noise_to_the_samples(grey):

@@ -5,7 +5,7 @@ import torch
 
 from ffjord_kit import CNF, FFJORD, ExactTrace, Flow, HutchinsonTrace, Integration, ResidualDynamics, Solver, datasets
 from ffjord_kit.images import UNetDynamics
-from ffjord_kit.training.precision import PRECISIONS, precise
+from ffjord_kit.training.precision import PRECISIONS, all_digits, precise
 
 FIELDS = {"schedule": "flow_matching:300,mle:10", "hidden": (32, 32), "random_state": 0, "batch_size": 256}
 
@@ -95,3 +95,14 @@ def test_an_unknown_word_is_refused_before_a_folder_is_made(tmp_path):
     with pytest.raises(ValueError, match="precision must be one of"), precise(flow(), "half"):
         pass
     assert PRECISIONS[0] == FFJORD().precision
+
+
+def test_float32_has_all_its_digits_and_what_was_set_is_left_as_it_was():
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    flow = Flow([CNF(ResidualDynamics((2,), hidden=(4,)), (2,))])
+    for word, short in (("float32", False), ("tf32", True)):
+        with precise(flow, word):
+            assert torch.backends.cudnn.allow_tf32 is short
+    with all_digits():
+        assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == ("highest", False)
+    assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before

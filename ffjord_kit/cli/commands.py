@@ -15,7 +15,7 @@ from rich.table import Table
 from ffjord_kit import datasets, metrics
 from ffjord_kit.cli.image_files import write_images, write_sheet, written_images
 from ffjord_kit.cli.options import PLAIN, check_free, chosen_fields, field_options, was_given
-from ffjord_kit.cli.sources import Source, context_rows, open_source, source_of
+from ffjord_kit.cli.sources import Source, bits_of, context_rows, open_source, source_of
 from ffjord_kit.estimator import FFJORD
 from ffjord_kit.estimator.resume import same_fields
 from ffjord_kit.runs import Run
@@ -63,14 +63,14 @@ def fit(
         return
     if source is None or (out is None and not dry_run):
         raise click.UsageError("fit needs DATA and --out RUN (or --resume RUN)")
+    if "bits" not in was_given(ctx):
+        fields["bits"] = bits_of(source)
     again = False if out is None else Workers.here().told(lambda: _left_by_an_earlier_start(Path(out), fields))
     fields["random_state"] = Workers.here().told(lambda: _seed(Path(out) if again else None, fields["random_state"]))
     names = [name.strip() for name in context_columns.split(",") if name.strip()]
     read = open_source(
         source, rows=rows, seed=fields["random_state"], context_columns=names, size=size, grey=grey
     )  # fmt: skip
-    if read.is_images and "bits" not in was_given(ctx):
-        fields["bits"] = read.note["bits"]
     model = FFJORD(**fields)
     if dry_run:
         model.check(read.x, context=read.context, columns=read.columns)

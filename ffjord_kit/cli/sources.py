@@ -93,6 +93,12 @@ def _open_images(
     return Source(found.images, labels, (), note, None, tuple(found.images.shape[1:]), found.classes)
 
 
+def bits_of(name: str) -> int:
+    """The bits of the grey levels of a set of images; 8 of anything else."""
+    named = datasets.IMAGE_SETS.get(name.partition(":")[0])
+    return 8 if named is None else named.bits
+
+
 def source_of(run: Run) -> Source:
     """The data that a run was fitted to. Raises ValueError where the run does not say, or they have gone."""
     note = run.config["data"]

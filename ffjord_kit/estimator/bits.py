@@ -1,9 +1,13 @@
-"""Bits per dimension of a fitted model of images."""
+"""Bits per dimension of a fitted model of images, and the classifier that a conditional one is."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy.special import log_softmax
+from sklearn.utils.validation import check_is_fitted
 
 from ffjord_kit.estimator.arrays import tensor
 from ffjord_kit.estimator.build import IMAGE_PROBES
@@ -28,9 +32,22 @@ def image_bits(
     `draws` of the noise and `probes` of the trace; of one draw, what `score_samples` says in nats. `tell` is told of
     the solves done and of all. Raises ValueError for a model of a table.
     """
+    check_is_fitted(model, "flow_")
     if model.images is None:
         raise ValueError("image_bits is for images, and this model is of a table: take score_samples")
     given = contexts(model, context, len(X))
     told = None if given is None else tensor(given)
     how = {"draws": draws, "probes": probes, "solver": model.integration.solver, "tell": tell}
     return bits_per_dim(model.flow_, model.images.pixels(X), told, batch_size=chunk_rows(model), **how)
+
+
+def class_probabilities(model: FFJORD, X: Any) -> np.ndarray:
+    """P(c | x) of images X by Bayes' rule, all classes being as likely before, (n, classes).
+
+    Raises ValueError for a model that was not told classes.
+    """
+    check_is_fitted(model, "flow_")
+    if model.images is None or not model.images.classes:
+        raise ValueError("class_probabilities needs a model of images that was fitted with context=labels")
+    scores = [model.score_samples(X, context=label) for label in range(model.images.classes)]
+    return np.exp(log_softmax(np.stack(scores, axis=1), axis=1))

@@ -28,7 +28,10 @@ def defaults(event: Sequence[int], base: str = "normal") -> dict[str, Any]:
 def settled(fields: Fields, chosen: Mapping[str, Any], event: Sequence[int]) -> Fields:
     """The fields with those that were left open as `chosen`, or as the defaults for events of this shape."""
     words = {f.name: getattr(fields, f.name) for f in dataclasses.fields(Fields)}
-    left_open = {name: word for name, word in {**defaults(event, fields.base), **chosen}.items() if words[name] in OPEN}
+    ours = {**defaults(event, fields.base), **chosen}
+    if fields.solver is not None:
+        ours.pop("steps", None)  # they go with the solver
+    left_open = {name: word for name, word in ours.items() if words[name] in OPEN}
     return Fields(**{**words, **left_open})
 
 
@@ -48,10 +51,12 @@ def _of_rows(dimensions: int, base: str) -> dict[str, Any]:
     hidden = NARROW if dimensions <= FEW_COLUMNS else WIDE
     scaling = "robust" if base == "student" else "standardize"
     words = {"schedule": "flow_matching:4000", "time_density": "uniform", "scaling": scaling, "dynamics": "residual"}
-    return {**words, "octaves": 0, "hidden": hidden, "learning_rate": 8e-3, "batch_size": 512}
+    trained = {"solver": "dopri5", "gradient": "backprop", "learning_rate": 8e-3, "batch_size": 512}
+    return {**words, **trained, "octaves": 0, "hidden": hidden}
 
 
 def _of_images(event: Sequence[int]) -> dict[str, Any]:
     hidden = next(widths for side, widths in LEVELS if max(event[1:]) <= side)
     words = {"schedule": "flow_matching:4000", "time_density": "likelihood", "scaling": "logit", "dynamics": "unet"}
-    return {**words, "octaves": 0, "hidden": hidden, "learning_rate": 2e-3, "batch_size": 64}
+    trained = {"solver": "rk4", "gradient": "checkpointed", "learning_rate": 2e-3, "batch_size": 64}
+    return {**words, **trained, "steps": 4, "octaves": 0, "hidden": hidden}

@@ -68,9 +68,10 @@ def samples_of(
 
 def states(model: FFJORD, n: int, times: Sequence[float], context: Any, random_state: Any) -> np.ndarray:
     """States of draws, (T, n, ...): each time solved for from the same noise."""
-    flow, drawn = Peeled(model.flow_), []
+    check_is_fitted(model, "flow_")
+    flow, drawn, seed = Peeled(model.flow_), [], seed_from(random_state)
     for time in times:
-        generator, given = _drawing(model, n, context, random_state)
+        generator, given = _drawing(model, n, context, seed)
         state = flow.sample(n, given, solver=model.integration.solver, generator=generator, time=time)
         drawn.append(to_numpy(state))
     found = np.stack(drawn)
@@ -90,8 +91,10 @@ def interpolate(
         raise ValueError(f"interpolate takes pairs of data and 3 steps or more; got {len(start)}, {len(end)}, {steps}")
     flow, solver = Peeled(model.flow_), model.integration.solver
     told = (None, None) if contexts is None else contexts
-    ends = [checked(model, x, context)[:2] for x, context in zip((start, end), told, strict=True)]
-    z = [flow.to_base(x, context, solver) for x, context in ends]
+    ends = [checked(model, x, context) for x, context in zip((start, end), told, strict=True)]
+    if not all(inside.all() for _, _, inside in ends):
+        raise ValueError(f"interpolate takes rows within the support, {model.support!r}; got some outside")
+    z = [flow.to_base(x, context, solver) for x, context, _ in ends]
     between = []
     for share in np.linspace(0, 1, steps)[1:-1].tolist():
         context = None if contexts is None else torch.lerp(ends[0][1], ends[1][1], share)

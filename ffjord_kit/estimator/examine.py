@@ -38,5 +38,5 @@ def examine(
         )
     solvers = {"of reports": model.integration.solver}
     if "mle" in model.schedule and not model.guard:
-        solvers["in training"] = build.training_solver(model)
+        solvers["in training"] = build.training_solver(model.settled)
     return diagnose(model.flow_, x, context, solvers=solvers, rows=rows, seed=seed, tell=tell)

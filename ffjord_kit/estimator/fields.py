@@ -101,10 +101,16 @@ class Fields:
     probes: int = option(1, "noise vectors of a stochastic trace")
     regularizers: str = option("", "costs along the path in mle, e.g. kinetic:0.01,jacobian:0.01")
     steer: float = option(0.0, "part of the end time by which mle draws it anew each step (STEER), e.g. 0.5")
-    solver: str = option("dopri5", "method of integration while training by mle", METHODS)
+    solver: str | None = option(
+        None, "method of integration while training by mle (default: dopri5; of images rk4 in 4 steps)", METHODS
+    )
     train_tolerance: float = option(1e-3, "tolerance of that method")
     steps: int | None = option(None, "steps of that method, if it is one of fixed steps")
-    gradient: str = option("backprop", "the way back: checkpointed, adjoint, seminorm use less memory", GRADIENTS)
+    gradient: str | None = option(
+        None,
+        "the way back (default: backprop; of images checkpointed); adjoint, seminorm need little memory",
+        GRADIENTS,
+    )
     compile: str | None = option(
         None, "mode of torch.compile for the field while training (it pays on a GPU, if at all)", MODES
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from ffjord_kit.estimator.arrays import shared, tensor
@@ -27,7 +28,8 @@ def is_images(x: Any) -> bool:
 
 
 def refuse_images(model: FFJORD, verb: str, instead: str) -> None:
-    """Raise ValueError where a model of images is asked for what only tables have."""
+    """Raise ValueError where a model of images is asked for what only tables have; it must be fitted."""
+    check_is_fitted(model, "flow_")
     if model.images is not None:
         raise ValueError(f"{verb} is for tables, and this model is of images: {instead}")
 
@@ -79,7 +81,7 @@ class Images(NamedTuple):
                 f"images must have shape (n, h, w) or (n, channels, h, w), up to {MOST_CHANNELS} channels; got "
                 f"{x.shape}: if the channels come last, pass X.transpose(0, 3, 1, 2)"
             )
-        return shared(np.ascontiguousarray(x).reshape(-1, *self.shape))
+        return shared(x.reshape(-1, *self.shape) if min(x.strides) > 0 else x.reshape(-1, *self.shape).copy())
 
     def pixels(self, x: Any) -> Pixels:
         """Images as rows for training, which stay bytes."""

@@ -28,11 +28,11 @@ def loaded(kind: type[FFJORD], run: Run) -> FFJORD:
     """The fitted model of a run. Raises RunError where it is damaged, or without weights yet."""
     model = configured(kind, run)
     event, context_dim = model.event_shape_, model.config_["context_dim"]
-    zeros = torch.zeros(context_dim, dtype=torch.float64)
-    scaling = Standardize(zeros, torch.ones_like(zeros)) if context_dim else None
     with run.explained("config.json"):
         now = model.settled
     _check_size(run, now, event, context_dim)
+    zeros = torch.zeros(context_dim, dtype=torch.float64)
+    scaling = Standardize(zeros, torch.ones_like(zeros)) if context_dim else None
     with run.explained("config.json"):
         exact, base = blank_layers(now, event), blank_base(now, event)
         model.flow_ = build_flow(now, exact, base, scaling, event, model.seed_)
@@ -53,6 +53,8 @@ def configured(kind: type[FFJORD], run: Run) -> FFJORD:
         images = Images.kept(config.get("images"))
         model.event_shape_ = (len(config["columns"]),) if images is None else images.shape
         model.n_features_in_ = math.prod(model.event_shape_)
+        if images is not None and images.classes not in (0, config["context_dim"]):
+            raise ValueError(f"images have {images.classes} classes, and contexts {config['context_dim']}")
         Grid.kept(config.get("grid"), len(config["columns"]))
         if config["named"]:
             model.feature_names_in_ = np.array(config["columns"], dtype=object)
@@ -70,6 +72,6 @@ def _check_size(run: Run, fields: Fields, event: tuple[int, ...], context_dim: i
         layers = sum(number for _, number in layers_of(fields.layers))
         widest = max(a * b for a, b in zip((inputs, *hidden), (*hidden, event[0]), strict=True))
         if is_image(event):
-            widest = max(width**2 for width in hidden)
-    if max(fields.blocks, len(hidden), layers, fields.scales) > count or max(widest, math.prod(event)) > elements:
+            widest = max(context_dim * hidden[0], event[0] * hidden[0], *(width**2 for width in hidden))
+    if max(fields.blocks * fields.scales, len(hidden), layers) > count or max(widest, math.prod(event)) > elements:
         raise RunError(f"{run.path / 'model.safetensors'} does not fit config.json (it is smaller than that says)")

@@ -16,6 +16,7 @@ from ffjord_kit.flow import Flow
 from ffjord_kit.solver import Solver
 from ffjord_kit.trace import OwnTrace
 from ffjord_kit.training.data import peel
+from ffjord_kit.training.precision import all_digits
 
 
 class Peeled:
@@ -34,13 +35,15 @@ class Peeled:
         """Log-densities (n,) of rows, and the evaluations that they took."""
         data = self.fixed.prepare(x, context, self.like)
         how = replace(how, trace=how.trace.of(x)) if isinstance(how.trace, OwnTrace) else how
-        log_prob, moved = self.rest.evaluate_log_prob(data.x, data.context, time=time, integration=how)
+        with all_digits():
+            log_prob, moved = self.rest.evaluate_log_prob(data.x, data.context, time=time, integration=how)
         return Evaluation(to_numpy(log_prob) + to_numpy(data.log_det), moved.nfe)
 
     def certify(self, x: Tensor, context: Tensor | None, **asked: Any) -> LogDensity:
         """Log-densities of rows with their errors, as `Flow.evaluate` is asked for them."""
         data = self.fixed.prepare(x, context, self.like)
-        found = self.rest.evaluate(data.x, data.context, **asked)
+        with all_digits():
+            found = self.rest.evaluate(data.x, data.context, **asked)
         return replace(found, value=found.value.cpu().double() + data.log_det)
 
     def sample(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ffjord_kit.estimator.arrays import seed_from
+from ffjord_kit.estimator.defaults import OPEN, defaults
 from ffjord_kit.estimator.fields import Fields
 from ffjord_kit.estimator.loading import configured
 from ffjord_kit.runs import Run, RunError, to_json
@@ -55,8 +56,16 @@ def same_fields(run: Run, params: Mapping[str, Any]) -> bool:
 
 
 def _differences(config: Mapping[str, Any], params: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """The fields that a run has otherwise: their names, what is asked for, and what it has."""
+    """The fields that a run has otherwise: their names, what is asked for, and what it has.
+
+    A field that is left open now may be what it would have become.
+    """
     older = {field.name: field.default for field in fields(Fields)}  # for runs from before a field was there
     mine, its = json.loads(to_json(params)), {**older, **config["estimator"]}
-    names = (name for name in mine if name not in FREE_ON_RESUME)
-    return ((name, mine[name], its.get(name)) for name in names if mine[name] != its.get(name))
+    images = config.get("images")
+    event = images["shape"] if images else (len(config["columns"]),)
+    usual = json.loads(to_json(defaults(event, params["base"])))
+    for name, word in mine.items():
+        as_usual = word in OPEN and its.get(name) == usual.get(name)
+        if name not in FREE_ON_RESUME and word != its.get(name) and not as_usual:
+            yield name, word, its.get(name)

@@ -31,6 +31,7 @@ from ffjord_kit.images.pixels import Pixels
 from ffjord_kit.solver import Solver
 from ffjord_kit.trace import ExactTrace, OwnTrace
 from ffjord_kit.training.data import Fixed, peel
+from ffjord_kit.training.precision import all_digits
 
 FINER = 32.0  # times the tolerance, or steps doubled: the solve that measures the error
 JUDGED = 32  # images
@@ -133,7 +134,8 @@ class _Weigh:
         u, log_q = self.dequantizer.draw(level, share, given)
         data = self.fixed.prepare(level + u, given, self.like)
         trace = ExactTrace() if self.probes is None else OwnTrace(self.probes).of(level + self.first[rows])
-        log_p, moved = self.inner.evaluate_log_prob(data.x, data.context, integration=Integration(trace, solver))
+        with all_digits():
+            log_p, moved = self.inner.evaluate_log_prob(data.x, data.context, integration=Integration(trace, solver))
         return log_p.cpu().double() + data.log_det - log_q.cpu(), moved.nfe
 
 

@@ -65,9 +65,9 @@ def fit_dequantizer(
     flow.check(*looked_at(pixels, context))
     objective = MaximumLikelihood(ExactTrace() if probes is None else HutchinsonTrace(probes), solver=solver or SOLVER)
     bound = _Bound(dequantizer, *peel(flow), objective, Guard(guard), History(seed))
-    weights = [p for p in bound.inner.parameters() if p.requires_grad]
+    weights = list(bound.inner.parameters())
     batches = Batches(_Levels(pixels, context), batch_size, seed)
-    with _still([] if joint else weights):
+    with _learning(weights, joint):
         trained = [*dequantizer.parameters(), *(weights if joint else [])]
         phase = Phase(objective, steps, learning_rate, seconds)
         return _descend(bound, batches, trained, phase, optimization or Optimization(), on_step)
@@ -169,12 +169,13 @@ def _tell(here: History, numbers: dict[str, float], kept: bool, on_step: OnStep 
 
 
 @contextmanager
-def _still(weights: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Weights that take no gradient for a while."""
+def _learning(weights: Sequence[nn.Parameter], learning: bool) -> Iterator[None]:
+    """Weights that take a gradient for a while, or that take none."""
+    before = [weight.requires_grad for weight in weights]
     for weight in weights:
-        weight.requires_grad_(False)
+        weight.requires_grad_(learning)
     try:
         yield
     finally:
-        for weight in weights:
-            weight.requires_grad_(True)
+        for weight, was in zip(weights, before, strict=True):
+            weight.requires_grad_(was)

@@ -35,7 +35,7 @@ class Part(nn.Module):
         """Shapes: t () or (batch,), x (batch, *event), context (batch, context_dim) -> (batch, *event)."""
         flat = x.flatten(1)
         moved = self.dynamics(t, flat[:, self.order].reshape(len(x), *self.shape), context)
-        return torch.zeros_like(flat).index_copy(1, self.order, moved.flatten(1)).reshape(x.shape)
+        return torch.zeros_like(flat).index_copy(1, self.order, moved.flatten(1).to(flat.dtype)).reshape(x.shape)
 
 
 def multi_scale(

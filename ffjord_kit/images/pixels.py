@@ -51,7 +51,7 @@ class Pixels(Rows):
 
     def level(self, rows: Tensor | slice) -> Tensor:
         """Grey levels of some rows, (batch, *event), whole numbers in float64."""
-        return (self.images[rows].long() >> (8 - self.bits)).double()
+        return (self.images[rows] >> (8 - self.bits)).double()
 
     def fetch(self, rows: Tensor | slice, generator: torch.Generator | None = None) -> Tensor:
         """The same with uniform noise: without a generator that which each image has of its own."""

@@ -182,9 +182,11 @@ class Batches:
         """Part j of so many equal ones of batch number `step`; what comes with a part's rows has noise of its own."""
         if self.thread is None:
             return self._made(step, j, count)
-        ready = self.ready.pop((step, j, count), None)
-        self.ready[step + 1, j, count] = self.thread.submit(self._made, step + 1, j, count)
-        return self._made(step, j, count) if ready is None else ready.result()
+        self.ready = {key: made for key, made in self.ready.items() if step <= key[0] <= step + 1}
+        for when in (step, step + 1):
+            if (when, j, count) not in self.ready:
+                self.ready[when, j, count] = self.thread.submit(self._made, when, j, count)
+        return self.ready[step, j, count].result()
 
     def _made(self, step: int, j: int, count: int) -> tuple[Tensor, Tensor | None]:
         length = self.size // count

@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager, contextmanager
 from torch import Tensor, enable_grad
 
 from ffjord_kit.cnf import Integration
+from ffjord_kit.failures import SolveError
 from ffjord_kit.flow import Flow
 from ffjord_kit.objectives import Objective
 from ffjord_kit.runs import Run
@@ -30,7 +31,7 @@ from ffjord_kit.training.parts import Parts, together
 from ffjord_kit.training.phase import History, Phase
 from ffjord_kit.training.precision import check_precision, precise
 from ffjord_kit.training.state import State
-from ffjord_kit.training.validation import score
+from ffjord_kit.training.validation import Score, score
 from ffjord_kit.training.watch import Watch
 from ffjord_kit.training.workers import Workers, WorkersError
 
@@ -253,10 +254,10 @@ class _Trainer:
             return
         here = self.history
         self.workers.copy_([*self.parameters, *self.state.average.values])  # lest machines drift apart
-        with exchanged(self.parameters, self.state.average.values), self._diverging(None):
-            found = score(self.inner, self.held_out, self.evaluation, self.workers, self.parts.count)
-            if self.on_validation is not None and self.workers.first:
-                self.on_validation({"step": here.step, "phase": phase.objective.name, **found.record()})
+        with exchanged(self.parameters, self.state.average.values):
+            with self._diverging(None):
+                found = score(self.inner, self.held_out, self.evaluation, self.workers, self.parts.count)
+            self._show(phase, found)
         self.state.keep()
         if here.best_nll is None or found.mean < here.best_nll:
             here.best_nll, here.best_step, here.stale = found.mean, here.step, 0
@@ -267,6 +268,15 @@ class _Trainer:
         here.seconds, here.spent = self.workers.told(self.watch.read)
         here.validated_at, here.validation_cost = here.spent, here.spent - before
         self.log.note(phase, found.record())
+
+    def _show(self, phase: Phase, found: Score) -> None:
+        """Tell of a validation; what a listener cannot do is noted, and training goes on."""
+        if self.on_validation is None or not self.workers.first:
+            return
+        try:
+            self.on_validation({"step": self.history.step, "phase": phase.objective.name, **found.record()})
+        except (SolveError, ArithmeticError, OSError) as error:
+            self.log.note(phase, {"event": f"no samples shown: {' '.join(str(error).split())}"})
 
     def _end(self, phase: Phase) -> None:
         here = self.history

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import wraps
 from typing import Any
 
@@ -31,24 +31,27 @@ def precise(flow: Flow, word: str) -> Iterator[None]:
     What they give has the type of the state that they are given. Raises ValueError for an unknown word.
     """
     check_precision(word)
-    if word == "tf32":
-        with _tensor_cores():
+    if word == "bf16":
+        with _autocast(flow):
             yield
         return
-    with _autocast(flow) if word == "bf16" else _unchanged():
+    with _products(short=word == "tf32"):
         yield
 
 
-@contextmanager
-def _unchanged() -> Iterator[None]:
-    yield
+def all_digits() -> AbstractContextManager[None]:
+    """Compute products of float32 with all their digits for a while, which convolutions on a GPU else do not.
+
+    Validations and reports are made so: no error that is stated would tell of it.
+    """
+    return _products(short=False)
 
 
 @contextmanager
-def _tensor_cores() -> Iterator[None]:
+def _products(*, short: bool) -> Iterator[None]:
     products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("high")
-    torch.backends.cudnn.allow_tf32 = True
+    torch.set_float32_matmul_precision("high" if short else "highest")
+    torch.backends.cudnn.allow_tf32 = short
     try:
         yield
     finally:

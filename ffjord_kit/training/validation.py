@@ -12,8 +12,10 @@ from ffjord_kit.cnf import Integration
 from ffjord_kit.failures import SolveError
 from ffjord_kit.flow import Flow
 from ffjord_kit.solver import FINEST_SINGLE
+from ffjord_kit.trace import OwnTrace
 from ffjord_kit.training.data import Data
 from ffjord_kit.training.parts import together
+from ffjord_kit.training.precision import all_digits
 from ffjord_kit.training.workers import Workers
 
 CHUNK_ELEMENTS = 65_536
@@ -73,5 +75,7 @@ def _solver_error(flow: Flow, data: Data, how: Integration, nll: Tensor) -> floa
 
 def _nll(flow: Flow, data: Data, part: slice, how: Integration) -> Tensor:
     context = None if data.context is None else data.context[part]
-    log_prob, _ = flow.evaluate_log_prob(data.x[part], context, integration=how)
+    how = replace(how, trace=how.trace.of(data.x[part])) if isinstance(how.trace, OwnTrace) else how
+    with all_digits():
+        log_prob, _ = flow.evaluate_log_prob(data.x[part], context, integration=how)
     return -(log_prob.cpu().double() + data.log_det[part])
