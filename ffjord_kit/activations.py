@@ -46,10 +46,23 @@ def _gelu_slope(u: Tensor, y: Tensor) -> Tensor:
     return torch.addcmul(torch.special.ndtr(u), u, normal)
 
 
+def _tanh_slope(u: Tensor, y: Tensor) -> Tensor:
+    return 1 - y.square()
+
+
+def _softplus_slope(u: Tensor, y: Tensor) -> Tensor:
+    return u.sigmoid()
+
+
+def _elu_slope(u: Tensor, y: Tensor) -> Tensor:
+    return torch.where(u > 0, 1.0, y + 1)
+
+
+# Named functions, not lambdas: a fitted model is pickled.
 ACTIVATIONS: dict[str, Activation] = {
     "silu": Activation(F.silu, _silu_slope),
-    "tanh": Activation(torch.tanh, lambda u, y: 1 - y.square()),
-    "softplus": Activation(partial(F.softplus, threshold=50.0), lambda u, y: u.sigmoid()),  # above: linear, to rounding
-    "elu": Activation(F.elu, lambda u, y: torch.where(u > 0, 1.0, y + 1)),
+    "tanh": Activation(torch.tanh, _tanh_slope),
+    "softplus": Activation(partial(F.softplus, threshold=50.0), _softplus_slope),  # above: linear, to rounding
+    "elu": Activation(F.elu, _elu_slope),
     "gelu": Activation(F.gelu, _gelu_slope),
 }

@@ -2,13 +2,14 @@
 
 import json
 import re
+import shutil
 import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from ffjord_kit import datasets, metrics
+from ffjord_kit import FFJORD, datasets, metrics
 from ffjord_kit.cli import main
 
 TINY = ["--schedule", "flow_matching:4", "--hidden", "8", "--batch-size", "16", "--seed", "0", "--no-verbose"]
@@ -30,7 +31,7 @@ def folder(tmp_path_factory):
     place, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
     for name, level in (("dark", 60), ("light", 190)):
         (place / name).mkdir()
-        for i in range(20):
+        for i in range(25):
             pixels = np.clip(rng.normal(level, 20, (6, 6, 3)), 0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(place / name / f"{i:02d}.png")
     return place
@@ -114,7 +115,10 @@ def test_outliers_of_a_table_have_the_same_scores(capsys, tmp_path):
     assert re.search(r"likelihood .* 1\.000 ± 0\.000", out)
 
 
-def test_every_picture_is_drawn(run, grey, capsys, tmp_path):
+def test_every_picture_is_drawn(run, grey, folder, capsys, tmp_path):
+    call(capsys, "plot", grey, "--data", folder, "--out", tmp_path / "other")
+    assert "extremes.png" in {picture.name for picture in (tmp_path / "other").iterdir()}
+    assert not (tmp_path / "other" / "nearest.png").exists()  # the data are not those that it was fitted to
     for name, path in (("run", run), ("grey", grey)):
         code, _, err = call(capsys, "plot", path, "--out", tmp_path / name)
         assert (code, err) == (0, "")
@@ -122,6 +126,35 @@ def test_every_picture_is_drawn(run, grey, capsys, tmp_path):
         assert names == {
             "training.png", "sheet.png", "strip.png", "interpolation.png", "nearest.png", "extremes.png",
         }  # fmt: skip
+
+
+def test_a_model_made_in_python_is_used_like_any_other(capsys, tmp_path):
+    x = np.random.default_rng(0).integers(0, 256, (60, 4, 4), np.uint8)
+    FFJORD(hidden=(8,), schedule="flow_matching:2", random_state=0).fit(x).save(tmp_path / "run")
+    assert call(capsys, "sample", tmp_path / "run", "-n", 3, "--out", tmp_path / "s.npz")[0] == 0
+    assert np.load(tmp_path / "s.npz")["x_train"].shape == (3, 4, 4)
+    assert call(capsys, "score", tmp_path / "run", tmp_path / "s.npz")[0] == 0
+    np.savez(tmp_path / "x.npz", x_train=x)
+    assert call(capsys, "plot", tmp_path / "run", "--data", tmp_path / "x.npz", "--out", tmp_path / "pictures")[0] == 0
+
+
+def test_classes_are_known_by_their_names(run, folder, capsys, tmp_path):
+    shutil.copytree(folder / "light", tmp_path / "few" / "light")
+    _, out, _ = call(capsys, "score", run, tmp_path / "few", "--out", tmp_path / "few.csv")
+    _, out, _ = call(capsys, "score", run, folder, "--out", tmp_path / "all.csv")
+    few, both = (np.loadtxt(tmp_path / f"{name}.csv", delimiter=",", skiprows=1)[:, 0] for name in ("few", "all"))
+    assert few == pytest.approx(both[25:], abs=0.05)
+    shutil.copytree(folder / "light", tmp_path / "odd" / "bright")
+    code, _, err = call(capsys, "score", run, tmp_path / "odd")
+    assert code == 1 and "has the class 'bright', which the run has not; its classes are dark, light" in err
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--draws", "2", "--error"], ["--ood", "--draws", "2"], ["--picture", "x.png"], ["--ood", "--probes", "3"]],
+)
+def test_options_that_would_be_ignored_are_wrong_usage(grey, folder, capsys, options):
+    assert call(capsys, "score", grey, folder, *options)[0] == 2
 
 
 def test_a_dry_run_prints_the_configuration(folder, capsys):

@@ -1,5 +1,8 @@
 """Images through the estimator: what it takes and gives, whose noise is whose, and what it refuses."""
 
+import pickle
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +16,7 @@ from ffjord_kit.trace import ExactTrace, OwnTrace, own_noise
 TINY = {"hidden": (8,), "schedule": "flow_matching:8", "batch_size": 16, "random_state": 0}
 
 
-def pictures(n=40, shape=(5, 4), seed=0):
+def pictures(n=60, shape=(5, 4), seed=0):
     """Bright or dark images, by their label."""
     rng, labels = np.random.default_rng(seed), np.arange(n) % 2
     levels = rng.normal(60 + 120 * labels.reshape(-1, *[1] * len(shape)), 20, (n, *shape))
@@ -88,10 +91,58 @@ def test_a_class_tells_and_guidance_tells_more(told):
     assert (plain != strong).any()
     with pytest.raises(ValueError, match="guidance needs a model that was fitted with context_dropout"):
         FFJORD(**TINY).fit(*pictures()[:1], context=pictures()[1]).sample(2, context=0, guidance=2.0)
-    with pytest.raises(ValueError, match=r"labels must have shape \(n,\) and lie in 0 .. 1"):
-        model.sample(2, context=2)
-    with pytest.raises(ValueError, match="context must be a label, or 2 of them"):
-        model.sample(2, context=[0, 1, 0])
+    for context, came in (
+        (2, "got 2 to 2"),
+        ([0, 1, 0], r"got int64 of shape \(3,\)"),
+        (None, "got none"),
+        ("a", "got <U1"),
+    ):
+        with pytest.raises(
+            ValueError, match=f"context must be a label, or 2 of them, whole numbers from 0 to 1; {came}"
+        ):
+            model.sample(2, context=context)
+
+
+@pytest.mark.parametrize("form", [float, bool, lambda labels: labels[:, None]])
+def test_labels_may_be_of_any_kind_of_numbers(form):
+    x, labels = pictures(20)
+    assert (
+        FFJORD(**TINY).fit(x, context=form(labels) if form not in (float, bool) else labels.astype(form)).images.classes
+        == 2
+    )
+
+
+@pytest.mark.parametrize(
+    ("labels", "text"),
+    [
+        (np.arange(20) - 1, "labels must be 0 to 999; got -1 to 18"),
+        (np.arange(20) * 10**9, "labels must be 0 to 999; got 0 to 1.9e"),
+        (np.array(["cat"] * 20), r"whole numbers from 0; got <U3: pass np.unique\(labels, return_inverse=True\)"),
+        (np.array([1]), "context must have shape"),
+    ],
+)
+def test_labels_that_are_none_are_refused(labels, text):
+    with pytest.raises(ValueError, match=text):
+        FFJORD(**TINY).fit(pictures(20)[0], context=labels)
+
+
+def test_one_channel_may_be_told_or_not(grey):
+    x = pictures(3)[0]
+    assert np.array_equal(grey.score_samples(x), grey.score_samples(x[:, None]))
+    with_axis = FFJORD(**TINY).fit(pictures()[0][:, None])
+    assert np.array_equal(with_axis.score_samples(x), with_axis.score_samples(x[:, None]))
+    assert with_axis.sample(2).shape == (2, 1, 5, 4)
+
+
+def test_a_fitted_model_is_pickled():
+    model = FFJORD(**{**TINY, "dynamics": "convolution"}).fit(pictures()[0])
+    x = pictures(3)[0]
+    assert np.array_equal(pickle.loads(pickle.dumps(model)).score_samples(x), model.score_samples(x))
+
+
+def test_a_few_images_hold_none_out():
+    model = FFJORD(**TINY).fit(pictures(12)[0])
+    assert len(model.split(pictures(12)[0])[1]) == 0 and model.history_.best_nll is None
 
 
 def test_a_conditional_model_is_a_classifier(told, grey):
@@ -120,6 +171,7 @@ def test_strided_images_are_taken_where_they_lie():
 
 
 def test_states_lead_from_noise_to_the_samples(grey):
+    assert np.array_equal(*grey.states(2, [0.0, 0.0]))  # one noise, whatever the seed
     states = grey.states(3, [0.0, 0.5, 1.0], random_state=4)
     assert states.shape == (3, 3, 5, 4)
     assert np.array_equal(np.clip(np.floor(states[-1]), 0, 255).astype(np.uint8), grey.sample(3, random_state=4))
@@ -140,7 +192,7 @@ def test_ways_between_data_begin_and_end_at_them(grey, told):
 
 def test_the_split_is_that_of_the_fit(grey):
     train, held_out = grey.split(pictures()[0])
-    assert (len(train), len(held_out)) == (36, 4)
+    assert (len(train), len(held_out)) == (54, 6)
 
 
 def test_scales_leave_pixels_behind_and_learn_by_likelihood_alone():
@@ -182,7 +234,11 @@ def test_what_are_no_images_is_refused(x, text):
         ({"hidden": (12,)}, "hidden must be widths that are multiples of 8"),
         ({"bits": 9}, "bits must be 1 to 8; got 9"),
         ({"alpha": 0.5}, "alpha must lie between 0 and 1/2; got 0.5"),
-        ({"scales": 2, "dynamics": "convolution"}, "2 scales need sides that are multiples of 4; got 5 x 4"),
+        ({"scales": 2, "dynamics": "convolution"}, "flow matching moves every pixel to the end"),
+        (
+            {"scales": 2, "schedule": "mle:1", "dynamics": "convolution"},
+            "2 scales need sides that are multiples of 4; got 5 x 4",
+        ),
     ],
 )
 def test_fields_that_do_not_suit_images_are_refused(fields, text):
@@ -206,8 +262,6 @@ def test_what_only_tables_have_is_refused(grey):
 
 
 def test_a_config_whose_images_make_no_sense_is_refused(told, tmp_path):
-    import shutil
-
     shutil.copytree(told[1], tmp_path / "run")
     config = (tmp_path / "run/config.json").read_text()
     for old, new in (

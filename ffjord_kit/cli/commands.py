@@ -109,7 +109,7 @@ def _resume(path: str, given: list[str], verbose: bool) -> None:
 def _train(model: FFJORD, read: Source, path: Path, **how: Any) -> None:
     try:
         if read.is_images:
-            how = {**how, "on_samples": partial(write_sheet, path / "samples")}
+            how = {**how, "on_samples": partial(write_sheet, path / "samples", read.image_shape)}
         model.fit(read.x, context=read.context, columns=read.columns, run=path, data=read.note, **how)
     except KeyboardInterrupt:
         if Workers.here().first and (path / "config.json").exists():
@@ -138,7 +138,7 @@ def _report(model: FFJORD, path: Path) -> None:
 @click.command()
 @click.argument("run", type=click.Path())
 @click.option("-n", "--number", type=click.IntRange(min=1), help="Samples to draw (default: 1000; 64 images).")
-@click.option("--out", type=click.Path(), required=True, help="File to write: .csv, .tsv, .npy, .npz or .parquet.")
+@click.option("--out", type=click.Path(), required=True, help="File: .csv, .tsv, .npy, .npz, .parquet; images: .npz.")
 @click.option(
     "--context",
     help="For a conditional run: values 1.0,2.5 for all samples, or a file of rows; of images their classes.",
@@ -168,7 +168,7 @@ def sample(
     model, given = FFJORD.load(run), context_rows(opened, context, number)
     rows = model.sample(number, context=given, random_state=seed, steps=steps, guidance=guidance)
     if images:
-        write_images(written, rows, given)
+        write_images(written, rows.reshape(-1, *model.event_shape_), given)
     else:
         datasets.write(out, rows, opened.config["columns"])
     click.echo(f"{number} samples in {' and '.join(written)}")

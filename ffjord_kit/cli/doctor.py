@@ -1,4 +1,4 @@
-"""The command that examines a run."""
+"""The command that examines a run on a table."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ KINDS = {"dopri5_by_row": "adaptive", "rk4": "rk4, graded steps"}
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of all draws.")
 @click.option("--force", is_flag=True, help="Replace a picture that is there.")
 def doctor(run: str, source: str | None, rows: int, out: str | None, seed: int, force: bool) -> None:
-    """Examine a RUN on DATA that it has not seen (default: the rows it held out): is it a density, and the data's?"""
+    """Examine a RUN on a table, on DATA that it has not seen (default: what it held out): is it their density?"""
     if out is not None:
         check_free(str(Path(out) / PICTURE), force)
     opened, model = Run.open(run), FFJORD.load(run)

@@ -21,25 +21,23 @@ def written_images(out: str) -> list[str]:
 
 
 def write_images(paths: list[str], images: np.ndarray, labels: np.ndarray | None) -> None:
-    """Write images of uint8 as x_train, channels last, and their labels as y_train: they can be read as DATA."""
+    """Write images (n, c, h, w) of uint8 as x_train, channels last, and labels as y_train: they can be read as DATA."""
     archive, sheet = map(Path, paths)
-    arrays = {"x_train": pictures_of(images)} | ({} if labels is None else {"y_train": labels})
+    last = images[:, 0] if images.shape[1] == 1 else np.moveaxis(images, 1, -1)
+    arrays = {"x_train": last} | ({} if labels is None else {"y_train": labels})
+    drawn = plots.image_sheet(floats(images[:SHOWN]))  # before anything is written
     archive.parent.mkdir(parents=True, exist_ok=True)
     with replacing(archive) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, **arrays)
-    plots.save(plots.image_sheet(floats(images[:SHOWN])), sheet)
+    plots.save(drawn, sheet)
 
 
-def write_sheet(folder: Path, step: int, images: np.ndarray) -> None:
-    """Write images as a sheet that is named by the step of training that they are of."""
-    plots.save(plots.image_sheet(floats(images)), folder / f"step-{step:06d}.png")
+def write_sheet(folder: Path, shape: tuple[int, ...], step: int, images: np.ndarray) -> None:
+    """Write images of a shape (c, h, w) as a sheet that is named by the step of training that they are of."""
+    plots.save(plots.image_sheet(floats(images.reshape(-1, *shape))), folder / f"step-{step:06d}.png")
 
 
 def floats(images: np.ndarray) -> np.ndarray:
-    """Images of uint8 as a picture takes them: floats from 0 to 1, channels last or none."""
-    return pictures_of(images) / 255.0
-
-
-def pictures_of(images: np.ndarray) -> np.ndarray:
-    """Images (..., c, h, w) as (..., h, w, 3), or (..., h, w) of the first channel where there are not three."""
-    return np.moveaxis(images, -3, -1) if images.shape[-3] == 3 else images[..., 0, :, :]
+    """Images (..., c, h, w) of uint8 as a picture takes them: floats from 0 to 1, three colours or one grey."""
+    colours = images.shape[-3] == 3
+    return (np.moveaxis(images, -3, -1) if colours else images[..., 0, :, :]) / 255.0

@@ -19,7 +19,10 @@ Tell = Callable[[int, int], None]
 
 @contextmanager
 def progress(label: str) -> Iterator[Tell]:
-    """A bar on a terminal's stderr; what is to be told of the part done and of the whole."""
+    """A bar on a terminal's stderr, nothing elsewhere; what is to be told of the part done and of the whole."""
+    if not click.get_text_stream("stderr").isatty():
+        yield lambda now, whole: None
+        return
     with click.progressbar(length=1, label=label, file=click.get_text_stream("stderr"), show_pos=False) as bar:
         done = 0
 

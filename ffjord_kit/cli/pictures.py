@@ -64,7 +64,11 @@ def plot(run: str, out: str, context: str | None, seed: int, source: str | None,
         count = model.images.classes
         every = ",".join(map(str, range(count))) if count else None
         labels = context_rows(opened, context or every, max(1, (context or every or "").count(",") + 1))
-        _tell(draw_images(ImageSubject(model, data, labels, seed), opened.records(), Path(out), force=force))
+        _tell(
+            draw_images(
+                ImageSubject(model, data, labels, seed, fitted=source is None), opened.records(), Path(out), force=force
+            )
+        )
         return
     given = _one_context(opened, data, context)
     subject = Subject(model, data if given is None else _near(data, given), given, seed)

@@ -24,11 +24,11 @@ IMAGES = 256
 @click.argument("run", type=click.Path())
 @click.argument("source", metavar="DATA")
 @click.argument("other", metavar="[OTHER]", required=False)
-@click.option("--out", type=click.Path(), help="File for the log-likelihood of each row, and its error.")
+@click.option("--out", type=click.Path(), help="File for what is found of each row of DATA.")
 @click.option("--rows", type=click.IntRange(min=2), help="Score a random subset of so many (default: all; 256 images).")
 @click.option("--error", "with_error", is_flag=True, help="State the error of each row; three times the work.")
 @click.option("--target", type=float, help="Solve finer, row by row, until each has this error in nats.")
-@click.option("--probes", type=int, help="Hutchinson's trace from so many probes, and its error (default: exact).")
+@click.option("--probes", type=int, help="Probes of Hutchinson's trace (default: exact; of images 2).")
 @click.option("--draws", type=click.IntRange(min=1), default=1, help="Draws of the noise on images, weighted.")
 @click.option("--ood", is_flag=True, help="How far from what the run knows: likelihood, typicality, gradient.")
 @click.option("--picture", type=click.Path(), help="With --ood and OTHER: a picture of the scores, .png.")
@@ -51,13 +51,17 @@ def score(
 
     With --ood each row's scores as an outlier, and, where OTHER data are named, how well each score parts the two.
     """
-    if other is not None and not ood:
-        raise click.UsageError("OTHER data are for --ood")
+    if (other is not None or picture is not None) and not ood:
+        raise click.UsageError("OTHER data and --picture are for --ood")
+    if ood and (with_error or target is not None or probes is not None or draws > 1):
+        raise click.UsageError("--ood takes neither --error, --target, --probes nor --draws")
     for path in filter(None, (out, picture)):
         check_free(path, force)
     if out is not None:
         datasets.check_writable(out)
     opened, model = Run.open(run), FFJORD.load(run)
+    if draws > 1 and (model.images is None or with_error or target is not None):
+        raise click.UsageError("--draws are of the noise on images, without --error or --target")
     read = _few(opened, source, rows, model)
     if ood:
         sets = {source: read, **({} if other is None else {other: _few(opened, other, rows, model)})}

@@ -137,14 +137,25 @@ def _images_like(config: Mapping[str, Any], name: str, rows: int | None, seed: i
         raise ValueError(f"{name} holds no images, and this run is on images of {channels} x {height} x {width}")
     note = config["data"]
     columns = note.get("context_columns", [LABEL] if config["images"]["classes"] else [])
-    how = {"rows": rows, "seed": seed, "context_columns": columns}
-    source = open_source(name, **how, grey=channels == 1 and note.get("grey", False))
-    if height == width and source.image_shape[1:] != (height, width):
-        source = open_source(name, **how, size=height, grey=note.get("grey", False))
+    size = height if height == width else None
+    source = open_source(name, rows=rows, seed=seed, context_columns=columns, size=size, grey=channels == 1)
     if source.image_shape != (channels, height, width):
         found = " x ".join(map(str, source.image_shape))
         raise ValueError(f"{name} has images of {found}; the run's are {channels} x {height} x {width}")
-    return source
+    return _with_classes(source, note.get("classes", []), name)
+
+
+def _with_classes(source: Source, classes: Sequence[str], name: str) -> Source:
+    """The images with labels that are numbers of a run's classes, by name. Raises ValueError for another class."""
+    found, known = list(source.classes), list(classes)
+    nameless = found == [str(i) for i in range(len(found))] and len(found) <= len(known)
+    if source.context is None or not known or nameless or found == known:
+        return source
+    odd = [word for word in source.classes if word not in classes]
+    if odd:
+        raise ValueError(f"{name} has the class {odd[0]!r}, which the run has not; its classes are {listing(classes)}")
+    numbers = np.array([known.index(word) for word in found])
+    return replace(source, context=numbers[source.context], classes=tuple(classes))
 
 
 def held_out_of(model: FFJORD, fitted: Source | None) -> Rows:

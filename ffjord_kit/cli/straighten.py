@@ -43,7 +43,7 @@ def straighten(
     seed: int | None,
     force: bool,
 ) -> None:
-    """Train a RUN again on its own pairs (reflow), so that a few steps suffice; compare both.
+    """Train a RUN on a table again on its own pairs (reflow), so that a few steps suffice; compare both.
 
     Log-likelihoods are of DATA, a set or a file, or else of the rows that the run held out.
     """

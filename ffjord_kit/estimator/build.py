@@ -29,6 +29,10 @@ IMAGE_PROBES = 2  # of a reported likelihood
 def build_schedule(fields: Fields, event: Sequence[int]) -> list[Phase]:
     """The phases of training that `schedule` names. Raises ValueError for a phase 'layers' without such layers."""
     parts, objectives = schedule_of(fields.schedule), build_objectives(fields, event)
+    if fields.scales > 1 and any(part.word == "flow_matching" for part in parts):
+        raise ValueError(
+            "flow matching moves every pixel to the end, and scales leave some behind: train them by 'mle'"
+        )
     if not layers_of(fields.layers) and any(part.word == "layers" for part in parts):
         raise ValueError("the schedule has a phase 'layers', but no layers to train: pass layers='maf:3', or drop it")
     return [Phase(objectives[word][0], steps, objectives[word][1], seconds) for word, steps, seconds in parts]

@@ -29,6 +29,8 @@ def settled(fields: Fields, chosen: Mapping[str, Any], event: Sequence[int]) -> 
     """The fields with those that were left open as `chosen`, or as the defaults for events of this shape."""
     words = {f.name: getattr(fields, f.name) for f in dataclasses.fields(Fields)}
     ours = {**defaults(event, fields.base), **chosen}
+    if fields.scales > 1 and "schedule" not in chosen:
+        ours["schedule"] = "mle:2000"
     if fields.solver is not None:
         ours.pop("steps", None)  # they go with the solver
     left_open = {name: word for name, word in ours.items() if words[name] in OPEN}

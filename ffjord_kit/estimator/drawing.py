@@ -35,6 +35,8 @@ def draw(
     generator, context = _drawing(model, n, context, random_state)
     solver, flow = model.integration.solver if steps is None else Solver(method, steps=steps), model.flow_
     if guidance != 1:
+        if not guidance >= 0:
+            raise ValueError(f"guidance must be at least 0, and above 1 to go further; got {guidance}")
         if not model.context_dropout:
             raise ValueError(
                 f"guidance needs a model that was fitted with {GUIDED_BY}; this one always had its context"
@@ -147,5 +149,6 @@ def _drawing(model: FFJORD, n: int, context: Any, random_state: Any) -> tuple[to
     check_is_fitted(model, "flow_")
     if n < 1:
         raise ValueError(f"n_samples must be at least 1; got {n}")
-    context = None if context is None else reported(model, contexts(model, context, n))
+    given = contexts(model, context, n)
+    context = None if given is None else reported(model, given)
     return torch.Generator().manual_seed(seed_from(random_state)), context

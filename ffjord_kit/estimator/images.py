@@ -11,7 +11,7 @@ import torch
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from ffjord_kit.estimator.arrays import shared, tensor
+from ffjord_kit.estimator.arrays import SMALLEST_VALIDATION_SET, shared, tensor
 from ffjord_kit.images import Pixels, one_hot
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 FITTED_ELEMENTS, FITTED_IMAGES = 4_000_000, 5_000  # of the pixels that layers are fitted to
 VALIDATION_ELEMENTS, VALIDATION_IMAGES = 25_000, 64  # fewer images where an image is large: each is solved for
-MOST_CHANNELS = 4
+MOST_CHANNELS, MOST_CLASSES = 4, 1000
 
 
 def is_images(x: Any) -> bool:
@@ -51,9 +51,7 @@ class Images(NamedTuple):
         """What is to be kept of images x with labels, whole numbers, or a context of another kind, or none."""
         x = np.asarray(x)
         shape = (1, *x.shape[1:]) if x.ndim == 3 else x.shape[1:]
-        labels = None if context is None else np.asarray(context)
-        told = labels is not None and labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer)
-        return cls(tuple(map(int, shape)), x.ndim == 4, bits, int(labels.max()) + 1 if told and len(labels) else 0)
+        return cls(tuple(map(int, shape)), x.ndim == 4, bits, 0 if context is None else _classes(context, len(x)))
 
     @classmethod
     def kept(cls, content: Mapping[str, Any] | None) -> Images | None:
@@ -69,12 +67,14 @@ class Images(NamedTuple):
         """Images as (n, c, h, w), sharing their memory. Raises ValueError for others than those of the fit."""
         x = np.asarray(x)
         expected = self.shape if self.channels else self.shape[1:]
+        if self.shape[0] == 1 and x.ndim == (3 if self.channels else 4):  # one channel, told or not
+            expected = (1, *expected) if not self.channels else expected[1:]
         if x.dtype != np.uint8:
             raise ValueError(
                 f"images must be whole grey levels, uint8 of 0 to 255; got {x.dtype}: scale them to 0 .. 255, round "
                 "them, and pass X.astype('uint8')"
             )
-        if x.ndim != len(expected) + 1 or x.shape[1:] != expected or not len(x):
+        if x.ndim != len(expected) + 1 or x.shape[1:] != expected or not x.size:
             raise ValueError(f"images must have shape (n >= 1, {', '.join(map(str, expected))}); got {x.shape}")
         if self.shape[0] > MOST_CHANNELS:
             raise ValueError(
@@ -89,9 +89,15 @@ class Images(NamedTuple):
 
     def context(self, labels: Any, rows: int) -> np.ndarray:
         """Labels (rows,), or one for all, as contexts (rows, classes). Raises ValueError for others."""
+        expected = f"context must be a label, or {rows} of them, whole numbers from 0 to {self.classes - 1}"
+        if labels is None:
+            raise ValueError(f"{expected}; got none")
         labels = np.asarray(labels)
-        if labels.shape not in ((), (1,), (rows,)) or not np.equal(np.mod(labels, 1), 0).all():
-            raise ValueError(f"context must be a label, or {rows} of them, whole numbers from 0 to {self.classes - 1}")
+        labels = labels[:, 0] if labels.shape == (rows, 1) else labels
+        if labels.shape not in ((), (1,), (rows,)) or labels.dtype.kind not in "buif" or (labels % 1).any():
+            raise ValueError(f"{expected}; got {labels.dtype} of shape {labels.shape}")
+        if labels.min() < 0 or labels.max() >= self.classes:
+            raise ValueError(f"{expected}; got {labels.min():g} to {labels.max():g}")
         return one_hot(tensor(np.broadcast_to(labels, (rows,)).astype(np.int64)), self.classes).numpy()
 
     def restored(self, x: np.ndarray) -> np.ndarray:
@@ -104,6 +110,20 @@ class Images(NamedTuple):
         return x if self.channels else x[..., 0, :, :]
 
 
+def _classes(context: Any, rows: int) -> int:
+    """How many classes a context tells of; 0 where it is none of labels. Raises ValueError for words and the like."""
+    labels = np.asarray(context)
+    if labels.dtype.kind not in "buif":
+        raise ValueError(
+            f"labels must be whole numbers from 0; got {labels.dtype}: pass np.unique(labels, return_inverse=True)[1]"
+        )
+    if labels.shape not in ((rows,), (rows, 1)) or not len(labels) or (labels % 1).any():
+        return 0
+    if labels.min() < 0 or labels.max() >= MOST_CLASSES:
+        raise ValueError(f"labels must be 0 to {MOST_CLASSES - 1}; got {labels.min():g} to {labels.max():g}")
+    return int(labels.max()) + 1
+
+
 def split_of(count: int, size: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
     """The numbers of the images of so many pixels to train on, ascending, and of those held out, by the seed.
 
@@ -112,6 +132,7 @@ def split_of(count: int, size: int, fraction: float, seed: int) -> tuple[Tensor,
     if not 0 <= fraction < 1:
         raise ValueError(f"validation_fraction must be in [0, 1); got {fraction}")
     held_out = min(int(fraction * count), max(VALIDATION_IMAGES, VALIDATION_ELEMENTS // size))
+    held_out = 0 if held_out < SMALLEST_VALIDATION_SET else held_out
     order = torch.from_numpy(np.random.default_rng(seed).permutation(count))
     return order[held_out:].sort().values, order[:held_out].sort().values
 

@@ -44,7 +44,7 @@ def checked(model: FFJORD, x: Any, context: Any) -> tuple[Tensor, Tensor | None,
 
 def contexts(model: FFJORD, context: Any, rows: int) -> np.ndarray | None:
     """Contexts (rows, c) from those given; labels of classes become vectors."""
-    if context is None or model.images is None or not model.images.classes:
+    if model.images is None or not model.images.classes:
         return check_context(context, rows, model.flow_.context_dim)
     return model.images.context(context, rows)
 
