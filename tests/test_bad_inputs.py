@@ -311,7 +311,7 @@ def fitted(**given):
 
 PYTHON = {
     "rows of one axis": (lambda: fitted().fit(X[0]), "Expected 2D array, got 1D array instead"),
-    "rows of three axes": (lambda: fitted().fit(X[None]), "Found array with dim 3"),
+    "rows of three axes": (lambda: fitted().fit(X[None]), "images must be whole grey levels, uint8 .*; got float64"),
     "rows of words": (lambda: fitted().fit([["a", "b"], ["c", "d"]]), "could not convert string to float|numeric"),
     "rows to score of another width": (lambda: fitted().score_samples(X[:, :2]), "X has 2 features, but FFJORD is exp"),
     "a model that was not fitted": (lambda: FFJORD().sample(3), "not fitted yet"),
@@ -355,7 +355,8 @@ KINDS = {
     "validation_fraction": "tenth", "validate_every": 2.5, "patience": None, "trace": 1, "probes": 2.0,
     "regularizers": {"kinetic": 1}, "steer": "a", "solver": 4, "train_tolerance": "1e-3", "steps": 4.0,
     "gradient": 1, "compile": True, "guard": None, "tolerance": "1e-5", "max_nfe": 1e4, "device": 0, "verbose": "yes",
-    "precision": 32, "micro_batches": 1.0,
+    "precision": 32, "micro_batches": 1.0, "bits": 5.0, "alpha": "1e-6", "scales": "2", "flip": "yes",
+    "context_dropout": "some", "channels_last": 0.5,
 }  # fmt: skip
 PYTHON |= {
     f"{name}={value!r}": (

@@ -12,7 +12,8 @@ from PIL import Image
 from ffjord_kit import FFJORD, datasets, metrics
 from ffjord_kit.cli import main
 
-TINY = ["--schedule", "flow_matching:4", "--hidden", "8", "--batch-size", "16", "--seed", "0", "--no-verbose"]
+TINY = ["--schedule", "flow_matching:4", "--hidden", "8", "--batch-size", "16", "--tolerance", "1e-3"]
+TINY += ["--seed", "0", "--no-verbose"]
 
 
 def call(capsys, *argv):
@@ -87,7 +88,7 @@ def test_samples_are_an_archive_and_a_sheet_that_can_be_read_as_data(run, capsys
 
 def test_score_states_every_error_of_bits_per_dimension(grey, folder, capsys, tmp_path):
     out = call(capsys, "score", grey, folder, "--rows", 6, "--draws", 2, "--out", tmp_path / "bits.csv")[1]
-    for part in ("6 of 1 x 4 x 4, 8 bits", "uniform, 2 draws", "logit with alpha 1e-06", "2 probes", "tolerance 1e-05"):
+    for part in ("6 of 1 x 4 x 4, 8 bits", "uniform, 2 draws", "logit with alpha 1e-06", "2 probes", "tolerance 0.001"):
         assert part in out
     assert (tmp_path / "bits.csv").read_text().startswith("log_likelihood,bits_per_dim")
     out = call(capsys, "score", grey, folder, "--rows", 4, "--error")[1]
@@ -143,7 +144,7 @@ def test_classes_are_known_by_their_names(run, folder, capsys, tmp_path):
     _, out, _ = call(capsys, "score", run, tmp_path / "few", "--out", tmp_path / "few.csv")
     _, out, _ = call(capsys, "score", run, folder, "--out", tmp_path / "all.csv")
     few, both = (np.loadtxt(tmp_path / f"{name}.csv", delimiter=",", skiprows=1)[:, 0] for name in ("few", "all"))
-    assert few == pytest.approx(both[25:], abs=0.05)
+    assert few == pytest.approx(both[25:], abs=0.5)
     shutil.copytree(folder / "light", tmp_path / "odd" / "bright")
     code, _, err = call(capsys, "score", run, tmp_path / "odd")
     assert code == 1 and "has the class 'bright', which the run has not; its classes are dark, light" in err

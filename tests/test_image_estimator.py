@@ -13,7 +13,7 @@ from ffjord_kit.estimator.outliers import SLOPES
 from ffjord_kit.runs import RunError
 from ffjord_kit.trace import ExactTrace, OwnTrace, own_noise
 
-TINY = {"hidden": (8,), "schedule": "flow_matching:8", "batch_size": 16, "random_state": 0}
+TINY = {"hidden": (8,), "schedule": "flow_matching:8", "batch_size": 16, "tolerance": 1e-3, "random_state": 0}
 
 
 def pictures(n=60, shape=(5, 4), seed=0):
@@ -56,15 +56,15 @@ def test_scores_are_each_images_own(grey):
     x = pictures(seed=5)[0][:7]
     scores = grey.score_samples(x)
     assert np.array_equal(scores, grey.score_samples(x))
-    assert grey.score_samples(x[3:4]) == pytest.approx(scores[3:4], abs=1e-2)  # the solver's error
-    assert image_bits(grey, x).values.numpy() == pytest.approx(-scores / 20 / np.log(2), abs=1e-3)
+    assert grey.score_samples(x[3:4]) == pytest.approx(scores[3:4], abs=0.05)  # the solver's error
+    assert image_bits(grey, x).values.numpy() == pytest.approx(-scores / 20 / np.log(2), abs=5e-3)
 
 
 def test_more_draws_never_raise_the_bound_by_more_than_chance(grey):
-    x = pictures(seed=6)[0]
-    one, many = (image_bits(grey, x, draws=draws, probes=20) for draws in (1, 8))
+    x = pictures(16, seed=6)[0]
+    one, many = (image_bits(grey, x, draws=draws, probes=8) for draws in (1, 6))
     assert many.mean < one.mean + 3 * one.standard_error
-    assert "8 draws of uniform noise, 20 probes" in str(many)
+    assert "6 draws of uniform noise, 8 probes" in str(many)
 
 
 def test_errors_are_those_of_solver_and_trace(grey):
