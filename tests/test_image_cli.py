@@ -64,7 +64,7 @@ def test_a_run_remembers_its_images_and_shows_samples_as_training_goes(run, caps
     config = json.loads((run / "config.json").read_text())
     assert config["images"] == {"shape": [3, 4, 4], "channels": True, "bits": 8, "classes": 2}
     assert config["data"]["classes"] == ["dark", "light"] and config["data"]["size"] == 4
-    assert sorted(path.name for path in (run / "samples").iterdir())[-1] == "step-000004.png"
+    assert re.fullmatch(r"step-000004-\d\.\d{4}-bits\.png", max(path.name for path in (run / "samples").iterdir()))
     code, out, _ = call(capsys, "info", run)
     assert code == 0 and re.search(r"images +3 x 4 x 4, 8 bits", out) and "bits/dim" in out
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ffjord_kit import plots
+from ffjord_kit import metrics, plots
 from ffjord_kit.atomic import replacing
 
 SHOWN = 100  # images on a sheet
@@ -32,9 +33,11 @@ def write_images(paths: list[str], images: np.ndarray, labels: np.ndarray | None
     plots.save(drawn, sheet)
 
 
-def write_sheet(folder: Path, shape: tuple[int, ...], step: int, images: np.ndarray) -> None:
-    """Write images of a shape (c, h, w) as a sheet that is named by the step of training that they are of."""
-    plots.save(plots.image_sheet(floats(images.reshape(-1, *shape))), folder / f"step-{step:06d}.png")
+def write_sheet(folder: Path, shape: tuple[int, ...], record: dict[str, Any], images: np.ndarray) -> None:
+    """Write images of a shape (c, h, w) as a sheet that the step of training and its bits/dim name."""
+    bits = metrics.bits_per_dim(record["validation_nll"], int(np.prod(shape)))
+    name = f"step-{record['step']:06d}-{bits:.4f}-bits.png"
+    plots.save(plots.image_sheet(floats(images.reshape(-1, *shape))), folder / name)
 
 
 def floats(images: np.ndarray) -> np.ndarray:

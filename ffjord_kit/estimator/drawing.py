@@ -52,9 +52,9 @@ def draw(
 
 
 def samples_of(
-    flow: Flow, read: Given, seed: int, show: Callable[[int, np.ndarray], None]
+    flow: Flow, read: Given, seed: int, show: Callable[[dict[str, Any], np.ndarray], None]
 ) -> Callable[[dict[str, Any]], None]:
-    """What shows draws of a flow that is being trained, always from the same noise, when it is told of a step.
+    """What shows draws of a flow that is being trained, always from the same noise, when it is told of a validation.
 
     Their contexts are those of the first of the data.
     """
@@ -63,7 +63,7 @@ def samples_of(
     def told(record: dict[str, Any]) -> None:
         generator = torch.Generator().manual_seed(seed)
         drawn = to_numpy(Peeled(flow).sample(SHOWN, context, solver=QUICK, generator=generator))
-        show(record["step"], drawn if read.images is None else read.images.restored(drawn))
+        show(record, drawn if read.images is None else read.images.restored(drawn))
 
     return told
 

@@ -59,14 +59,14 @@ class FFJORD(Fields, DensityMixin, BaseEstimator):
         resume: bool = False,
         data: Mapping[str, Any] | None = None,
         on_step: Callable[[dict[str, Any]], None] | None = None,
-        on_samples: Callable[[int, np.ndarray], None] | None = None,
+        on_samples: Callable[[dict[str, Any], np.ndarray], None] | None = None,
     ) -> FFJORD:
         """Learn the density of the rows of X (n, d), given context (n, c) where it is passed; y is ignored.
 
         `columns` name the columns where X does not. `run` is a folder to keep log, model and checkpoints in: `force`
         lets it replace a run, `resume` goes on from its checkpoint, `data` is kept in its config as it is. Rows of a
-        `numpy.memmap` stay in their file, and are fetched batch by batch. `on_samples` is given the step and some draws
-        (by few steps) at each validation.
+        `numpy.memmap` stay in their file, and are fetched batch by batch. `on_samples` is given the record of each
+        validation, and some draws (by few steps).
         Raises ValueError for data or fields that cannot be used, TrainingDiverged, RunError.
         """
         check_kinds(self)
@@ -89,7 +89,7 @@ class FFJORD(Fields, DensityMixin, BaseEstimator):
         kept: Run | None,
         resume: bool,
         on_step: Callable[[dict[str, Any]], None] | None,
-        on_samples: Callable[[int, np.ndarray], None] | None,
+        on_samples: Callable[[dict[str, Any], np.ndarray], None] | None,
     ) -> None:
         seed, before, workers = config["seed"], None, Workers.here()
         if self.schedule == "auto" and not workers.told(lambda: resume and kept.has_checkpoint):
