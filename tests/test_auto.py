@@ -82,7 +82,7 @@ def test_a_loaded_run_is_made_of_what_was_chosen(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "run/config.json").read_text())["chosen"]["octaves"] == 3
 
 
-@pytest.mark.parametrize("at", [3, 33])
+@pytest.mark.parametrize("at", [3, pytest.param(33, marks=pytest.mark.slow)])
 def test_a_resumed_run_is_the_run_that_was_never_stopped(tmp_path, at):
     whole = FFJORD(**FIELDS).fit(moons(), run=tmp_path / "whole")
 

@@ -62,6 +62,7 @@ def test_a_base_is_made_from_rows_and_blank(word):
     assert set(fitted(randn(50, 3)).state_dict()) == set(blank((3,)).state_dict())
 
 
+@pytest.mark.slow
 def test_heavy_tails_are_learned_saved_and_drawn(tmp_path):
     shape = np.array([[1.0, 0.8], [0.8, 1.0]])
     law = stats.multivariate_t(shape=shape, df=2.0)

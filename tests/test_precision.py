@@ -78,6 +78,7 @@ def test_the_settings_of_tensor_cores_are_put_back():
         torch.backends.cudnn.allow_tf32 = before[1]
 
 
+@pytest.mark.slow
 def test_training_in_bf16_is_as_good_to_its_error():
     x = datasets.load("moons", rows=2000, seed=0).x
     plain = FFJORD(**FIELDS).fit(x[:1500])
