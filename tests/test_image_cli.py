@@ -66,7 +66,8 @@ def test_a_run_remembers_its_images_and_shows_samples_as_training_goes(run, caps
     assert config["data"]["classes"] == ["dark", "light"] and config["data"]["size"] == 4
     assert re.fullmatch(r"step-000004-\d\.\d{4}-bits\.png", max(path.name for path in (run / "samples").iterdir()))
     code, out, _ = call(capsys, "info", run)
-    assert code == 0 and re.search(r"images +3 x 4 x 4, 8 bits", out) and "bits/dim" in out
+    assert code == 0 and re.search(r"images +3 x 4 x 4, 8 bits", out)
+    assert "bits/dim" in out and "2 classes: dark, light" in out
 
 
 def test_samples_are_an_archive_and_a_sheet_that_can_be_read_as_data(run, capsys, tmp_path):

@@ -31,7 +31,9 @@ CHECKPOINT = "checkpoint/state.safetensors"
 @click.option("--out", type=click.Path(), help="Folder to keep the run in.")
 @click.option("--resume", type=click.Path(), help="Go on with an interrupted run, with its own data and options.")
 @click.option("--rows", type=int, help="Rows to draw of a toy, or a random subset of a table.")
-@click.option("--context", "context_columns", default="", help="Columns to condition on, by name or number: a,b.")
+@click.option(
+    "--context", "context_columns", default="", help="Columns to condition on, by name or number: a,b; images: label."
+)
 @click.option("--size", type=click.IntRange(min=2), help="Side of the images, which are cropped and averaged to it.")
 @click.option("--grey", is_flag=True, help="Images in grey.")
 @click.option("--force", is_flag=True, help="Replace a run that is in the folder.")
@@ -187,7 +189,7 @@ def info(run: str) -> None:
         table.add_row("columns", ", ".join(columns[:8]) + (f", ... {len(columns)} in all" if len(columns) > 8 else ""))
     else:
         table.add_row("images", " x ".join(map(str, config["images"]["shape"])) + f", {config['images']['bits']} bits")
-    table.add_row("context", ", ".join(config["data"].get("context_columns", [])) or "none")
+    table.add_row("context", _context_of(config))
     for note in config.get("straightened", []):
         table.add_row("straightened from", f"{note['source'] or 'a model in Python'}, weights {note['weights'][:12]}")
     table.add_row("written by", f"ffjord_kit {config['version']}, seed {config['seed']}")
@@ -198,6 +200,14 @@ def info(run: str) -> None:
         settled = f", chosen: {chosen[name]}" if name in chosen else ""
         table.add_row(f"  {name}", ("" if value is None else str(value)) + settled)
     PLAIN.print(table, soft_wrap=True)
+
+
+def _context_of(config: dict[str, Any]) -> str:
+    """What a run is conditioned on."""
+    classes = (config.get("images") or {}).get("classes", 0)
+    if classes:
+        return f"{classes} classes: {', '.join(config['data'].get('classes', [])) or 'numbers from 0'}"
+    return ", ".join(config["data"].get("context_columns", [])) or ("unnamed" if config["context_dim"] else "none")
 
 
 def _outcome(run: Run, records: list[dict[str, Any]]) -> list[tuple[str, str]]:

@@ -52,7 +52,9 @@ class Subject:
 @click.command()
 @click.argument("run", type=click.Path())
 @click.option("--out", type=click.Path(file_okay=False), required=True, help="Folder for the pictures.")
-@click.option("--context", help="For a conditional run: values 1.0,2.5 (default: the median of the data's).")
+@click.option(
+    "--context", help="For a conditional run: values 1.0,2.5 (default: the median), or classes (default: all)."
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the samples.")
 @click.option("--data", "source", help="Data to draw beside it (default: those that it was fitted to).")
 @click.option("--force", is_flag=True, help="Replace pictures that are there.")
