@@ -10,6 +10,7 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
+from commands import call
 
 from ffjord_kit import DATASETS, FFJORD, __version__, datasets
 from ffjord_kit.cli import main, pictures
@@ -17,16 +18,6 @@ from ffjord_kit.cli import main, pictures
 TINY = ["--schedule", "flow_matching:8", "--hidden", "8", "--seed", "0", "--no-verbose"]
 QUICK = {"schedule": "flow_matching:8", "hidden": (8,)}
 MOONS = ["fit", "moons", "--rows", "60", *TINY]
-
-
-def call(capsys, *argv):
-    """Run a command as main() does: (exit code, what it printed, what it complained of)."""
-    capsys.readouterr()
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
-        patch.setattr(sys, "argv", ["ffjord-kit", *map(str, argv)])
-        main()
-    shown = capsys.readouterr()
-    return ended.value.code or 0, shown.out, shown.err
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from commands import call
 from PIL import Image
 
 from ffjord_kit import FFJORD, datasets, metrics
@@ -14,16 +15,6 @@ from ffjord_kit.cli import main
 
 TINY = ["--schedule", "flow_matching:4", "--hidden", "8", "--batch-size", "16", "--tolerance", "1e-3"]
 TINY += ["--seed", "0", "--no-verbose"]
-
-
-def call(capsys, *argv):
-    """Run a command as main() does: (exit code, what it printed, what it complained of)."""
-    capsys.readouterr()
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
-        patch.setattr(sys, "argv", ["ffjord-kit", *map(str, argv)])
-        main()
-    shown = capsys.readouterr()
-    return ended.value.code or 0, shown.out, shown.err
 
 
 @pytest.fixture(scope="module")
