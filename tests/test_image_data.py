@@ -538,3 +538,8 @@ def test_options_that_make_no_sense_are_refused(options, message):
 def test_tables_say_which_words_are_images(word):
     with pytest.raises(ValueError, match="is a set of images, not a table: load it with load_images"):
         load(word)
+
+
+def test_a_word_that_is_nearly_a_set_of_images_is_taken_for_it():
+    with pytest.raises(ValueError, match=r"'mnsit' \(did you mean 'mnist'\?\); .*; of images digits8, mnist"):
+        load("mnsit")

@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 import torch
+from commands import call
 from oracles import LearntAffine, SmoothMLP, randn
 from torch import nn
 
 from ffjord_kit import CNF, FFJORD, Flow, FlowMatching, RunError, TrainingDiverged
-from ffjord_kit.cli import main
 from ffjord_kit.estimator.straighten import STEP_COUNTS, STEP_METHODS, few_step_sample_errors, few_step_score_errors
 from ffjord_kit.training import Phase, fit_pairs
 
@@ -188,20 +188,12 @@ def test_sampling_by_fixed_steps_converges_to_the_solve_by_tolerance(model):
         model.sample(3, steps=0)
 
 
-def called(capsys, *argv):
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
-        patch.setattr("sys.argv", ["ffjord-kit", *map(str, argv)])
-        main()
-    shown = capsys.readouterr()
-    return ended.value.code or 0, shown.out, shown.err
-
-
 def test_the_command_compares_both_and_leaves_a_run(capsys, tmp_path):
     run, out = tmp_path / "run", tmp_path / "straight"
     tiny = ["--schedule", "flow_matching:8", "--hidden", "8", "--seed", "0", "--no-verbose"]
-    assert called(capsys, "fit", "moons", "--rows", "90", *tiny, "--out", run)[0] == 0
+    assert call(capsys, "fit", "moons", "--rows", "90", *tiny, "--out", run)[0] == 0
     few = ["--pairs", "40", "--steps", "4", "--seed", "0"]
-    code, shown, _ = called(capsys, "straighten", run, "--out", out, *few)
+    code, shown, _ = call(capsys, "straighten", run, "--out", out, *few)
     assert code == 0
     for line in (
         "log-likelihood of 9 rows",
@@ -212,16 +204,16 @@ def test_the_command_compares_both_and_leaves_a_run(capsys, tmp_path):
         f"run: {out}",
     ):
         assert line in shown
-    assert "straightened from" in called(capsys, "info", out)[1]
+    assert "straightened from" in call(capsys, "info", out)[1]
     assert json.loads((out / "config.json").read_text())["straightened"][0]["source"] == str(run)
-    assert called(capsys, "sample", out, "-n", "7", "--steps", "4", "--out", tmp_path / "x.npy")[0] == 0
+    assert call(capsys, "sample", out, "-n", "7", "--steps", "4", "--out", tmp_path / "x.npy")[0] == 0
     assert np.load(tmp_path / "x.npy").shape == (7, 2)
     for argv, message in (
         ((run, "--out", run), "is the run to straighten, which stays as it is"),
         ((run, "--out", out), "is not empty: choose another folder, or pass --force"),
         ((run, "--out", tmp_path, "--force"), "is not empty: choose another folder"),
     ):
-        code, _, err = called(capsys, "straighten", *argv, *few)
+        code, _, err = call(capsys, "straighten", *argv, *few)
         assert (code, len(err.splitlines())) == (1, 1)
         assert message in err
-    assert called(capsys, "straighten", run, "moons:test", "--out", out, "--force", *few)[0] == 0
+    assert call(capsys, "straighten", run, "moons:test", "--out", out, "--force", *few)[0] == 0

@@ -180,8 +180,9 @@ def _unknown(source: str) -> str:
         return f"{word} is a set of images, not a table: load it with load_images"
     if colon and word in DATASETS:
         return f"{source!r}: the splits of {word} are {' and '.join(SPLITS)}; got {split!r}"
-    known = f"the data sets are {', '.join(DATASETS)}"
-    return f"no data set and no file {source!r}{suggestion(word, list(DATASETS))}; {known}; or give a file's path"
+    known = f"the data sets are {', '.join(DATASETS)}; of images {', '.join(IMAGE_SETS)}"
+    asked = suggestion(word, [*DATASETS, *IMAGE_SETS])
+    return f"no data set and no file {source!r}{asked}; {known}; or give a file's path"
 
 
 _UCI = "UCI repository, CC BY 4.0; carried by scikit-learn"

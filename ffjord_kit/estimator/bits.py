@@ -6,13 +6,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.special import log_softmax
+import torch
 from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
 
 from ffjord_kit.estimator.arrays import tensor
 from ffjord_kit.estimator.build import IMAGE_PROBES
-from ffjord_kit.estimator.reports import chunk_rows, contexts
-from ffjord_kit.images import BitsPerDim, bits_per_dim
+from ffjord_kit.estimator.reports import checked, chunk_rows, contexts, evaluate_rows
+from ffjord_kit.images import BitsPerDim, bits_per_dim, class_log_probs
 
 if TYPE_CHECKING:
     from ffjord_kit.estimator.ffjord import FFJORD
@@ -49,5 +50,9 @@ def class_probabilities(model: FFJORD, X: Any) -> np.ndarray:
     check_is_fitted(model, "flow_")
     if model.images is None or not model.images.classes:
         raise ValueError("class_probabilities needs a model of images that was fitted with context=labels")
-    scores = [model.score_samples(X, context=label) for label in range(model.images.classes)]
-    return np.exp(log_softmax(np.stack(scores, axis=1), axis=1))
+    x, _, _ = checked(model, X, 0)  # of any class: the images alone are wanted
+
+    def log_prob(x: Tensor, told: Tensor) -> Tensor:
+        return torch.from_numpy(evaluate_rows(model, x, told).log_prob)
+
+    return class_log_probs(log_prob, x, model.images.classes).exp().numpy()
