@@ -25,7 +25,7 @@ from ffjord_kit.potential import Potential, potential_of
 from ffjord_kit.regularizers import Regularizer
 from ffjord_kit.solver import Evaluations, Part, RightHandSide, Solver
 from ffjord_kit.steppers import State
-from ffjord_kit.trace import ExactTrace, TraceEstimator, evaluate, fresh_generator
+from ffjord_kit.trace import ExactTrace, Pushforward, TraceEstimator, evaluate, fresh_generator
 
 
 @dataclass(frozen=True)
@@ -184,6 +184,9 @@ class CNF(Layer):
     ) -> RightHandSide:
         """Velocity, trace and costs; `forward` is the sign of time, so that costs grow in both directions."""
         own, mine = _some(context, rows), probes if rows is None or probes.shape[1] == 1 else probes[:, rows]
+        trace_alone = isinstance(how.trace, ExactTrace) and not (how.apart or how.regularizers)
+        if trace_alone and isinstance(self.dynamics, Pushforward):
+            return lambda t, state: self.dynamics.diverge(t, state[0], own)
 
         def rhs(t: Tensor, state: State) -> State:
             point = evaluate(self.dynamics, t, state[0], mine, own)

@@ -2,8 +2,9 @@ r"""Solver: how the initial value problem dy/dt = rhs(t, y), y(t_0) = y_0 is int
 
 The only file that knows torchdiffeq. An adaptive method holds its own estimate of each step's error below
 atol + rtol |y|, judged by the worst row (fehlberg2's estimate is a hundred times too kind: prefer another); a fixed
-one takes a number of steps that is always said, and may grade them, t = T (1 - s^grading), so that they crowd towards
-the latest time, where the data are and a trained field is stiffest. Every requested time is a step's end, so nothing is
+one takes a number of steps that is always said, and may grade them, so that they crowd towards the latest time, where
+the data are and a trained field is stiffest (grading above 1), or towards the base, where a straightened one has its
+forks (below 1). Every requested time is a step's end, so nothing is
 interpolated (scipy_solver alone does), and no field is evaluated outside the interval. Gradients run back
 
     backprop        through the solver's own steps
@@ -15,6 +16,7 @@ interpolated (scipy_solver alone does), and no field is evaluated outside the in
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -69,9 +71,9 @@ class Solver:
             raise ValueError(f"method {self.method!r} adapts its steps: pass rtol and atol, not steps={self.steps}")
         if not (self.rtol > 0 and self.atol > 0):
             raise ValueError(f"rtol and atol must be positive; got {self.rtol} and {self.atol}")
-        if not self.grading >= 1 or (self.grading > 1 and not self.gradable):
+        if not 0 < self.grading < math.inf or (self.grading != 1 and not self.gradable):
             raise ValueError(
-                f"grading must be at least 1, and 1 unless the method takes fixed single steps; got {self.grading}"
+                f"grading must be positive, and 1 unless the method takes fixed single steps; got {self.grading}"
             )
         if self.max_nfe < 1:
             raise ValueError(f"max_nfe must be at least 1; got {self.max_nfe}")
@@ -85,7 +87,7 @@ class Solver:
 
     @property
     def gradable(self) -> bool:
-        """Whether the steps may crowd towards the latest time."""
+        """Whether the steps may crowd towards one end."""
         return METHODS[self.method] is _fixed
 
     @property

@@ -138,6 +138,11 @@ class Pushforward(nn.Module, ABC):
     def push(self, t: Tensor, x: Tensor, tangents: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """dx/dt (batch, *event) and J v (probe, batch, *event), for tangents v (probe, 1 or batch, *event)."""
 
+    def diverge(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """dx/dt (batch, *event) and the exact trace (batch,): of all basis vectors, or cheaper where one knows how."""
+        point = evaluate(self, t, x, ExactTrace().draw(x), context)
+        return point.dx, point.trace
+
 
 class FieldPoint(NamedTuple):
     """The field at one instant: what the trace, and every cost along the path, is made of.

@@ -185,6 +185,27 @@ def test_tangents_carried_by_the_network_are_those_of_automatic_differentiation(
         close(torch.zeros(()) if a is None else a, torch.zeros(()) if b is None else b, 1e-10)
 
 
+@pytest.mark.parametrize("shape", [(1,), (3,), (2, 2)])
+@pytest.mark.parametrize("hidden", [(6,), (6, 5)])
+@pytest.mark.parametrize(("word", "options"), [*((word, {}) for word in DYNAMICS), ("residual", {"octaves": 2})])
+def test_the_trace_that_a_network_knows_by_itself_is_the_exact_one(word, options, hidden, shape):
+    field = DYNAMICS[word](shape, context_dim=2, hidden=hidden, **options).double()
+    with torch.no_grad():
+        for seed, parameter in enumerate(field.parameters()):
+            parameter.copy_(0.5 * randn(*parameter.shape, seed=seed))
+    x, context, t = randn(4, *shape).requires_grad_(), randn(4, 2, seed=1), torch.linspace(0.2, 0.8, 4, dtype=F64)
+    dx, trace = field.diverge(t, x, context)
+    point = evaluate(field.forward, t, x, ExactTrace().draw(x), context)
+    close(dx, point.dx, 1e-12)
+    close(trace, point.trace, 1e-12)
+    mine, its = (
+        torch.autograd.grad(values.square().sum(), [x, *field.parameters()], allow_unused=True)
+        for values in (trace, point.trace)
+    )
+    for a, b in zip(mine, its, strict=True):
+        close(torch.zeros(()) if a is None else a, torch.zeros(()) if b is None else b, 1e-10)
+
+
 def a_point(field, x, estimator, generator=None):
     return evaluate(field, HALF, x, estimator.draw(x, generator))
 
