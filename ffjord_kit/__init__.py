@@ -11,7 +11,7 @@ from ffjord_kit.estimator import FFJORD
 from ffjord_kit.failures import BlownUp, NotFinite, SolveError, StepVanished, TooManyEvaluations
 from ffjord_kit.flow import Flow, Trajectory
 from ffjord_kit.heavy_tails import BASES, StudentT
-from ffjord_kit.layers import Layer, Logit, Softplus, Standardize, Whiten
+from ffjord_kit.layers import Affine, Layer, Logit, Softplus, Standardize, Whiten
 from ffjord_kit.objectives import OBJECTIVES, FlowMatching, LayersLikelihood, MaximumLikelihood, Objective
 from ffjord_kit.potential import PotentialDynamics
 from ffjord_kit.regularizers import REGULARIZERS
@@ -23,10 +23,10 @@ from ffjord_kit.version import __version__
 
 __all__ = [
     "BASES", "CNF", "COUPLINGS", "DATASETS", "DISCRETE", "DYNAMICS", "FFJORD", "GRADIENTS", "METHODS", "OBJECTIVES",
-    "REGULARIZERS", "TRACE_ESTIMATORS", "Base", "BlownUp", "ConcatDynamics", "ConcatSquashDynamics", "ExactTrace",
-    "Flow", "FlowMatching", "History", "HutchinsonTrace", "Integration", "Layer", "LayersLikelihood", "LogDensity",
-    "Logit", "MaximumLikelihood", "NotFinite", "Objective", "Optimization", "OrthogonalTrace", "Path", "Phase",
-    "PotentialDynamics", "ResidualDynamics", "Run", "RunError", "Softplus", "SolveError", "Solver",
+    "REGULARIZERS", "TRACE_ESTIMATORS", "Affine", "Base", "BlownUp", "ConcatDynamics", "ConcatSquashDynamics",
+    "ExactTrace", "Flow", "FlowMatching", "History", "HutchinsonTrace", "Integration", "Layer", "LayersLikelihood",
+    "LogDensity", "Logit", "MaximumLikelihood", "NotFinite", "Objective", "Optimization", "OrthogonalTrace", "Path",
+    "Phase", "PotentialDynamics", "ResidualDynamics", "Run", "RunError", "Softplus", "SolveError", "Solver",
     "StandardNormal", "Standardize", "StepVanished", "StudentT", "TooManyEvaluations", "TraceEstimator",
     "TrainingDiverged", "Trajectory", "Whiten", "ZukoLayer", "__version__", "evaluate", "fit",
 ]  # fmt: skip

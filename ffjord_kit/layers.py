@@ -5,17 +5,21 @@ absolute determinant of its Jacobian, so that log p(x) = log p(z) + log|det dz/d
 
     Standardize   z = (x - mean) / scale                       one scale for each element
     Whiten        z = L^-1 (x - mean),  L L^T = covariance     unit covariance
+    Affine        z = M^-1 (x - mean)                          any regular matrix M
     Logit         z = log(x - lower) - log(upper - x)          data in (lower, upper)
     Softplus      z = log(exp(x - lower) - 1)                  data above `lower`; softplus(z) + lower = x
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+LEAST_VARIANCE = 1e-10  # of a direction, as a share of the largest
 
 
 class Layer(nn.Module, ABC):
@@ -75,12 +79,8 @@ class Whiten(Layer):
 
         Raises ValueError where the covariance is singular.
         """
-        rows = x.reshape(len(x), -1)
-        scale = rows.std(0, correction=0)
-        correlation = torch.atleast_2d(torch.cov(((rows - rows.mean(0)) / scale).T, correction=0))
-        factor, failed = torch.linalg.cholesky_ex(correlation)
-        # The square of a diagonal entry is the share of a column's variance that those before it leave unexplained.
-        if bool(failed) or not float(factor.diagonal().min()) ** 2 > 100 * torch.finfo(x.dtype).eps:
+        scale, factor = _root_of_correlation(x)
+        if factor is None:
             raise ValueError("whitening needs a regular covariance: drop collinear columns, or standardize instead")
         return cls(x.mean(0), scale[:, None] * factor)
 
@@ -95,6 +95,47 @@ class Whiten(Layer):
 
     def _log_det(self) -> Tensor:
         return self.factor.diagonal().log().sum()
+
+
+class Affine(Layer):
+    """Shift, and multiply by any regular matrix.
+
+    Shapes: mean (*event); matrix (D, D), D the event's size.
+    """
+
+    def __init__(self, mean: Tensor, matrix: Tensor) -> None:
+        super().__init__()
+        self.event_shape = tuple(mean.shape)
+        self.register_buffer("mean", mean)
+        self.register_buffer("matrix", matrix)
+
+    @classmethod
+    def aligning(cls, z: Tensor, x: Tensor) -> Affine:
+        """The layer that gives x (n, *event) mean 0 and covariance 1, and turns it as near to z (n, *event) as can be.
+
+        Of all roots of the covariance the one for which the sum of squares of to_base(x) - z is least (the orthogonal
+        Procrustes problem, Schoenemann 1966). A direction without variance is given a little.
+        """
+        a, b = (part.reshape(len(part), -1).double() for part in (z, x))
+        mean = b.mean(0)
+        variances, axes = torch.linalg.eigh(torch.atleast_2d(torch.cov(b.T, correction=0)))
+        root = variances.clamp(min=LEAST_VARIANCE * max(float(variances[-1]), LEAST_VARIANCE)).sqrt()
+        whitened = (b - mean) @ axes / root
+        left, _, right = torch.linalg.svd(whitened.T @ a)
+        matrix = (axes * root) @ left @ right
+        return cls(mean.reshape(x.shape[1:]).to(x), matrix.to(x))
+
+    def to_base(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        centred = (x - self.mean).reshape(len(x), -1)
+        z = torch.linalg.solve(self.matrix, centred.T).T
+        return z.reshape(x.shape), -self._log_det().expand(len(x))
+
+    def to_data(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        x = (z.reshape(len(z), -1) @ self.matrix.T).reshape(z.shape) + self.mean
+        return x, self._log_det().expand(len(z))
+
+    def _log_det(self) -> Tensor:
+        return torch.linalg.slogdet(self.matrix).logabsdet
 
 
 class Logit(Layer):
@@ -157,6 +198,26 @@ class Softplus(Layer):
 
     def _log_slope(self, z: Tensor) -> Tensor:
         return torch.where(self.bounded, F.logsigmoid(z), 0.0).reshape(len(z), -1).sum(1)
+
+
+def shared_information(x: Tensor) -> float:
+    """What the elements of x (n, *event) tell of each other by their correlations alone, -1/2 log det R, in nats.
+
+    That much a Gaussian with the covariance is likelier than one without; infinite where elements are collinear.
+    """
+    _, factor = _root_of_correlation(x)
+    return math.inf if factor is None else -float(factor.diagonal().log().sum())
+
+
+def _root_of_correlation(x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The scales (D,), and the Cholesky factor (D, D) of the correlation of x (n, *event): None where singular."""
+    rows = x.reshape(len(x), -1)
+    scale = rows.std(0, correction=0)
+    correlation = torch.atleast_2d(torch.cov(((rows - rows.mean(0)) / scale).T, correction=0))
+    factor, failed = torch.linalg.cholesky_ex(correlation)
+    # The square of a diagonal entry is the share of a column's variance that those before it leave unexplained.
+    regular = not bool(failed) and float(factor.diagonal().min()) ** 2 > 100 * torch.finfo(x.dtype).eps
+    return scale, factor if regular else None
 
 
 def _inside(x: Tensor, lower: Tensor, upper: Tensor) -> Tensor:

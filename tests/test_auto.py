@@ -57,11 +57,23 @@ def test_a_word_that_is_given_is_not_tried():
     assert [text for text in events(model) if text.startswith("tried")][0].startswith("tried the only way: validation")
 
 
-def test_rows_of_a_few_columns_alone_are_tried_with_octaves_and_few_rows_without_quantiles():
+def test_rows_of_a_few_columns_alone_are_tried_with_octaves_and_few_rows_without_quantiles(monkeypatch):
+    monkeypatch.setattr(auto, "MARGINS", {**auto.MARGINS, "scaling": 0.02})
     x = np.random.default_rng(0).normal(size=(150, 4))
     tried = [text for text in events(FFJORD(**FIELDS).fit(x)) if text.startswith("tried")]
     assert len(tried) == 2
-    assert not any("gaussianize" in text or "octaves=2" in text for text in tried)
+    assert not any("gaussianize" in text or "whiten" in text or "octaves=2" in text for text in tried)
+
+
+def test_correlated_columns_are_tried_without_their_correlations_unless_they_are_collinear():
+    z = np.random.default_rng(0).normal(size=(150, 4))
+    x = z @ [[1, 1, 0, 0], [0, 0.1, 0, 0], [0, 0, 1, -1], [0, 0, 0, 0.05]]
+    model = FFJORD(**FIELDS).fit(x)
+    assert [text for text in events(model) if "scaling=whiten" in text and text.startswith("tried")]
+    assert model.config_["chosen"]["scaling"] == "whiten"
+    model = FFJORD(**FIELDS).fit(np.c_[x, x[:, :2].sum(1)])
+    assert model.config_["chosen"]["scaling"] == "standardize"
+    assert not any("whiten" in text for text in events(model))
 
 
 def test_without_validation_rows_nothing_is_tried():

@@ -1,11 +1,13 @@
 """The contract of every exact layer: its two maps are inverse, and their log-determinants those of the Jacobians."""
 
+import math
+
 import pytest
 import torch
 from oracles import F64, close, jacobian, randn
 
 from ffjord_kit.gaussianize import Gaussianize
-from ffjord_kit.layers import Logit, Softplus, Standardize, Whiten
+from ffjord_kit.layers import Affine, Logit, Softplus, Standardize, Whiten, shared_information
 from ffjord_kit.scalings import SCALINGS
 
 INF = float("inf")
@@ -24,6 +26,7 @@ def shaped(shape):
 LAYERS = {
     "standardize": lambda shape: Standardize(randn(*shape), randn(*shape, seed=1).exp()),
     "whiten": lambda shape: Whiten(randn(*shape), randn(4, 4).tril(-1) + randn(4, seed=2).exp().diag()),
+    "affine": lambda shape: Affine(randn(*shape), randn(4, 4) + 2 * torch.eye(4, dtype=F64)),
     "logit": lambda shape: Logit(*shaped(shape)),
     "logit of all": lambda shape: Logit(torch.zeros(shape, dtype=F64), torch.ones(shape, dtype=F64)),
     "softplus": lambda shape: Softplus(shaped(shape)[0]),
@@ -184,3 +187,30 @@ def test_a_blank_scaling_takes_the_weights_of_a_made_one(word):
     close(loaded.to_base(x)[0], x, 0.0)
     loaded.load_state_dict(made.state_dict())
     close(loaded.to_base(x)[0], made.to_base(x)[0], 0.0)
+
+
+def test_an_aligning_layer_whitens_and_turns_as_near_as_a_linear_map_can():
+    z, matrix = randn(4000, 3, seed=4), values(1.0, 0.9, 0.0, 0.9, 1.0, 0.0, 0.3, 0.0, 0.01).reshape(3, 3)
+    turn = torch.linalg.matrix_exp(values(0.0, -1.0, 0.5, 1.0, 0.0, 2.0, -0.5, -2.0, 0.0).reshape(3, 3))
+    x = z @ turn.T @ matrix.T + values(1.0, -2.0, 3.0)
+    y, _ = Affine.aligning(z, x).to_base(x)
+    close(torch.cov(y.T, correction=0), torch.eye(3, dtype=F64), 1e-9)
+    apart = (y - z).square().mean()
+    assert apart < 1e-2
+    for seed in range(20):
+        other = torch.linalg.qr(randn(3, 3, seed=seed))[0]
+        assert (y @ other - z).square().mean() > apart
+
+
+def test_an_aligning_layer_of_flat_rows_is_still_invertible():
+    z = randn(50, 2)
+    layer = Affine.aligning(z, torch.stack([z[:, 0], z[:, 0]], 1))
+    x, _ = layer.to_data(z)
+    close(layer.to_base(x)[0], z, 1e-4)
+
+
+def test_what_gaussian_columns_tell_of_each_other_is_known_by_their_correlation():
+    factor = values(1.0, 0.0, 0.8, 0.6).reshape(2, 2)  # a correlation of 0.8
+    shared = shared_information(randn(200_000, 2) @ factor.T)
+    assert shared == pytest.approx(-0.5 * math.log(1 - 0.8**2), abs=0.01)
+    assert shared_information(randn(9, 1) @ values(1.0, 2.0)[None]) == math.inf

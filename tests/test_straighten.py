@@ -10,7 +10,7 @@ from oracles import LearntAffine, SmoothMLP, randn
 from torch import nn
 
 from ffjord_kit import CNF, FFJORD, Flow, FlowMatching, RunError, TrainingDiverged
-from ffjord_kit.estimator.straighten import STEP_COUNTS, STEP_METHODS, few_step_sample_errors, few_step_score_errors
+from ffjord_kit.estimator.few_steps import STEP_COUNTS, STEP_METHODS, few_step_sample_errors, few_step_score_errors
 from ffjord_kit.training import Phase, fit_pairs
 
 QUICK = {"hidden": (32, 32), "learning_rate": 0.01, "random_state": 0, "validate_every": 200, "ema_decay": 0.99}

@@ -12,7 +12,7 @@ from ffjord_kit import metrics
 from ffjord_kit.cli.options import PLAIN, Widths
 from ffjord_kit.cli.sources import held_out_of, rows_like, source_of
 from ffjord_kit.estimator import FFJORD
-from ffjord_kit.estimator.straighten import STEP_COUNTS, STEP_METHODS, few_step_sample_errors, few_step_score_errors
+from ffjord_kit.estimator.few_steps import STEP_COUNTS, STEP_METHODS, few_step_sample_errors, few_step_score_errors
 from ffjord_kit.runs import Run, RunError
 
 LOOKED_AT = 2_000

@@ -1,11 +1,11 @@
 r"""Schedule `auto`: what is left open is tried out on validation data, then trained for the rest of the budget.
 
 Short fits by flow matching, one after the other, each with one word changed and the better one kept: the density of t
-(which weight suits is a matter of the data), the scaling next to the data (edges and skew against plain units), and for
-a few columns the octaves among the inputs. A later word must win by a margin. The best of them is trained on by flow
-matching. A finish by maximum likelihood follows: MLE_STEPS for a few columns where steps are counted, or, of a limit in
-seconds, a share of what is left where that buys enough steps. One of steps ends at the second validation that is not
-better; the better weights are kept. The log says all of it.
+(which weight suits is a matter of the data), the scaling next to the data (correlations, edges and skew against plain
+units), and for a few columns the octaves among the inputs. A later word must win by a margin. The best of them is
+trained on by flow matching. A finish by maximum likelihood follows: MLE_STEPS for a few columns where steps are
+counted, or, of a limit in seconds, a share of what is left where that buys enough steps. One of steps ends at the
+second validation that is not better; the better weights are kept. The log says all of it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from ffjord_kit.estimator import build
 from ffjord_kit.estimator.defaults import FEW_COLUMNS, OPEN, defaults, is_image, settled
@@ -26,6 +27,7 @@ from ffjord_kit.estimator.words import Part
 from ffjord_kit.failures import SolveError
 from ffjord_kit.flow import Flow
 from ffjord_kit.heavy_tails import widened
+from ffjord_kit.layers import shared_information
 from ffjord_kit.progress import progress_bar
 from ffjord_kit.training import History, Phase, TrainingDiverged, fit
 from ffjord_kit.training.data import noise_generator, peel
@@ -122,8 +124,16 @@ class Search:
     def _scalings(self) -> tuple[str, ...]:
         if self.fields.base == "student":
             return ("robust",)
-        first = "robust" if widened(self.plan.fitting[0]) else "standardize"
-        return (first, "gaussianize") if len(self.plan.rows[0]) >= GAUSSIANIZED_FROM else (first,)
+        x = self.plan.fitting[0]
+        if widened(x):
+            words = ("robust",)
+        else:
+            words = ("standardize", "whiten") if self._worth_whitening(x) else ("standardize",)
+        return (*words, "gaussianize") if len(self.plan.rows[0]) >= GAUSSIANIZED_FROM else words
+
+    def _worth_whitening(self, x: Tensor) -> bool:
+        """Whether the dependence that correlations show is worth a margin, and can be taken away."""
+        return not self.few_columns and MARGINS["scaling"] * self.dimensions < shared_information(x) < math.inf
 
     def parts(self, now: Fields, best: Trial) -> Iterator[Part]:
         """The phases that follow, of the settled fields `now`, in what is left of the budget."""

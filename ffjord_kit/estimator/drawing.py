@@ -11,6 +11,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from ffjord_kit.estimator.arrays import held_out_rows, seed_from, tensor
+from ffjord_kit.estimator.few_steps import solver_of
 from ffjord_kit.estimator.given import Given
 from ffjord_kit.estimator.images import refuse_images, split_of
 from ffjord_kit.estimator.peeled import Peeled
@@ -33,7 +34,7 @@ def draw(
 ) -> np.ndarray:
     """Draws (n, *event), by a converged solve, or by so many fixed steps in float32."""
     generator, context = _drawing(model, n, context, random_state)
-    solver, flow = model.integration.solver if steps is None else Solver(method, steps=steps), model.flow_
+    solver, flow = model.integration.solver if steps is None else solver_of(model, method, steps), model.flow_
     if guidance != 1:
         if not guidance >= 0:
             raise ValueError(f"guidance must be at least 0, and above 1 to go further; got {guidance}")

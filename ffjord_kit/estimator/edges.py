@@ -7,7 +7,8 @@ each channel to mean 0 and variance 1.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from ffjord_kit.estimator.fields import Fields
 from ffjord_kit.estimator.words import choice, support_of
 from ffjord_kit.heavy_tails import BASES
 from ffjord_kit.images import IMAGE_SCALINGS
-from ffjord_kit.layers import Layer, Logit, Softplus, Standardize
+from ffjord_kit.layers import Affine, Layer, Logit, Softplus, Standardize
 from ffjord_kit.scalings import SCALINGS
 
 
@@ -42,6 +43,15 @@ def blank_layers(fields: Fields, event: Sequence[int]) -> list[Layer]:
     if is_image(event):
         return [_opening(fields, event), Standardize(zeros, torch.ones_like(zeros))]
     return [*_support_layers(fields, event[0]), *[make(zeros) for make in _scaling(fields)[1:]]]
+
+
+def blank_aligning(config: Mapping[str, Any], event: Sequence[int]) -> list[Layer]:
+    """The affine layers of a run's straightenings, to load weights into."""
+    aligned = sum("aligned" in note for note in config.get("straightened", []))
+    size = math.prod(event)
+    return [
+        Affine(*(torch.zeros(shape, dtype=torch.float64) for shape in (event, (size, size)))) for _ in range(aligned)
+    ]
 
 
 def fitted_base(fields: Fields, exact: list[Layer], x: Tensor) -> Base:

@@ -17,6 +17,7 @@ from ffjord_kit.estimator.defaults import settled
 from ffjord_kit.estimator.dequantize import Grid
 from ffjord_kit.estimator.drawing import draw, follow, samples_of, split, states
 from ffjord_kit.estimator.errors import LogDensities, with_errors
+from ffjord_kit.estimator.few_steps import solver_of
 from ffjord_kit.estimator.fields import Fields, check_kinds
 from ffjord_kit.estimator.given import Given, given
 from ffjord_kit.estimator.images import Images, refuse_images
@@ -28,7 +29,6 @@ from ffjord_kit.estimator.straighten import Straightening, straightened
 from ffjord_kit.estimator.together import chosen_together, compare, folder
 from ffjord_kit.progress import progress_bar
 from ffjord_kit.runs import Run, claimed
-from ffjord_kit.solver import Solver
 from ffjord_kit.training import Workers, fit
 from ffjord_kit.training.compiled import compiled
 
@@ -177,7 +177,7 @@ class FFJORD(Fields, DensityMixin, BaseEstimator):
         In float32, with one step size for all rows, or, with `steps`, by so many fixed ones of a method of METHODS;
         not for reporting.
         """
-        return reports.draft(self, X, context, time, reports.DRAFT if steps is None else Solver(method, steps=steps))
+        return reports.draft(self, X, context, time, reports.DRAFT if steps is None else solver_of(self, method, steps))
 
     def score(self, X: Any, y: None = None, *, context: Any = None) -> float:
         """The mean log-likelihood of the rows of X (n, d), nats; y is ignored."""

@@ -11,12 +11,13 @@ import torch
 from ffjord_kit.estimator import build
 from ffjord_kit.estimator.defaults import is_image
 from ffjord_kit.estimator.dequantize import Grid
-from ffjord_kit.estimator.edges import blank_base, blank_layers
+from ffjord_kit.estimator.edges import blank_aligning, blank_base, blank_layers
 from ffjord_kit.estimator.fields import Fields, check_kinds
 from ffjord_kit.estimator.images import Images
-from ffjord_kit.estimator.networks import build_flow
+from ffjord_kit.estimator.networks import build_flow, with_middle
 from ffjord_kit.estimator.words import layers_of
 from ffjord_kit.layers import Standardize
+from ffjord_kit.objectives import split
 from ffjord_kit.runs import Run, RunError
 from ffjord_kit.training import History
 
@@ -35,7 +36,9 @@ def loaded(kind: type[FFJORD], run: Run) -> FFJORD:
     scaling = Standardize(zeros, torch.ones_like(zeros)) if context_dim else None
     with run.explained("config.json"):
         exact, base = blank_layers(now, event), blank_base(now, event)
-        model.flow_ = build_flow(now, exact, base, scaling, event, model.seed_)
+        flow = build_flow(now, exact, base, scaling, event, model.seed_)
+        aligning = blank_aligning(model.config_, event)
+        model.flow_ = with_middle(flow, [*aligning, *split(flow)[1]]) if aligning else flow
     run.load_model(model.flow_)
     model.history_ = History(model.seed_, records=run.records())
     model.settle()

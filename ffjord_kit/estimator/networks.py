@@ -24,6 +24,7 @@ from ffjord_kit.estimator.words import choice, layers_of, whole
 from ffjord_kit.flow import Flow
 from ffjord_kit.images import IMAGE_DYNAMICS, multi_scale
 from ffjord_kit.layers import Layer
+from ffjord_kit.objectives import split
 
 SLOW = 2.0  # angular frequency of time
 
@@ -55,6 +56,13 @@ def slow_layers(fields: Fields, event: Sequence[int], context_dim: int, seed: in
     timed = fields.dynamics in ("residual", "unet")
     with _drawn_by(seed):
         return _blocks(fields, event, context_dim, {"highest": SLOW} if timed else {})
+
+
+def with_middle(flow: Flow, middle: Sequence[Layer]) -> Flow:
+    """The flow with other layers in the place of its continuous ones."""
+    above, _, below = split(flow)
+    kept = {"base": flow.base, "context_dim": flow.context_dim, "context_layer": flow.context_layer}
+    return Flow([*above, *middle, *below], **kept)
 
 
 @contextmanager

@@ -3,7 +3,9 @@ r"""Straightening: flow matching again on a flow's own pairs, so that sampling t
     z ~ base,   x = to_data(z) by a converged solve,   then   E_t |f(t, (1 - t) z + t x) - (x - z)|^2
 
 (reflow, Liu et al. 2023). The pairs are what the flow joins, so their lines hardly cross: the field that fits them is
-nearly constant along its paths, and carries the base to the law that the old flow had, to the error of the fit. The
+nearly constant along its paths, and carries the base to the law that the old flow had, to the error of the fit. A new
+network is relieved of what is linear: an affine layer brings the ends x to mean 0 and covariance 1, and turns them
+towards their beginnings z, so that lines are short and no direction of little variance makes the field stiff. The
 density of the new flow is its own: it is solved for, and measured, as any other.
 """
 
@@ -21,13 +23,16 @@ import torch
 from sklearn.base import clone
 from torch import Tensor
 
+from ffjord_kit.base import StandardNormal
 from ffjord_kit.cnf import Integration
 from ffjord_kit.estimator import build
 from ffjord_kit.estimator.arrays import check_context, facts, held_out_rows, seed_from, tensor
+from ffjord_kit.estimator.few_steps import best_grading
 from ffjord_kit.estimator.images import refuse_images
-from ffjord_kit.estimator.networks import slow_layers
+from ffjord_kit.estimator.networks import slow_layers, with_middle
 from ffjord_kit.estimator.reports import evaluate_rows
 from ffjord_kit.flow import Flow
+from ffjord_kit.layers import Affine
 from ffjord_kit.objectives import FlowMatching, split
 from ffjord_kit.progress import progress_bar
 from ffjord_kit.solver import FINEST_SINGLE, Solver
@@ -40,8 +45,6 @@ if TYPE_CHECKING:
 CHUNK_ROWS = 4_096
 JUDGED_ROWS = 32  # of the solver's error
 TIME_DENSITY = "uniform"  # the weight of the likelihood leaves the early field, and so its straightness, unlearnt
-STEP_COUNTS = (1, 2, 4, 8)
-STEP_METHODS = ("euler", "midpoint")
 
 
 @dataclass(frozen=True)
@@ -85,10 +88,13 @@ def straightened(
     made_from = {"source": source, "weights": _digest(model.flow_), "seed": seed, **asdict(how)}
     fresh = _successor(model, how.hidden, made_from)
     old = copy.deepcopy(model.flow_).float()
-    flow = fresh.flow_ = copy.deepcopy(old) if how.hidden is None else _with_new_network(old, fresh, seed)
+    start, end, c = _pairs(old, drawn, how.pairs, seed, max(model.tolerance, FINEST_SINGLE))
+    aligning = _aligning(old, start, end) if how.hidden is not None else None
+    if aligning is not None:
+        end, made_from["aligned"] = aligning.to_base(end)[0], True
+    flow = fresh.flow_ = copy.deepcopy(old) if how.hidden is None else _with_new_network(old, fresh, aligning, seed)
     for cnf in split(flow)[1]:
         cnf.requires_grad_(True)
-    start, end, c = _pairs(old, drawn, how.pairs, seed, max(model.tolerance, FINEST_SINGLE))
     options = build.training_options(model.settled, model.event_shape_)
     phase = Phase(FlowMatching(TIME_DENSITY), how.steps, how.learning_rate)
     with progress_bar([phase], model.verbose, on_step, titles=[NAME]) as tell:
@@ -97,34 +103,10 @@ def straightened(
             seed=seed, on_step=tell,
         )  # fmt: skip
     fresh.settle()
+    made_from["grading"] = best_grading(fresh, drawn, seed)
     if held_out is not None and held_out[1] is not None:
         _validate(fresh, *held_out[1])
     return fresh
-
-
-def few_step_sample_errors(
-    model: FFJORD, *, n: int = 2_000, context: Any = None, random_state: Any = 0
-) -> dict[tuple[str, int], float]:
-    """The root mean square error of samples by a few fixed steps, {(method, steps): error}.
-
-    Against converged samples of the same noise, in their standard deviations.
-    """
-    truth = model.sample(n, context=context, random_state=random_state)
-    errors = {}
-    for method in STEP_METHODS:
-        for steps in STEP_COUNTS:
-            rows = model.sample(n, context=context, random_state=random_state, steps=steps, method=method)
-            errors[method, steps] = float(np.sqrt((((rows - truth) / truth.std(0)) ** 2).mean()))
-    return errors
-
-
-def few_step_score_errors(model: FFJORD, X: Any, log_prob: np.ndarray, *, context: Any = None) -> dict[int, float]:
-    """The mean error of log-densities of the rows X (n, d) by a few steps of rk4, {steps: nats}.
-
-    Against `log_prob` (n,), those of a converged solve.
-    """
-    drafts = {steps: model.draft(X, context=context, steps=steps) for steps in STEP_COUNTS}
-    return {steps: float(np.abs(draft - log_prob).mean()) for steps, draft in drafts.items()}
 
 
 def _contexts(model: FFJORD, rows: np.ndarray | None, context: Any) -> np.ndarray | None:
@@ -182,16 +164,19 @@ def _successor(model: FFJORD, hidden: tuple[int, ...] | None, note: dict[str, An
     return fresh
 
 
-def _with_new_network(flow: Flow, model: FFJORD, seed: int) -> Flow:
-    """The flow with untrained continuous layers in the place of its own.
+def _aligning(flow: Flow, start: Tensor, end: Tensor) -> Affine | None:
+    """The affine layer that brings the ends nearest to their beginnings; None for a base without a covariance."""
+    return Affine.aligning(start, end) if isinstance(flow.base, StandardNormal) else None
+
+
+def _with_new_network(flow: Flow, model: FFJORD, aligning: Affine | None, seed: int) -> Flow:
+    """The flow with untrained continuous layers in the place of its own, and what aligns their ends above them.
 
     Fast sinusoids of time would leave ripples for a solver to follow in a field that is to be constant along its paths.
     """
-    above, _, below = split(flow)
     layers = slow_layers(model.settled, model.event_shape_, flow.context_dim, seed)
     like = next(flow.parameters())
-    kept = {"base": flow.base, "context_dim": flow.context_dim, "context_layer": flow.context_layer}
-    return Flow([*above, *(layer.to(like) for layer in layers), *below], **kept)
+    return with_middle(flow, [*([] if aligning is None else [aligning]), *(layer.to(like) for layer in layers)])
 
 
 def _validate(model: FFJORD, x: Tensor, context: Tensor | None) -> None:
