@@ -26,7 +26,7 @@ FLOORS = [  # from top to bottom: a room uses lower floors, and its own floor wi
 ]
 LEAVES = {"datasets", "metrics", "plots"}
 GUESTS = {"cli": LEAVES, "diagnostics": {"metrics"}}  # who may use leaves
-TOOLS = {"atomic", "version"}
+TOOLS = {"atomic", "portions", "version"}
 HOMES = {
     "torchdiffeq": {"solver"},
     "matplotlib": {"plots"},

@@ -15,16 +15,16 @@ from ffjord_kit.estimator.few_steps import solver_of
 from ffjord_kit.estimator.given import Given
 from ffjord_kit.estimator.images import refuse_images, split_of
 from ffjord_kit.estimator.peeled import Peeled
-from ffjord_kit.estimator.reports import checked, chunk_rows, contexts, reported
+from ffjord_kit.estimator.reports import checked, contexts, reported
 from ffjord_kit.estimator.results import NumpyTrajectory, to_numpy
 from ffjord_kit.flow import Flow
 from ffjord_kit.images import guided
+from ffjord_kit.portions import drawn_at_once
 from ffjord_kit.solver import Solver
 
 if TYPE_CHECKING:
     from ffjord_kit.estimator.ffjord import FFJORD
 
-CHUNK_ROWS = 32_768  # of a table
 SHOWN, QUICK = 64, Solver("midpoint", steps=8, grading=2.0)  # draws of a flow in training
 GUIDED_BY = "context_dropout=0.1"
 
@@ -44,7 +44,7 @@ def draw(
             )
         flow = guided(flow, guidance)
     peeled, parts = Peeled(flow, single=steps is not None), []
-    rows = CHUNK_ROWS if model.images is None else chunk_rows(model)
+    rows = drawn_at_once(model.event_shape_, peeled.like.device.type)
     for start in range(0, n, rows):
         end = min(start + rows, n)
         part = None if context is None else context[start:end]

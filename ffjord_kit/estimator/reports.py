@@ -17,12 +17,12 @@ from ffjord_kit.estimator.checks import inside_support
 from ffjord_kit.estimator.peeled import Peeled
 from ffjord_kit.estimator.results import Evaluation, spread, to_numpy
 from ffjord_kit.estimator.words import support_of
+from ffjord_kit.portions import scored_at_once
 from ffjord_kit.solver import Solver
 
 if TYPE_CHECKING:
     from ffjord_kit.estimator.ffjord import FFJORD
 
-CHUNK_ELEMENTS = {"cpu": 32_768, "mps": 131_072, "cuda": 1_048_576}
 DRAFT = Solver(rtol=1e-3, atol=1e-3)
 
 
@@ -85,9 +85,8 @@ def velocity(model: FFJORD, x: Any, context: Any, time: float) -> np.ndarray:
 
 
 def chunk_rows(model: FFJORD) -> int:
-    """How many rows to solve for at once: a size that the memory of the device bears."""
-    elements = CHUNK_ELEMENTS[next(model.flow_.parameters()).device.type]
-    return max(1, elements // model.n_features_in_)
+    """How many rows to solve for at once."""
+    return scored_at_once(model.event_shape_, next(model.flow_.parameters()).device.type)
 
 
 def chunks(rows: int, x: Tensor, context: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:

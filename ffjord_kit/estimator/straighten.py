@@ -34,6 +34,7 @@ from ffjord_kit.estimator.reports import evaluate_rows
 from ffjord_kit.flow import Flow
 from ffjord_kit.layers import Affine
 from ffjord_kit.objectives import FlowMatching, split
+from ffjord_kit.portions import drawn_at_once
 from ffjord_kit.progress import progress_bar
 from ffjord_kit.solver import FINEST_SINGLE, Solver
 from ffjord_kit.training import Phase
@@ -42,7 +43,6 @@ from ffjord_kit.training.pairs import NAME, fit_pairs
 if TYPE_CHECKING:
     from ffjord_kit.estimator.ffjord import FFJORD
 
-CHUNK_ROWS = 4_096
 JUDGED_ROWS = 32  # of the solver's error
 TIME_DENSITY = "uniform"  # the weight of the likelihood leaves the early field, and so its straightness, unlearnt
 
@@ -142,8 +142,9 @@ def _pairs(
         start, _ = layer.to_data(start, context)
     how = Integration(trace=None, solver=Solver("dopri5", tolerance, tolerance))
     ends = []
-    for first in range(0, count, CHUNK_ROWS):
-        part, c = start[first : first + CHUNK_ROWS], None if context is None else context[first : first + CHUNK_ROWS]
+    size = drawn_at_once(flow.event_shape, start.device.type)
+    for first in range(0, count, size):
+        part, c = start[first : first + size], None if context is None else context[first : first + size]
         for cnf in reversed(cnfs):
             part = cnf.transport(part, [0.0, cnf.end_time], context=c, integration=how).x[-1]
         ends.append(part)

@@ -11,6 +11,7 @@ from torch import Tensor
 from ffjord_kit.cnf import Integration
 from ffjord_kit.failures import SolveError
 from ffjord_kit.flow import Flow
+from ffjord_kit.portions import scored_at_once
 from ffjord_kit.solver import FINEST_SINGLE
 from ffjord_kit.trace import OwnTrace
 from ffjord_kit.training.data import Data
@@ -18,7 +19,6 @@ from ffjord_kit.training.parts import together
 from ffjord_kit.training.precision import all_digits
 from ffjord_kit.training.workers import Workers
 
-CHUNK_ELEMENTS = 65_536
 JUDGED_ROWS = 32
 FINER = 0.1  # times the tolerance: the solve that measures the solver's error
 
@@ -48,7 +48,8 @@ def score(flow: Flow, data: Data, how: Integration, workers: Workers | None = No
     The first worker measures the solver's error.
     """
     workers = workers or Workers()
-    rows = max(1, min(CHUNK_ELEMENTS // data.x[0].numel(), math.ceil(len(data) / parts)))
+    most = scored_at_once(data.x.shape[1:], data.device.type)
+    rows = min(most, math.ceil(len(data) / parts))
     nll = torch.zeros(len(data), dtype=torch.float64)
 
     def mine() -> float | None:
