@@ -125,6 +125,20 @@ class Affine(Layer):
         matrix = (axes * root) @ left @ right
         return cls(mean.reshape(x.shape[1:]).to(x), matrix.to(x))
 
+    @classmethod
+    def half_whitening(cls, x: Tensor) -> Affine:
+        """The layer whose elements are the principal components of standardised x (n, *event), half whitened.
+
+        Each is divided by the root of its deviation: half of the way, in logarithms, from `Standardize` to `Whiten`.
+        A direction without variance is given a little.
+        """
+        rows = x.reshape(len(x), -1)
+        scale = rows.std(0, correction=0)
+        scale = torch.where(scale > 0, scale, 1.0)
+        variances, axes = torch.linalg.eigh(_correlation(rows, scale))
+        matrix = scale[:, None] * axes * variances.clamp(min=LEAST_VARIANCE) ** 0.25
+        return cls(x.mean(0), matrix)
+
     def to_base(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         centred = (x - self.mean).reshape(len(x), -1)
         z = torch.linalg.solve(self.matrix, centred.T).T
@@ -213,11 +227,15 @@ def _root_of_correlation(x: Tensor) -> tuple[Tensor, Tensor | None]:
     """The scales (D,), and the Cholesky factor (D, D) of the correlation of x (n, *event): None where singular."""
     rows = x.reshape(len(x), -1)
     scale = rows.std(0, correction=0)
-    correlation = torch.atleast_2d(torch.cov(((rows - rows.mean(0)) / scale).T, correction=0))
-    factor, failed = torch.linalg.cholesky_ex(correlation)
+    factor, failed = torch.linalg.cholesky_ex(_correlation(rows, scale))
     # The square of a diagonal entry is the share of a column's variance that those before it leave unexplained.
     regular = not bool(failed) and float(factor.diagonal().min()) ** 2 > 100 * torch.finfo(x.dtype).eps
     return scale, factor if regular else None
+
+
+def _correlation(rows: Tensor, scale: Tensor) -> Tensor:
+    """The correlation matrix (D, D) of rows (n, D) with deviations (D,)."""
+    return torch.atleast_2d(torch.cov(((rows - rows.mean(0)) / scale).T, correction=0))
 
 
 def _inside(x: Tensor, lower: Tensor, upper: Tensor) -> Tensor:

@@ -69,8 +69,8 @@ def test_correlated_columns_are_tried_without_their_correlations_unless_they_are
     z = np.random.default_rng(0).normal(size=(150, 4))
     x = z @ [[1, 1, 0, 0], [0, 0.1, 0, 0], [0, 0, 1, -1], [0, 0, 0, 0.05]]
     model = FFJORD(**FIELDS).fit(x)
-    assert [text for text in events(model) if "scaling=whiten" in text and text.startswith("tried")]
-    assert model.config_["chosen"]["scaling"] == "whiten"
+    assert [text for text in events(model) if "scaling=half_whiten" in text and text.startswith("tried")]
+    assert model.config_["chosen"]["scaling"] == "half_whiten"
     model = FFJORD(**FIELDS).fit(np.c_[x, x[:, :2].sum(1)])
     assert model.config_["chosen"]["scaling"] == "standardize"
     assert not any("whiten" in text for text in events(model))

@@ -214,3 +214,12 @@ def test_what_gaussian_columns_tell_of_each_other_is_known_by_their_correlation(
     shared = shared_information(randn(200_000, 2) @ factor.T)
     assert shared == pytest.approx(-0.5 * math.log(1 - 0.8**2), abs=0.01)
     assert shared_information(randn(9, 1) @ values(1.0, 2.0)[None]) == math.inf
+
+
+def test_half_whitening_leaves_the_root_of_each_principal_variance():
+    x = randn(5000, 3) @ values(1.0, 0.0, 0.0, 0.8, 0.6, 0.0, 0.5, 0.1, 0.02).reshape(3, 3).T * values(1.0, 50.0, 0.1)
+    y, log_det = Affine.half_whitening(x).to_base(x)
+    variances = torch.linalg.eigvalsh(torch.corrcoef(x.T))
+    close(torch.cov(y.T, correction=0), variances.sqrt().diag(), 1e-9)
+    whole, none = Whiten.of(x).to_base(x)[1], Standardize.of(x).to_base(x)[1]
+    close(log_det, (whole + none) / 2, 1e-9)

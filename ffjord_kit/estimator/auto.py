@@ -128,7 +128,7 @@ class Search:
         if widened(x):
             words = ("robust",)
         else:
-            words = ("standardize", "whiten") if self._worth_whitening(x) else ("standardize",)
+            words = ("standardize", "half_whiten") if self._worth_whitening(x) else ("standardize",)
         return (*words, "gaussianize") if len(self.plan.rows[0]) >= GAUSSIANIZED_FROM else words
 
     def _worth_whitening(self, x: Tensor) -> bool:
