@@ -1,14 +1,16 @@
 """Trained flows as things to solve: ours and zuko's CNF, log-likelihoods and samples, by any setting of a solve.
 
-The values are log-densities (ROWS,) up to a constant, or samples (ROWS, d) in deviations of a column. The reference is
-a float64 solve of the first REFERENCE_ROWS rows, each with steps of its own: at 1e-10 for ours, at 1e-8 for zuko's,
-whose activation has a kink in its slope that a finer solve does not get past.
+The values are log-densities (ROWS,) up to a constant, or samples (ROWS, d) in deviations of a column. All solve for
+AT_ONCE rows at a time, which the caches of a CPU hold, but for `evaluate`, which has portions of its own. The
+reference is a float64 solve of the first REFERENCE_ROWS rows, each with steps of its own: at 1e-10 for ours, at 1e-8
+for zuko's, whose activation has a kink in its slope that a finer solve does not get past.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
@@ -20,16 +22,17 @@ from sets import Split
 from torch import Tensor, nn
 
 from ffjord_kit import CNF, FFJORD, Flow, Integration, Solver, Standardize
+from ffjord_kit.estimator.few_steps import kept_grading
 
-ROWS, REFERENCE_ROWS = 10_000, 500
+ROWS, REFERENCE_ROWS, AT_ONCE = 10_000, 500, 4_096
 OURS, ZUKO = 1e-10, 1e-8  # tolerances of the references
 TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 STEPS = (
-    *(f"rk4:{n}" for n in (1, 2, 3, 4, 5, 6, 8, 12, 16, 24)),
-    *(f"midpoint:{n}" for n in (1, 2, 3, 4, 8, 16)),
+    *(f"rk4:{n}" for n in (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16)),
+    *(f"midpoint:{n}" for n in (1, 2, 3, 4)),
 )
 STEPS_OF_SAMPLES = ("euler:1", "euler:2", *STEPS)
-FEW_COLUMNS, SMALL, LESS_SMALL = 3, (32, 32), (64, 64)  # networks of straightened flows
+SMALL = (32,)  # the network of straightened flows: one hidden layer, whose trace has a closed form
 
 Setting = float | str  # a tolerance, or fixed steps such as "rk4:4"
 
@@ -49,19 +52,25 @@ class Subject(NamedTuple):
 
 
 class Calls:
-    """A hook that counts how often a network is called."""
+    """Counts how often networks are called while it is entered; of portions, the mean."""
 
-    def __init__(self, network: nn.Module) -> None:
-        self.count = 0
-        network.register_forward_hook(self._add)
+    def __init__(self, *networks: nn.Module) -> None:
+        self.networks, self.count = networks, 0
+
+    def __enter__(self) -> Calls:
+        self.count, self.hooks = 0, [network.register_forward_hook(self._add) for network in self.networks]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self.hooks:
+            hook.remove()
 
     def _add(self, *_: object) -> None:
         self.count += 1
 
-    def taken(self) -> int:
-        """The calls since the last time it was asked."""
-        count, self.count = self.count, 0
-        return count
+    def of_a_portion(self, rows: int) -> int:
+        """The calls that a portion of so many rows took."""
+        return round(self.count / math.ceil(rows / AT_ONCE))
 
 
 def of_ours(split: Split, given: argparse.Namespace) -> Iterator[Subject]:
@@ -82,29 +91,38 @@ def of_ours(split: Split, given: argparse.Namespace) -> Iterator[Subject]:
 
 
 def _straightened(model: FFJORD, split: Split, given: argparse.Namespace) -> Iterator[Subject]:
-    """The flow trained again on its own pairs in a small network; by fixed steps too."""
-    hidden = SMALL if split.test.shape[1] <= FEW_COLUMNS else LESS_SMALL
-    flow = model.straighten(hidden=hidden, random_state=given.seed).flow_
+    """The flow trained again on its own pairs in a small network; by fixed steps too, placed as it found them best."""
+    straight = model.straighten(hidden=SMALL, random_state=given.seed)
+    flow, grading = straight.flow_, kept_grading(straight)
     x = torch.tensor(test_rows(split)[:REFERENCE_ROWS], device=given.device)
     z = _noise(x.shape[1], given)[:REFERENCE_ROWS].double()
     exact, landed = _numpy(flow.log_prob(x, solver=_by_row(OURS))), _drawn(flow, z, _by_row(OURS), split)[0]
-    for subject in _single("ours, straightened", flow, exact, landed, split, given):
+    for subject in _single("ours, straightened", flow, exact, landed, split, given, grading):
         steps = STEPS_OF_SAMPLES if subject.quantity == "sample" else STEPS
         yield subject._replace(settings=(*TOLERANCES, *steps))
 
 
 def _single(
-    name: str, flow: Flow, exact: np.ndarray, landed: np.ndarray, split: Split, given: argparse.Namespace
+    name: str,
+    flow: Flow,
+    exact: np.ndarray,
+    landed: np.ndarray,
+    split: Split,
+    given: argparse.Namespace,
+    grading: float = 1.0,
 ) -> Iterator[Subject]:
     """A flow of ours in float32 with one step size for all rows."""
     single, x = copy.deepcopy(flow).float(), torch.tensor(test_rows(split), device=given.device).float()
 
+    solver = partial(_solver, grading=grading)
+
     def scored(setting: Setting) -> tuple[np.ndarray, int]:
-        log_prob, moved = single.evaluate_log_prob(x, integration=Integration(solver=_solver(setting)))
-        return _numpy(log_prob), moved.nfe
+        how = Integration(solver=solver(setting))
+        found = [single.evaluate_log_prob(part, integration=how) for part in x.split(AT_ONCE)]
+        return _numpy(torch.cat([log_prob for log_prob, _ in found])), max(moved.nfe for _, moved in found)
 
     yield Subject(name, "log-likelihood", -float(exact.mean()), scored, exact)
-    drawn = partial(_at, single, _noise(x.shape[1], given), _solver, split)
+    drawn = partial(_at, single, _noise(x.shape[1], given), solver, split)
     yield Subject(name, "sample", -float(exact.mean()), drawn, landed)
 
 
@@ -114,8 +132,7 @@ def of_zuko(split: Split, given: argparse.Namespace) -> Iterator[Subject]:
     scaling = Standardize.of(torch.tensor(split.train))
     reference, single = as_flow(fitted.model), copy.deepcopy(fitted.model).float()
     x, log_det = scaling.to_base(torch.tensor(test_rows(split)))
-    x = x.to(given.device)
-    z, calls = _noise(x.shape[1], given), Calls(single.transform.ode)
+    x, z = x.to(given.device).float(), _noise(x.shape[1], given)
     single.transform.exact = True
 
     def at(tolerance: float) -> object:
@@ -123,12 +140,16 @@ def of_zuko(split: Split, given: argparse.Namespace) -> Iterator[Subject]:
         return single()
 
     def scored(tolerance: float) -> tuple[np.ndarray, int]:
-        return _numpy(at(tolerance).log_prob(x.float())), calls.taken()
+        with Calls(single.transform.ode) as calls:
+            values = [at(tolerance).log_prob(part) for part in x.split(AT_ONCE)]
+        return _numpy(torch.cat(values)), calls.of_a_portion(len(x))
 
     def drawn(tolerance: float) -> tuple[np.ndarray, int]:
-        return _numpy(at(tolerance).transform.inv(z)), calls.taken()
+        with Calls(single.transform.ode) as calls:
+            values = [at(tolerance).transform.inv(part) for part in z.split(AT_ONCE)]
+        return _numpy(torch.cat(values)), calls.of_a_portion(len(z))
 
-    exact = _numpy(reference.log_prob(x[:REFERENCE_ROWS], solver=_by_row(ZUKO)))
+    exact = _numpy(reference.log_prob(x[:REFERENCE_ROWS].double(), solver=_by_row(ZUKO)))
     nll = -float(exact.mean() + log_det[0])
     yield Subject("zuko CNF", "log-likelihood", nll, scored, exact)
     landed = _drawn(reference, z[:REFERENCE_ROWS].double(), _by_row(ZUKO))[0]
@@ -153,9 +174,10 @@ def _drawn(flow: Flow, z: Tensor, solver: Solver, split: Split | None = None) ->
 
     Without a split, of a flow of standardised columns.
     """
-    calls = [Calls(layer.dynamics) for layer in flow.layers if isinstance(layer, CNF)]
-    x, _ = flow.to_data(z, integration=Integration(trace=None, solver=solver))
-    return _numpy(x) / (1.0 if split is None else split.train.std(0)), sum(call.taken() for call in calls)
+    how = Integration(trace=None, solver=solver)
+    with Calls(*(layer.dynamics for layer in flow.layers if isinstance(layer, CNF))) as calls:
+        x = torch.cat([flow.to_data(part, integration=how)[0] for part in z.split(AT_ONCE)])
+    return _numpy(x) / (1.0 if split is None else split.train.std(0)), calls.of_a_portion(len(z))
 
 
 def _at(
@@ -164,11 +186,11 @@ def _at(
     return _drawn(flow, z, solver(setting), split)
 
 
-def _solver(setting: Setting) -> Solver:
+def _solver(setting: Setting, grading: float = 1.0) -> Solver:
     if isinstance(setting, float):
         return Solver("dopri5", setting, setting)
     method, _, steps = setting.partition(":")
-    return Solver(method, steps=int(steps))
+    return Solver(method, steps=int(steps), grading=grading)
 
 
 def _by_row(tolerance: float) -> Solver:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 # Elements of the rows. With the exact trace each row brings as many tangents as it has elements, and a network's width.
 ELEMENTS = {"cpu": 8_192, "mps": 131_072, "cuda": 1_048_576}
 IMAGE_ELEMENTS = {**ELEMENTS, "cpu": 32_768}  # few probes
-DRAWN_ROWS = {"cpu": 2_048, "mps": 32_768, "cuda": 131_072}  # of a table, without tangents
+DRAWN_ROWS = {"cpu": 4_096, "mps": 32_768, "cuda": 131_072}  # of a table, without tangents
 
 
 def scored_at_once(event: Sequence[int], device: str) -> int:

@@ -9,8 +9,16 @@ from commands import call
 from oracles import LearntAffine, SmoothMLP, randn
 from torch import nn
 
-from ffjord_kit import CNF, FFJORD, Flow, FlowMatching, RunError, TrainingDiverged
-from ffjord_kit.estimator.few_steps import STEP_COUNTS, STEP_METHODS, few_step_sample_errors, few_step_score_errors
+from ffjord_kit import CNF, FFJORD, Affine, Flow, FlowMatching, RunError, Solver, TrainingDiverged
+from ffjord_kit.estimator.few_steps import (
+    GRADINGS,
+    STEP_COUNTS,
+    STEP_METHODS,
+    few_step_sample_errors,
+    few_step_score_errors,
+    kept_grading,
+    solver_of,
+)
 from ffjord_kit.training import Phase, fit_pairs
 
 QUICK = {"hidden": (32, 32), "learning_rate": 0.01, "random_state": 0, "validate_every": 200, "ema_decay": 0.99}
@@ -67,6 +75,57 @@ def test_a_smaller_network_learns_the_pairs_and_is_a_run_like_any(model, tmp_pat
     assert model.get_params()["hidden"] == (32, 32)
     with pytest.raises(ValueError, match=r"hidden must be one or more positive widths; got \(0,\)"):
         model.straighten(hidden=(0,))
+
+
+def correlated(n=2000):
+    z = np.random.default_rng(0).normal(size=(n, 3))
+    return np.tanh(z) @ [[1, 1, 0.3], [0, 0.05, 0], [0, 0, 0.2]]
+
+
+def test_a_new_network_is_relieved_of_what_is_linear(tmp_path):
+    x = correlated()
+    fitted = FFJORD(schedule="flow_matching:300", scaling="standardize", **QUICK).fit(x)
+    small = fitted.straighten(x, hidden=(16,), **FEW)
+    (aligning,) = (layer for layer in small.flow_.layers if isinstance(layer, Affine))
+    (block,) = (layer for layer in small.flow_.layers if isinstance(layer, CNF))
+    z = randn(2000, 3)
+    ends, _ = block.to_data(z)
+    assert torch.linalg.eigvalsh(torch.cov(ends.T)).sub(1).abs().max() < 0.15
+    assert (ends - z).square().mean() < (fitted.flow_.layers[-1].to_data(z)[0] - z).square().mean() / 2
+    assert small.score(x) > fitted.score(x) - 0.3
+    small.save(tmp_path / "run")
+    assert np.array_equal(FFJORD.load(tmp_path / "run").score_samples(x[:9]), small.score_samples(x[:9]))
+    twice = small.straighten(x, hidden=(12,), **FEW)
+    assert sum(isinstance(layer, Affine) for layer in twice.flow_.layers) == 2
+    twice.save(tmp_path / "twice")
+    assert np.array_equal(FFJORD.load(tmp_path / "twice").score_samples(x[:9]), twice.score_samples(x[:9]))
+    few = fitted.straighten(x, hidden=(12,), pairs=20, steps=3)
+    assert not any(isinstance(layer, Affine) for layer in few.flow_.layers)
+
+
+def test_what_aligns_the_ends_stands_beside_the_continuous_layers(tmp_path):
+    pytest.importorskip("zuko")
+    x = correlated(300)
+    fitted = FFJORD(layers="maf:1", schedule="layers:3,flow_matching:3", **QUICK).fit(x)
+    small = fitted.straighten(x, hidden=(6,), pairs=60, steps=3, random_state=0)
+    kinds = [type(layer).__name__ for layer in small.flow_.layers]
+    assert kinds[-3:] == ["ZukoLayer", "Affine", "CNF"]
+    small.save(tmp_path / "run")
+    assert np.array_equal(FFJORD.load(tmp_path / "run").score_samples(x[:9]), small.score_samples(x[:9]))
+
+
+def test_few_steps_are_placed_where_they_are_best(model, straight):
+    (note,) = straight.config_["straightened"]
+    assert note["grading"] == kept_grading(straight) in GRADINGS
+    assert solver_of(straight, "rk4", 3) == Solver("rk4", steps=3, grading=note["grading"])
+    assert solver_of(straight, "explicit_adams", 3).grading == kept_grading(model) == 1.0
+    measured = {}
+    truth = straight.sample(3000, random_state=5)
+    for grading in GRADINGS:
+        straight.config_["straightened"][0]["grading"] = grading
+        measured[grading] = ((straight.sample(3000, random_state=5, steps=4, method="rk4") - truth) ** 2).mean()
+    straight.config_["straightened"][0]["grading"] = note["grading"]
+    assert measured[note["grading"]] < 4 * min(measured.values())  # of squares
 
 
 def test_log_densities_by_fixed_steps_converge_and_a_straight_flow_needs_fewer(model, straight):

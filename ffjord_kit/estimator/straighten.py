@@ -43,6 +43,7 @@ from ffjord_kit.training.pairs import NAME, fit_pairs
 if TYPE_CHECKING:
     from ffjord_kit.estimator.ffjord import FFJORD
 
+PAIRS_OF_A_COLUMN = 10  # that a covariance takes, at least
 JUDGED_ROWS = 32  # of the solver's error
 TIME_DENSITY = "uniform"  # the weight of the likelihood leaves the early field, and so its straightness, unlearnt
 
@@ -166,8 +167,9 @@ def _successor(model: FFJORD, hidden: tuple[int, ...] | None, note: dict[str, An
 
 
 def _aligning(flow: Flow, start: Tensor, end: Tensor) -> Affine | None:
-    """The affine layer that brings the ends nearest to their beginnings; None for a base without a covariance."""
-    return Affine.aligning(start, end) if isinstance(flow.base, StandardNormal) else None
+    """The affine layer that brings the ends nearest to their beginnings; None where covariances are not to be had."""
+    known = isinstance(flow.base, StandardNormal) and len(end) >= PAIRS_OF_A_COLUMN * end.shape[1]
+    return Affine.aligning(start, end) if known else None
 
 
 def _with_new_network(flow: Flow, model: FFJORD, aligning: Affine | None, seed: int) -> Flow:
