@@ -36,6 +36,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "128x3 no octaves": {**WIDE, "octaves": 0},
     "128x3 t uniform": {**WIDE, "time_density": "uniform"},
     "128x3 gaussianized": {**WIDE, "scaling": "gaussianize"},
+    "128x3 half whitened": {**WIDE, "scaling": "half_whiten"},
     "128x3 whitened": {**WIDE, "scaling": "whiten"},
     "128x3 rate 4e-3": {**WIDE, "learning_rate": 4e-3},
     "128x3 by transport": {**WIDE, "coupling": "optimal_transport"},

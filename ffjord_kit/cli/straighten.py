@@ -29,7 +29,9 @@ LOOKED_AT = 2_000
     "--steps", type=click.IntRange(min=1), default=4_000, show_default=True, help="Steps of training on them."
 )
 @click.option("--learning-rate", type=float, default=8e-3, show_default=True, help="Peak learning rate.")
-@click.option("--hidden", type=Widths(), help="Widths of a new network, e.g. 32,32 (default: the run's goes on).")
+@click.option(
+    "--hidden", type=Widths(), help="Widths of a new network; one, as 32, is fastest (default: the run's goes on)."
+)
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="Seed of the pairs and of the training.")
 @click.option("--force", is_flag=True, help="Replace a run that is in the folder.")
 def straighten(

@@ -239,9 +239,10 @@ class FFJORD(Fields, DensityMixin, BaseEstimator):
     ) -> FFJORD:
         """A new model that samples in a few steps: its continuous layers, trained again on this one's own `pairs`.
 
-        `hidden` gives it a network of other widths, which begins anew: straight paths need less of one. Its density is
-        its own. X (n, d), the rows of the fit, are not trained on: those that the fit held out validate the new model.
-        A conditional model draws the contexts of its pairs from `context` (n, c). `source` is noted in `config_`.
+        `hidden` gives it a network of other widths, which begins anew: straight paths need less of one, and of a single
+        width the exact trace has a closed form. Its density is its own. X (n, d), the rows of the fit, are not trained
+        on: those that the fit held out validate the new model. A conditional model draws the contexts of its pairs
+        from `context` (n, c). `source` is noted in `config_`.
         Source: reflow, Liu et al. 2023. Raises ValueError for a context that is missing or to spare.
         """
         check_is_fitted(self, "flow_")
