@@ -144,6 +144,11 @@ class Pushforward(nn.Module, ABC):
         return point.dx, point.trace
 
 
+def ways_in(field: nn.Module) -> tuple[str, ...]:
+    """The names of the methods that evaluate a field: who changes how it computes changes all of them."""
+    return ("forward", "push", "diverge") if isinstance(field, Pushforward) else ("forward",)
+
+
 class FieldPoint(NamedTuple):
     """The field at one instant: what the trace, and every cost along the path, is made of.
 

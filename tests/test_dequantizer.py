@@ -138,7 +138,7 @@ class Known:
         return -torch.stack(logs) / (2 * math.log(2))
 
 
-@pytest.mark.parametrize("bits", [5, 8])
+@pytest.mark.parametrize("bits", [5, pytest.param(8, marks=pytest.mark.slow)])
 def test_the_bound_comes_nearer_to_a_known_discrete_law(bits):
     known = Known(bits)
     torch.manual_seed(0)

@@ -60,6 +60,7 @@ def test_scores_are_each_images_own(grey):
     assert image_bits(grey, x).values.numpy() == pytest.approx(-scores / 20 / np.log(2), abs=5e-3)
 
 
+@pytest.mark.slow
 def test_more_draws_never_raise_the_bound_by_more_than_chance(grey):
     x = pictures(16, seed=6)[0]
     one, many = (image_bits(grey, x, draws=draws, probes=8) for draws in (1, 6))
@@ -298,6 +299,7 @@ def test_scores_of_outliers_are_those_of_their_definitions():
     assert SLOPES.gradient == "checkpointed" and isinstance(model.integration.trace, ExactTrace)
 
 
+@pytest.mark.slow
 def test_scores_of_outliers_tell_dark_images_from_striped_ones(grey):
     x, odd = pictures(seed=9)[0][:6], np.tile(np.array([0, 255], np.uint8), (6, 5, 2))
     told = []

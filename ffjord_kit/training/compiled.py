@@ -9,7 +9,7 @@ import torch
 
 from ffjord_kit.cnf import CNF
 from ffjord_kit.flow import Flow
-from ffjord_kit.trace import Pushforward
+from ffjord_kit.trace import ways_in
 
 # Words of torch.compile's modes; reduce-overhead records CUDA graphs, which need the fixed shapes that batches have.
 MODES = ("default", "reduce-overhead", "max-autotune")
@@ -32,11 +32,10 @@ def compiled(flow: Flow, mode: str | None) -> Iterator[None]:
     options = {} if mode is None else {"mode": mode}
     try:
         for field in fields:
-            field.forward = torch.compile(field.forward, **options)
-            if isinstance(field, Pushforward):
-                field.push = torch.compile(field.push, **options)
+            for name in ways_in(field):
+                setattr(field, name, torch.compile(getattr(field, name), **options))
         yield
     finally:
         for field in fields:
-            for name in ("forward", "push"):
+            for name in ways_in(field):
                 vars(field).pop(name, None)  # what is left is the class's own

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ffjord_kit.cnf import CNF
 from ffjord_kit.flow import Flow
-from ffjord_kit.trace import Pushforward
+from ffjord_kit.trace import ways_in
 
 # tf32: products of 10 bits of fraction on a GPU's tensor cores; bf16: all of the network in numbers of 7 bits.
 PRECISIONS = ("float32", "tf32", "bf16")
@@ -62,18 +62,15 @@ def _products(*, short: bool) -> Iterator[None]:
 @contextmanager
 def _autocast(flow: Flow) -> Iterator[None]:
     fields = {id(layer.dynamics): layer.dynamics for layer in flow.layers if isinstance(layer, CNF)}.values()
-    before = [
-        (field, {name: vars(field)[name] for name in ("forward", "push") if name in vars(field)}) for field in fields
-    ]
+    before = [(field, {name: vars(field)[name] for name in ways_in(field) if name in vars(field)}) for field in fields]
     try:
         for field in fields:
-            field.forward = _in_bf16(field.forward)
-            if isinstance(field, Pushforward):
-                field.push = _in_bf16(field.push)
+            for name in ways_in(field):
+                setattr(field, name, _in_bf16(getattr(field, name)))
         yield
     finally:
         for field, own in before:  # of the instance: what compilation put there
-            for name in ("forward", "push"):
+            for name in ways_in(field):
                 vars(field).pop(name, None)
             vars(field).update(own)
 
