@@ -34,7 +34,7 @@ from ffjord_kit.training.data import noise_generator, peel
 from ffjord_kit.training.watch import Watch
 
 STEPS, MOST_EPOCHS = 4000, 700  # of flow matching where steps are counted: small sets are learnt by heart beyond
-TRIAL_STEPS, TRIAL_SHARE = 400, 0.06
+TRIAL_STEPS, TRIAL_SHARE, TRIAL_SHARE_OF_MANY = 400, 0.06, 0.05  # of few columns, and of more, with more to try
 TRIAL_ELEMENTS, TRIAL_ROWS = 4_096, 50  # of the validation data; at least so many rows
 # Nats a column by which a later word must win: a short fit is kinder to some.
 MARGINS = {"time_density": 0.05, "scaling": 0.02, "octaves": 0.01}
@@ -177,6 +177,11 @@ class Search:
         """Whether a step by likelihood is cheap."""
         return self.dimensions <= FEW_COLUMNS
 
+    @property
+    def _share(self) -> float:
+        """Of the seconds allowed, what a trial takes."""
+        return TRIAL_SHARE if self.few_columns else TRIAL_SHARE_OF_MANY
+
     def note(self, event: str) -> None:
         """Tell it in the log."""
         self.before.records.append(
@@ -186,7 +191,7 @@ class Search:
     def _left(self) -> float | None:
         """The seconds left of those allowed, a trial's share at least; None without a limit."""
         limit = self.fields.max_seconds
-        return None if limit is None else max(limit - self.before.spent, TRIAL_SHARE * limit)
+        return None if limit is None else max(limit - self.before.spent, self._share * limit)
 
     def _steps(self) -> int:
         """The steps of flow matching where no seconds are given."""
@@ -198,7 +203,7 @@ class Search:
 
     def _tried(self, words: dict[str, Any], title: str) -> Trial:
         """A trial, which the log tells."""
-        trial = self._fitted(words, _length(self.fields.max_seconds, TRIAL_SHARE, TRIAL_STEPS), title)
+        trial = self._fitted(words, _length(self.fields.max_seconds, self._share, TRIAL_STEPS), title)
         told = ", ".join(f"{name}={word}" for name, word in words.items()) or "the only way"
         result = f"validation NLL {trial.nll:.4f} after {trial.steps} steps" if trial.failure is None else "diverged"
         self.note(f"tried {told}: {result}")
