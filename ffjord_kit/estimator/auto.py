@@ -41,6 +41,7 @@ MARGINS = {"time_density": 0.05, "scaling": 0.02, "octaves": 0.01}
 WARM_STEPS = 3  # before the trials: the first steps of a process are slow
 LAYERS_STEPS, LAYERS_SHARE = 2000, 0.25
 GAUSSIANIZED_FROM = 200  # rows: fewer say little of the quantiles
+WHITENED_UP_TO = 32  # columns: with 63 it led by ten nats after 240 steps, and after 2,500 by nothing
 MLE_STEPS = 100  # of a finish where steps are counted, for a few columns
 FINISH, FINISH_OF_MANY = (0.35, 30), (0.2, 50)  # of the time left, and the least steps of it: few columns, and more
 THERE_AND_BACK = 3  # times the way forward
@@ -132,8 +133,9 @@ class Search:
         return (*words, "gaussianize") if len(self.plan.rows[0]) >= GAUSSIANIZED_FROM else words
 
     def _worth_whitening(self, x: Tensor) -> bool:
-        """Whether the dependence that correlations show is worth a margin, and can be taken away."""
-        return not self.few_columns and MARGINS["scaling"] * self.dimensions < shared_information(x) < math.inf
+        """Whether the dependence that correlations show is worth a margin, can be taken away, and a trial would tell."""
+        some = FEW_COLUMNS < self.dimensions <= WHITENED_UP_TO
+        return some and MARGINS["scaling"] * self.dimensions < shared_information(x) < math.inf
 
     def parts(self, now: Fields, best: Trial) -> Iterator[Part]:
         """The phases that follow, of the settled fields `now`, in what is left of the budget."""
