@@ -133,7 +133,7 @@ class Search:
         return (*words, "gaussianize") if len(self.plan.rows[0]) >= GAUSSIANIZED_FROM else words
 
     def _worth_whitening(self, x: Tensor) -> bool:
-        """Whether the dependence that correlations show is worth a margin, can be taken away, and a trial would tell."""
+        """Whether what correlations show is worth a margin, can be taken away, and a trial would tell."""
         some = FEW_COLUMNS < self.dimensions <= WHITENED_UP_TO
         return some and MARGINS["scaling"] * self.dimensions < shared_information(x) < math.inf
 
