@@ -1,6 +1,6 @@
 """The options of maximum likelihood beside each other: what each buys in the same CPU seconds, from the same start.
 
-    python benchmarks/options.py [--seconds 40] [--set pinwheel] [--seed 0] [--json FILE]
+    python benchmarks/options.py [--budgets 40] [--only plain,adjoint] [--json FILE]
 
 One thread. A small flow is fitted by flow matching (MATCHING steps); each option then trains a copy of it by maximum
 likelihood for the same CPU seconds, by Adam with warm-up and a cosine, dopri5 at TRAINING and the exact trace.
@@ -11,15 +11,16 @@ evaluations of one dopri5 solve of all rows at 1e-5. "start" is the fit before a
 
 from __future__ import annotations
 
-import argparse
 import copy
-import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from command import environment, options, run
+from report import table
+from results import Row, Store
 from torch import Tensor
 
 from ffjord_kit import CNF, DYNAMICS, Flow, Integration, MaximumLikelihood, Solver, Standardize, datasets, metrics
@@ -27,6 +28,7 @@ from ffjord_kit.cnf import Paced
 from ffjord_kit.objectives import FlowMatching, Objective
 from ffjord_kit.trace import ExactTrace
 
+BENCHMARK, SETS, BUDGETS = "options", ("pinwheel",), (40.0,)
 HIDDEN, BATCH, MATCHING = (64, 64), 256, 1500
 RATES = {"flow_matching": 2e-3, "mle": 5e-4}
 TRAINING, JUDGING = 1e-3, 1e-5  # tolerances
@@ -59,37 +61,32 @@ OPTIONS = {
 
 
 def main() -> None:
-    """Run every option, print a table, and write it as JSON if asked."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=40.0, help="CPU seconds of maximum likelihood for each option")
-    parser.add_argument("--set", default="pinwheel", help="a toy whose truth is known")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", help="file to write the rows to")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    rows = run(options.set, options.seconds, options.seed)
-    print(table(rows))
-    if options.json:
-        with open(options.json, "w", encoding="utf-8") as file:
-            json.dump(rows, file, indent=2)
+    """Run what the options ask for, and print the rows."""
+    given = options(__doc__, sets=SETS, methods=tuple(OPTIONS), budgets=BUDGETS)
+    store = Store(given.json)
+    for name in given.sets:
+        for budget in given.budgets:
+            key = {"benchmark": BENCHMARK, "set": name, "budget": budget, "seed": given.seed, "device": "cpu"}
+            for row in rows(name, given.only, budget, given.seed):
+                store.add({**key, **row, **environment()})
+    print(table(store.rows(), BENCHMARK))
 
 
-def run(name: str, seconds: float, seed: int) -> list[dict[str, Any]]:
-    """Every start and every option, judged."""
+def rows(name: str, chosen: Sequence[str], seconds: float, seed: int) -> Iterator[Row]:
+    """The starts, and the options chosen, judged."""
     x = torch.as_tensor(datasets.load(f"{name}:train", rows=ROWS, seed=seed).x)
-    test = datasets.load(f"{name}:test", rows=JUDGED, seed=seed)
-    starts, rows = {}, []
-    for word in dict.fromkeys(option.dynamics for option in OPTIONS.values()):
+    test, starts = datasets.load(f"{name}:test", rows=JUDGED, seed=seed), {}
+    for word in dict.fromkeys(OPTIONS[label].dynamics for label in chosen):
         starts[word] = flow_of(Option(word), x, seed)
         spent = train(starts[word], FlowMatching(), x, lambda steps, _: steps / MATCHING, seed)
-        rows.append({"option": f"start, {word}", **spent, **judged(starts[word], test)})
-    for label, option in OPTIONS.items():
+        yield {"method": f"start, {word}", **spent, **judged(starts[word], test)}
+    for label in chosen:
+        option = OPTIONS[label]
         flow = flow_of(option, x, seed)
         inside(flow).load_state_dict(copy.deepcopy(inside(starts[option.dynamics]).state_dict()))
         objective = MaximumLikelihood(ExactTrace(), option.costs, steer=option.steer)
         spent = train(flow, objective, x, lambda _, s: s / seconds, seed)
-        rows.append({"option": label, **spent, **judged(flow, test)})
-    return rows
+        yield {"method": label, **spent, **judged(flow, test)}
 
 
 def flow_of(option: Option, x: Tensor, seed: int) -> Flow:
@@ -124,7 +121,7 @@ def train(
         optimizer.step()
         steps += 1
     spent = time.process_time() - begun
-    return {"steps": steps, "cpu_seconds": spent, "ms_per_step": 1000 * spent / steps}
+    return {"steps": steps, "seconds": spent, "ms_per_step": 1000 * spent / steps}
 
 
 @torch.no_grad()
@@ -134,19 +131,8 @@ def judged(flow: Flow, test: Any) -> dict[str, float]:
     log_prob = flow.log_prob(x, solver=Solver("dopri5_by_row", JUDGING, JUDGING))
     kl, error = metrics.mean_and_standard_error(test.log_prob(test.x) - log_prob.numpy())
     _, moved = flow.evaluate_log_prob(x, integration=Integration(solver=Solver("dopri5", JUDGING, JUDGING)))
-    return {"kl": kl, "standard_error": error, "nfe": moved.nfe, "end_time": float(flow.layers[-1].learned_end_time)}
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as a Markdown table."""
-    head = "| option | steps | ms a step | NFE at 1e-5 | end time | KL to the truth (nats) |\n|---|---|---|---|---|---|"
-    lines = [
-        f"| {r['option']} | {r['steps']} | {r['ms_per_step']:.1f} | {r['nfe']} | {r['end_time']:.2f} "
-        f"| {r['kl']:.4f} ± {r['standard_error']:.4f} |"
-        for r in rows
-    ]
-    return "\n".join([head, *lines])
+    return {"mean": kl, "standard_error": error, "nfe": moved.nfe, "end_time": float(flow.layers[-1].learned_end_time)}
 
 
 if __name__ == "__main__":
-    main()
+    run(main)
