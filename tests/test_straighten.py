@@ -71,6 +71,7 @@ def test_a_smaller_network_learns_the_pairs_and_is_a_run_like_any(model, tmp_pat
     small.save(tmp_path / "run")
     loaded = FFJORD.load(tmp_path / "run")
     assert loaded.get_params()["hidden"] == (16, 16)
+    assert "hidden" not in loaded.config_["chosen"]
     assert np.array_equal(loaded.score_samples(X[:9]), small.score_samples(X[:9]))
     assert model.get_params()["hidden"] == (32, 32)
     with pytest.raises(ValueError, match=r"hidden must be one or more positive widths; got \(0,\)"):

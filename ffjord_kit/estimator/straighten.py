@@ -65,6 +65,8 @@ class Straightening:
         for name in ("pairs", "steps", "learning_rate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive; got {getattr(self, name)}")
+        if self.hidden is not None and (not self.hidden or min(self.hidden) < 1):
+            raise ValueError(f"hidden must be one or more positive widths; got {self.hidden}")
 
 
 def straightened(
@@ -162,7 +164,8 @@ def _successor(model: FFJORD, hidden: tuple[int, ...] | None, note: dict[str, An
             setattr(fresh, name, value)
     made_from = [*model.config_.get("straightened", []), note]
     estimator = {**model.config_["estimator"], **changed}
-    fresh.config_ = {**model.config_, "estimator": estimator, "straightened": made_from}
+    chosen = {name: word for name, word in model.config_.get("chosen", {}).items() if name not in changed}
+    fresh.config_ = {**model.config_, "estimator": estimator, "chosen": chosen, "straightened": made_from}
     return fresh
 
 
