@@ -74,29 +74,31 @@ class Calls:
 
 
 def of_ours(split: Split, given: argparse.Namespace) -> Iterator[Subject]:
-    """Our flow, by the estimator's verbs, and in float32 with one step size for all rows; then straightened."""
+    """Our flow, by the estimator's verbs, and in float32 with one step size for all rows."""
     model = _trained(split, given)
-    rows, z = test_rows(split), _noise(split.test.shape[1], given)
+    rows, z, unit = test_rows(split), _noise(split.test.shape[1], given), _deviations(split)
     exact = _numpy(model.flow_.log_prob(torch.tensor(rows[:REFERENCE_ROWS], device=given.device), solver=_by_row(OURS)))
 
     def scored(tolerance: float) -> tuple[np.ndarray, int]:
         return tuple(model.set_params(tolerance=tolerance).evaluate(rows))
 
     yield Subject("ours, by row", "log-likelihood", -float(exact.mean()), scored, exact)
-    landed = _drawn(model.flow_, z[:REFERENCE_ROWS].double(), _by_row(OURS), split)[0]
-    drawn = partial(_at, model.flow_, z.double(), _by_row, split)
+    landed = _drawn(model.flow_, z[:REFERENCE_ROWS].double(), _by_row(OURS), unit)[0]
+    drawn = partial(_at, model.flow_, z.double(), _by_row, unit)
     yield Subject("ours, by row", "sample", -float(exact.mean()), drawn, landed)
     yield from _single("ours, float32", model.flow_, exact, landed, split, given)
-    yield from _straightened(model.set_params(tolerance=FFJORD().tolerance), split, given)
 
 
-def _straightened(model: FFJORD, split: Split, given: argparse.Namespace) -> Iterator[Subject]:
-    """The flow trained again on its own pairs in a small network; by fixed steps too, placed as it found them best."""
-    straight = model.straighten(hidden=SMALL, random_state=given.seed)
+def of_straightened(split: Split, given: argparse.Namespace) -> Iterator[Subject]:
+    """Our flow trained again on its own pairs in a small network; by fixed steps too, placed as it found them best."""
+    straight = _trained(split, given).straighten(hidden=SMALL, random_state=given.seed)
     flow, grading = straight.flow_, kept_grading(straight)
     x = torch.tensor(test_rows(split)[:REFERENCE_ROWS], device=given.device)
     z = _noise(x.shape[1], given)[:REFERENCE_ROWS].double()
-    exact, landed = _numpy(flow.log_prob(x, solver=_by_row(OURS))), _drawn(flow, z, _by_row(OURS), split)[0]
+    exact, landed = (
+        _numpy(flow.log_prob(x, solver=_by_row(OURS))),
+        _drawn(flow, z, _by_row(OURS), _deviations(split))[0],
+    )
     for subject in _single("ours, straightened", flow, exact, landed, split, given, grading):
         steps = STEPS_OF_SAMPLES if subject.quantity == "sample" else STEPS
         yield subject._replace(settings=(*TOLERANCES, *steps))
@@ -122,7 +124,7 @@ def _single(
         return _numpy(torch.cat([log_prob for log_prob, _ in found])), max(moved.nfe for _, moved in found)
 
     yield Subject(name, "log-likelihood", -float(exact.mean()), scored, exact)
-    drawn = partial(_at, single, _noise(x.shape[1], given), solver, split)
+    drawn = partial(_at, single, _noise(x.shape[1], given), solver, _deviations(split))
     yield Subject(name, "sample", -float(exact.mean()), drawn, landed)
 
 
@@ -161,6 +163,11 @@ def test_rows(split: Split) -> np.ndarray:
     return np.resize(split.test, (ROWS, split.test.shape[1]))
 
 
+def _deviations(split: Split) -> Tensor:
+    """Those of the columns of the training rows, (d,)."""
+    return torch.tensor(split.train.std(0))
+
+
 def _trained(split: Split, given: argparse.Namespace) -> FFJORD:
     if given.schedule == "auto":
         (fitted,) = METHODS["auto"].fit(split, given.budgets[:1], given.seed, given.device)
@@ -169,21 +176,18 @@ def _trained(split: Split, given: argparse.Namespace) -> FFJORD:
     return model.fit(np.concatenate([split.train, split.validation]))
 
 
-def _drawn(flow: Flow, z: Tensor, solver: Solver, split: Split | None = None) -> tuple[np.ndarray, int]:
-    """Where the flow carries z, without any log-determinant: what `sample` does; in deviations of the split's columns.
-
-    Without a split, of a flow of standardised columns.
-    """
+def _drawn(flow: Flow, z: Tensor, solver: Solver, unit: Tensor | float = 1.0) -> tuple[np.ndarray, int]:
+    """Where the flow carries z, without any log-determinant: what `sample` does; in the unit (d,) of each column."""
     how = Integration(trace=None, solver=solver)
     with Calls(*(layer.dynamics for layer in flow.layers if isinstance(layer, CNF))) as calls:
         x = torch.cat([flow.to_data(part, integration=how)[0] for part in z.split(AT_ONCE)])
-    return _numpy(x) / (1.0 if split is None else split.train.std(0)), calls.of_a_portion(len(z))
+    return _numpy(x.cpu() / unit), calls.of_a_portion(len(z))
 
 
 def _at(
-    flow: Flow, z: Tensor, solver: Callable[[Setting], Solver], split: Split, setting: Setting
+    flow: Flow, z: Tensor, solver: Callable[[Setting], Solver], unit: Tensor, setting: Setting
 ) -> tuple[np.ndarray, int]:
-    return _drawn(flow, z, solver(setting), split)
+    return _drawn(flow, z, solver(setting), unit)
 
 
 def _solver(setting: Setting, grading: float = 1.0) -> Solver:
@@ -206,4 +210,8 @@ def _numpy(values: Tensor) -> np.ndarray:
     return values.detach().cpu().double().numpy()
 
 
-SUBJECTS: dict[str, Callable[[Split, argparse.Namespace], Iterator[Subject]]] = {"ours": of_ours, "zuko CNF": of_zuko}
+SUBJECTS: dict[str, Callable[[Split, argparse.Namespace], Iterator[Subject]]] = {
+    "ours": of_ours,
+    "ours, straightened": of_straightened,
+    "zuko CNF": of_zuko,
+}
