@@ -212,6 +212,6 @@ def _numpy(values: Tensor) -> np.ndarray:
 
 SUBJECTS: dict[str, Callable[[Split, argparse.Namespace], Iterator[Subject]]] = {
     "ours": of_ours,
-    "ours, straightened": of_straightened,
+    "straightened": of_straightened,
     "zuko CNF": of_zuko,
 }
