@@ -115,6 +115,15 @@ def test_what_aligns_the_ends_stands_beside_the_continuous_layers(tmp_path):
     assert np.array_equal(FFJORD.load(tmp_path / "run").score_samples(x[:9]), small.score_samples(x[:9]))
 
 
+@pytest.mark.parametrize("notes", [[{"grading": "x"}], [{"grading": 0}], [{"grading": None}], [5], 5, [{"aligned": 1}]])
+def test_a_note_that_cannot_be_is_a_damaged_run(straight, tmp_path, notes):
+    straight.save(tmp_path / "run")
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    (tmp_path / "run/config.json").write_text(json.dumps({**config, "straightened": notes}))
+    with pytest.raises(RunError, match=r"config.json is damaged|does not fit|do not fit"):
+        FFJORD.load(tmp_path / "run")
+
+
 def test_few_steps_are_placed_where_they_are_best(model, straight):
     (note,) = straight.config_["straightened"]
     assert note["grading"] == kept_grading(straight) in GRADINGS

@@ -12,6 +12,7 @@ from ffjord_kit.estimator import build
 from ffjord_kit.estimator.defaults import is_image
 from ffjord_kit.estimator.dequantize import Grid
 from ffjord_kit.estimator.edges import blank_aligning, blank_base, blank_layers
+from ffjord_kit.estimator.few_steps import solver_of
 from ffjord_kit.estimator.fields import Fields, check_kinds
 from ffjord_kit.estimator.images import Images
 from ffjord_kit.estimator.networks import build_flow, with_middle
@@ -38,6 +39,7 @@ def loaded(kind: type[FFJORD], run: Run) -> FFJORD:
         exact, base = blank_layers(now, event), blank_base(now, event)
         flow = build_flow(now, exact, base, scaling, event, model.seed_)
         aligning = blank_aligning(model.config_, event)
+        solver_of(model, "rk4", 1)  # the place of few steps can be one
         model.flow_ = with_middle(flow, [*aligning, *split(flow)[1]]) if aligning else flow
     run.load_model(model.flow_)
     model.history_ = History(model.seed_, records=run.records())
