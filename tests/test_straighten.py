@@ -9,16 +9,18 @@ from commands import call
 from oracles import LearntAffine, SmoothMLP, randn
 from torch import nn
 
-from ffjord_kit import CNF, FFJORD, Affine, Flow, FlowMatching, RunError, Solver, TrainingDiverged
+from ffjord_kit import CNF, FFJORD, Affine, Flow, FlowMatching, RunError, SolveError, Solver, TrainingDiverged
 from ffjord_kit.estimator.few_steps import (
     GRADINGS,
     STEP_COUNTS,
     STEP_METHODS,
+    best_grading,
     few_step_sample_errors,
     few_step_score_errors,
     kept_grading,
     solver_of,
 )
+from ffjord_kit.estimator.peeled import Peeled
 from ffjord_kit.training import Phase, fit_pairs
 
 QUICK = {"hidden": (32, 32), "learning_rate": 0.01, "random_state": 0, "validate_every": 200, "ema_decay": 0.99}
@@ -136,6 +138,18 @@ def test_few_steps_are_placed_where_they_are_best(model, straight):
         measured[grading] = ((straight.sample(3000, random_state=5, steps=4, method="rk4") - truth) ** 2).mean()
     straight.config_["straightened"][0]["grading"] = note["grading"]
     assert measured[note["grading"]] < 4 * min(measured.values())  # of squares
+
+
+def test_a_place_of_steps_that_cannot_be_solved_is_not_chosen(straight, monkeypatch):
+    moved = Peeled.to_data
+
+    def leaves(self, z, context, solver, **more):
+        if solver.grading < 2 and solver.steps is not None:
+            raise SolveError("gone")
+        return moved(self, z, context, solver, **more)
+
+    monkeypatch.setattr(Peeled, "to_data", leaves)
+    assert best_grading(straight, None, 0) == 2.0
 
 
 def test_log_densities_by_fixed_steps_converge_and_a_straight_flow_needs_fewer(model, straight):

@@ -6,12 +6,14 @@ a straightened one where its paths begin, for there the mass forks. So the place
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from ffjord_kit.estimator.peeled import Peeled
+from ffjord_kit.failures import SolveError
 from ffjord_kit.solver import Solver
 
 if TYPE_CHECKING:
@@ -46,7 +48,10 @@ def best_grading(model: FFJORD, context: np.ndarray | None, seed: int) -> float:
     truth = flow.to_data(z, c, Solver("dopri5", 1e-5, 1e-5))
 
     def error(grading: float, steps: int) -> float:
-        moved = flow.to_data(z, c, Solver(MEASURED_METHOD, steps=steps, grading=grading))
+        try:
+            moved = flow.to_data(z, c, Solver(MEASURED_METHOD, steps=steps, grading=grading))
+        except SolveError:  # steps so placed leave the field's reach
+            return math.inf
         return float(((moved - truth) / truth.std(0)).square().mean().log())
 
     return min(GRADINGS, key=lambda grading: sum(error(grading, steps) for steps in MEASURED_STEPS))
