@@ -19,7 +19,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ffjord_kit.potential import potential_of
+from ffjord_kit.nn.potential import potential_of
 from ffjord_kit.trace import FieldPoint
 
 Regularizer = Callable[[FieldPoint], Tensor]

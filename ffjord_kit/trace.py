@@ -4,7 +4,7 @@ One identity serves every estimator. For probes v_1..v_K with E[sum_k v_k v_k^T]
 
     E[sum_k v_k^T J v_k] = tr J            E[sum_k |v_k^T J|^2] = E[sum_k |J v_k|^2] = |J|_F^2.
 
-The products are J v where the dynamics carry tangents themselves (`Pushforward`), and v^T J by automatic
+The products are J v where the dynamics carry tangents themselves (`VectorField`), and v^T J by automatic
 differentiation where they do not.
 
 The basis vectors satisfy it without the expectation (exact); K random vectors scaled by 1/sqrt(K) satisfy it for any
@@ -14,29 +14,18 @@ Probes are drawn once and held during one solve, so the integrand stays a determ
 
 from __future__ import annotations
 
-import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-
-def fresh_generator() -> torch.Generator:
-    """A generator seeded by the operating system: for callers who passed none; the global state is left alone."""
-    generator = torch.Generator()
-    generator.seed()
-    return generator
-
-
-def normal(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Standard normal noise of the dtype and device of `like`, drawn where the generator lives."""
-    generator = generator or fresh_generator()
-    return torch.randn(shape, generator=generator, device=generator.device, dtype=like.dtype).to(like.device)
+from ffjord_kit.nn.base import VectorField, check_velocity
+from ffjord_kit.noise import per_row_noise, standard_normal
+from ffjord_kit.ode.field import is_transformed
 
 
 class TraceEstimator(ABC):
@@ -70,7 +59,7 @@ class HutchinsonTrace(TraceEstimator):
             raise ValueError(f"noise must be 'rademacher' or 'gaussian'; got {self.noise!r}")
 
     def draw(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        noise = normal((self.probes, *x.shape), x, generator)
+        noise = standard_normal((self.probes, *x.shape), x, generator)
         signs = noise.sign() + (noise == 0).to(x.dtype)
         return (signs if self.noise == "rademacher" else noise) / math.sqrt(self.probes)
 
@@ -87,12 +76,12 @@ class OrthogonalTrace(TraceEstimator):
     def draw(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         size = math.prod(x.shape[1:])
         count = min(self.probes, size)
-        frame, _ = torch.linalg.qr(normal((len(x), size, count), x, generator))
+        frame, _ = torch.linalg.qr(standard_normal((len(x), size, count), x, generator))
         return frame.movedim(2, 0).reshape(count, *x.shape) * math.sqrt(size / count)
 
 
 @dataclass(frozen=True)
-class OwnTrace(TraceEstimator):
+class PerRowTrace(TraceEstimator):
     """Rademacher probes that each row has of its own: its values seed them, so no row's estimate knows of another.
 
     They are those of the rows that are solved for, or of others, (probe, batch, *event), that `of` has seen.
@@ -104,49 +93,13 @@ class OwnTrace(TraceEstimator):
     def __post_init__(self) -> None:
         _check_probes(self.probes)
 
-    def of(self, x: Tensor) -> OwnTrace:
+    def of(self, x: Tensor) -> PerRowTrace:
         """The same with the probes of the rows x (batch, *event), wherever a layer takes them."""
-        return replace(self, noise=own_noise(x, self.probes))
+        return replace(self, noise=per_row_noise(x, self.probes))
 
     def draw(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        noise = own_noise(x, self.probes) if self.noise is None else self.noise
+        noise = per_row_noise(x, self.probes) if self.noise is None else self.noise
         return (2 * (noise < 0.5).to(x) - 1) / math.sqrt(self.probes)
-
-
-def own_noise(x: Tensor, count: int, key: int | str = "") -> Tensor:
-    """Noise uniform on [0, 1), (count, batch, *event), float64 on the CPU: each row's from its values and the key.
-
-    A row that comes again has other noise each time, so that means over rows have the errors that they seem to have.
-    """
-    rows = x.detach().cpu().contiguous()
-    flat, times = rows.reshape(len(rows), -1).view(torch.uint8), Counter()
-    drawn = torch.empty(count, *x.shape, dtype=torch.float64)
-    for i, row in enumerate(flat):
-        digest = hashlib.blake2b(bytes(row.tolist()), digest_size=16).digest()
-        name = f"{key}/{times[digest]}".encode() + digest
-        times[digest] += 1
-        seed = int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little") >> 1
-        generator = torch.Generator().manual_seed(seed)
-        drawn[:, i] = torch.rand(count, *x.shape[1:], generator=generator, dtype=torch.float64)
-    return drawn
-
-
-class Pushforward(nn.Module, ABC):
-    """Dynamics that carry tangents along: one pass gives the velocity and its directional derivatives."""
-
-    @abstractmethod
-    def push(self, t: Tensor, x: Tensor, tangents: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """dx/dt (batch, *event) and J v (probe, batch, *event), for tangents v (probe, 1 or batch, *event)."""
-
-    def diverge(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """dx/dt (batch, *event) and the exact trace (batch,): of all basis vectors, or cheaper where one knows how."""
-        point = evaluate(self, t, x, ExactTrace().draw(x), context)
-        return point.dx, point.trace
-
-
-def ways_in(field: nn.Module) -> tuple[str, ...]:
-    """The names of the methods that evaluate a field: who changes how it computes changes all of them."""
-    return ("forward", "push", "diverge") if isinstance(field, Pushforward) else ("forward",)
 
 
 class FieldPoint(NamedTuple):
@@ -176,7 +129,7 @@ class FieldPoint(NamedTuple):
         return len(self.probes) * parts.T
 
 
-def evaluate(
+def evaluate_field(
     dynamics: Callable[..., Tensor], t: Tensor, x: Tensor, probes: Tensor, context: Tensor | None = None
 ) -> FieldPoint:
     """The field and its products with the probes at (t, x): the one place with derivatives in x.
@@ -184,26 +137,32 @@ def evaluate(
     Differentiable to any order where gradients are enabled, and free of a graph where they are not.
     Shapes: t () or (batch,), x (batch, *event), probes (probe, 1 or batch, *event), context (batch, context_dim).
     """
-    if isinstance(dynamics, Pushforward):
-        dx, products = dynamics.push(t, x, probes, context)
-        return FieldPoint(t, x, _checked(dx, x), probes, products, dynamics, context)
+    if isinstance(dynamics, VectorField):
+        dx, products = dynamics.jvp(t, x, probes, context)
+        return FieldPoint(t, x, check_velocity(dx, x), probes, products, dynamics, context)
     if torch.is_inference_mode_enabled():  # where autograd, which makes the products, records nothing
         with torch.inference_mode(False), torch.no_grad():
             context = None if context is None else context.clone()
-            return evaluate(dynamics, t.clone(), x.clone(), probes.clone(), context)
+            return evaluate_field(dynamics, t.clone(), x.clone(), probes.clone(), context)
+    if is_transformed(x):
+        return _evaluate_by_vjp(dynamics, t, x, probes, context)
     differentiable = torch.is_grad_enabled()
     with torch.enable_grad():
         # Without gradients x may be a view that autograd disowns (inside the adjoint's forward pass): start anew.
         point = x if differentiable and x.requires_grad else x.detach().requires_grad_()
-        dx = _checked(dynamics(t, point, context), x)
+        dx = check_velocity(dynamics(t, point, context), x)
         products = _products(dx, point, probes.expand(-1, *x.shape), differentiable)
     return FieldPoint(t, x, dx if differentiable else dx.detach(), probes, products, dynamics, context)
 
 
-def _checked(dx: Tensor, x: Tensor) -> Tensor:
-    if dx.shape != x.shape:
-        raise ValueError(f"dynamics must give dx/dt of the shape of x, {tuple(x.shape)}; got {tuple(dx.shape)}")
-    return dx
+def _evaluate_by_vjp(
+    dynamics: Callable[..., Tensor], t: Tensor, x: Tensor, probes: Tensor, context: Tensor | None
+) -> FieldPoint:
+    """Evaluate inside a transform of torch.func, which autograd's own products cannot look into."""
+    dx, vjp = torch.func.vjp(lambda point: dynamics(t, point, context), x)
+    check_velocity(dx, x)
+    products = torch.stack([vjp(probe)[0] for probe in probes.expand(-1, *x.shape)])
+    return FieldPoint(t, x, dx, probes, products, dynamics, context)
 
 
 def _products(dx: Tensor, x: Tensor, probes: Tensor, differentiable: bool) -> Tensor:
