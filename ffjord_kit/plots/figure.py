@@ -190,7 +190,7 @@ def add_colour_bar(
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
-    """Write a figure to a file atomically; two files of one figure are equal byte for byte.
+    """Write a figure to a file atomically; figures drawn from equal data give files that are equal byte for byte.
 
     The suffix selects the format: png and jpg are written at 160 dots per inch, pdf and svg are vector graphics whose
     dense parts are rasterized at 300 dots per inch. Missing folders are created.
