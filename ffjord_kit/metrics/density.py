@@ -11,12 +11,13 @@ any power of h for a smooth density that vanishes at the bounds.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import overload
+from typing import TypeVar
 
 import numpy as np
 from scipy.special import logsumexp
 
 Bounds = tuple[tuple[float, float], tuple[float, float]]
+Values = TypeVar("Values", float, np.ndarray)
 
 
 def mean_and_standard_error(values: np.ndarray | Sequence[float]) -> tuple[float, float]:
@@ -42,11 +43,7 @@ def mean_and_standard_error(values: np.ndarray | Sequence[float]) -> tuple[float
     return float(values.mean()), float(error)
 
 
-@overload
-def bits_per_dim(nll_nats: float, dimensions: int) -> float: ...
-@overload
-def bits_per_dim(nll_nats: np.ndarray, dimensions: int) -> np.ndarray: ...
-def bits_per_dim(nll_nats: float | np.ndarray, dimensions: int) -> float | np.ndarray:
+def bits_per_dim(nll_nats: Values, dimensions: int) -> Values:
     """Convert negative log-likelihoods from nats to bits per dimension.
 
     For images, log-densities must be those of data in units of one grey level, so that a level has volume 1.
