@@ -24,12 +24,13 @@ from ffjord_kit.datasets.validation import TEXT, check_cells, check_distinct_nam
 
 DELIMITERS = ("\t", ";", ",")  # white space when none of them occurs
 MISSING_WORDS = frozenset({"", "na", "n/a", "#n/a", "nan", "-nan", "null", "none", "?", "-"})
+TRUTH_VALUES = frozenset({"true", "false"})
 CELL_SHOWN = 20  # characters of a bad cell that a message shows
 CHUNK = 10_000  # rows held as text at once
 
 
 class Row(NamedTuple):
-    """The cells of a row, and its line in the file, counted from 1."""
+    """The cells of a row, and its first line in the file, counted from 1."""
 
     line: int
     cells: list[str]
@@ -90,8 +91,8 @@ def _read_numbers(path: str, layout: Layout) -> np.ndarray | None:
     """Parse the data with pandas: (n, d), or None unless every row has d finite numbers."""
     import pandas as pd
 
-    if not all(np.isfinite(_number(cell)) for cell in layout.first.cells):
-        return None  # among others a column of True and False, which pandas takes for numbers
+    if any(cell.strip('"').casefold() in TRUTH_VALUES for cell in layout.first.cells):
+        return None  # pandas would take a column of truth values for numbers
     try:
         rows, comments = _count_rows(path, layout)
         with _open(path) as file:
@@ -228,11 +229,17 @@ def _data_rows(file: Iterable[str], delimiter: str | None) -> Iterator[Row]:
 def _rows(file: Iterable[str], delimiter: str | None) -> Iterator[Row]:
     """Yield the rows that are not blank, comments included."""
     if delimiter is None:
-        rows = (Row(line, text.split()) for line, text in enumerate(file, start=1))
+        rows: Iterable[Row] = (Row(line, text.split()) for line, text in enumerate(file, start=1))
     else:
-        reader = csv.reader(file, delimiter=delimiter, skipinitialspace=True)
-        rows = (Row(reader.line_num, [cell.strip() for cell in cells]) for cells in reader)
+        rows = _delimited_rows(file, delimiter)
     return (row for row in rows if len(row.cells) > 1 or any(row.cells))
+
+
+def _delimited_rows(file: Iterable[str], delimiter: str) -> Iterator[Row]:
+    reader, line = csv.reader(file, delimiter=delimiter, skipinitialspace=True), 1
+    for cells in reader:
+        yield Row(line, [cell.strip() for cell in cells])
+        line = reader.line_num + 1
 
 
 def _open(path: str) -> TextIO:
