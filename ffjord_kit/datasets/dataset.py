@@ -137,6 +137,11 @@ def split_columns(dataset: Dataset, names: Sequence[str]) -> Columns:
 
     Raises:
         ValueError: If a name is unknown, a column is named twice, or no column is left.
+
+    Example:
+        >>> parts = split_columns(Dataset("people", np.zeros((5, 3)), ("age", "sex", "size")), ["sex"])
+        >>> parts.x.shape, parts.context.shape, parts.context_columns
+        ((5, 2), (5, 1), ('sex',))
     """
     columns = dataset.columns
     positions = {name: i for i, name in reversed(list(enumerate(columns)))}

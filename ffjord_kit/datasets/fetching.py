@@ -57,6 +57,10 @@ class Origin:
         counts: Number of images of each class, by split.
         digests: SHA-256 of the bytes of all images (n, c, h, w), then all labels, by split, where it is known.
         partial_files: Files that serve where the whole set is not on this machine.
+
+    Example:
+        >>> MNIST.file, MNIST.rows
+        ('mnist.npz', (60000, 10000))
     """
 
     name: str
