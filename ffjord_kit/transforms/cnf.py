@@ -178,6 +178,8 @@ class CNF(Transform):
         Grathwohl et al. 2019, FFJORD, https://arxiv.org/abs/1810.01367.
     """
 
+    event_shape: tuple[int, ...]
+
     def __init__(
         self,
         dynamics: nn.Module,
