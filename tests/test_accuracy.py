@@ -170,7 +170,7 @@ def test_context_and_several_continuous_layers_go_through(word):
 
 
 @pytest.mark.parametrize(
-    ("request", "message"),
+    ("options", "message"),
     [
         ({"error": 0.0}, "error must be positive, in nats; got 0.0"),
         ({"error": float("nan")}, "error must be positive, in nats; got nan"),
@@ -179,10 +179,10 @@ def test_context_and_several_continuous_layers_go_through(word):
         ({"time": 2.0}, "times must lie in"),
     ],
 )
-def test_what_cannot_be_asked_is_refused(request, message):
+def test_what_cannot_be_asked_is_refused(options, message):
     flow, x = random_flow(1)
     with pytest.raises(ValueError, match=message):
-        flow.evaluate(x, **request)
+        flow.evaluate(x, **options)
 
 
 def test_step_doubling_needs_the_field_of_some_rows():

@@ -48,7 +48,7 @@ def test_every_gradient_of_a_likelihood_is_that_of_backpropagation(word, method)
         found[adjoint] = torch.autograd.grad(flow.log_prob(x).mean(), list(flow.parameters()))
     for adjoint, values in found.items():
         for ours, theirs in zip(values, found["backprop"], strict=True):
-            close(ours, theirs, 1e-12 if gradient == "checkpointed" else 1e-6)
+            close(ours, theirs, 1e-12 if adjoint == "checkpointed" else 1e-6)
 
 
 @pytest.mark.parametrize("word", FIELDS)
