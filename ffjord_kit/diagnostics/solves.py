@@ -144,7 +144,7 @@ def check_cheapest(settings: Sequence[Setting]) -> Finding:
         return Finding("cheapest solve", BAD, measured, "regularize (kinetic, jacobian)")
     least = min(accurate, key=lambda setting: setting.nfe)
     cost = f"{least.error:.1e} nats a row, {least.nfe:.0f} evaluations"
-    return Finding("cheapest solve", GOOD, f"{least.solver.label} is accurate to {MAX_ERROR} nats: {cost}")
+    return Finding("cheapest solve", GOOD, f"{least.solver.label}: {cost} (limit {MAX_ERROR} nats)")
 
 
 def probe_errors(exam: Examination) -> dict[int, float]:
