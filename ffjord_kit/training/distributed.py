@@ -8,8 +8,9 @@ Broadcast values are JSON, and never unpickled. They go through gloo, gradients 
 closes its connections, so the others notice it at once, wherever they wait.
 
 torchrun keeps one store of addresses over its restarts, in which gloo would find the addresses of dead workers. So
-the workers first agree on a new prefix, under which all addresses are kept: the first worker proposes one, together with
-the random words of the others that it has read, and each confirms it only if its own word of this start is among them.
+the workers first agree on a new prefix, under which all addresses are kept: the first worker proposes one, together
+with the random words of the others that it has read, and each confirms it only if its own word of this start is among
+them.
 """
 
 from __future__ import annotations
