@@ -58,7 +58,8 @@ def fit(
     ends early after `config.patience` validations in a row without improvement; the next phase starts from the best
     weights. A phase that is limited by steps alone is validated every `config.validate_every` steps, and at least four
     times; a phase with a limit of time is validated twenty times, or less often if validations are expensive. Ctrl-C or
-    SIGTERM ends the fit after the present step; a second one ends it at once.
+    SIGTERM ends the fit after the present step; a second one ends it at once. Buffers, e.g. the running statistics of
+    batch normalisation, are neither averaged nor part of a checkpoint.
 
     Args:
         model: Model, whose parameters that require a gradient are trained.
