@@ -81,11 +81,11 @@ def normal_rows(n, d=1, seed=0):
     return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def continuous(preprocess=(), d=2, seed=0, **options):
+def continuous(preprocess=(), d=2, seed=0, context_dim=0, **options):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        dynamics = ResidualDynamics((d,), hidden=(16,), **options)
-    return Flow([CNF(dynamics, (d,), solver=EULER)], preprocess=preprocess, **options)
+        dynamics = ResidualDynamics((d,), hidden=(16,), context_dim=context_dim)
+    return Flow([CNF(dynamics, (d,), solver=EULER)], preprocess=preprocess, context_dim=context_dim, **options)
 
 
 def nll(flow, x):
@@ -288,6 +288,19 @@ def test_the_validation_nll_is_that_of_the_data_in_their_units_wherever_they_lie
     near = fitted_nll()
     assert fitted_nll(shift=1e8) == pytest.approx(near, abs=1e-4)
     assert fitted_nll(scale=1000.0) - near == pytest.approx(math.log(1000), abs=1e-4)
+
+
+def test_contexts_are_scaled_in_training_and_validation_as_in_scoring():
+    x, context = normal_rows(90, 2), 100 * normal_rows(90, 1, seed=1) + 7
+    flow = continuous([Standardize.of(x)], context_dim=1, context_preprocess=Standardize.of(context))
+    few, held_out = slice(0, 60), Batch(x, context)[60:]
+    history = fit_flow(
+        flow, x[few], context=context[few], validation=held_out, schedule=[Phase(FlowMatching(), 12, 0.05)],
+        config=TrainConfig(ema_decay=0.5),
+    )  # fmt: skip
+    with torch.no_grad():
+        assert history.best_nll == pytest.approx(float(-flow.log_prob(held_out.x, held_out.context).mean()), abs=1e-5)
+    assert preprocessed(flow, held_out).batch.context.abs().max() < 4
 
 
 def test_training_works_where_gradients_were_switched_off():
