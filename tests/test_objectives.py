@@ -319,11 +319,11 @@ def test_a_loss_takes_all_its_noise_from_the_generator_and_changes_nothing(word)
 
 
 LEARNERS = {
-    "flow matching": (FlowMatching(), 800),
-    "flow matching for the likelihood": (FlowMatching("likelihood"), 800),
-    "flow matching with coupled ends": (FlowMatching(coupling="optimal_transport"), 800),
-    "maximum likelihood": (MaximumLikelihood(), 80),
-    "likelihood of the transforms": (TransformsLikelihood(), 600),
+    "flow matching": (FlowMatching(), 300),
+    "flow matching for the likelihood": (FlowMatching("likelihood"), 400),
+    "flow matching with coupled ends": (FlowMatching(coupling="optimal_transport"), 250),
+    "maximum likelihood": (MaximumLikelihood(), 60),
+    "likelihood of the transforms": (TransformsLikelihood(), 400),
 }
 
 
