@@ -63,7 +63,7 @@ def train(objective, model=None, x=None, schedule=None, run=None, resume=False, 
     evaluation = SolveOptions(solver=AdaptiveSolver(rtol=1e-4, atol=1e-4))
     history = fit_flow(
         model, rows() if x is None else x, validation=Batch(rows(11, 5)), evaluation=evaluation,
-        schedule=schedule or [Phase(objective, 9, 0.01)], config=TrainConfig(**config), run=run, resume=resume,
+        schedule=schedule or [Phase(objective, 6, 0.01)], config=TrainConfig(**config), run=run, resume=resume,
         on_step=on_step,
     )  # fmt: skip
     scores = [(r["validation_nll"], r["validation_solver_error"]) for r in history.records if "validation_nll" in r]
@@ -93,7 +93,9 @@ def test_two_workers_make_what_one_makes_in_two_parts(tmp_path):
     for word, objective in OBJECTIVES.items():
         whole = train(objective, flow(blocks=2), micro_batches=2)
         same(first[word], whole)
-        assert whole["losses"] != train(objective, flow(blocks=2))["losses"] or word == "transforms"
+        if word != "transforms":  # which has no noise
+            undivided = train(objective, flow(blocks=2), schedule=[Phase(objective, 1, 0.01)])
+            assert whole["losses"][0] != undivided["losses"][0]
     assert first["flow_matching"]["weights"]["transforms.0.shift"] == [0.5]
 
 
