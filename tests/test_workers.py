@@ -60,7 +60,7 @@ def train(objective, model=None, x=None, schedule=None, run=None, resume=False, 
     """Train a flow; return its weights, validation scores and losses as plain numbers."""
     model = model or flow()
     config = {"batch_size": 12, "seed": 2, "validate_every": 3, "guard": 0.5, **config}
-    evaluation = SolveOptions(solver=AdaptiveSolver(rtol=1e-4, atol=1e-4))
+    evaluation = SolveOptions(solver=AdaptiveSolver("bosh3", rtol=1e-2, atol=1e-2))
     history = fit_flow(
         model, rows() if x is None else x, validation=Batch(rows(11, 5)), evaluation=evaluation,
         schedule=schedule or [Phase(objective, 6, 0.01)], config=TrainConfig(**config), run=run, resume=resume,
@@ -93,9 +93,8 @@ def test_two_workers_make_what_one_makes_in_two_parts(tmp_path):
     for word, objective in OBJECTIVES.items():
         whole = train(objective, flow(blocks=2), micro_batches=2)
         same(first[word], whole)
-        if word != "transforms":  # which has no noise
-            undivided = train(objective, flow(blocks=2), schedule=[Phase(objective, 1, 0.01)])
-            assert whole["losses"][0] != undivided["losses"][0]
+        if word == "mle":  # whose parts have noise of their own
+            assert whole["losses"] != train(objective, flow(blocks=2))["losses"]
     assert first["flow_matching"]["weights"]["transforms.0.shift"] == [0.5]
 
 
