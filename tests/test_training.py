@@ -188,6 +188,13 @@ def test_a_step_that_is_not_finite_leaves_the_weights_alone_and_raises_at_the_fo
     assert "\n" not in str(caught.value)
 
 
+def test_a_phase_without_a_single_finite_step_raises_however_short():
+    with pytest.raises(TrainingDiverged, match="step 2, at learning rate"):
+        fit_flow(shifted(), normal_rows(9), schedule=[Phase(Toward(9.0, "loss", bad=(1, 2)), 2)])
+    history = fit_flow(shifted(), normal_rows(9), schedule=[Phase(Toward(9.0, "loss", bad=(2,)), 2)])
+    assert history.restored == 0 and history.step == 2
+
+
 def test_training_goes_back_to_the_last_good_weights_and_on_at_a_lower_rate():
     flow, toward = shifted(), Toward(9.0, "loss", bad=(4, 9))
     config = TrainConfig(validate_every=5)

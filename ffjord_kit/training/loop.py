@@ -289,8 +289,9 @@ class _Trainer:
         here.restored, here.step, here.phase_step = here.restored + 1, here.step + skip, here.phase_step + skip
         event = f"went back to the last good weights, at {RATE_FACTOR**here.restored:.2g} of the learning rate"
         self.recorder.add(phase, {"event": f"{event} ({here.restored} of {MAX_RESTORES} times): {error}"})
-        validated = self.validate is None or self.state.best is not None
-        return validated or not here.is_over(phase, self.config.patience)
+        finite_step = here.phase_step > here.restored  # each failed step has been skipped
+        succeeded = finite_step if self.validate is None else self.state.best is not None
+        return succeeded or not here.is_over(phase, self.config.patience)
 
     def _objective(self, phase: Phase) -> Objective[Any]:
         """Return the phase's objective with the solver that the guard allows."""
