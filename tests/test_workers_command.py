@@ -147,7 +147,7 @@ def test_a_killed_worker_ends_the_other_and_all_go_on_from_the_checkpoint(whole,
     assert Group(command, tmp_path, [*SMALL, "--out", run], signal.SIGKILL, 11).codes() == [1, -9]
     assert time.monotonic() - began < 30  # seconds, of which waiting has none
     said = texts(tmp_path)[1]
-    assert said.startswith("error: worker 0 of 2 lost another one, which has told why in its own output (")
+    assert said.startswith("error: worker 0 of 2 lost another one, whose own output says why (")
     assert "that was at step 10; what" in said
     assert f"go on with `torchrun --standalone --nproc-per-node 2 -m ffjord_kit fit --resume {run}`" in said
     again = Group(command, tmp_path, [*SMALL, "--out", run], TORCHELASTIC_RESTART_COUNT="1")

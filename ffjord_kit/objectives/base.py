@@ -80,7 +80,7 @@ class SolvedObjective(Objective[Model]):
 
     @abstractmethod
     def row_losses(self, model: Model, batch: Batch, generator: torch.Generator, solver: Solver) -> Tensor:
-        """Return the loss of each row by a given solver.
+        """Return the loss of each row, solved for by one solver.
 
         Args:
             model: Model to train.

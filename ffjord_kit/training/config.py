@@ -62,7 +62,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How weights are updated (AdamW, warm-up and cosine, clipping, moving average), validated and guarded.
+    """Options of training: the optimizer and its learning rate, validation, the guard on the solver, and the seed.
 
     Args:
         batch_size: Rows of a step.

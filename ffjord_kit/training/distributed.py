@@ -282,7 +282,7 @@ class Workers:
             atexit.unregister(_shut_down)  # it would wait for the lost worker
             reason = " ".join(str(error).split())[:160]
             raise WorkersError(
-                f"worker {self.rank} of {self.size} lost another one, which has told why in its own output ({reason})"
+                f"worker {self.rank} of {self.size} lost another one, whose own output says why ({reason})"
             ) from error
 
 

@@ -43,7 +43,7 @@ class History:
         phase_start: Work time at the start of the present phase, seconds.
         validated_at: Work time at the last validation, seconds.
         validation_cost: Work time of the last validation, seconds.
-        broken: Reason for which a trial was given up; empty if it was not.
+        broken: Reason why a trial was abandoned; empty if it was not.
         restored: Number of times that the present phase went back to its last good weights.
         interrupted: Whether a request to stop ended the fit.
         solver_level: Level of the guarded solver.
@@ -153,7 +153,7 @@ class History:
         return self.stale >= (TRIAL_PATIENCE if short else patience)
 
     def _out_of_time(self, phase: Phase) -> bool:
-        """Return whether only the time of a last validation is left, of which at most half the phase is reserved."""
+        """Return whether only the time for a last validation is left; at most half the phase is reserved for it."""
         reserve = min(self.validation_cost, phase.seconds / 2)
         return self.work_seconds - self.phase_start + reserve >= phase.seconds
 
