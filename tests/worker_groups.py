@@ -10,7 +10,7 @@ import torch
 from ffjord_kit.training.distributed import ENVIRONMENT
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["ffjord_kit.cli", "ffjord_kit.training", "torch._dynamo"])
+SERVER.set_forkserver_preload(["ffjord_kit.training", "torch._dynamo", "ffjord_kit.cli", "ffjord_kit.estimator.ffjord"])
 
 
 def enter(job, rank, size, port, folder, args, environment):
