@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,14 +21,11 @@ from ffjord_kit.estimator.fields import CommonFields, ImageFields, TableFields
 from ffjord_kit.estimator.image import REPORT_PROBES, ImageDomain
 from ffjord_kit.estimator.persistence import fields_of_record, load_model, save_model
 from ffjord_kit.estimator.reflow import ReflowSettings, reflow
-from ffjord_kit.estimator.reflow import ReflowOptions, reflow
 from ffjord_kit.estimator.scoring import ScoringModel, placed, single_precision, spread, to_data
 from ffjord_kit.flow import Flow
 from ffjord_kit.objectives import class_log_probs, guided
 from ffjord_kit.run import Run
 from ffjord_kit.transforms.cnf import SolveOptions
-
-STEP_COUNTS, STEP_METHODS = (1, 2, 4, 8), ("euler", "midpoint")  # of few-step errors
 
 
 STEP_COUNTS = (1, 2, 4, 8)
@@ -385,79 +381,6 @@ class DensityModel(ScoringModel):
 
         x, _ = self.domain.rows(X)
         return class_log_probs(log_prob, x, self.domain.classes).exp().numpy()
-
-    def reflow(
-        self,
-        X: Any = None,
-        *,
-        context: Any = None,
-        pairs: int = 20_000,
-        steps: int = 4_000,
-        learning_rate: float = 8e-3,
-        hidden: Sequence[int] | None = None,
-        random_state: Any = None,
-        source: str | None = None,
-        on_step: Callable[[dict[str, Any]], None] | None = None,
-    ) -> DensityModel:
-        """Return a new model that samples in a few steps, trained on this one's own pairs (Liu et al. 2023).
-
-        Its density is its own. The rows that the fit held out validate it; none are trained on.
-
-        Args:
-            X: Rows of the fit, shape (n, d); None for no validation.
-            context: Contexts (n, c) of a conditional model, from which those of the pairs are drawn.
-            pairs: Number of pairs.
-            steps: Steps of training.
-            learning_rate: Peak learning rate.
-            hidden: Widths of a new network, as straight paths need less of one; of a single width the exact trace has
-                a closed form. None trains the old network on.
-            random_state: Seed, or None.
-            source: Name of this model, for the record.
-            on_step: Called with the record of each step.
-
-        Returns:
-            The new model.
-
-        Raises:
-            ValueError: If the rows are not those of the fit, or a context is missing or superfluous.
-        """
-        options = ReflowOptions(pairs, steps, learning_rate, None if hidden is None else tuple(hidden))
-        fresh = reflow(self, X, context, options, random_state=random_state, source=source, on_step=on_step)
-        return DensityModel(**vars(fresh))
-
-    def few_step_sample_errors(
-        self, *, n: int = 2_000, context: Any = None, random_state: Any = 0
-    ) -> dict[tuple[str, int], float]:
-        """Measure samples by a few fixed steps against converged ones of the same noise.
-
-        Args:
-            n: Number of draws.
-            context: Contexts.
-            random_state: Seed.
-
-        Returns:
-            Root mean square errors in standard deviations, by (method, steps).
-        """
-        truth = self.sample(n, context=context, random_state=random_state)
-        errors = {}
-        for method, steps in itertools.product(STEP_METHODS, STEP_COUNTS):
-            rows = self.sample(n, context=context, random_state=random_state, steps=steps, method=method)
-            errors[method, steps] = float(np.sqrt((((rows - truth) / truth.std(0)) ** 2).mean()))
-        return errors
-
-    def few_step_score_errors(self, X: Any, log_prob: np.ndarray, *, context: Any = None) -> dict[int, float]:
-        """Measure log-densities by a few steps of rk4 against those of a converged solve.
-
-        Args:
-            X: Rows.
-            log_prob: Their converged log-densities, shape (n,).
-            context: Contexts.
-
-        Returns:
-            Mean absolute errors, nats, by steps.
-        """
-        drafts = {steps: self.draft(X, context=context, steps=steps) for steps in STEP_COUNTS}
-        return {steps: float(np.abs(draft - log_prob).mean()) for steps, draft in drafts.items()}
 
     def reflow(
         self,
