@@ -93,8 +93,8 @@ def _make_estimator(source: str, options: Mapping[str, Any], explicit: Sequence[
     names = {field.name for field in fields(kind)}
     foreign = [field.name for field in fields(other) if field.name in explicit and field.name not in names]
     if foreign:
-        here, there = ("images", "tables") if is_images else ("a table", "images")
-        raise ValueError(f"{flag(foreign[0])} is for {there}; {source} is {here}: leave it out")
+        own, other_kind = ("a set of images", "tables") if is_images else ("a table", "images")
+        raise ValueError(f"{flag(foreign[0])} is for {other_kind}; {source} is {own}: leave it out")
     values = field_values(kind, options)
     values |= {name: PARSERS[name](value) for name, value in values.items() if name in PARSERS and value is not None}
     if is_images and "bits" not in explicit:

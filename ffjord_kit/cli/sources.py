@@ -163,7 +163,7 @@ def held_out(model: DensityModel, fitted: LoadedData) -> LoadedData:
     Returns:
         The rows held out; all rows of a set so small that none were.
     """
-    _, rows = model.split_indices(len(fitted.x))
+    _, rows = model.split_indices(fitted.x)
     return fitted.take(rows) if len(rows) else fitted
 
 
