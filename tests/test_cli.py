@@ -16,6 +16,7 @@ from ffjord_kit import FFJORD, __version__, datasets
 from ffjord_kit.cli import main, plot
 from ffjord_kit.cli.commands import cli
 from ffjord_kit.estimator import DensityModel
+from ffjord_kit.estimator import fields as estimator_fields
 from ffjord_kit.estimator.fields import HEADINGS, ImageFields, TableFields
 
 TINY = ["--schedule", "flow_matching:8", "--hidden", "8", "--seed", "0", "--no-verbose"]
@@ -93,7 +94,7 @@ def test_a_dry_run_prints_the_whole_configuration_and_leaves_nothing(command, tm
 def test_help_lists_every_field_under_its_heading_and_every_command(command):
     shown = command("fit", "--help")
     headings = re.findall(r"^(.*) options:$", shown, re.MULTILINE)
-    assert headings == ["Main", "Images", *HEADINGS[1:], "Output"]
+    assert headings == ["Main", "Image", *HEADINGS[1:], "Output"]
     for f in (*fields(TableFields), *fields(ImageFields)):
         assert f"--{f.name.replace('_', '-')}" in shown
         assert all(word in shown for word in f.metadata["choices"])
@@ -101,6 +102,19 @@ def test_help_lists_every_field_under_its_heading_and_every_command(command):
     assert len(re.findall(r"^  -", main_options, re.MULTILINE)) == 10
     listed = command("--help")
     assert all(name in listed for name in cli.commands)
+
+
+MENUS = {
+    "distributions": ["BASES"], "nn": ["ACTIVATIONS", "DYNAMICS", "IMAGE_DYNAMICS"],
+    "objectives": ["COUPLINGS", "OBJECTIVES", "TIME_DENSITIES"], "ode": ["ADJOINTS", "METHODS"],
+    "precision": ["COMPILE_MODES", "PRECISIONS"], "regularizers": ["REGULARIZERS"], "trace": ["TRACE_ESTIMATORS"],
+    "transforms": ["IMAGE_SCALINGS", "SCALINGS"], "transforms.zuko": ["DISCRETE"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("module", "menu"), [(module, menu) for module, names in MENUS.items() for menu in names])
+def test_the_fields_know_the_words_of_every_menu(module, menu):
+    assert getattr(estimator_fields, menu) == tuple(getattr(importlib.import_module(f"ffjord_kit.{module}"), menu))
 
 
 HEAVY = "matplotlib", "numpy", "pandas", "scipy", "sklearn", "torch"

@@ -144,7 +144,13 @@ def test_classes_are_known_by_their_names(run, folder, capsys, tmp_path):
 
 @pytest.mark.parametrize(
     "options",
-    [["--draws", "2", "--certify"], ["--draws", "2", "--error", "1"], ["--outliers", "--draws", "2"], ["--picture", "x.png"], ["--outliers", "--probes", "3"]],
+    [
+        ["--draws", "2", "--certify"],
+        ["--draws", "2", "--error", "1"],
+        ["--outliers", "--draws", "2"],
+        ["--picture", "x.png"],
+        ["--outliers", "--probes", "3"],
+    ],
 )
 def test_options_that_would_be_ignored_are_wrong_usage(grey, folder, capsys, options):
     assert call(capsys, "score", grey, folder, *options)[0] == 2
@@ -175,7 +181,10 @@ def test_a_complete_run_is_resumed_without_a_step(folder, capsys, tmp_path):
             "no column 'colour' in FOLDER to condition on; there is only 'label'",
         ),
         (["fit", "moons", "--bits", "5"], "--bits is for images; moons is a table: leave it out"),
-        (["fit", "FOLDER", "--support", "positive"], "--support is for tables; FOLDER is a set of images: leave it out"),
+        (
+            ["fit", "FOLDER", "--support", "positive"],
+            "--support is for tables; FOLDER is a set of images: leave it out",
+        ),
         (["fit", "FOLDER", "--scaling", "whiten"], "scaling must be one of logit, plain; got 'whiten'"),
         (["score", "RUN", "moons"], "moons holds no images, and this run is on images of 3 x 4 x 4"),
         (["reflow", "RUN"], "reflow is for tables, and this model is of images"),

@@ -28,7 +28,7 @@ def seed_option(text: str, **options: Any) -> Callable[[Any], Any]:
     Returns:
         The decorator.
     """
-    return click.option("--random-state", "--seed", "random_state", type=SEED, help=text, **options)
+    return click.option("--random-state", "--seed", "random_state", type=SEED, metavar="INT", help=text, **options)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -41,13 +41,25 @@ def cli() -> None:
 @click.argument("source", metavar="[DATA]", required=False)
 @headed("--out", heading=MAIN, type=click.Path(), help="Folder of the run.")
 @headed("--resume", heading=MAIN, type=click.Path(), metavar="RUN", help="Continue an interrupted run.")
-@headed("--rows", heading=MAIN, type=int, help="Rows to draw from a toy, or size of a random subset of a table.")
+@headed(
+    "--rows",
+    heading=MAIN,
+    type=int,
+    metavar="INT",
+    help="Rows to draw from a toy, or size of a random subset of a table.",
+)
 @headed(
     "--context", "context_columns", heading=MAIN, default="", metavar="COLUMN,...",
     help="Columns to condition on, by name or number, e.g. a,b; for images: label.",
 )  # fmt: skip
 @headed("--dry-run", heading=MAIN, is_flag=True, help="Check everything, print the configuration as JSON, and stop.")
-@headed("--size", heading=IMAGES, type=click.IntRange(min=2), help="Crop images to a square, and average to this side.")
+@headed(
+    "--size",
+    heading=IMAGES,
+    type=click.IntRange(min=2),
+    metavar="INT",
+    help="Crop images to a square, and average to this side.",
+)
 @headed("--grey", heading=IMAGES, is_flag=True, help="Convert images to grey levels.")
 @headed("--force", heading=OUTPUT, is_flag=True, help="Replace an existing run in the folder.")
 @field_options
@@ -71,15 +83,31 @@ def fit(context: click.Context, **options: Any) -> None:
 
 @cli.command()
 @run_argument
-@click.option("-n", "--n-samples", type=click.IntRange(min=1), help="Number of samples. [default: 1000; images 64]")
+@click.option(
+    "-n", "--n-samples", type=click.IntRange(min=1), metavar="INT", help="Number of samples. [default: 1000; images 64]"
+)
 @click.option("--out", type=click.Path(), required=True, help="File: .csv, .tsv, .npy, .npz, .parquet; images: .npz.")
-@click.option("--context", help="Context of a conditional run: values 1.0,2.5 for all samples, a file of rows, or classes.")
+@click.option(
+    "--context", help="Context of a conditional run: values 1.0,2.5 for all samples, a file of rows, or classes."
+)
 @seed_option("Seed of the noise.")
-@click.option("--steps", type=click.IntRange(min=1), help="Number of fixed midpoint steps. [default: a converged solve]")
-@click.option("--guidance", type=float, default=1.0, show_default=True, help="Strength of the context; above 1: stronger.")
+@click.option(
+    "--steps",
+    type=click.IntRange(min=1),
+    metavar="INT",
+    help="Number of fixed midpoint steps. [default: a converged solve]",
+)
+@click.option(
+    "--guidance",
+    type=float,
+    metavar="FLOAT",
+    default=1.0,
+    show_default=True,
+    help="Strength of the context; above 1: stronger.",
+)
 @force_option
 def sample(**options: Any) -> None:
-    """Draw samples from RUN into a file.
+    """Draw samples from a RUN into a file.
 
     Samples of images go to an NPZ file and to a PNG sheet beside it.
     """
@@ -91,16 +119,30 @@ def sample(**options: Any) -> None:
 @click.argument("source", metavar="DATA")
 @click.argument("other", metavar="[OTHER]", required=False)
 @click.option("--out", type=click.Path(), help="File for the result of each row.")
-@click.option("--rows", type=click.IntRange(min=2), help="Size of a random subset to score. [default: all; 256 images]")
+@click.option(
+    "--rows",
+    type=click.IntRange(min=2),
+    metavar="INT",
+    help="Size of a random subset to score. [default: all; 256 images]",
+)
 @click.option("--certify", is_flag=True, help="State the numerical error of each row; costs three times the work.")
 @click.option("--error", type=float, metavar="NATS", help="Refine the solve row by row until its error is this small.")
-@click.option("--probes", type=int, help="Number of Hutchinson probes. [default: exact trace; images 2]")
-@click.option("--draws", type=click.IntRange(min=1), default=1, show_default=True, help="Draws of the noise on images.")
+@click.option("--probes", type=int, metavar="INT", help="Number of Hutchinson probes. [default: exact trace; images 2]")
+@click.option(
+    "--draws",
+    type=click.IntRange(min=1),
+    metavar="INT",
+    default=1,
+    show_default=True,
+    help="Draws of the noise on images.",
+)
 @click.option("--outliers", is_flag=True, help="Compute outlier scores: likelihood, typicality, gradient.")
 @click.option("--picture", type=click.Path(), help="PNG of the outlier scores of DATA and OTHER.")
 @force_option
 def score(**options: Any) -> None:
-    """Compute the mean log-likelihood of DATA under RUN with its standard error, in nats and bits per dimension.
+    """Compute the log-likelihood of DATA under a RUN.
+
+    The mean comes with its standard error, in nats and in bits per dimension, and with the numerical error.
 
     With --outliers, compute outlier scores of each row, and how well each score separates DATA from OTHER.
     """
@@ -117,13 +159,16 @@ def score(**options: Any) -> None:
 @cli.command()
 @run_argument
 @click.argument("source", metavar="[DATA]", required=False)
-@click.option("--rows", type=click.IntRange(min=1), default=1000, show_default=True, help="Largest number of rows.")
+@click.option(
+    "--rows", type=click.IntRange(min=1), metavar="INT", default=1000, show_default=True, help="Largest number of rows."
+)
 @click.option("--out", type=click.Path(file_okay=False), help="Folder for the picture.")
 @seed_option("Seed of all random draws.", default=0, show_default=True)
 @force_option
 def doctor(**options: Any) -> None:
-    """Examine a RUN on a table: is its density sound, and does it fit DATA?
+    """Examine a RUN on a table.
 
+    Each check is a line with a verdict: is the density sound, are the solves accurate, and does the flow fit DATA?
     DATA must be new to the run; the default is the rows that the run held out.
     """
     _call("doctor", "doctor", **options)
@@ -133,9 +178,20 @@ def doctor(**options: Any) -> None:
 @run_argument
 @click.argument("source", metavar="[DATA]", required=False)
 @click.option("--out", type=click.Path(), required=True, help="Folder of the new run.")
-@click.option("--pairs", type=click.IntRange(min=2), default=20_000, show_default=True, help="Pairs to draw from RUN.")
-@click.option("--steps", type=click.IntRange(min=1), default=4_000, show_default=True, help="Training steps.")
-@click.option("--learning-rate", type=float, default=8e-3, show_default=True, help="Peak learning rate.")
+@click.option(
+    "--pairs",
+    type=click.IntRange(min=2),
+    metavar="INT",
+    default=20_000,
+    show_default=True,
+    help="Pairs to draw from RUN.",
+)
+@click.option(
+    "--steps", type=click.IntRange(min=1), metavar="INT", default=4_000, show_default=True, help="Training steps."
+)
+@click.option(
+    "--learning-rate", type=float, metavar="FLOAT", default=8e-3, show_default=True, help="Peak learning rate."
+)
 @click.option(
     "--hidden", type=Widths(), metavar="INT,...",
     help="Widths of a new network, e.g. 32, which is fast. [default: the network of RUN]",
@@ -143,7 +199,7 @@ def doctor(**options: Any) -> None:
 @seed_option("Seed of the pairs and of the training.")
 @force_option
 def reflow(**options: Any) -> None:
-    """Straighten the paths of a RUN on a table, so that a few steps suffice.
+    """Straighten a RUN on a table, so that a few steps suffice.
 
     Reflow trains the network on pairs of base points and samples of RUN, which stays as it is. A table compares both
     by the log-likelihood of DATA; the default is the rows that RUN held out.
@@ -161,14 +217,18 @@ def reflow(**options: Any) -> None:
 @click.option("--data", "source", help="Data to draw beside the samples. [default: the data of the fit]")
 @force_option
 def plot(**options: Any) -> None:
-    """Draw a RUN: its training, density, samples, trajectories and velocity; for images, sheets and strips."""
+    """Draw pictures of a RUN.
+
+    They show the training; of a table the density, samples, trajectories and velocity; of images sheets, strips,
+    interpolations, nearest neighbours and extremes.
+    """
     _call("plot", "plot", **options)
 
 
 @cli.command()
 @run_argument
 def info(**options: Any) -> None:
-    """Describe a RUN: its data, options, progress and result."""
+    """Describe a RUN: data, options and result."""
     _call("info", "describe_run", **options)
 
 
@@ -183,7 +243,10 @@ def data() -> None:
 @seed_option("Seed of everything.", default=0, show_default=True)
 @force_option
 def demo(**options: Any) -> None:
-    """Fit two moons and the 8x8 digits, compare each with a Gaussian mixture and a KDE, and draw everything."""
+    """Fit, compare and draw two data sets.
+
+    The data are two moons and the 8x8 digits; the comparison is with a Gaussian mixture and a KDE.
+    """
     _call("demo", "demo", **options)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields
 from typing import Any, NamedTuple, TypeVar
 
@@ -12,7 +12,7 @@ from ffjord_kit.estimator.fields import HEADINGS, ImageFields, TableFields
 
 C = TypeVar("C", bound=Callable[..., Any])
 
-OUTPUT, IMAGES = "Output", "Images"
+OUTPUT, IMAGES = "Output", "Image"
 HELP_ORDER = (*HEADINGS[:1], IMAGES, *HEADINGS[1:], OUTPUT)
 SHOWN_ON_TERMINALS = {"verbose": True}  # defaults that differ from Python's
 # Forms and examples of fields whose values in Python are lists and mappings; `parsing` reads them.
@@ -66,7 +66,7 @@ class HeadedCommand(click.Command):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         groups: dict[str, list[tuple[str, str]]] = {heading: [] for heading in HELP_ORDER}
         for param in self.get_params(ctx):
-            record = param.get_help_record(ctx)
+            record = param.get_help_record(ctx) if isinstance(param, click.Option) else None
             if record is not None:
                 groups[param.heading if isinstance(param, HeadedOption) else OUTPUT].append(record)
         for heading, records in groups.items():
@@ -183,16 +183,15 @@ def _merged(table: Field[Any] | None, image: Field[Any] | None) -> FitField:
     choices = dict.fromkeys(word for field in both for word in field.metadata["choices"])
     heading = IMAGES if table is None else first.metadata["heading"]
     kind = str(first.type).removesuffix(" | None")
-    return FitField(first.name, kind, _default(first), " ".join(_help(both)), tuple(choices), heading)
+    return FitField(first.name, kind, _default(first), _help(table, image), tuple(choices), heading)
 
 
-def _help(both: list[Field[Any]]) -> Iterator[str]:
-    """Yield the parts of an option's help."""
-    texts = dict.fromkeys(field.metadata["help"] for field in both)
-    text = "; images: ".join(texts)
-    name = both[0].name
-    example = f", e.g. {TEXT_FORMS[name][1]}" if name in TEXT_FORMS else ""
-    yield f"{text[0].upper()}{text[1:]}{example}."
+def _help(table: Field[Any] | None, image: Field[Any] | None) -> str:
+    """Return the help of a field as a sentence, with an example of values that are written in a form of their own."""
+    both = [field for field in (table, image) if field is not None]
+    text = "; images: ".join(dict.fromkeys(field.metadata["help"] for field in both))
+    example = f", e.g. {TEXT_FORMS[both[0].name][1]}" if both[0].name in TEXT_FORMS else ""
+    return f"{text[0].upper()}{text[1:]}{example}{' (tables)' if image is None else ''}."
 
 
 def _default(field: Field[Any]) -> Any:

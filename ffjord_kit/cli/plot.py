@@ -226,9 +226,7 @@ def _draw(pictures: Mapping[str, Draw], folder: Path, *, force: bool) -> Iterato
         yield folder / name
 
 
-def _table_subject(
-    run: Run, model: DensityModel, data: LoadedData, text: str | None, seed: int
-) -> TableSubject:
+def _table_subject(run: Run, model: DensityModel, data: LoadedData, text: str | None, seed: int) -> TableSubject:
     """Return what to draw of a table; of a conditional run at one context, with the rows nearest to it."""
     context = _one_context(run, data, text)
     if context is None:
@@ -321,8 +319,7 @@ def _draw_digits(subject: TableSubject, path: Path) -> None:
     shape, x = subject.data.image_shape or (), subject.data.x
     low, high = float(x.min()), float(x.max())
     samples, data = (
-        np.clip((rows - low) / (high - low), 0, 1).reshape(-1, *shape)
-        for rows in (subject.samples(DIGITS), x[:DIGITS])
+        np.clip((rows - low) / (high - low), 0, 1).reshape(-1, *shape) for rows in (subject.samples(DIGITS), x[:DIGITS])
     )
     plots.save(plots.image_sheet(samples, beside=data), path)
 

@@ -72,9 +72,7 @@ def _check_folder(run: Path, out: Path, *, force: bool) -> None:
         raise RunError(f"{out} is not empty: choose another folder, or pass --force to replace a run in it")
 
 
-def _compared_rows(
-    run: Run, model: DensityModel, fitted: LoadedData | None, source: str | None
-) -> LoadedData | None:
+def _compared_rows(run: Run, model: DensityModel, fitted: LoadedData | None, source: str | None) -> LoadedData | None:
     """Return the rows to compare on: those of a source, or else those held out; None if the run names no data."""
     if source is None and fitted is None:
         return None
