@@ -207,7 +207,7 @@ def test_score_of_a_set_whose_truth_is_known_prints_the_divergence(command, moon
 
 def test_info_tells_what_a_run_is(command, moons, conditional, table):
     out = command("info", moons)
-    for part in ("moons, 60 rows", "x0, x1", "seed 0", "flow_matching", "best validation NLL", "model.safetensors"):
+    for part in ("moons, 60 rows", "x0, x1", "seed 0", "flow_matching:8", "best validation NLL", "model.safetensors"):
         assert part in out
     out = command("info", conditional)
     assert f"{table}, 50 rows" in " ".join(out.split())  # a long path is folded

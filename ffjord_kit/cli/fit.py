@@ -14,7 +14,7 @@ import click
 from rich.console import Console
 
 from ffjord_kit import datasets
-from ffjord_kit.cli.info import CHECKPOINT, best_validation
+from ffjord_kit.cli.info import CHECKPOINT, best_validation, option_text
 from ffjord_kit.cli.options import field_values, flag
 from ffjord_kit.cli.output import write_training_sheet
 from ffjord_kit.cli.parsing import (
@@ -160,7 +160,7 @@ def _print_result(model: Estimator, path: Path) -> None:
     pixels = model.n_features_in_ if isinstance(model, ImageFFJORD) else None
     click.echo(f"validation NLL: {best_validation(history.records, pixels)}")
     if "chosen" in model.config_:
-        words = ", ".join(f"{name}={word}" for name, word in model.config_["chosen"].items())
+        words = ", ".join(f"{name}={option_text(value)}" for name, value in model.config_["chosen"].items())
         click.echo(f"chosen: {words}")
     click.echo(f"run: {path}   seed: {history.seed}")
     if history.interrupted:

@@ -74,6 +74,27 @@ def best_validation(records: Sequence[Mapping[str, Any]], pixels: int | None) ->
     return f"{metrics.bits_per_dim(nll, pixels):.4f} ± {metrics.bits_per_dim(error, pixels):.4f} bits/dim, {nats}"
 
 
+def option_text(value: Any) -> str:
+    """Return the value of a field as the command line writes it.
+
+    Args:
+        value: Value of a field, as a run records it.
+
+    Returns:
+        The text; "default" for None.
+
+    Example:
+        >>> option_text([["flow_matching", 4000], ["mle", "60s"]]), option_text({"kinetic": 0.01})
+        ('flow_matching:4000,mle:60s', 'kinetic:0.01')
+    """
+    if value is None:
+        return "default"
+    entries = list(value.items()) if isinstance(value, Mapping) else value
+    if not isinstance(entries, (list, tuple)):
+        return str(value)
+    return ",".join(":".join(map(str, entry)) if isinstance(entry, (list, tuple)) else str(entry) for entry in entries)
+
+
 def _data(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield the data of a run."""
     yield "data", f"{config['data'].get('source', 'from Python')}, {config['rows']} rows"
@@ -118,5 +139,5 @@ def _fields(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield the estimator's fields, and the values chosen for open ones."""
     chosen = config.get("chosen", {})
     for name, value in config["estimator"].items():
-        settled = f", chosen: {chosen[name]}" if name in chosen else ""
-        yield f"  {name}", ("" if value is None else str(value)) + settled
+        settled = f", chosen: {option_text(chosen[name])}" if name in chosen else ""
+        yield f"  {name}", option_text(value) + settled
