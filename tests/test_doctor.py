@@ -19,7 +19,7 @@ def coarse(monkeypatch):
 
 @pytest.fixture(scope="module")
 def trained():
-    return FFJORD(schedule="flow_matching:400", **FIELDS).fit(load("moons:train", rows=3000, seed=0).x)
+    return FFJORD(schedule=[("flow_matching", 400)], **FIELDS).fit(load("moons:train", rows=3000, seed=0).x)
 
 
 @pytest.fixture(scope="module")
@@ -29,16 +29,16 @@ def held_out():
 
 def test_the_solver_of_reports_is_judged(trained, held_out):
     names = []
-    diagnosis = trained.examine(held_out, rows=200, on_progress=names.append)
+    diagnosis = trained.diagnose(held_out, rows=200, on_progress=names.append)
     assert diagnosis["integral"].verdict == diagnosis["determinant"].verdict == "good"
     assert diagnosis["solver, of reports"].verdict == "good"
     assert names[0] == "rows"
 
 
 def test_the_solver_of_a_training_without_guard_is_judged_too(held_out):
-    fields = {"solver": "euler", "steps": 2, "guard": 0.0, **FIELDS}
-    model = FFJORD(schedule="mle:80", **fields).fit(load("moons:train", rows=3000, seed=0).x)
-    diagnosis = model.examine(held_out, rows=200)
+    fields = {"solver": "euler", "solver_steps": 2, "guard": 0.0, **FIELDS}
+    model = FFJORD(schedule=[("mle", 80)], **fields).fit(load("moons:train", rows=3000, seed=0).x)
+    diagnosis = model.diagnose(held_out, rows=200)
     assert diagnosis["solver, in training"].verdict == "bad"
     assert "2 euler steps" in diagnosis["solver, in training"].measured
     assert diagnosis["solver, of reports"].verdict == "good"
@@ -46,9 +46,9 @@ def test_the_solver_of_a_training_without_guard_is_judged_too(held_out):
 
 def test_rows_outside_the_support_are_refused():
     x = np.abs(np.random.default_rng(0).normal(size=(60, 1)))
-    model = FFJORD(schedule="flow_matching:2", support="positive", **FIELDS).fit(x)
+    model = FFJORD(schedule=[("flow_matching", 2)], support="positive", **FIELDS).fit(x)
     with pytest.raises(ValueError, match=r"1 of 2 rows lie outside the support 'positive'.*first: row 1"):
-        model.examine([[1.0], [-1.0]])
+        model.diagnose([[1.0], [-1.0]])
 
 
 def test_the_command_prints_a_page_and_draws(trained, held_out, tmp_path, capsys):
