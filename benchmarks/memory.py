@@ -21,7 +21,8 @@ from command import environment, options, run
 from report import table
 from results import Store
 
-from ffjord_kit import CNF, Flow, ResidualDynamics, Solver, solver
+from ffjord_kit import CNF, FixedSolver, Flow, ResidualDynamics
+from ffjord_kit.ode import ADJOINTS
 
 BENCHMARK = "memory"
 ROWS, WARM_UP_ROWS = 256, 8
@@ -33,7 +34,7 @@ UNIT = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
 def gradients() -> dict[str, dict[str, Any]]:
     """The gradient methods that Solver offers, by name, and the field that asks for each."""
     if "gradient" in {field.name for field in fields(Solver)}:
-        return {name: {"gradient": name} for name in solver.GRADIENTS}
+        return {name: {"adjoint": name} for name in ADJOINTS}
     return {"backprop": {"adjoint": False}, "adjoint": {"adjoint": True}}
 
 
@@ -70,7 +71,7 @@ def peak(method: str, steps: int, device: str) -> int:
     """Bytes that one gradient step takes at its peak."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    how = Solver("rk4", steps=steps, **gradients()[method])
+    how = FixedSolver("rk4", steps=steps, **gradients()[method])
     flow = Flow([CNF(ResidualDynamics((2,)), (2,), solver=how)]).to(device)
     _step(flow, WARM_UP_ROWS, device)
     before = _used(device)
