@@ -103,8 +103,9 @@ class Flow(nn.Module):
         context_preprocess: Transform | None = None,
     ) -> None:
         super().__init__()
-        prepared = isinstance(preprocess, Preprocess)
-        self.preprocess = preprocess if prepared else Preprocess(preprocess, context_preprocess)
+        if not isinstance(preprocess, Preprocess):
+            preprocess = Preprocess(preprocess, context_preprocess)
+        self.preprocess = preprocess
         self.transforms = nn.ModuleList(transforms)
         known = [*self.preprocess.transforms, *transforms]
         self.base = StandardNormal(_event_shape(known)) if base is None else as_base(base)
@@ -133,9 +134,10 @@ class Flow(nn.Module):
 
     @property
     def like(self) -> Tensor:
-        """A tensor of the dtype and on the device in which the transforms compute."""
-        tensors = itertools.chain(self.transforms.parameters(), self.base.parameters(), self.base.buffers())
-        return next(tensors, torch.zeros((), dtype=torch.float64))
+        """A tensor of the dtype and on the device in which the transforms compute; float64 where nothing learns."""
+        parameters = itertools.chain(self.transforms.parameters(), self.base.parameters())
+        device = next((buffer.device for buffer in self.base.buffers()), None)
+        return next(parameters, torch.zeros((), dtype=torch.float64, device=device))
 
     def log_prob(
         self,

@@ -1,4 +1,4 @@
-"""What a table must be for its density to exist: said once, before any training, by the column's name."""
+"""Checks of a table's columns, by their names: for which data a density exists, and for which its likelihood misleads."""
 
 from __future__ import annotations
 
@@ -16,26 +16,19 @@ TIED, FEW_ROWS = 0.05, 100  # the share of rows with one value; fewer rows show 
 
 
 class DegenerateDataWarning(UserWarning):
-    """Data on which a likelihood can be made as large as one likes, or too few to trust one."""
-
-
-def column_names(columns: Sequence[str] | None, count: int) -> tuple[str, ...]:
-    """The names to use in messages and files: those given, or x0, x1, ...
-
-    Raises ValueError where their number is not that of the columns.
-    """
-    names = tuple(f"x{i}" for i in range(count)) if columns is None else tuple(map(str, columns))
-    if len(names) != count:
-        raise ValueError(f"columns must name {count} columns; got {len(names)}: {', '.join(names[:5])}")
-    return names
+    """Warn of data for which the likelihood has no bound, or of too few rows to trust one."""
 
 
 def check_columns(x: np.ndarray, names: Sequence[str], *, heavy_tails: bool = False) -> None:
-    """Refuse constant columns of x (n, d), and warn where a likelihood has no bound or follows too few rows.
+    """Refuse constant columns, and warn where the likelihood has no bound or follows too few rows.
 
-    Rows far out are no news where `heavy_tails` are expected.
+    Args:
+        x: Rows, shape (n, d).
+        names: Names of the columns.
+        heavy_tails: Whether rows far out are expected, so that they are no reason to warn.
 
-    Raises ValueError naming the constant columns.
+    Raises:
+        ValueError: If columns are constant, or too large for floats; it names them.
     """
     _refuse_constant(x, names)
     _refuse_extreme(x, names)
@@ -47,26 +40,6 @@ def check_columns(x: np.ndarray, names: Sequence[str], *, heavy_tails: bool = Fa
         _warn_of_outliers(x, names)
     if len(x) < x.shape[1]:
         _warn(f"{len(x)} rows for {x.shape[1]} columns: the density will follow the rows, not what they came from")
-
-
-def inside_support(x: np.ndarray, bounds: Sequence[tuple[float, float]]) -> np.ndarray:
-    """Where x (n, d) lies strictly between the bounds of its column, (n, d)."""
-    lower, upper = np.array(bounds).T
-    return (x > lower) & (x < upper)
-
-
-def check_support(x: np.ndarray, bounds: Sequence[tuple[float, float]], names: Sequence[str]) -> None:
-    """Raise ValueError naming the first column of x (n, d) with rows outside its bounds, and the first such row."""
-    if not np.isfinite(bounds).any():
-        return
-    for column, (low, high) in enumerate(bounds):
-        rows = np.flatnonzero(~inside_support(x[:, [column]], [bounds[column]]))
-        if not len(rows):
-            continue
-        raise ValueError(
-            f"column {names[column]!r} has {len(rows)} of {len(x)} rows outside its support, {low:g} to {high:g} with "
-            f"both ends left out (first: row {rows[0]}, {x[rows[0], column]:g}): give it another support, or drop them"
-        )
 
 
 def _refuse_constant(x: np.ndarray, names: Sequence[str]) -> None:
@@ -88,7 +61,7 @@ def _refuse_extreme(x: np.ndarray, names: Sequence[str]) -> None:
 
 
 def _warn_of_duplicates(x: np.ndarray, names: Sequence[str]) -> bool:
-    """Whether any two columns are equal."""
+    """Warn of equal columns; return whether there are any."""
     order, found = np.argsort(x[0], kind="stable"), False
     for a, b in zip(order[:-1], order[1:], strict=True):
         if x[0, a] == x[0, b] and np.array_equal(x[:, a], x[:, b]):

@@ -1,38 +1,52 @@
-r"""A batch made in M equal parts, one after another or by W workers, M/W of them each.
+r"""A batch computed in M equal parts, one after another or by W workers, M/W of them each.
 
     loss = 1/M sum_j loss_j,    gradient = 1/M sum_j gradient_j
 
-Part j has rows of its own, a slice of the batch, and noise of its own, a function of (seed, step, j): who makes it does
-not matter. So W workers make the step that one process makes with the same M, up to the rounding of sums; memory is
-that of a batch M times smaller.
+Part j has rows of its own, a slice of the batch, and noise of its own, a function of (seed, step, j), so it does not
+matter which worker computes it. W workers make the step that one process makes with the same M, up to the rounding of
+sums. The memory is that of a batch M times smaller.
 
-torch's DistributedDataParallel is not used: it hooks into the one forward of one module, sums in buckets while going
-back, and must know which weights take part. An objective here calls a flow's layers as it likes, and may leave some of
-them out. Each step has one sum of all gradients and the loss, and before it one of a few numbers, which never waits for
-a GPU: whether a part has failed, which weights have a gradient, how many evaluations it took, and the clock.
+torch's DistributedDataParallel is not used: it hooks into the forward pass of one module, sums in buckets during the
+backward pass, and must know which parameters take part. An objective here calls any of a model's modules, and may
+leave some of them out. Each step makes two sums over workers: first a few numbers, which never wait for a GPU (whether
+a part has failed, which parameters have a gradient, the number of evaluations, and the clock), then all gradients and
+the loss.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import reduce
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ffjord_kit.evaluations import Evaluations
-from ffjord_kit.failures import SolveError
-from ffjord_kit.flow import Flow
+from ffjord_kit.data import Batch
+from ffjord_kit.noise import keyed_generator
 from ffjord_kit.objectives import Loss, Objective
-from ffjord_kit.training.data import Batches, noise_generator
-from ffjord_kit.training.workers import Workers
+from ffjord_kit.ode import SolveError, SolverStats
+from ffjord_kit.training.data import Batches
+from ffjord_kit.training.distributed import Workers
 
-FAILURES = (SolveError, ArithmeticError)  # those that training goes back from
+FAILURES = (SolveError, ArithmeticError)  # training goes back to the last good weights after these
+
+T = TypeVar("T")
 
 
-def check_parts(count: int, size: int, workers: Workers) -> None:
-    """Raise ValueError unless a batch of `size` rows can be made in so many parts by the workers."""
+def check_micro_batches(count: int, size: int, workers: Workers) -> None:
+    """Check that workers can compute a batch in equal parts.
+
+    Args:
+        count: Number of parts.
+        size: Number of rows of a batch.
+        workers: Workers that share the parts.
+
+    Raises:
+        ValueError: If they cannot.
+    """
     if count % workers.size:
         raise ValueError(
             f"micro_batches must be a multiple of the number of workers, {workers.size}; got {count}: "
@@ -46,113 +60,180 @@ def check_parts(count: int, size: int, workers: Workers) -> None:
 
 
 @dataclass(frozen=True)
-class Parts:
-    """How the batches of a flow are made: in so many parts, by these workers.
+class MicroBatches:
+    """Compute losses and gradients of batches part by part.
 
-    Raises ValueError where batch, parts and workers do not go into each other.
+    Args:
+        model: Model to train.
+        batches: Batches of its data.
+        parameters: Parameters that get gradients.
+        count: Number of parts of a batch.
+        workers: Workers that share the parts.
+
+    Raises:
+        ValueError: If `count` is no multiple of the number of workers, or does not divide the size of a batch.
     """
 
-    flow: Flow
+    model: nn.Module
     batches: Batches
     parameters: Sequence[nn.Parameter]
     count: int
     workers: Workers
 
     def __post_init__(self) -> None:
-        check_parts(self.count, self.batches.size, self.workers)
+        check_micro_batches(self.count, self.batches.size, self.workers)
 
     def backward(
-        self, objective: Objective, step: int, news: Callable[[], Sequence[float]]
+        self, objective: Objective[Any], step: int, extra: Callable[[], Sequence[float]]
     ) -> tuple[Loss, list[float]]:
-        """The loss of a batch, its gradient left in the parameters, and the workers' numbers of `news`, summed.
+        """Compute the loss of a batch, and store its gradient in the parameters.
 
-        Raises what the objective raises; SolveError on all workers where that of one raises SolveError or
-        ArithmeticError.
+        Args:
+            objective: Objective to differentiate.
+            step: Number of the step.
+            extra: Function that returns further numbers of this worker, to be summed over workers.
+
+        Returns:
+            The loss, and the sums of the further numbers.
+
+        Raises:
+            SolveError: On all workers, if a solve or the arithmetic fails on one of several.
+            ArithmeticError: If the arithmetic fails in a single process.
         """
         for parameter in self.parameters:
             parameter.grad = None
-        losses, failure = self._made(objective, step)
+        losses, failure = self._own_losses(objective, step)
         if self.workers.size == 1:
-            return self._joined(losses), list(news())
+            return _sum(losses), list(extra())
         present = [float(parameter.grad is not None) for parameter in self.parameters]
         counts = [0.0] * (2 * self.count)
         for j, loss in losses.items():
-            counts[j], counts[self.count + j] = loss.evaluations[0].forward, loss.evaluations[0].backward
-        told = self._summed([float(failure is not None), *present, *counts, *news()])
-        if told[0]:
-            raise SolveError(failed(self.workers, failure))
-        used, rest = told[1 : 1 + len(present)], told[1 + len(present) :]
-        loss = self._reduced(self._joined(losses), used)
-        evaluations = Evaluations(int(max(rest[: self.count])), int(max(rest[self.count : 2 * self.count])))
-        return loss._replace(evaluations=(evaluations,)), rest[2 * self.count :]
+            counts[j], counts[self.count + j] = loss.stats[0].nfe, loss.stats[0].nfe_backward
+        numbers = torch.tensor([float(failure is not None), *present, *counts, *extra()], dtype=torch.float64)
+        failed, *rest = self.workers.all_reduce_(numbers).tolist()
+        if failed:
+            raise SolveError(first_failure(self.workers, failure))
+        used, rest = rest[: len(present)], rest[len(present) :]
+        loss = self._reduce(_sum(losses), used)
+        stats = SolverStats(int(max(rest[: self.count])), int(max(rest[self.count : 2 * self.count])))
+        return loss._replace(stats=(stats,)), rest[2 * self.count :]
 
-    def rows(self, step: int, j: int) -> tuple[Tensor, Tensor | None]:
-        """The rows of a part, and their contexts."""
+    def part(self, step: int, j: int) -> Batch:
+        """Return the rows and contexts of one part of a batch.
+
+        Args:
+            step: Number of the step.
+            j: Number of the part, from 0.
+
+        Returns:
+            The part.
+        """
         return self.batches.part(step, j, self.count)
 
-    def _made(self, objective: Objective, step: int) -> tuple[dict[int, Loss], Exception | None]:
-        """The losses of the parts that are this worker's, gone back through, or what one failed of."""
-        losses, (rank, size) = {}, (self.workers.rank, self.workers.size)
+    def _own_losses(self, objective: Objective[Any], step: int) -> tuple[dict[int, Loss], Exception | None]:
+        """Compute this worker's parts with their gradients; return the losses, and a failure that ended them early."""
+        losses: dict[int, Loss] = {}
+        rank, size = self.workers.rank, self.workers.size
         try:
             for j in range(rank * self.count // size, (rank + 1) * self.count // size):
-                losses[j] = self._part(objective, step, j)
+                losses[j] = self._loss(objective, step, j)
         except FAILURES as error:
             if size == 1:
                 raise
             return losses, error
         return losses, None
 
-    def _part(self, objective: Objective, step: int, j: int) -> Loss:
-        x, context = self.rows(step, j)
-        key = (self.batches.seed, "noise", step, *([j] if self.count > 1 else []))
-        loss = objective.loss(self.flow, x, context, noise_generator(self.parameters[0].device, *key))
+    def _loss(self, objective: Objective[Any], step: int, j: int) -> Loss:
+        """Compute one part's share of the loss, and add its gradient to the parameters'."""
+        key: list[int | str] = [self.batches.seed, "noise", step, *([j] if self.count > 1 else [])]
+        generator = keyed_generator(self.parameters[0].device, *key)
+        loss = objective.loss(self.model, self.part(step, j), generator)
         share = loss.value / self.count
         share.backward()
-        forward, backward = (sum(getattr(e, way) for e in loss.evaluations) for way in ("forward", "backward"))
         terms = {name: term.detach() / self.count for name, term in loss.terms.items()}
-        return Loss(share.detach(), terms, (Evaluations(forward, backward),))
+        stats = SolverStats(sum(s.nfe for s in loss.stats), sum(s.nfe_backward for s in loss.stats))
+        return Loss(share.detach(), terms, (stats,))
 
-    def _joined(self, losses: dict[int, Loss]) -> Loss:
-        """The sum of this worker's parts; of the evaluations the most."""
-        made = list(losses.values())
-        terms = {name: sum(loss.terms[name] for loss in made) for name in made[0].terms}
-        most = [max(getattr(loss.evaluations[0], way) for loss in made) for way in ("forward", "backward")]
-        return Loss(sum(loss.value for loss in made), terms, (Evaluations(*most),))
-
-    def _summed(self, numbers: list[float]) -> list[float]:
-        return self.workers.sum_(torch.tensor(numbers, dtype=torch.float64)).tolist()
-
-    def _reduced(self, loss: Loss, used: list[float]) -> Loss:
-        """The loss and the gradients, summed over workers; those of weights that nobody used stay None."""
-        taken = [p for p, share in zip(self.parameters, used, strict=True) if share]
-        for parameter in taken:
-            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        heads = [loss.value, *loss.terms.values()]
-        flat = self.workers.sum_(
-            torch.cat([*(p.grad.reshape(-1) for p in taken), *(head.reshape(1) for head in heads)])
-        )
-        sums = flat.split([*(p.numel() for p in taken), *(1 for _ in heads)])
-        for parameter, value in zip(taken, sums, strict=False):
-            parameter.grad.copy_(value.view_as(parameter))
-        value, *terms = (part.reshape(()) for part in sums[len(taken) :])
-        return Loss(value, dict(zip(loss.terms, terms, strict=True)), loss.evaluations)
+    def _reduce(self, loss: Loss, used: list[float]) -> Loss:
+        """Sum the loss and the gradients over workers; gradients of parameters without any use stay None."""
+        gradients = [_gradient(p) for p, uses in zip(self.parameters, used, strict=True) if uses]
+        scalars = [loss.value, *loss.terms.values()]
+        flat = torch.cat([*(g.reshape(-1) for g in gradients), *(scalar.reshape(1) for scalar in scalars)])
+        sums = self.workers.all_reduce_(flat).split([*(g.numel() for g in gradients), *(1 for _ in scalars)])
+        for gradient, total in zip(gradients, sums, strict=False):
+            gradient.copy_(total.view_as(gradient))
+        value, *terms = (total.reshape(()) for total in sums[len(gradients) :])
+        return Loss(value, dict(zip(loss.terms, terms, strict=True)), loss.stats)
 
 
-def failed(workers: Workers, failure: Exception | None) -> str:
-    """What the first worker to fail says, for all."""
-    texts = workers.gathered("" if failure is None else " ".join(str(failure).split()) or "a failure without words")
-    return next(text for text in texts if text)
+def first_failure(workers: Workers, failure: Exception | None) -> str:
+    """Return the message of the first worker that failed, on all workers.
+
+    Args:
+        workers: Workers that share the fit.
+        failure: This worker's failure, or None.
+
+    Returns:
+        The message.
+    """
+    own = "" if failure is None else " ".join(str(failure).split()) or "a failure without words"
+    return next(text for text in workers.all_gather(own) if text)
 
 
-def together(workers: Workers, make: Callable[[], Any]) -> Any:
-    """What `make` gives; SolveError on all workers where it fails, by SolveError or ArithmeticError, on one."""
+def run_together(workers: Workers, make: Callable[[], T]) -> T:
+    """Run a function on all workers, and let all of them fail if one fails.
+
+    Args:
+        workers: Workers that share the fit.
+        make: Function of no arguments.
+
+    Returns:
+        The result on this worker.
+
+    Raises:
+        SolveError: On all workers, if a solve or the arithmetic fails on one of several.
+    """
     if workers.size == 1:
         return make()
-    made, failure = None, None
+    results: list[T] = []
+    failure: Exception | None = None
     try:
-        made = make()
+        results.append(make())
     except FAILURES as error:
         failure = error
-    if float(workers.sum_(torch.tensor(float(failure is not None)))):
-        raise SolveError(failed(workers, failure))
-    return made
+    if float(workers.all_reduce_(torch.tensor(float(failure is not None)))):
+        raise SolveError(first_failure(workers, failure))
+    return results[0]
+
+
+def broadcast_together(workers: Workers, make: Callable[[], T]) -> T:
+    """Run a function on the first worker, give its result to all, and let all of them fail if it fails.
+
+    Args:
+        workers: Workers that share the fit.
+        make: Function of no arguments, whose result consists of plain values.
+
+    Returns:
+        The first worker's result.
+
+    Raises:
+        SolveError: On all workers, if a solve or the arithmetic fails.
+    """
+    results: list[T] = []
+    run_together(workers, lambda: results.append(make()) if workers.is_first else None)
+    return workers.broadcast(lambda: results[0])
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    """Return a parameter's gradient, made zero if there is none."""
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad
+
+
+def _sum(losses: dict[int, Loss]) -> Loss:
+    """Sum the losses of one worker's parts; of the evaluations take the largest number."""
+    parts = list(losses.values())
+    terms = {name: reduce(operator.add, [part.terms[name] for part in parts]) for name in parts[0].terms}
+    stats = SolverStats(max(p.stats[0].nfe for p in parts), max(p.stats[0].nfe_backward for p in parts))
+    return Loss(reduce(operator.add, [part.value for part in parts]), terms, (stats,))

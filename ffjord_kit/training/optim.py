@@ -1,73 +1,66 @@
-r"""What one step of training does to the weights: the learning rate, the update, and their moving average.
+r"""The optimizer, and the moving average of the weights.
 
-    rate(s) = peak * risen(s) * (1 + cos(pi * share)) / 2,    share of the phase that is done
+The average a_s of the weights w_s starts at a_0 = w_0 and follows
 
-with a linear rise over the first `warmup` steps, or the first tenth of the phase where that is over sooner.
+    a_(s+1) = d_s a_s + (1 - d_s) w_(s+1),    d_s = min(decay, (1 + s) / (10 + s)),
 
-The average follows the weights with decay min(decay, (1 + s) / (10 + s)), so that it forgets the start quickly.
+so that it forgets the start quickly. (torch.optim.swa_utils averages whole modules; here the values alone are kept,
+exchanged and saved.)
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-WARMUP_SHARE = 0.1
-CHECKED_EVERY = 50  # steps between two looks at the numbers on a GPU, which would wait at each
+from ffjord_kit.training.config import TrainConfig
+
+CHECK_EVERY = 50  # steps between two checks on a GPU, which has to wait at each
 
 
-@dataclass(frozen=True)
-class Optimization:
-    """How weights are updated: AdamW, warm-up and cosine, gradient clipping, exponential moving average.
+class _AdamW(torch.optim.AdamW):
+    """AdamW with the flag, read by its fused update, that makes a step do nothing."""
 
-    `warmup` in steps (at most a tenth of a phase is used); `clip_norm` bounds the gradient's norm.
+    found_inf: Tensor
+
+
+class Optimizer:
+    """AdamW with clipped gradients; a step that is not finite leaves the weights as they are.
+
+    Args:
+        parameters: Parameters to train.
+        config: Weight decay and clipping.
+
+    References:
+        Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101.
     """
 
-    weight_decay: float = 0.0
-    warmup: int = 200
-    clip_norm: float = 1.0
-    ema_decay: float = 0.999
-
-    def rate(self, step: int, steps: float, peak: float, share: float | None = None) -> float:
-        """The learning rate at `step` of a phase of `steps`, a `share` of which is done (None: step / steps)."""
-        warmup = max(1, self.warmup if steps == math.inf else min(self.warmup, steps // 10))
-        share = step / steps if share is None else share
-        risen = min(1.0, max((step + 1) / warmup, share / WARMUP_SHARE))
-        return peak * risen * 0.5 * (1 + math.cos(math.pi * share))
-
-
-class Descent:
-    """AdamW (Loshchilov & Hutter 2019) over the parameters; plain Adam where weight_decay is 0.
-
-    A step whose loss or gradient is not finite leaves the weights as they are.
-    """
-
-    def __init__(self, parameters: Sequence[nn.Parameter], how: Optimization, rate: float) -> None:
-        self.parameters, self.how = list(parameters), how
-        self.adam = torch.optim.AdamW(self.parameters, lr=rate, weight_decay=how.weight_decay, fused=True)
-        self.every = 1 if self.parameters[0].device.type == "cpu" else CHECKED_EVERY
+    def __init__(self, parameters: Sequence[nn.Parameter], config: TrainConfig) -> None:
+        self.parameters, self.config = list(parameters), config
+        # Each step sets its own learning rate.
+        self.adam = _AdamW(self.parameters, lr=0.0, weight_decay=config.weight_decay, fused=True)
+        self.every = 1 if self.parameters[0].device.type == "cpu" else CHECK_EVERY
         self.steps, self.bad = 0, torch.zeros((), device=self.parameters[0].device)
 
     def step(self, loss: Tensor, rate: float) -> Tensor:
-        """Go back through the loss, and `update`."""
-        self.adam.zero_grad()
-        loss.backward()
-        return self.update(loss.detach(), rate)
+        """Clip the gradient and update the parameters.
 
-    def update(self, loss: Tensor, rate: float) -> Tensor:
-        """Clip the gradient that is there, take one step, and return its norm from before the clipping, ().
+        Args:
+            loss: Loss whose gradient the parameters hold, shape ().
+            rate: Learning rate.
 
-        Raises ArithmeticError where a loss or a norm was not finite: at once on a CPU, within CHECKED_EVERY steps on a
-        GPU.
+        Returns:
+            Norm of the gradient before clipping, shape ().
+
+        Raises:
+            ArithmeticError: If a loss or a norm was not finite: at once on a CPU, within CHECK_EVERY steps on a GPU.
         """
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.how.clip_norm)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
         bad = (~(loss + norm).isfinite()).float()
-        self.adam.found_inf = bad  # read by the fused update, which then does nothing
+        self.adam.found_inf = bad
         for group in self.adam.param_groups:
             group["lr"] = rate
         self.adam.step()
@@ -79,27 +72,50 @@ class Descent:
         return norm
 
     def check(self) -> None:
-        """Raise ArithmeticError where a step since the last look was not finite."""
+        """Check the steps since the last check.
+
+        Raises:
+            ArithmeticError: If the loss or the gradient of one was not finite.
+        """
         count, self.bad = int(self.bad), torch.zeros_like(self.bad)
         if count:
-            raise ArithmeticError(f"in {count} of the last {CHECKED_EVERY} steps loss or gradient was not finite")
+            raise ArithmeticError(f"in {count} of the last {CHECK_EVERY} steps loss or gradient was not finite")
 
 
-class Average:
-    """An exponential moving average of weights."""
+class MovingAverage:
+    """An exponential moving average of weights.
+
+    Args:
+        parameters: Parameters to average.
+
+    Example:
+        >>> weight = nn.Parameter(torch.zeros(1))
+        >>> average = MovingAverage([weight])
+        >>> with torch.no_grad():
+        ...     weight.fill_(1.0)
+        Parameter containing:
+        tensor([1.], requires_grad=True)
+        >>> average.update(decay=0.999)  # the first decay is 1/10
+        >>> average.values
+        [tensor([0.9000])]
+    """
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         self.parameters = list(parameters)
         self.reset()
 
     def reset(self) -> None:
-        """Start again from the present weights."""
+        """Restart the average at the present weights."""
         self.values = snapshot(self.parameters)
         self.steps = 0
 
     @torch.no_grad()
     def update(self, decay: float) -> None:
-        """Move towards the present weights."""
+        """Move the average towards the present weights.
+
+        Args:
+            decay: Largest decay.
+        """
         decay = min(decay, (1 + self.steps) / (10 + self.steps))
         torch._foreach_lerp_(self.values, [p.detach() for p in self.parameters], 1 - decay)
         self.steps += 1
@@ -107,7 +123,15 @@ class Average:
 
 @contextmanager
 def exchanged(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> Iterator[None]:
-    """Put values in the place of the weights for a while."""
+    """Put values in the place of parameters within a `with` block.
+
+    Args:
+        parameters: Parameters.
+        values: Values, one for each parameter.
+
+    Yields:
+        Nothing.
+    """
     kept = snapshot(parameters)
     assign(parameters, values)
     try:
@@ -117,12 +141,24 @@ def exchanged(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> I
 
 
 def snapshot(values: Sequence[Tensor]) -> list[Tensor]:
-    """Copies that later steps leave alone."""
+    """Return copies of tensors, which later steps do not change.
+
+    Args:
+        values: Tensors.
+
+    Returns:
+        Detached copies.
+    """
     return [value.detach().clone() for value in values]
 
 
 @torch.no_grad()
-def assign(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> None:
-    """Copy values into parameters."""
-    for parameter, value in zip(parameters, values, strict=True):
-        parameter.copy_(value)
+def assign(targets: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Copy values into parameters, or other tensors, in place.
+
+    Args:
+        targets: Tensors to overwrite.
+        values: Values, one for each target.
+    """
+    for target, value in zip(targets, values, strict=True):
+        target.copy_(value)
