@@ -12,8 +12,8 @@ s / sqrt(K). The error of the whole is
 
     error = solver error + t s / sqrt(K),    t the quantile 0.995 of Student's law with K - 1 degrees of freedom,
 
-so that at least about 99 % of rows lie within it. Where an error is requested, rows that do not meet it are solved again,
-at a finer tolerance if the solver's error is too large, else with more probes; each row by itself.
+so that at least about 99 % of rows lie within it. Where an error is requested, rows that do not meet it are solved
+again, at a finer tolerance if the solver's error is too large, else with more probes; each row by itself.
 """
 
 from __future__ import annotations

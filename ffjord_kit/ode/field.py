@@ -298,6 +298,15 @@ def is_transformed(*tensors: Tensor) -> bool:
     return any(map(torch._C._functorch.is_functorch_wrapped_tensor, tensors))
 
 
+def inside_transform() -> bool:
+    """Say whether a transform of torch.func (grad, vmap, jvp, ...) is at work at all.
+
+    Returns:
+        True inside a function that is transformed, where `Tensor.requires_grad_` and autograd.grad do not work.
+    """
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
 def _total(slopes: State) -> Tensor:
     """Sum all elements, (): finite only if each is, and mostly where each is; far cheaper than to check each."""
     total = slopes[0].detach().sum()

@@ -34,7 +34,13 @@ from ffjord_kit.ode.dopri5_by_row import RowStepUnderflow, dopri5_by_row
 from ffjord_kit.ode.errors import SolveError, StepSizeUnderflow
 from ffjord_kit.ode.explicit import EXPLICIT_SCHEMES, integrate_on_grid
 from ffjord_kit.ode.field import (
-    CheckedField, RightHandSide, RowSelector, SolverStats, State, StepCallbacks, is_transformed,
+    CheckedField,
+    RightHandSide,
+    RowSelector,
+    SolverStats,
+    State,
+    StepCallbacks,
+    is_transformed,
 )  # fmt: skip
 from ffjord_kit.ode.grids import graded_grid
 
@@ -132,9 +138,7 @@ class Solver(ABC):
     ) -> State:
         """Integrate a checked field."""
 
-    def _checked(
-        self, rhs: RightHandSide, state: State, times: Tensor, for_rows: RowSelector | None
-    ) -> CheckedField:
+    def _checked(self, rhs: RightHandSide, state: State, times: Tensor, for_rows: RowSelector | None) -> CheckedField:
         recompute = self.adjoint == "checkpointed"
         return CheckedField(rhs, times, max_nfe=self.max_nfe, for_rows=for_rows, recompute=recompute)
 
@@ -268,9 +272,7 @@ class FixedSolver(Solver):
         """Whether the steps may crowd towards one end."""
         return self.method in EXPLICIT_SCHEMES
 
-    def _checked(
-        self, rhs: RightHandSide, state: State, times: Tensor, for_rows: RowSelector | None
-    ) -> CheckedField:
+    def _checked(self, rhs: RightHandSide, state: State, times: Tensor, for_rows: RowSelector | None) -> CheckedField:
         recompute = self.adjoint == "checkpointed"
         return CheckedField(rhs, times, max_nfe=self.max_nfe, deferred=self.gradable, recompute=recompute)
 
@@ -350,9 +352,7 @@ class PerRowSolver(Solver):
         """The solver in a few words."""
         return f"{self.method} at {self.rtol:g}"
 
-    def _checked(
-        self, rhs: RightHandSide, state: State, times: Tensor, for_rows: RowSelector | None
-    ) -> CheckedField:
+    def _checked(self, rhs: RightHandSide, state: State, times: Tensor, for_rows: RowSelector | None) -> CheckedField:
         return CheckedField(
             rhs, times, max_nfe=self.max_nfe, for_rows=for_rows, recompute=self.adjoint == "checkpointed",
             keep_nan=self.on_failure == "nan", pairs=len(state[0]) // 2 if self.step_doubling else 0,
@@ -375,8 +375,8 @@ class PerRowSolver(Solver):
         if self.step_doubling and checked.for_rows is None:
             raise ValueError("step doubling evaluates half of the rows at a time: pass for_rows=")
         solution, counts = dopri5_by_row(
-            checked, state, times.to(state[0].device), rtol=self.rtol, atol=self.atol, error_components=error_components,
-            compact=checked.for_rows is not None, step_doubling=self.step_doubling,
+            checked, state, times.to(state[0].device), rtol=self.rtol, atol=self.atol,
+            error_components=error_components, compact=checked.for_rows is not None, step_doubling=self.step_doubling,
             nan_on_failure=self.on_failure == "nan", callback=checked.on_step,
         )  # fmt: skip
         checked.stats.accepted, checked.stats.rejected = counts.accepted, counts.rejected
@@ -477,5 +477,5 @@ def _check_resolution(rtol: float, x: Tensor) -> None:
 def _refuse_transformed(state: State, params: Sequence[Tensor], what: str) -> None:
     if is_transformed(*state, *params):
         raise ValueError(
-            f"torch.func cannot look into {what}: pass a solver of fixed steps, e.g. solver=FixedSolver('rk4', steps=16)"
+            f"torch.func cannot look into {what}: pass a solver of fixed steps, e.g. FixedSolver('rk4', steps=16)"
         )
