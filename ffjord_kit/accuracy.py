@@ -55,6 +55,13 @@ class LogDensity:
         probes: Probes of a row; 0 for the exact trace.
         accepted: Accepted steps.
         rejected: Rejected steps.
+
+    Example:
+        >>> from ffjord_kit import CNF, ConcatDynamics, Flow
+        >>> flow = Flow([CNF(ConcatDynamics((2,)), (2,))]).double()
+        >>> result = flow.evaluate(torch.zeros(3, 2, dtype=torch.float64), error=1e-6)
+        >>> result.met.tolist(), bool((result.error <= 1e-6).all())
+        ([True, True, True], True)
     """
 
     value: Tensor
@@ -95,6 +102,10 @@ class AccuracyOptions:
 
     Raises:
         ValueError: If the error is not positive, or there is one probe, which does not show its error.
+
+    Example:
+        >>> AccuracyOptions(1e-3, probes=4).with_more_probes().probes
+        16
     """
 
     tolerance: float
@@ -147,6 +158,11 @@ class PairedProbes(TraceEstimator):
 
     Args:
         trace: Estimator that draws them for n rows.
+
+    Example:
+        >>> probes = PairedProbes(HutchinsonTrace(1)).draw(torch.zeros(4, 2))
+        >>> bool((probes[:, :2] == probes[:, 2:]).all())
+        True
     """
 
     trace: TraceEstimator

@@ -134,6 +134,11 @@ class StreamedRows(Rows):
     Args:
         table: The table, shape (m, *event), of any float type.
         left_out: Indices of the rows to leave out, ascending, shape (k,).
+
+    Example:
+        >>> rows = StreamedRows(torch.arange(4.0)[:, None], torch.tensor([1]))
+        >>> rows.fetch(slice(None)).flatten().tolist()
+        [0.0, 2.0, 3.0]
     """
 
     table: Tensor
@@ -224,6 +229,11 @@ class Subset(Rows):
         rows: The other rows.
         indices: Indices of those to take, shape (k,).
         flip: Whether each image is flipped with probability 1/2 where a generator is given.
+
+    Example:
+        >>> table = StreamedRows(torch.arange(4.0)[:, None], torch.tensor([], dtype=torch.long))
+        >>> Subset(table, torch.tensor([3, 0])).fetch(slice(None)).flatten().tolist()
+        [3.0, 0.0]
     """
 
     rows: Rows

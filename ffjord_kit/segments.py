@@ -26,6 +26,12 @@ class Segment(NamedTuple):
         transform: The transform.
         to_base: Direction.
         times: Readings of the clock at the start and the end; None for an exact transform.
+
+    Example:
+        >>> from ffjord_kit.nn import ConcatDynamics
+        >>> cnf = CNF(ConcatDynamics((2,)), (2,), end_time=2.0)
+        >>> [segment.times for segment in path_to_base([cnf], 0.5)]
+        [(1.0, 0.0)]
     """
 
     transform: Transform

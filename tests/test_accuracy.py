@@ -212,7 +212,7 @@ def test_preprocessing_changes_no_error_and_adds_its_log_determinant():
 
 def test_the_estimator_gives_the_same_with_its_support():
     x = datasets.load("moons", rows=200, seed=0).x
-    model = FFJORD(schedule="flow_matching:30", hidden=(8,), random_state=0, support="bounded:-9:9").fit(x)
+    model = FFJORD(schedule=[("flow_matching", 30)], hidden=(8,), random_state=0, support=("bounded", -9, 9)).fit(x)
     rows = np.concatenate([x[:5], [[-10.0, 0.0]]])
     log_prob, error = model.score_samples(rows, return_error=True)
     assert log_prob[:5] == pytest.approx(model.score_samples(rows)[:5], abs=1e-10)

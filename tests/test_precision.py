@@ -15,7 +15,7 @@ from ffjord_kit.trace import ExactTrace, HutchinsonTrace
 from ffjord_kit.transforms import CNF
 from ffjord_kit.transforms.cnf import SolveOptions
 
-FIELDS = {"schedule": "flow_matching:300,mle:10", "hidden": (32, 32), "random_state": 0, "batch_size": 256}
+FIELDS = {"schedule": [("flow_matching", 300), ("mle", 10)], "hidden": (32, 32), "random_state": 0, "batch_size": 256}
 
 
 def flow():
@@ -51,7 +51,7 @@ def test_the_network_runs_in_bf16_and_all_else_in_float32(trace, generator):
 def test_gradients_are_float32_and_the_field_is_plain_again(generator):
     dynamics = UNetDynamics((1, 4, 4), hidden=(8,))
     model, x = Flow([CNF(dynamics, (1, 4, 4))]), torch.randn(3, 1, 4, 4, generator=generator)
-    torch.nn.init.normal_(dynamics.outward.weight, generator=generator)
+    torch.nn.init.normal_(dynamics.output_layer.weight, generator=generator)
     before = dict(vars(dynamics))
     with reduced_precision(model, "bf16"):
         velocity = dynamics(torch.tensor(0.3), x)
@@ -130,7 +130,7 @@ def compilations(monkeypatch):
     return requests
 
 
-COMPILED = {"schedule": "flow_matching:6,mle:2", "hidden": (8,), "random_state": 0, "batch_size": 32}
+COMPILED = {"schedule": [("flow_matching", 6), ("mle", 2)], "hidden": (8,), "random_state": 0, "batch_size": 32}
 
 
 def test_compiled_training_is_the_same_and_the_flow_is_plain_again(compilations, tmp_path):

@@ -122,7 +122,9 @@ CALLS = {
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 @pytest.mark.parametrize("solver", ADAPTIVE, ids=lambda solver: f"{solver.method}-{solver.adjoint}")
 def test_other_solvers_refuse_in_one_sentence(solver, call):
-    with pytest.raises(ValueError, match=r"^torch.func cannot look into .*: pass a solver of fixed steps, e.g. FixedSolver"):
+    with pytest.raises(
+        ValueError, match=r"^torch.func cannot look into .*: pass a solver of fixed steps, e.g. FixedSolver"
+    ):
         call(a_flow("vector_field", solver))
 
 
