@@ -295,7 +295,7 @@ def is_transformed(*tensors: Tensor) -> bool:
     Returns:
         True if it is on one of them: such a tensor's values cannot be looked at.
     """
-    return any(map(torch._C._functorch.is_functorch_wrapped_tensor, tensors))
+    return inside_transform() and any(map(torch._C._functorch.is_functorch_wrapped_tensor, tensors))
 
 
 def inside_transform() -> bool:
