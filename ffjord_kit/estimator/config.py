@@ -18,13 +18,28 @@ from ffjord_kit.data import Batch
 from ffjord_kit.distributions import Base
 from ffjord_kit.estimator.data import Domain
 from ffjord_kit.estimator.fields import (
-    OPEN, CommonFields, ImageFields, PhaseSpec, TableFields, choice, kind_of, phase_specs, positive,
-    regularizer_weights, transform_counts, whole,
+    OPEN,
+    CommonFields,
+    ImageFields,
+    PhaseSpec,
+    TableFields,
+    choice,
+    kind_of,
+    phase_specs,
+    positive,
+    regularizer_weights,
+    transform_counts,
+    whole,
 )  # fmt: skip
 from ffjord_kit.flow import Flow
 from ffjord_kit.nn import ACTIVATIONS
 from ffjord_kit.objectives import (
-    COUPLINGS, TIME_DENSITIES, FlowMatching, MaximumLikelihood, Objective, TransformsLikelihood,
+    COUPLINGS,
+    TIME_DENSITIES,
+    FlowMatching,
+    MaximumLikelihood,
+    Objective,
+    TransformsLikelihood,
 )  # fmt: skip
 from ffjord_kit.ode import AdaptiveSolver, PerRowSolver, Solver, make_solver
 from ffjord_kit.precision import check_compile_mode
@@ -68,9 +83,7 @@ class Config:
     device: torch.device
 
 
-def resolve(
-    fields: CommonFields, domain: Domain, *, seed: int = 0, chosen: Mapping[str, Any] | None = None
-) -> Config:
+def resolve(fields: CommonFields, domain: Domain, *, seed: int = 0, chosen: Mapping[str, Any] | None = None) -> Config:
     """Settle the open fields, check all of them, and make what they name.
 
     Args:

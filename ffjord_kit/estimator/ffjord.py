@@ -21,7 +21,13 @@ from ffjord_kit.estimator.fields import CommonFields, ImageFields, TableFields, 
 from ffjord_kit.estimator.image import ImageDomain
 from ffjord_kit.estimator.model import DensityModel
 from ffjord_kit.estimator.persistence import (
-    check_workers, field_values, load_model, new_record, prepare_reports, read_fields, run_folder,
+    check_workers,
+    field_values,
+    load_model,
+    new_record,
+    prepare_reports,
+    read_fields,
+    run_folder,
 )  # fmt: skip
 from ffjord_kit.estimator.scoring import to_data
 from ffjord_kit.estimator.search import choose
@@ -165,7 +171,9 @@ class DensityEstimator(DensityMixin, BaseEstimator, CommonFields):
         """
         estimator = load(path)
         if not isinstance(estimator, cls):
-            raise ValueError(f"{path} is a run of {type(estimator).__name__}: load it by {type(estimator).__name__}.load")
+            raise ValueError(
+                f"{path} is a run of {type(estimator).__name__}: load it by {type(estimator).__name__}.load"
+            )
         return estimator
 
     def set_params(self, **params: Any) -> Any:

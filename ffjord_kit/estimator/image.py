@@ -15,10 +15,16 @@ from torch import Tensor, nn
 
 from ffjord_kit.data import Batch, Pixels, Subset
 from ffjord_kit.distributions import Base, StandardNormal
-from ffjord_kit.estimator.fields import ImageFields, choice, whole
 from ffjord_kit.estimator.data import (
-    Arrays, Domain, TrainingData, check_context, held_out_count, shared_tensor, tensor,
+    Arrays,
+    Domain,
+    TrainingData,
+    check_context,
+    held_out_count,
+    shared_tensor,
+    tensor,
 )  # fmt: skip
+from ffjord_kit.estimator.fields import ImageFields, choice, whole
 from ffjord_kit.nn import IMAGE_DYNAMICS
 from ffjord_kit.objectives import DropContext, FlowMatching, Objective, one_hot
 from ffjord_kit.trace import PerRowTrace, TraceEstimator

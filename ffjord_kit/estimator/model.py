@@ -27,7 +27,6 @@ from ffjord_kit.objectives import class_log_probs, guided
 from ffjord_kit.run import Run
 from ffjord_kit.transforms.cnf import SolveOptions
 
-
 STEP_COUNTS = (1, 2, 4, 8)
 STEP_METHODS = ("euler", "midpoint")
 

@@ -6,7 +6,8 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, fields as fields_of, replace
+from dataclasses import dataclass, replace
+from dataclasses import fields as fields_of
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,13 @@ import torch
 from ffjord_kit.estimator.config import Config, blank_flow, find_device, report_dtype, resolve
 from ffjord_kit.estimator.data import Domain, seed_from
 from ffjord_kit.estimator.fields import (
-    OPEN, CommonFields, ImageFields, TableFields, check_kinds, kind_of, whole,
+    OPEN,
+    CommonFields,
+    ImageFields,
+    TableFields,
+    check_kinds,
+    kind_of,
+    whole,
 )  # fmt: skip
 from ffjord_kit.estimator.image import ImageDomain
 from ffjord_kit.estimator.table import TableDomain
@@ -48,7 +55,9 @@ class StoredModel:
     history: History
 
 
-def new_record(fields: CommonFields, path: str | Path | None, about: Mapping[str, Any], *, resume: bool) -> dict[str, Any]:
+def new_record(
+    fields: CommonFields, path: str | Path | None, about: Mapping[str, Any], *, resume: bool
+) -> dict[str, Any]:
     """Return the content of config.json for a fit: of a new run, or of the one to resume.
 
     Args:

@@ -20,10 +20,16 @@ from torch import Tensor, nn
 from ffjord_kit.data import Batch, StreamedRows
 from ffjord_kit.distributions import BASES, Base, outliers_inflate_scale
 from ffjord_kit.estimator.checks import check_columns
-from ffjord_kit.estimator.fields import TableFields, choice
 from ffjord_kit.estimator.data import (
-    Arrays, Domain, TrainingData, held_out_count, refuse_not_finite, shared_tensor, tensor,
+    Arrays,
+    Domain,
+    TrainingData,
+    held_out_count,
+    refuse_not_finite,
+    shared_tensor,
+    tensor,
 )  # fmt: skip
+from ffjord_kit.estimator.fields import TableFields, choice
 from ffjord_kit.nn import DYNAMICS
 from ffjord_kit.objectives import FlowMatching, Objective
 from ffjord_kit.trace import ExactTrace, TraceEstimator
