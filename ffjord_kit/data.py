@@ -1,7 +1,7 @@
 r"""Batches, the rows that they come from, and how many rows are computed at once.
 
-Uniform dequantisation of images with grey levels k of 0 .. L - 1 trains on k + u, u uniform on [0, 1), drawn anew for every
-batch: then
+Uniform dequantization of images with grey levels k of 0 .. L - 1 trains on k + u, u uniform on [0, 1), drawn anew for
+every batch: then
 
     E_u[log p(k + u)] <= log P(k),    P(k) = the integral of p over [k, k + 1)      (Theis et al. 2016).
 """
@@ -46,7 +46,14 @@ class Batch:
         return len(self.x)
 
     def __getitem__(self, rows: slice | Tensor) -> Batch:
-        """Return some of the rows, by a slice, indices or a mask."""
+        """Return some of the rows.
+
+        Args:
+            rows: A slice, indices or a mask.
+
+        Returns:
+            Their batch.
+        """
         return Batch(self.x[rows], None if self.context is None else self.context[rows])
 
     def to(self, like: Tensor) -> Batch:
@@ -97,13 +104,12 @@ class Batch:
 
 
 class Rows(ABC):
-    """Rows that are fetched, or made, batch by batch.
+    """Rows that are fetched, or made, batch by batch."""
 
-    Attributes:
-        shape: Shape (n, *event).
-    """
-
-    shape: tuple[int, ...]
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """Shape (n, *event)."""
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -123,11 +129,16 @@ class Rows(ABC):
 
 @dataclass(frozen=True)
 class StreamedRows(Rows):
-    """Rows of a table that stay where they are, e.g. in a file, without some that are left out.
+    """Rows of a table that stays where it is, e.g. in a file; some may be left out.
 
     Args:
         table: The table, shape (m, *event), of any float type.
         left_out: Indices of the rows to leave out, ascending, shape (k,).
+
+    Example:
+        >>> rows = StreamedRows(torch.arange(4.0)[:, None], torch.tensor([1]))
+        >>> rows.fetch(slice(None)).flatten().tolist()
+        [0.0, 2.0, 3.0]
     """
 
     table: Tensor
@@ -218,6 +229,11 @@ class Subset(Rows):
         rows: The other rows.
         indices: Indices of those to take, shape (k,).
         flip: Whether each image is flipped with probability 1/2 where a generator is given.
+
+    Example:
+        >>> table = StreamedRows(torch.arange(4.0)[:, None], torch.tensor([], dtype=torch.long))
+        >>> Subset(table, torch.tensor([3, 0])).fetch(slice(None)).flatten().tolist()
+        [3.0, 0.0]
     """
 
     rows: Rows

@@ -2,11 +2,12 @@ r"""Flow: transforms over a base distribution.
 
     log p(x) = log p_base(z) + log|det dz/dx|,    z = to_base(x)
 
-Conventions: base at t = 0, data at t = 1; continuous transforms share the time between in proportion to their durations,
-and exact ones take none. States along the way are in the units of the data: p_t is the distribution of a sample whose
-continuous transforms were stopped at t, so p_1 is the model, and p_0 the base seen through the exact transforms alone.
-Log-densities are (batch,), nats, in the units of the data; costs are >= 0 in both directions; noise comes from a generator,
-never from the global state; a call leaves nothing behind on a module.
+Conventions: base at t = 0, data at t = 1; continuous transforms share the time between in proportion to their
+durations, and exact ones take none. States along the way are in the units of the data: p_t is the distribution of a
+sample whose continuous transforms were stopped at t, so p_1 is the model, and p_0 the base seen through the exact
+transforms alone. Log-densities are (batch,), nats, in the units of the data; costs are >= 0 in both directions; noise
+comes from a generator, never from the global state (`FlowDistribution` alone uses it, as torch.distributions do); a
+call leaves nothing behind on a module.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -23,34 +24,23 @@ from torch.distributions import Distribution, constraints
 from ffjord_kit.accuracy import AccuracyOptions, LogDensity, log_density
 from ffjord_kit.data import Batch
 from ffjord_kit.distributions import Base, StandardNormal, as_base
-from ffjord_kit.ode import Solver, SolverStats
-from ffjord_kit.segments import Segment, locate, path_between, path_into, path_to_base, reverse
+from ffjord_kit.flow_distribution import FlowDistribution, support_of
+from ffjord_kit.ode import Solver
+from ffjord_kit.ode.field import inside_transform
+from ffjord_kit.segments import (
+    Transported,
+    apply_exact,
+    carry,
+    locate,
+    path_between,
+    path_into,
+    path_to_base,
+    reverse,
+)  # fmt: skip
 from ffjord_kit.trace import ExactTrace, TraceEstimator
 from ffjord_kit.transforms.base import Transform
-from ffjord_kit.transforms.bounded import Logit, Softplus
 from ffjord_kit.transforms.cnf import SolveOptions
 from ffjord_kit.transforms.preprocess import Preprocess
-
-
-class Transported(NamedTuple):
-    """Events after their way through transforms.
-
-    Attributes:
-        x: Events, shape (batch, *event).
-        log_det: Log-determinants, shape (batch,), or (batch, probe) with probes kept apart; None without a trace.
-        costs: Costs along the path, name -> (batch,).
-        stats: Counts of each continuous transform.
-    """
-
-    x: Tensor
-    log_det: Tensor | None
-    costs: dict[str, Tensor]
-    stats: tuple[SolverStats, ...]
-
-    @property
-    def nfe(self) -> int:
-        """Evaluations of the dynamics on the way forward, over all transforms."""
-        return sum(stats.nfe for stats in self.stats)
 
 
 @dataclass(frozen=True)
@@ -84,8 +74,8 @@ class Flow(nn.Module):
         >>> from ffjord_kit import CNF, Flow, ResidualDynamics, Standardize
         >>> x = torch.tensor([[1.0, 2.0], [3.0, 6.0]])
         >>> flow = Flow([CNF(ResidualDynamics((2,)), (2,))], preprocess=[Standardize.of(x)])
-        >>> flow.log_prob(x)  # an untrained network is the identity
-        tensor([-3.5310, -3.5310])
+        >>> [round(value, 4) for value in flow.log_prob(x).tolist()]  # an untrained network is the identity
+        [-3.531, -3.531]
         >>> flow().sample((3,)).shape
         torch.Size([3, 2])
 
@@ -108,7 +98,7 @@ class Flow(nn.Module):
         self.preprocess = preprocess
         self.transforms = nn.ModuleList(transforms)
         known = [*self.preprocess.transforms, *transforms]
-        self.base = StandardNormal(_event_shape(known)) if base is None else as_base(base)
+        self.base = StandardNormal(_event_shape(cast("list[Transform]", known))) if base is None else as_base(base)
         self.context_dim = context_dim
 
     def forward(self, context: Tensor | None = None) -> FlowDistribution:
@@ -128,9 +118,14 @@ class Flow(nn.Module):
         return self.base.event_shape
 
     @property
+    def support(self) -> constraints.Constraint:
+        """Set where the density is positive: the whole space, or the bounds of the transforms next to the data."""
+        return support_of([*self.preprocess.transforms, *self.transforms], self.event_shape)
+
+    @property
     def inner(self) -> Flow:
         """The flow behind its preprocessing, over preprocessed rows; modules are shared, not copied."""
-        return Flow(list(self.transforms), base=self.base, context_dim=self.context_dim)
+        return Flow(self._path, base=self.base, context_dim=self.context_dim)
 
     @property
     def like(self) -> Tensor:
@@ -182,12 +177,16 @@ class Flow(nn.Module):
 
         Returns:
             Log-densities, shape (batch,), and the events at the base with costs and counts.
+
+        Raises:
+            ValueError: If a shape or the time does not fit, or the options have no trace.
+            SolveError: If a solve cannot go on.
         """
         self.check(x, context)
         _check_times([time])
         batch, log_det = self._enter(x, context)
-        moved = self._carry(batch, path_to_base(self.transforms, time), options or SolveOptions())
-        return _total(self.base.log_prob(moved.x) + moved.log_det, log_det), moved
+        moved = carry(batch, path_to_base(self._path, time), options or SolveOptions())
+        return _total(self.base.log_prob(moved.x) + moved.required_log_det, log_det), moved
 
     def evaluate(
         self,
@@ -228,17 +227,16 @@ class Flow(nn.Module):
         self.check(x, context)
         _check_times([time])
         requested = AccuracyOptions(tolerance, probes, error, max_nfe, on_failure)
-        segments = path_to_base(self.transforms, time)
+        segments = path_to_base(self._path, time)
 
-        def carry(batch: Batch, options: SolveOptions) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-            moved, zero = self._carry(batch, segments, options), batch.x.new_zeros(len(batch), dtype=torch.long)
-            accepted = sum((stats.accepted for stats in moved.stats), zero)
-            return moved.x, moved.log_det, accepted, sum((stats.rejected for stats in moved.stats), zero)
+        def solve(batch: Batch, options: SolveOptions) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+            moved = carry(batch, segments, options)
+            return moved.x, moved.required_log_det, *moved.row_steps()
 
         with torch.inference_mode(False), torch.no_grad():
             batch, log_det = self._enter(x.clone(), None if context is None else context.clone())
-            found = log_density(carry, self.base, batch, requested, generator)
-            return replace(found, value=_total(found.value, log_det))
+            inner = log_density(solve, self.base, batch, requested, generator)
+            return replace(inner, value=_total(inner.value, log_det))
 
     @torch.no_grad()
     def sample(
@@ -310,7 +308,8 @@ class Flow(nn.Module):
         """
         batch = self._draw(n, context, generator)
         x, log_det = self.to_data(batch.x, batch.context, options=SolveOptions(solver=solver))
-        return x, _total(self.base.log_prob(batch.x), -log_det)
+        log_prob = self.base.log_prob(batch.x)
+        return x, log_prob if log_det is None else _total(log_prob, -log_det)
 
     def to_base(
         self, x: Tensor, context: Tensor | None = None, *, options: SolveOptions | None = None
@@ -327,7 +326,7 @@ class Flow(nn.Module):
         """
         self.check(x, context)
         batch, log_det = self._enter(x, context)
-        moved = self._carry(batch, path_to_base(self.transforms), options or SolveOptions())
+        moved = carry(batch, path_to_base(self._path), options or SolveOptions())
         return moved.x, None if moved.log_det is None else _total(moved.log_det, log_det)
 
     def to_data(
@@ -352,7 +351,7 @@ class Flow(nn.Module):
         self.check(z, context)
         _check_times([time])
         batch = Batch(*self._inner_inputs(z, context))
-        moved = self._carry(batch, reverse(path_to_base(self.transforms, time)), options or SolveOptions())
+        moved = carry(batch, reverse(path_to_base(self._path, time)), options or SolveOptions())
         x, log_det = self._leave(moved.x)
         return x, None if moved.log_det is None else _total(moved.log_det, log_det)
 
@@ -380,18 +379,18 @@ class Flow(nn.Module):
             States, log-densities and the evaluations that they took.
 
         Raises:
-            ValueError: If a time lies outside [0, 1].
+            ValueError: If there is no time, or one lies outside [0, 1].
         """
         self.check(x, context)
         _check_times(times)
         options = SolveOptions(trace=trace or ExactTrace(), solver=solver, generator=generator)
         batch, log_det = self._enter(x, context)
-        moved = self._carry(batch, path_to_base(self.transforms, times[0]), options)
-        inner, log_prob, nfe = batch.x, self.base.log_prob(moved.x) + moved.log_det, moved.nfe
+        moved = carry(batch, path_to_base(self._path, times[0]), options)
+        inner, log_prob, nfe = batch.x, self.base.log_prob(moved.x) + moved.required_log_det, moved.nfe
         states, log_probs = [x], [_total(log_prob, log_det)]
         for start, end in zip(times[:-1], times[1:], strict=True):
-            moved = self._carry(batch.with_x(inner), path_between(self.transforms, start, end), options)
-            inner, log_prob, nfe = moved.x, log_prob - moved.log_det, nfe + moved.nfe
+            moved = carry(batch.with_x(inner), path_between(self._path, start, end), options)
+            inner, log_prob, nfe = moved.x, log_prob - moved.required_log_det, nfe + moved.nfe
             state, log_det = self._leave(inner)
             states.append(state)
             log_probs.append(_total(log_prob, None if log_det is None else -log_det))
@@ -413,15 +412,14 @@ class Flow(nn.Module):
         """
         self.check(x, context)
         _check_times([time])
-        segments, place = path_into(self.transforms, time, time), locate(self.transforms, time)
+        segments, place = path_into(self._path, time, time), locate(self._path, time)
         with torch.inference_mode(False), torch.enable_grad():
             batch, _ = self._enter(x.clone(), None if context is None else context.clone())
-            inner = _apply_all(segments, batch)
-            field = place.transform.dynamics
-            slope = field(torch.as_tensor(place.clock).to(inner), inner, batch.context) * place.rate
+            inner = apply_exact(batch, segments)
+            slope = place.dynamics(torch.as_tensor(place.clock).to(inner), inner, batch.context) * place.rate
 
             def to_data(point: Tensor) -> Tensor:
-                return self._leave(_apply_all(reverse(segments), batch.with_x(point)))[0]
+                return self._leave(apply_exact(batch.with_x(point), reverse(segments)))[0]
 
             return torch.autograd.functional.jvp(to_data, inner, slope)[1]
 
@@ -439,6 +437,8 @@ class Flow(nn.Module):
         Returns:
             The score, shape (batch, *event).
         """
+        if inside_transform():  # autograd's own gradient cannot look into torch.func
+            return torch.func.grad(lambda y: self.log_prob(y, context, solver=solver).sum())(x)
         with torch.inference_mode(False), torch.enable_grad():
             point = x if x.requires_grad and create_graph else x.detach().clone().requires_grad_()
             total = self.log_prob(point, None if context is None else context.clone(), solver=solver).sum()
@@ -464,6 +464,11 @@ class Flow(nn.Module):
             raise ValueError(f"this flow takes no context; got one of shape {shape}: leave it out")
         if self.context_dim and shape != (len(x), self.context_dim):
             raise ValueError(f"context must have shape {(len(x), self.context_dim)}; got {shape}")
+
+    @property
+    def _path(self) -> list[Transform]:
+        """Transforms from data to base, as a list."""
+        return cast("list[Transform]", list(self.transforms))
 
     def _inner_inputs(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Give rows and contexts to the transforms: where there is preprocessing, in their dtype and device."""
@@ -492,22 +497,6 @@ class Flow(nn.Module):
         self.check(z, context)
         return Batch(z, context)
 
-    def _carry(self, batch: Batch, segments: Sequence[Segment], options: SolveOptions) -> Transported:
-        """Carry preprocessed rows along a path."""
-        x, context = batch.x, batch.context
-        log_det, costs, stats = x.new_zeros((len(x), 1) if options.per_probe else len(x)), {}, []
-        for segment in segments:
-            if segment.times is None:
-                x, step = segment.apply(x, context)
-                step = step[:, None] if options.per_probe else step
-            else:
-                path = segment.transform.integrate(x, segment.times, context=context, options=options)
-                x, step = path.x[-1], None if path.log_det is None else path.log_det[-1]
-                costs = {name: cost + costs.get(name, 0.0) for name, cost in path.costs.items()}
-                stats.append(path.stats)
-            log_det = None if log_det is None or step is None else log_det + step
-        return Transported(x, log_det, costs, tuple(stats))
-
 
 def with_transforms(flow: Flow, transforms: Sequence[Transform]) -> Flow:
     """Return a flow with other transforms, and the preprocessing and base of the old one.
@@ -522,111 +511,6 @@ def with_transforms(flow: Flow, transforms: Sequence[Transform]) -> Flow:
     return Flow(transforms, base=flow.base, preprocess=flow.preprocess, context_dim=flow.context_dim)
 
 
-class FlowDistribution(Distribution):
-    """A flow, given a context, as a `torch.distributions.Distribution`: a guide or prior in Pyro, a base elsewhere.
-
-    Args:
-        flow: The flow.
-        context: Contexts, shape (*batch, context_dim), or None.
-        solver: Solver of all continuous transforms; their own if None.
-        batch_shape: Batch shape that an unconditional flow is expanded to; the context's leading axes if None.
-
-    Example:
-        >>> from ffjord_kit import CNF, ConcatDynamics, FixedSolver, Flow
-        >>> flow = Flow([CNF(ConcatDynamics((2,), context_dim=1), (2,), solver=FixedSolver("rk4", 4))], context_dim=1)
-        >>> posterior = flow(torch.zeros(5, 1))
-        >>> posterior.batch_shape, posterior.event_shape
-        (torch.Size([5]), torch.Size([2]))
-        >>> posterior.log_prob(posterior.sample((7,))).shape
-        torch.Size([7, 5])
-    """
-
-    arg_constraints: dict[str, Any] = {}
-    has_rsample = True
-
-    def __init__(
-        self,
-        flow: Flow,
-        context: Tensor | None = None,
-        *,
-        solver: Solver | None = None,
-        batch_shape: Sequence[int] | None = None,
-    ) -> None:
-        if (context is None) != (not flow.context_dim):
-            raise ValueError(
-                f"this flow takes contexts of length {flow.context_dim}; got {'none' if context is None else 'one'}"
-            )
-        self.flow, self.context, self.solver = flow, context, solver
-        shape = (() if context is None else context.shape[:-1]) if batch_shape is None else batch_shape
-        super().__init__(torch.Size(shape), torch.Size(flow.event_shape), validate_args=False)
-
-    @property
-    def support(self) -> constraints.Constraint:
-        """Where the density is positive: the whole space, or the bounds of the preprocessing."""
-        lower, upper = _bounds(self.flow)
-        if lower is None:
-            return constraints.independent(constraints.real, len(self.event_shape))
-        return constraints.independent(constraints.interval(lower, upper), len(self.event_shape))
-
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> FlowDistribution:
-        """Return the distribution over a larger batch shape.
-
-        Args:
-            batch_shape: Shape that the present batch shape broadcasts to.
-
-        Returns:
-            The expanded distribution.
-        """
-        shape = torch.Size(batch_shape)
-        context = None if self.context is None else self.context.expand(*shape, self.flow.context_dim)
-        return FlowDistribution(self.flow, context, solver=self.solver, batch_shape=shape)
-
-    @torch.no_grad()
-    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw without gradients, by torch's global random state.
-
-        Args:
-            sample_shape: Shape of independent draws.
-
-        Returns:
-            Draws, shape (*sample_shape, *batch_shape, *event_shape).
-        """
-        return self.rsample(sample_shape)
-
-    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw with gradients, by torch's global random state.
-
-        Args:
-            sample_shape: Shape of independent draws.
-
-        Returns:
-            Draws, shape (*sample_shape, *batch_shape, *event_shape).
-        """
-        lead = torch.Size((*sample_shape, *self.batch_shape))
-        generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
-        draws = self.flow.rsample(lead.numel(), self._contexts(lead), solver=self.solver, generator=generator)
-        return draws.reshape(*lead, *self.event_shape)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Return log-densities.
-
-        Args:
-            value: Events; their leading axes broadcast against the batch shape.
-
-        Returns:
-            Log-densities, nats, of the broadcast shape.
-        """
-        axes = value.dim() - len(self.event_shape)
-        lead = torch.broadcast_shapes(value.shape[:axes], self.batch_shape)
-        rows = value.expand(*lead, *self.event_shape).reshape(-1, *self.event_shape)
-        return self.flow.log_prob(rows, self._contexts(lead), solver=self.solver).reshape(lead)
-
-    def _contexts(self, lead: torch.Size) -> Tensor | None:
-        if self.context is None:
-            return None
-        return self.context.expand(*lead, self.flow.context_dim).reshape(-1, self.flow.context_dim)
-
-
 def _total(inner: Tensor, log_det: Tensor | None) -> Tensor:
     """Add the preprocessing's log-determinant, which is float64 on the CPU, to an inner value."""
     if log_det is None:
@@ -634,28 +518,8 @@ def _total(inner: Tensor, log_det: Tensor | None) -> Tensor:
     return inner.to(log_det.device, log_det.dtype) + (log_det[:, None] if inner.dim() == 2 else log_det)
 
 
-def _apply_all(segments: Sequence[Segment], batch: Batch) -> Tensor:
-    """Apply exact transforms one after another."""
-    x = batch.x
-    for segment in segments:
-        x = segment.apply(x, batch.context)[0]
-    return x
-
-
-def _bounds(flow: Flow) -> tuple[Tensor | None, Tensor | None]:
-    """Return the bounds of the data, infinite where there are none, each (*event,); None for a flow on the whole space."""
-    lower = upper = None
-    for transform in (*flow.preprocess.transforms, *flow.transforms):
-        if not isinstance(transform, (Logit, Softplus)):
-            break
-        low, high = transform.bounds
-        lower = low if lower is None else torch.maximum(lower, low)
-        upper = high if upper is None else torch.minimum(upper, high)
-    return lower, upper
-
-
 def _check_times(times: Sequence[float]) -> None:
-    if not all(0 <= float(time) <= 1 for time in times):
+    if not len(times) or not all(0 <= float(time) <= 1 for time in times):
         raise ValueError(f"times must lie in [0, 1], from base to data; got {[float(time) for time in times]}")
 
 

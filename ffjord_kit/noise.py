@@ -64,7 +64,7 @@ def per_row_noise(x: Tensor, count: int, key: int | str = "") -> Tensor:
         Noise in float64 on the CPU, shape (count, batch, *event).
     """
     rows = x.detach().cpu().contiguous()
-    flat, times = rows.reshape(len(rows), -1).view(torch.uint8), Counter()
+    flat, times = rows.reshape(len(rows), -1).view(torch.uint8), Counter[bytes]()
     noise = torch.empty(count, *x.shape, dtype=torch.float64)
     for i, row in enumerate(flat):
         digest = hashlib.blake2b(bytes(row.tolist()), digest_size=16).digest()

@@ -1,4 +1,4 @@
-"""Precision and compilation of the dynamics while they train; states, log-determinants and weights keep their floats."""
+"""Precision and compilation of the dynamics in training; states, log-determinants and weights keep their floats."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from ffjord_kit.transforms.cnf import CNF
 PRECISIONS = ("float32", "tf32", "bf16")
 # Modes of torch.compile; reduce-overhead records CUDA graphs, which need the fixed shapes that batches have.
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
+
+Method = Callable[..., Any]
 
 
 def check_precision(precision: str) -> None:
@@ -46,9 +48,9 @@ def check_compile_mode(mode: str | None) -> None:
 
 
 def full_precision() -> AbstractContextManager[None]:
-    """Compute float32 products with all their digits for a while, which convolutions on a GPU otherwise do not.
+    """Compute float32 products with all their digits for a while.
 
-    Validations and reports need it, since no stated error would show the loss.
+    Convolutions on a GPU otherwise do not, and no stated error of a validation or a report would show the loss.
 
     Returns:
         A context manager.
@@ -103,10 +105,8 @@ def _fields(model: nn.Module) -> list[nn.Module]:
 
 
 @contextmanager
-def _replaced_methods(
-    fields: list[nn.Module], wrap: Callable[[Callable[..., Any]], Callable[..., Any]]
-) -> Iterator[None]:
-    """Wrap the methods that evaluate fields for a while; what an instance had before comes back."""
+def _replaced_methods(fields: list[nn.Module], wrap: Callable[[Method], Method]) -> Iterator[None]:
+    """Wrap the methods that evaluate fields for a while; methods that an instance had of its own come back."""
     before = [
         (field, {name: vars(field)[name] for name in evaluation_methods(field) if name in vars(field)})
         for field in fields
@@ -141,7 +141,7 @@ def _autocast(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def _in_bf16(function: Callable[..., Any]) -> Callable[..., Any]:
+def _in_bf16(function: Method) -> Method:
     """Evaluate a function (t, x, ...) in bf16, and give its outputs the type of x."""
 
     @wraps(function)

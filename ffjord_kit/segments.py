@@ -1,18 +1,22 @@
 """Segments of a path through a flow's transforms: which to pass, which way and how far, between two times.
 
-Time runs from 0 at the base to 1 at the data; continuous transforms share it in proportion to their durations, and exact
-ones take none. A state at time t has passed every exact transform, and the continuous ones only up to t. Transforms are
-listed from data to base.
+Time runs from 0 at the base to 1 at the data; continuous transforms share it in proportion to their durations, and
+exact ones take none. A state at time t has passed every exact transform, and the continuous ones only up to t.
+Transforms are listed from data to base.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from ffjord_kit.data import Batch
+from ffjord_kit.ode import SolverStats
 from ffjord_kit.transforms.base import Transform
+from ffjord_kit.transforms.cnf import CNF, Path, SolveOptions
 
 
 class Segment(NamedTuple):
@@ -22,6 +26,12 @@ class Segment(NamedTuple):
         transform: The transform.
         to_base: Direction.
         times: Readings of the clock at the start and the end; None for an exact transform.
+
+    Example:
+        >>> from ffjord_kit.nn import ConcatDynamics
+        >>> cnf = CNF(ConcatDynamics((2,)), (2,), end_time=2.0)
+        >>> [segment.times for segment in path_to_base([cnf], 0.5)]
+        [(1.0, 0.0)]
     """
 
     transform: Transform
@@ -40,6 +50,19 @@ class Segment(NamedTuple):
         """
         return self.transform.to_base(x, context) if self.to_base else self.transform.to_data(x, context)
 
+    def integrate(self, x: Tensor, context: Tensor | None, options: SolveOptions) -> Path:
+        """Integrate the continuous transform between the segment's two readings of its clock.
+
+        Args:
+            x: Events, shape (batch, *event).
+            context: Contexts, shape (batch, context_dim), or None.
+            options: Trace, solver, costs and noise.
+
+        Returns:
+            States, log-determinants, costs and counts.
+        """
+        return cast("CNF", self.transform).integrate(x, self.times or (), context=context, options=options)
+
 
 class Location(NamedTuple):
     """A point in time within a continuous transform.
@@ -53,6 +76,95 @@ class Location(NamedTuple):
     transform: Transform
     clock: float
     rate: float
+
+    @property
+    def dynamics(self) -> nn.Module:
+        """Vector field of the transform."""
+        return cast("CNF", self.transform).dynamics
+
+
+class Transported(NamedTuple):
+    """Events after their way along a path.
+
+    Attributes:
+        x: Events, shape (batch, *event).
+        log_det: Log-determinants, shape (batch,), or (batch, probe) with probes kept apart; None without a trace.
+        costs: Costs along the path, name -> (batch,).
+        stats: Counts of each continuous transform.
+    """
+
+    x: Tensor
+    log_det: Tensor | None
+    costs: dict[str, Tensor]
+    stats: tuple[SolverStats, ...]
+
+    @property
+    def nfe(self) -> int:
+        """Evaluations of the dynamics on the way forward, over all transforms."""
+        return sum(stats.nfe for stats in self.stats)
+
+    def row_steps(self) -> tuple[Tensor, Tensor]:
+        """Return the steps of each row, added up over all transforms; zeros where rows do not step by themselves.
+
+        Returns:
+            Accepted and rejected steps, each (batch,).
+        """
+        none = self.x.new_zeros(len(self.x), dtype=torch.long)
+        accepted = [stats.accepted for stats in self.stats if isinstance(stats.accepted, Tensor)]
+        rejected = [stats.rejected for stats in self.stats if isinstance(stats.rejected, Tensor)]
+        return sum(accepted, none), sum(rejected, none)
+
+    @property
+    def required_log_det(self) -> Tensor:
+        """Log-determinants, which must have been computed."""
+        if self.log_det is None:
+            raise ValueError("a log-density needs a trace; got trace=None: pass SolveOptions(trace=ExactTrace())")
+        return self.log_det
+
+
+def carry(batch: Batch, segments: Sequence[Segment], options: SolveOptions) -> Transported:
+    """Carry rows along a path.
+
+    Args:
+        batch: Rows and contexts.
+        segments: Path.
+        options: Trace, solver, costs and noise; without a trace there is no log-determinant.
+
+    Returns:
+        The rows at the end of the path, with log-determinants, costs and counts.
+    """
+    x, context = batch.x, batch.context
+    log_det: Tensor | None = x.new_zeros((len(x), 1) if options.per_probe else len(x))
+    costs: dict[str, Tensor] = {}
+    stats: list[SolverStats] = []
+    for segment in segments:
+        step: Tensor | None
+        if segment.times is None:
+            x, change = segment.apply(x, context)
+            step = change[:, None] if options.per_probe else change
+        else:
+            path = segment.integrate(x, context, options)
+            x, step = path.x[-1], None if path.log_det is None else path.log_det[-1]
+            costs = {name: cost + costs[name] if name in costs else cost for name, cost in path.costs.items()}
+            stats.append(path.stats)
+        log_det = None if log_det is None or step is None else log_det + step
+    return Transported(x, log_det, costs, tuple(stats))
+
+
+def apply_exact(batch: Batch, segments: Sequence[Segment]) -> Tensor:
+    """Apply the exact transforms of a path, one after another.
+
+    Args:
+        batch: Rows and contexts.
+        segments: Path; its continuous transforms are passed as whole ones.
+
+    Returns:
+        Mapped rows, shape (batch, *event).
+    """
+    x = batch.x
+    for segment in segments:
+        x = segment.apply(x, batch.context)[0]
+    return x
 
 
 def reverse(segments: Sequence[Segment]) -> list[Segment]:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ffjord_kit.nn.base import VectorField, check_velocity
 from ffjord_kit.noise import per_row_noise, standard_normal
-from ffjord_kit.ode.field import is_transformed
+from ffjord_kit.ode.field import inside_transform
 
 
 class TraceEstimator(ABC):
@@ -226,7 +226,7 @@ def evaluate_field(
         with torch.inference_mode(False), torch.no_grad():
             context = None if context is None else context.clone()
             return evaluate_field(dynamics, t.clone(), x.clone(), probes.clone(), context)
-    if is_transformed(x):
+    if inside_transform():
         return _evaluate_by_vjp(dynamics, t, x, probes, context)
     differentiable = torch.is_grad_enabled()
     with torch.enable_grad():

@@ -2,11 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from oracles import randn
 from torch import nn
 
+from ffjord_kit import datasets
+from ffjord_kit.estimator import FFJORD
 from ffjord_kit.flow import Flow
 from ffjord_kit.nn import DYNAMICS, ConcatDynamics, ConcatSquashDynamics, ResidualDynamics
 from ffjord_kit.ode import PerRowSolver, SolveError
@@ -189,3 +192,35 @@ def test_step_doubling_needs_the_field_of_some_rows():
     with pytest.raises(ValueError, match="step doubling evaluates half of the rows at a time: pass for_rows="):
         rows = torch.ones(4, 1, dtype=F64)
         PerRowSolver(step_doubling=True).solve(lambda t, s: s, (rows,), torch.tensor([0.0, 1.0]))
+    with pytest.raises(ValueError, match="two rows for each solution; got 3 rows"):
+        PerRowSolver(step_doubling=True).solve(lambda t, s: s, (rows[:3],), torch.tensor([0.0, 1.0]))
+    with pytest.raises(ValueError, match="on_failure must be 'raise' or 'nan'; got 'skip'"):
+        PerRowSolver(on_failure="skip")
+
+
+def test_preprocessing_changes_no_error_and_adds_its_log_determinant():
+    flow, x = random_flow(7)
+    size = x.shape[1]
+    scaling = Standardize(randn(size, seed=3), randn(size, seed=4).exp())
+    both = Flow(list(flow.transforms), preprocess=[scaling])
+    z, log_det = scaling.to_base(x)
+    inner, outer = (f.evaluate(rows, tolerance=1e-4, error=1e-5) for f, rows in ((flow, z), (both, x)))
+    assert torch.equal(outer.value, inner.value + log_det)
+    for name in ("error", "solver_error", "met", "tolerance", "accepted", "rejected"):
+        assert torch.equal(getattr(outer, name), getattr(inner, name))
+
+
+def test_the_estimator_gives_the_same_with_its_support():
+    x = datasets.load("moons", rows=200, seed=0).x
+    model = FFJORD(schedule=[("flow_matching", 30)], hidden=(8,), random_state=0, support=("bounded", -9, 9)).fit(x)
+    rows = np.concatenate([x[:5], [[-10.0, 0.0]]])
+    log_prob, error = model.score_samples(rows, return_error=True)
+    assert log_prob[:5] == pytest.approx(model.score_samples(rows)[:5], abs=1e-10)
+    assert np.isneginf(log_prob[5])
+    assert error[5] == 0
+    assert (error[:5] > 0).all()
+    certified = model.certify(rows, error=1e-7)
+    assert certified.met.all()
+    assert certified.error.max() <= 1e-7
+    assert np.abs(certified.log_prob[:5] - log_prob[:5]).max() <= error.max()
+    assert model.solver_error(rows[:5]) == pytest.approx(model.certify(rows[:5]).solver_error.mean())

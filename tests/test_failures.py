@@ -47,7 +47,7 @@ def test_a_field_that_is_no_number_tells_its_rows_time_and_last_good_state(metho
 
 
 @pytest.mark.parametrize("method", ["dopri5", "dopri8", "dopri5_by_row"])
-def test_a_solution_that_leaves_for_infinity_is_told_apart(method):
+def test_a_solution_that_leaves_for_infinity_has_an_error_of_its_own(method):
     with pytest.raises(
         BlowUpError, match=r"the state grew to \d.*leaves for infinity in finite time; bound it"
     ) as caught:

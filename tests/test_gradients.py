@@ -150,17 +150,17 @@ def test_a_bad_field_is_named_by_its_first_time_and_its_rows(method, first, adjo
 
 
 def test_a_fixed_number_of_steps_is_checked_once_at_the_end(monkeypatch):
-    asked, plain = [], torch.Tensor.__bool__
+    checks, plain = [], torch.Tensor.__bool__
 
     def counted(tensor):
-        asked.append(tensor.shape)
+        checks.append(tensor.shape)
         return plain(tensor)
 
     def evaluations(steps):
-        asked.clear()
+        checks.clear()
         with torch.no_grad():
             FixedSolver("rk4", steps).solve(lambda t, s: s, (torch.ones(3, 1),), torch.tensor([0.0, 1.0]))
-        return len(asked)
+        return len(checks)
 
     monkeypatch.setattr(torch.Tensor, "__bool__", counted)
     assert evaluations(20) == evaluations(10)

@@ -11,9 +11,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchdiffeq
 from oracles import F64, SmoothMLP, close, randn
 
-from ffjord_kit.ode import ADJOINTS, METHODS, AdaptiveSolver, FixedSolver, PerRowSolver, SolveError, make_solver
+from ffjord_kit.ode import (
+    ADJOINTS,
+    METHODS,
+    AdaptiveSolver,
+    FixedSolver,
+    NonFiniteError,
+    PerRowSolver,
+    SolveError,
+    make_solver,
+)  # fmt: skip
+from ffjord_kit.ode.field import FOLD, CheckedField
+from ffjord_kit.ode.grids import graded_grid
 
 ORDERS = {
     "euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4,
@@ -370,3 +382,74 @@ def test_a_constant_field_has_an_adjoint():
     solver = AdaptiveSolver(adjoint="adjoint")
     states = solver.solve(lambda t, s: (torch.ones_like(s[0]),), (x,), clock(0, 1)).states[0]
     close(torch.autograd.grad(states[-1].sum(), x)[0], torch.ones(3, 2, dtype=F64))
+
+
+EXPLICIT = ("euler", "midpoint", "heun2", "heun3", "rk4")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64], ids=str)
+@pytest.mark.parametrize("times", [(0.0, 1.0), (1.0, 0.3, 0.0), (-0.5, 0.5)], ids=str)
+@pytest.mark.parametrize("adjoint", ["backprop", "checkpointed"])
+@pytest.mark.parametrize("method", EXPLICIT)
+def test_explicit_steps_and_their_gradients_are_torchdiffeqs_to_the_bit(method, adjoint, times, dtype):
+    field = SmoothMLP(3).to(dtype)
+
+    def rhs(t, state):
+        velocity = field(t, state[0])
+        return velocity, (velocity * state[0]).sum(1)
+
+    def ours(x):
+        solver = FixedSolver(method, 7, adjoint=adjoint)
+        return solver.solve(rhs, (x, x.new_zeros(4)), clock(*times)).states
+
+    def theirs(x):
+        low, high = min(times), max(times)
+        options = {"grid_constructor": lambda f, y, t: graded_grid(t, low, high, 7, 1.0)}
+        return torchdiffeq.odeint(rhs, (x, x.new_zeros(4)), clock(*times), method=method, options=options)
+
+    results = []
+    for solve in (ours, theirs):
+        x = randn(4, 3).to(dtype).requires_grad_()
+        states = solve(x)
+        loss = sum((state * randn(*state.shape, seed=5).to(dtype)).sum() for state in states)
+        results.append((*states, *torch.autograd.grad(loss, [x, *field.parameters()])))
+    for mine, their in zip(*results, strict=True):
+        assert mine.dtype == dtype
+        assert torch.equal(mine, their)
+
+
+def test_no_times_or_one_time_is_refused():
+    for times in ((), (0.5,)):
+        with pytest.raises(ValueError, match="strictly monotonic, two or more"):
+            Logistic().solve(FixedSolver("rk4", 4), clock(*times))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_solve_of_parameters_that_need_no_gradient_has_none(method):
+    x = randn(3, 2).float()
+    solution = make_solver(method, tolerance=1e-4, steps=8 if method in ORDERS else None).solve(
+        lambda t, s: (-s[0],), (x,), clock(0, 1)
+    )
+    assert not solution.states[0].requires_grad
+    assert solution.states[0].dtype == torch.float32
+    close(solution.states[0][-1], x * np.exp(-1), 0.2 if method == "euler" else 1e-2)
+
+
+@pytest.mark.parametrize(("steps", "time"), [(100, 0.51), (1000, 0.506)])
+def test_many_deferred_checks_name_the_time_of_the_first_failure(steps, time):
+    def rhs(t, state):
+        return (torch.where(t > 0.5051, torch.nan, 1.0) * torch.ones_like(state[0]),)
+
+    with torch.no_grad(), pytest.raises(NonFiniteError) as caught:
+        FixedSolver("euler", steps).solve(rhs, (torch.ones(3, 1, dtype=F64),), clock(0, 1))
+    assert caught.value.time == pytest.approx(time, abs=1e-9)
+
+
+def test_deferred_checks_are_folded():
+    checked = CheckedField(lambda t, s: s, clock(0, 1), max_nfe=10**6, deferred=True)
+    for t in torch.linspace(0, 1, 3 * FOLD + 5, dtype=F64):
+        checked(t, (torch.ones(2, 1),))
+    checks = checked.deferred_checks
+    assert (len(checks.folded), len(checks.pending)) == (3, 5)
+    assert checked.finish().nfe == 3 * FOLD + 5
+    assert checked.deferred_checks.folded == []

@@ -1,18 +1,23 @@
-r"""Integration methods that torchdiffeq lacks.
+r"""Dormand-Prince steps with a clock and a step size for every row of the batch.
 
-`dopri5_by_row` is the Dormand-Prince pair (Dormand & Prince 1980) with a clock and a step size for every row of the
-batch. A row's solution depends on no other row, to rounding, so a log-density does not change with its company; a
+The pair of formulas is of orders 5 and 4 (Dormand & Prince 1980): with slopes k_1 .. k_7 and the step h of a row,
+
+    y(t + h) = y + h sum_i b_i k_i,    error = h sum_i e_i k_i,    k_i = f(t + c_i h, y + h sum_{j < i} a_ij k_j),
+
+and the row's next step is 0.9 h ratio^(-1/5), where ratio = |error| / (atol + rtol |y|) accepts the step if it is <= 1.
+
+A row's solution depends on no other row, to rounding, so a log-density does not change with the rest of the batch; a
 stiff row does not cost the others their accuracy, and an easy one does not hide its error in an average. Rows that have
 arrived leave the batch, so the last ones travel alone and the cost is that of the mean row, not of the worst.
 
-Rows may travel in pairs: a row of the second half of the batch begins where its like in the first half does, and takes
-its steps, each as two of half the length. At the end the two are parted by the error of the first, to 1/32 of it (the
-pair is of fifth order), which is how that error is known.
+With step doubling, row n + i of a batch of 2 n rows starts where row i does, and takes the steps of row i, each as two
+of half the length. At the end the difference of the two is the error of row i, to 1/32 of it (the formula is of fifth
+order).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -21,8 +26,9 @@ from torch import Tensor
 from ffjord_kit.ode.errors import TooManyEvaluations
 from ffjord_kit.ode.field import State
 
-Live = Callable[[Tensor, State], State]
-Field = Callable[[Tensor, State, Tensor | None], State]
+RowField = Callable[[Tensor, State], State]  # slopes of the rows under way
+Field = Callable[[Tensor, State, Tensor | None], State]  # slopes of the rows with some indices; None for all
+StepCallback = Callable[[Tensor, State, Tensor], None]
 
 C = (0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0)
 A = (
@@ -36,11 +42,16 @@ A = (
 B = (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84)
 B_ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
 SAFETY, SHRINK, GROW = 0.9, 0.2, 5.0
-LEAVE = 1 / 8  # the share of rows that must have arrived before the others are moved together
+LEAVE = 1 / 8  # share of rows that must have arrived before they are dropped from the batch
 
 
 class RowStepUnderflow(ArithmeticError):
-    """The step size of some rows, which it numbers, fell below what their clock resolves."""
+    """Signal rows whose step size fell below the resolution of their clock.
+
+    Args:
+        rows: Indices of the rows.
+        time: Earliest reading of their clocks.
+    """
 
     def __init__(self, rows: list[int], time: float) -> None:
         super().__init__(f"rows {rows[:5]} at t = {time:.6g}")
@@ -48,7 +59,12 @@ class RowStepUnderflow(ArithmeticError):
 
 
 class Counts(NamedTuple):
-    """How many steps each row took and was rejected, (batch,)."""
+    """Count the steps of each row.
+
+    Attributes:
+        accepted: Accepted steps, shape (batch,).
+        rejected: Rejected steps, shape (batch,).
+    """
 
     accepted: Tensor
     rejected: Tensor
@@ -65,50 +81,51 @@ def dopri5_by_row(
     compact: bool = False,
     step_doubling: bool = False,
     nan_on_failure: bool = False,
-    callback: Callable[[Tensor, State, Tensor], None] | None = None,
+    callback: StepCallback | None = None,
 ) -> tuple[list[State], Counts]:
-    """The states at every time, each row with its own adaptive steps, and their counts.
+    """Integrate each row by adaptive steps of its own.
 
-    `field(t, state, rows)` is asked for the rows that `rows` names, all where it is None; only for all unless rows may
-    leave, or are `step_doubling`. The error that steers a row is the largest of those of the first `error_components` parts of its
-    state; of a pair, that of its first row. With `nan_on_failure` rows that cannot go on end as NaN, and the others go on.
-    `callback(clock, state, step)` hears of each step before it is tried.
-    Shapes: every part of the state (batch, ...); times (T,), monotonic, the first the start.
-    Raises RowStepUnderflow where a row's step vanishes.
+    Args:
+        field: Slopes of the rows with the given indices, from their times (batch,) and states. The indices are None,
+            for all rows, unless `compact` or `step_doubling`.
+        state: State at times[0], a tuple of tensors (batch, ...).
+        times: Times, shape (T,), strictly monotonic.
+        rtol: Relative tolerance.
+        atol: Absolute tolerance.
+        error_components: Number of leading parts of the state whose largest error governs a row's steps; None for all.
+        compact: Whether rows that have arrived leave the batch.
+        step_doubling: Whether row n + i takes the steps of row i, each as two of half the length.
+        nan_on_failure: Whether rows that cannot go on end as NaN while the others go on.
+        callback: Called with the rows' times (batch,), state and steps (batch,) before each attempted step.
+
+    Returns:
+        The states at all times, and the counts of steps.
+
+    Raises:
+        RowStepUnderflow: If a row's step vanishes, unless `nan_on_failure`.
     """
-    rows, slopes, step, control = (
-        len(state[0]),
-        None,
-        None,
-        _Control(rtol, atol, error_components, step_doubling, nan_on_failure, callback),
-    )
-    solution, none = [state], torch.zeros(rows, dtype=torch.long, device=times.device)
-    counts = Counts(none, none)
+    control = _Control(rtol, atol, error_components, step_doubling, nan_on_failure, callback)
+    rows, solution = _start(field, state, times, control), [state]
     for start, end in zip(times[:-1], times[1:], strict=True):
-        clock = start.expand(rows).clone()
-        if slopes is None:
-            slopes = field(clock.to(state[0].dtype), state, None)
-            step = _first_step(state[:error_components], slopes[:error_components], end - start, rtol, atol)
-            step = step[: rows // 2].repeat(2) if step_doubling else step
-        arrived = _advance(field, _Rows(state, slopes, clock, step, *counts), end, control, compact=compact)
-        state, slopes, step, counts = arrived.state, arrived.slopes, arrived.step, Counts(*arrived[4:])
-        solution.append(state)
-    return solution, counts
+        rows = rows._replace(clock=start.expand(len(rows.clock)).clone())
+        rows = _advance(field, rows, end, control, compact=compact)
+        solution.append(rows.state)
+    return solution, Counts(rows.accepted, rows.rejected)
 
 
 class _Control(NamedTuple):
-    """How steps are judged: the tolerances, the parts of the state that do, whether rows travel in pairs, and end."""
+    """Options of every step; see `dopri5_by_row`."""
 
     rtol: float
     atol: float
     error_components: int | None
     step_doubling: bool
     nan_on_failure: bool
-    callback: Callable[[Tensor, State, Tensor], None] | None
+    callback: StepCallback | None
 
 
 class _Rows(NamedTuple):
-    """Rows under way: states and slopes; the clock, the step and the counts of each, (batch,)."""
+    """Rows under way: states, slopes, and the clock, the step and the counts of each row, (batch,)."""
 
     state: State
     slopes: State
@@ -117,27 +134,43 @@ class _Rows(NamedTuple):
     accepted: Tensor
     rejected: Tensor
 
-    def take(self, which: Tensor) -> _Rows:
-        return _Rows(*([part[which] for part in parts] for parts in self[:2]), *(part[which] for part in self[2:]))
+    def take(self, indices: Tensor) -> _Rows:
+        """Return some of the rows."""
+        state, slopes = (tuple(part[indices] for part in parts) for parts in (self.state, self.slopes))
+        return _Rows(state, slopes, *(values[indices] for values in self[2:]))
 
-    def put(self, which: Tensor, rows: _Rows) -> _Rows:
-        parts = (
-            tuple(a.index_copy(0, which, b) for a, b in zip(mine, its, strict=True))
-            for mine, its in zip(self[:2], rows[:2], strict=True)
-        )
-        return _Rows(*parts, *(a.index_copy(0, which, b) for a, b in zip(self[2:], rows[2:], strict=True)))
+    def put(self, indices: Tensor, rows: _Rows) -> _Rows:
+        """Return a copy with other rows in some places."""
+        state, slopes = _put(self.state, rows.state, indices), _put(self.slopes, rows.slopes, indices)
+        return _Rows(state, slopes, *_put(self[2:], rows[2:], indices))
+
+
+def _put(old: Iterable[Tensor], new: Iterable[Tensor], indices: Tensor) -> State:
+    return tuple(a.index_copy(0, indices, b) for a, b in zip(old, new, strict=True))
+
+
+def _start(field: Field, state: State, times: Tensor, control: _Control) -> _Rows:
+    """Evaluate the field at times[0], and choose each row's first step."""
+    count, parts = len(state[0]), control.error_components
+    clock = times[0].expand(count).clone()
+    slopes = field(clock.to(state[0].dtype), state, None)
+    step = _first_step(state[:parts], slopes[:parts], times[1] - times[0], control.rtol, control.atol)
+    step = step[: count // 2].repeat(2) if control.step_doubling else step
+    none = torch.zeros(count, dtype=torch.long, device=times.device)
+    return _Rows(state, slopes, clock, step, none, none)
 
 
 def _advance(field: Field, rows: _Rows, end: Tensor, control: _Control, *, compact: bool) -> _Rows:
-    everyone, live = rows, None
+    """Carry rows to the end of an interval."""
+    everyone, live = rows, None  # live: indices of the rows still in the batch; None for all
     while True:
         under_way = rows.clock != end
         left = int(under_way.sum())
         if left == 0 or (compact and left <= (1 - LEAVE) * len(under_way)):
             everyone = rows if live is None else everyone.put(live, rows)
-            chosen = under_way.nonzero().flatten()
-            live = chosen if live is None else live[chosen]
-            rows = rows.take(chosen)
+            remaining = under_way.nonzero().flatten()
+            live = remaining if live is None else live[remaining]
+            rows = rows.take(remaining)
         if left == 0:
             return everyone
         try:
@@ -155,31 +188,28 @@ def _advance(field: Field, rows: _Rows, end: Tensor, control: _Control, *, compa
             raise RowStepUnderflow(names.tolist(), float(rows.clock[stuck].min()))
 
 
-def _failed(rows: _Rows, which: Tensor, end: Tensor) -> _Rows:
-    """Some rows, (batch,) of truth, given up: arrived as NaN."""
-    state = tuple(torch.where(_broadcast(which, part), torch.nan, part) for part in rows.state)
-    return rows._replace(state=state, clock=torch.where(which, end, rows.clock))
+def _failed(rows: _Rows, mask: Tensor, end: Tensor) -> _Rows:
+    """Give up the rows of a mask: they arrive as NaN."""
+    state = tuple(torch.where(_broadcast(mask, part), torch.nan, part) for part in rows.state)
+    return rows._replace(state=state, clock=torch.where(mask, end, rows.clock))
 
 
 def _step(field: Field, live: Tensor | None, rows: _Rows, end: Tensor, control: _Control) -> _Rows:
-    """One step of every row, accepted or rejected; a row that has arrived takes none."""
-    (state, slopes, clock, step, accepted, rejected), (rtol, atol, error_components, step_doubling) = rows, control[:4]
+    """Attempt one step of every row; a row that has arrived takes none."""
+    state, slopes, clock, step, accepted, rejected = rows
     last = (end - clock).abs() <= step.abs() * (1 + 1e-12)
     h = torch.where(last, end - clock, step)
     if control.callback is not None:
         control.callback(clock, state, h)
-    if step_doubling:
+    if control.step_doubling:
         new, new_slopes, errors = _doubled_trial(field, live, rows, h)
     else:
         new, new_slopes, errors = _trial(lambda t, y: field(t, y, live), state, slopes, clock, h)
-    ratio = _error_ratio(state[:error_components], new[:error_components], errors[:error_components], rtol, atol)
-    if step_doubling:
-        first, second = ratio.chunk(2)
-        ratio = torch.where(second.isfinite(), first, torch.nan).repeat(2)
+    ratio = _error_ratio(state, new, errors, control)
     passed = ratio <= 1
     factor = (SAFETY * ratio.clamp(min=1e-10) ** -0.2).clamp(SHRINK, GROW)
     under_way = clock != end
-    # A last step may be short for want of road: it must not shorten the next interval's first one.
+    # The last step of an interval may be cut short: it must not shorten the first step of the next.
     step = torch.where(last & passed, torch.where(h.abs() * factor > step.abs(), h * factor, step), h * factor)
     clock = torch.where(passed, torch.where(last, end, clock + h), clock)
     counts = accepted + (passed & under_way), rejected + (~passed & under_way)
@@ -187,39 +217,42 @@ def _step(field: Field, live: Tensor | None, rows: _Rows, end: Tensor, control: 
 
 
 def _doubled_trial(field: Field, live: Tensor | None, rows: _Rows, h: Tensor) -> tuple[State, State, State]:
-    """A step h of the first half of the rows, and two of h / 2 of the second half."""
+    """Attempt a step h of the first half of the rows, and two of h / 2 of the second half."""
     half = len(h) // 2
-    stride = torch.cat([h[:half], h[half:] / 2])
-    new, slopes, errors = _trial(lambda t, y: field(t, y, live), *rows[:3], stride)
+    sizes = torch.cat([h[:half], h[half:] / 2])
+    new, slopes, errors = _trial(lambda t, y: field(t, y, live), rows.state, rows.slopes, rows.clock, sizes)
     second = torch.arange(half, len(h), device=h.device) if live is None else live[half:]
-    middle = [tuple(part[half:] for part in parts) for parts in (new, slopes)]
-    there, slopes_there, _ = _trial(
-        lambda t, y: field(t, y, second), *middle, rows.clock[half:] + stride[half:], stride[half:]
-    )
-    return _joined(new, there, half), _joined(slopes, slopes_there, half), errors
+    middle, middle_slopes = (tuple(part[half:] for part in parts) for parts in (new, slopes))
+    clock = rows.clock[half:] + sizes[half:]
+    last, last_slopes, _ = _trial(lambda t, y: field(t, y, second), middle, middle_slopes, clock, sizes[half:])
+    return _join(new, last, half), _join(slopes, last_slopes, half), errors
 
 
-def _joined(first: State, second: State, half: int) -> State:
+def _join(first: State, second: State, half: int) -> State:
     return tuple(torch.cat([a[:half], b]) for a, b in zip(first, second, strict=True))
 
 
-def _trial(field: Live, state: State, slopes: State, clock: Tensor, h: Tensor) -> tuple[State, State, State]:
-    """Where a step h leads, the slopes there, and its estimated errors."""
+def _trial(field: RowField, state: State, slopes: State, clock: Tensor, h: Tensor) -> tuple[State, State, State]:
+    """Return the state after a step h, the slopes there, and the estimated errors."""
     stages = [slopes]
     for c, row in zip(C[1:], A[1:], strict=True):
-        stages.append(field((clock + c * h).to(state[0].dtype), _moved(state, stages, row, h)))
-    new = _moved(state, stages, B, h)
+        stages.append(field((clock + c * h).to(state[0].dtype), _shift(state, stages, row, h)))
+    new = _shift(state, stages, B, h)
     stages.append(field((clock + h).to(state[0].dtype), new))
-    return new, stages[-1], tuple(_combined(stages, B_ERROR, h, i) for i in range(len(state)))
+    return new, stages[-1], tuple(_weighted_sum(stages, B_ERROR, h, i) for i in range(len(state)))
 
 
-def _combined(stages: list[State], weights: tuple[float, ...], h: Tensor, part: int) -> Tensor:
-    total = sum(w * stage[part] for w, stage in zip(weights, stages, strict=True) if w)
+def _weighted_sum(stages: list[State], weights: tuple[float, ...], h: Tensor, part: int) -> Tensor:
+    """Return h sum_i w_i k_i of one part of the state."""
+    terms = [w * stage[part] for w, stage in zip(weights, stages, strict=True) if w]
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
     return total * _broadcast(h, total)
 
 
-def _moved(state: State, stages: list[State], weights: tuple[float, ...], h: Tensor) -> State:
-    return tuple(part + _combined(stages, weights, h, i) for i, part in enumerate(state))
+def _shift(state: State, stages: list[State], weights: tuple[float, ...], h: Tensor) -> State:
+    return tuple(part + _weighted_sum(stages, weights, h, i) for i, part in enumerate(state))
 
 
 def _choose(passed: Tensor, new: State, old: State) -> State:
@@ -227,25 +260,33 @@ def _choose(passed: Tensor, new: State, old: State) -> State:
 
 
 def _broadcast(rows: Tensor, like: Tensor) -> Tensor:
-    """(batch,) as (batch, 1, ...) that broadcasts against `like`, in its dtype unless it is a mask."""
+    """Reshape (batch,) to (batch, 1, ...) to broadcast against `like`, in its dtype unless it is a mask."""
     rows = rows if rows.dtype == torch.bool else rows.to(like.dtype)
     return rows.reshape(-1, *[1] * (like.dim() - 1))
 
 
 def _rms(part: Tensor) -> Tensor:
+    """Return the root mean square of each row, (batch,)."""
     return part.detach().reshape(len(part), -1).square().mean(1).sqrt()
 
 
-def _error_ratio(old: State, new: State, errors: State, rtol: float, atol: float) -> Tensor:
+def _error_ratio(old: State, new: State, errors: State, control: _Control) -> Tensor:
+    """Return each row's error over its tolerance, (batch,); both rows of a pair get that of the first."""
+    trials = list(zip(old, new, errors, strict=True))[: control.error_components]
     scaled = [
-        _rms(e.detach() / (atol + rtol * torch.maximum(a.detach().abs(), b.detach().abs())))
-        for a, b, e in zip(old, new, errors, strict=True)
+        _rms(e.detach() / (control.atol + control.rtol * torch.maximum(a.detach().abs(), b.detach().abs())))
+        for a, b, e in trials
     ]
-    return torch.stack(scaled).amax(0).double() if scaled[0].device.type != "mps" else torch.stack(scaled).amax(0)
+    ratio = torch.stack(scaled).amax(0)
+    ratio = ratio if ratio.device.type == "mps" else ratio.double()
+    if not control.step_doubling:
+        return ratio
+    first, second = ratio.chunk(2)
+    return torch.where(second.isfinite(), first, torch.nan).repeat(2)
 
 
 def _first_step(state: State, slopes: State, span: Tensor, rtol: float, atol: float) -> Tensor:
-    """Each row's first step: a hundredth of the state's size over its speed (Hairer, Norsett & Wanner, II.4)."""
+    """Return each row's first step: a hundredth of the state's size over its speed (Hairer et al. 1993, II.4)."""
     scales = [atol + rtol * s.detach().abs() for s in state]
     size = torch.stack([_rms(s / w) for s, w in zip(state, scales, strict=True)]).amax(0)
     speed = torch.stack([_rms(f / w) for f, w in zip(slopes, scales, strict=True)]).amax(0)

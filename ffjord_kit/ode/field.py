@@ -1,7 +1,7 @@
 """The layer between a method of integration and the field: it counts evaluations and ends a solve that cannot go on.
 
-A field that gives NaN ends an adaptive solve at once, since its steps would shrink for ever. A solve of fixed steps ends
-by itself, so there the check is deferred to the last step, and no step waits for an accelerator's answer.
+A field that gives NaN ends an adaptive solve at once, since its steps would shrink for ever. A solve of fixed steps
+ends by itself, so there the check is deferred to the last step, and no step waits for an accelerator's answer.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ RightHandSide = Callable[[Tensor, State], State]
 RowSelector = Callable[[Tensor], RightHandSide]  # from row indices (m,) to the right-hand side of these rows alone
 
 BLOW_UP = 1e8  # a state larger than this, relative to 1 + its start, has left for infinity
+FOLD = 256  # deferred checks that are folded into one tensor, so that many steps do not keep many small ones
 
 
 @dataclass
@@ -49,8 +50,8 @@ class CheckedField:
         max_nfe: Largest number of evaluations, forward and backward each.
         for_rows: Right-hand side of some rows alone, where the method steps rows by themselves.
         deferred: Check for NaN once, when `finish` is called, instead of at each evaluation.
-        recompute: Keep the inputs of each evaluation alone, and evaluate again on the way back (Chen et al. 2016). One
-            that differentiates inside itself is evaluated again at once too, which is not counted.
+        recompute: Keep only the inputs of each evaluation, and evaluate again on the way back (Chen et al. 2016). A
+            right-hand side that differentiates inside itself is evaluated again at once too, which is not counted.
         keep_nan: Let values pass that are not finite; the method deals with them.
         pairs: Number of pairs of rows, if rows i and i + pairs are two solves of one row; errors name the first.
     """
@@ -71,7 +72,7 @@ class CheckedField:
         self.deferred, self.recompute, self.keep_nan, self.pairs = deferred, recompute, keep_nan, pairs
         self.first, self.last = float(times.min()), float(times.max())
         self.stats, self.backward = SolverStats(), False
-        self.totals: list[tuple[Tensor, Tensor]] = []  # times, and sums of the slopes there
+        self.deferred_checks = _DeferredChecks()
         self.latest: State = ()  # the last state with its slopes
         self.origin: Tensor | None = None
         self.good: Tensor | None = None  # the last finite state
@@ -92,17 +93,15 @@ class CheckedField:
         Raises:
             SolveError: If the limit of evaluations is reached or a slope is not finite.
         """
-        if is_transformed(state[0]):
-            self.stats.nfe += 1
-            return self._evaluate(self._rhs(rows), t, state)
         self._check_limit(t, rows)
         self.stats.nfe += not self.backward
-        if self.recompute and torch.is_grad_enabled():
-            slopes = checkpoint(
-                self._evaluate, self._rhs(rows), t, state, use_reentrant=False, preserve_rng_state=False
-            )
+        rhs = self._rhs(rows)
+        if self.recompute and torch.is_grad_enabled() and not is_transformed(*state):
+            slopes = checkpoint(self._evaluate, rhs, t, state, use_reentrant=False, preserve_rng_state=False)
         else:
-            slopes = self._evaluate(self._rhs(rows), t, state)
+            slopes = self._evaluate(rhs, t, state)
+        if is_transformed(*state, *slopes):  # whose values cannot be looked at
+            return slopes
         self._check_finite(t, state, slopes, rows)
         self.good = state[0].detach()
         self.origin = self.good if self.origin is None else self.origin
@@ -127,13 +126,12 @@ class CheckedField:
         Raises:
             NonFiniteError: If a deferred check finds slopes that are not finite.
         """
-        if self.totals:
-            finite = torch.stack([total for _, total in self.totals]).isfinite().tolist()
-            bad = None if all(finite) else _bad_rows(self.latest)
-            if bad is not None and bool(bad.any()):
-                first = finite.index(False)
-                raise self._non_finite(self.totals[first][0], bad, bad.nonzero().flatten().tolist())
-        self.totals, self.latest, self.backward = [], (), True
+        time = self.deferred_checks.first_failure()
+        if time is not None:
+            bad = _bad_rows(self.latest)
+            if bool(bad.any()):
+                raise self._non_finite(time, bad, bad.nonzero().flatten().tolist())
+        self.deferred_checks, self.latest, self.backward = _DeferredChecks(), (), True
         return self.stats
 
     def error(self, kind: type[SolveError], text: str, t: Tensor, rows: Sequence[int]) -> SolveError:
@@ -149,8 +147,9 @@ class CheckedField:
             The error, with the time, the step, the evaluations and the last finite state.
         """
         time = float(t.detach().min())
-        if self.good is not None and bool(self.good.abs().max() > BLOW_UP * (1 + self.origin.abs().max())):
-            size, kind = float(self.good.abs().max()), BlowUpError
+        good, origin = self.good, self.origin
+        if good is not None and origin is not None and bool(good.abs().max() > BLOW_UP * (1 + origin.abs().max())):
+            size, kind = float(good.abs().max()), BlowUpError
             text = (
                 f"the state grew to {size:.1e} by t = {time:.4g}: this field leaves for infinity in finite time; bound "
                 f"it (tanh, regularizers), or shorten end_time ({text})"
@@ -159,7 +158,11 @@ class CheckedField:
         return kind(text, time=time, step=step, nfe=self.stats.nfe, rows=self._first_of_pairs(rows), state=self.good)
 
     def _rhs(self, rows: Tensor | None) -> RightHandSide:
-        return self.rhs if rows is None else self.for_rows(rows)
+        if rows is None:
+            return self.rhs
+        if self.for_rows is None:
+            raise ValueError("a solver that steps some rows alone needs their right-hand side: pass for_rows=")
+        return self.for_rows(rows)
 
     def _evaluate(self, rhs: RightHandSide, t: Tensor, state: State) -> State:
         self.stats.nfe_backward += self.backward
@@ -176,7 +179,7 @@ class CheckedField:
 
     def _check_finite(self, t: Tensor, state: State, slopes: State, rows: Tensor | None) -> None:
         if self.deferred and not self.backward:
-            self.totals.append((t.detach(), _total(slopes)))
+            self.deferred_checks.append(t.detach(), _total(slopes))
             self.latest = (*state, *slopes)
         elif not (self.keep_nan or bool(_total(slopes).isfinite()) or not bool(_bad_rows(slopes).any())):
             bad = _bad_rows(slopes)
@@ -196,45 +199,120 @@ class CheckedField:
         return sorted({row % self.pairs for row in rows}) if self.pairs else list(rows)
 
 
+class _DeferredChecks:
+    """Times of evaluations and sums of the slopes there, to be checked together.
+
+    They are folded into one tensor of times and one of truth values at a time.
+    """
+
+    def __init__(self) -> None:
+        self.pending: list[tuple[Tensor, Tensor]] = []
+        self.folded: list[tuple[Tensor, Tensor]] = []
+
+    def append(self, t: Tensor, total: Tensor) -> None:
+        self.pending.append((t, total))
+        if len(self.pending) == FOLD:
+            self._fold()
+
+    def first_failure(self) -> Tensor | None:
+        """Return the time of the first sum that is not finite, or None."""
+        if self.pending:
+            self._fold()
+        for times, finite in self.folded:
+            if not bool(finite.all()):
+                return times[int((~finite).nonzero()[0])]
+        return None
+
+    def _fold(self) -> None:
+        times, totals = (torch.stack(values) for values in zip(*self.pending, strict=True))
+        self.folded.append((times, totals.isfinite()))
+        self.pending = []
+
+
 class StepCallbacks:
-    """Count torchdiffeq's steps, by the methods that torchdiffeq calls."""
+    """Count torchdiffeq's steps, by the methods that torchdiffeq calls.
+
+    Args:
+        field: Field whose `stats` are kept.
+    """
 
     def __init__(self, field: CheckedField) -> None:
         self.field = field
+        self.accepted = self.rejected = 0
         field.stats.accepted = field.stats.rejected = 0
 
     def __call__(self, t: Tensor, state: State) -> State:
-        """Evaluate the field; see `CheckedField`."""
+        """Evaluate the field.
+
+        Args:
+            t: Time, ().
+            state: State, a tuple of tensors (batch, ...).
+
+        Returns:
+            Slopes, a tuple like the state.
+        """
         return self.field(t, state)
 
     def callback_step(self, t: Tensor, state: State, step: Tensor) -> None:
-        """Note an attempted step; torchdiffeq calls it."""
+        """Note an attempted step.
+
+        Args:
+            t: Time at its start, ().
+            state: State there.
+            step: Size of the step, ().
+        """
         self.field.on_step(t, state, step)
 
     def callback_accept_step(self, t: Tensor, state: State, step: Tensor) -> None:
-        """Count an accepted step; torchdiffeq calls it."""
-        self.field.stats.accepted += 1
+        """Count an accepted step.
+
+        Args:
+            t: Time at its start, ().
+            state: State there.
+            step: Size of the step, ().
+        """
+        self.accepted += 1
+        self.field.stats.accepted = self.accepted
 
     def callback_reject_step(self, t: Tensor, state: State, step: Tensor) -> None:
-        """Count a rejected step; torchdiffeq calls it."""
-        self.field.stats.rejected += 1
+        """Count a rejected step.
+
+        Args:
+            t: Time at its start, ().
+            state: State there.
+            step: Size of the step, ().
+        """
+        self.rejected += 1
+        self.field.stats.rejected = self.rejected
 
 
-def is_transformed(x: Tensor) -> bool:
+def is_transformed(*tensors: Tensor) -> bool:
     """Say whether a transform of torch.func (grad, vmap, jvp, ...) is at work on a tensor.
 
     Args:
-        x: Any tensor.
+        *tensors: Any tensors.
 
     Returns:
-        True inside such a transform, where values cannot be looked at.
+        True if it is on one of them: such a tensor's values cannot be looked at.
     """
-    return torch._C._functorch.is_functorch_wrapped_tensor(x)
+    return inside_transform() and any(map(torch._C._functorch.is_functorch_wrapped_tensor, tensors))
+
+
+def inside_transform() -> bool:
+    """Say whether a transform of torch.func (grad, vmap, jvp, ...) is at work at all.
+
+    Returns:
+        True inside a function that is transformed, where `Tensor.requires_grad_` and autograd.grad do not work.
+    """
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _total(slopes: State) -> Tensor:
     """Sum all elements, (): finite only if each is, and mostly where each is; far cheaper than to check each."""
-    return sum(slope.detach().sum() for slope in slopes[1:]) + slopes[0].detach().sum()
+    total = slopes[0].detach().sum()
+    for slope in slopes[1:]:
+        total = total + slope.detach().sum()
+    return total
 
 
 def _bad_rows(slopes: State) -> Tensor:

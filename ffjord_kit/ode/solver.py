@@ -1,15 +1,15 @@
-r"""Solvers: how the initial value problem dy/dt = rhs(t, y), y(t_0) = y_0 is integrated.
+r"""Solvers of the initial value problem dy/dt = rhs(t, y), y(t_0) = y_0.
 
     AdaptiveSolver   one step size for the batch, chosen so that the estimated error of its worst row stays below
                      atol + rtol |y| (fehlberg2's estimate is a hundred times too small: prefer another method)
-    FixedSolver      a stated number of steps over the whole interval, which may be graded: they crowd towards the latest
-                     time, where the data are and a trained field is stiffest (grading > 1), or towards the base, where a
-                     straightened one forks (grading < 1)
+    FixedSolver      a stated number of steps over the whole interval, which may be graded: they crowd towards the
+                     latest time, where the data are and a trained field is stiffest (grading > 1), or towards the base,
+                     where the field of a reflow forks (grading < 1)
     PerRowSolver     Dormand-Prince steps with a clock and a step size for each row, whose results do not depend on the
                      other rows
 
-Every requested time is the end of a step, so nothing is interpolated (scipy_solver alone does), and no field is evaluated
-outside the interval. Gradients run back
+Every requested time is the end of a step, so nothing is interpolated (scipy_solver alone does), and no field is
+evaluated outside the interval. Gradients run back
 
     backprop        through the solver's own steps
     checkpointed    likewise, each evaluation made again on the way back: less memory for one more forward pass
@@ -24,7 +24,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -51,14 +51,26 @@ MAX_NFE = 10_000
 
 
 class Solution(NamedTuple):
-    """States at every requested time, each (T, ...), and the evaluations and steps that they took."""
+    """States at every requested time, and what they cost.
+
+    Attributes:
+        states: Parts of the state, each (T, batch, ...).
+        stats: Counts of evaluations and steps.
+    """
 
     states: State
     stats: SolverStats
 
 
 class Solver(ABC):
-    """A method of integration; see `AdaptiveSolver`, `FixedSolver` and `PerRowSolver`."""
+    """A method of integration; see `AdaptiveSolver`, `FixedSolver` and `PerRowSolver`.
+
+    Attributes:
+        METHODS: Names of the methods of the class.
+        method: Name of the method.
+        adjoint: Way back of the gradients, a word of ADJOINTS.
+        max_nfe: Largest number of evaluations, forward and backward each.
+    """
 
     METHODS: ClassVar[tuple[str, ...]]
 
@@ -92,11 +104,12 @@ class Solver(ABC):
 
         Raises:
             SolveError: If the field is not finite, a step vanishes, or `max_nfe` is exceeded.
-            ValueError: If the times do not run one way.
+            ValueError: If the times do not run one way, the tolerance is finer than the states' floats, or the method
+                cannot be transformed by torch.func.
         """
         times = times.to("cpu", _clock_dtype(state[0]))  # once: no step asks an accelerator for its time
         _check_times(times)
-        self._check_state(state[0])
+        self._check_state(state, params)
         checked = self._checked(rhs, state, times, for_rows)
         try:
             states = self._integrate(checked, state, times, tuple(params), error_components)
@@ -111,7 +124,7 @@ class Solver(ABC):
 
     @property
     def uses_adjoint_equation(self) -> bool:
-        """Whether the way back is an integration of its own, rather than through the solver's steps."""
+        """Whether gradients come from an integration of the adjoint equation, not from the solver's own steps."""
         return self.adjoint in CONTINUOUS_ADJOINTS
 
     @abstractmethod
@@ -129,8 +142,9 @@ class Solver(ABC):
         recompute = self.adjoint == "checkpointed"
         return CheckedField(rhs, times, max_nfe=self.max_nfe, for_rows=for_rows, recompute=recompute)
 
-    def _check_state(self, x: Tensor) -> None:
-        """Refuse states that the method cannot integrate."""
+    @abstractmethod
+    def _check_state(self, state: State, params: Sequence[Tensor]) -> None:
+        """Refuse states and parameters that the method cannot integrate."""
 
     def _underflow(self, checked: CheckedField, error: Exception) -> SolveError:
         text = (
@@ -149,7 +163,7 @@ class AdaptiveSolver(Solver):
         method: "dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun" (torchdiffeq) or "scipy_solver" (LSODA).
         rtol: Relative tolerance.
         atol: Absolute tolerance.
-        adjoint: How gradients run back, a word of ADJOINTS.
+        adjoint: Way back of the gradients, a word of ADJOINTS.
         max_nfe: Largest number of evaluations.
 
     Raises:
@@ -180,9 +194,9 @@ class AdaptiveSolver(Solver):
         """The solver in a few words."""
         return f"{self.method} at {self.rtol:g}"
 
-    def _check_state(self, x: Tensor) -> None:
-        _refuse_transformed(x, "adaptive steps")
-        _check_resolution(self.rtol, x)
+    def _check_state(self, state: State, params: Sequence[Tensor]) -> None:
+        _refuse_transformed(state, params, "adaptive steps")
+        _check_resolution(self.rtol, state[0])
 
     def _integrate(
         self,
@@ -192,12 +206,13 @@ class AdaptiveSolver(Solver):
         params: tuple[Tensor, ...],
         error_components: int | None,
     ) -> State:
-        common = {"method": self.method, "rtol": self.rtol, "adjoint": self.adjoint, "params": params}
+        common: dict[str, Any] = {
+            "method": self.method, "rtol": self.rtol, "adjoint": self.adjoint, "params": params,
+        }  # fmt: skip
         if self.method != "scipy_solver":
             options = torchdiffeq.adaptive_options(times, error_components)
-            return torchdiffeq.integrate(
-                StepCallbacks(checked), state, times, atol=self.atol, options=options, **common
-            )
+            callbacks = StepCallbacks(checked)
+            return torchdiffeq.integrate(callbacks, state, times, atol=self.atol, options=options, **common)
         if not self.uses_adjoint_equation and torch.is_grad_enabled() and _any_requires_grad(*state, *params):
             raise ValueError(
                 "method 'scipy_solver' is not differentiable: pass adjoint='adjoint', or use torch.no_grad()"
@@ -216,7 +231,7 @@ class FixedSolver(Solver):
         steps: Number of steps over the whole interval.
         grading: 1 for equal steps, above 1 to crowd them towards the latest time, below 1 towards the earliest; Adams
             formulas need 1.
-        adjoint: How gradients run back, a word of ADJOINTS.
+        adjoint: Way back of the gradients, a word of ADJOINTS.
         max_nfe: Largest number of evaluations.
 
     Raises:
@@ -240,8 +255,7 @@ class FixedSolver(Solver):
 
     def __post_init__(self) -> None:
         _check_common(self)
-        if self.steps is None or self.steps < 1:
-            raise ValueError(f"method {self.method!r} takes a fixed number of steps: pass steps >= 1; got {self.steps}")
+        _check_steps(self.method, self.steps)
         if not 0 < self.grading < math.inf or (self.grading != 1 and not self.gradable):
             raise ValueError(
                 f"grading must be positive, and 1 unless the method takes fixed single steps; got {self.grading}"
@@ -262,9 +276,9 @@ class FixedSolver(Solver):
         recompute = self.adjoint == "checkpointed"
         return CheckedField(rhs, times, max_nfe=self.max_nfe, deferred=self.gradable, recompute=recompute)
 
-    def _check_state(self, x: Tensor) -> None:
+    def _check_state(self, state: State, params: Sequence[Tensor]) -> None:
         if not self.gradable or self.uses_adjoint_equation:
-            _refuse_transformed(x, f"{self.method} with adjoint={self.adjoint!r}")
+            _refuse_transformed(state, params, f"{self.method} with adjoint={self.adjoint!r}")
 
     def _integrate(
         self,
@@ -275,8 +289,11 @@ class FixedSolver(Solver):
         error_components: int | None,
     ) -> State:
         if not self.gradable:
-            common = {"method": self.method, "steps": self.steps, "adjoint": self.adjoint, "params": params}
-            return _stacked(torchdiffeq.adams(checked, state, times, **common))
+            return _stacked(
+                torchdiffeq.adams(
+                    checked, state, times, method=self.method, steps=self.steps, adjoint=self.adjoint, params=params
+                )
+            )
         if self.uses_adjoint_equation:
             options = torchdiffeq.fixed_options(times, self.steps, self.grading)
             return torchdiffeq.integrate(
@@ -341,9 +358,9 @@ class PerRowSolver(Solver):
             keep_nan=self.on_failure == "nan", pairs=len(state[0]) // 2 if self.step_doubling else 0,
         )  # fmt: skip
 
-    def _check_state(self, x: Tensor) -> None:
-        _refuse_transformed(x, "adaptive steps")
-        _check_resolution(self.rtol, x)
+    def _check_state(self, state: State, params: Sequence[Tensor]) -> None:
+        _refuse_transformed(state, params, "adaptive steps")
+        _check_resolution(self.rtol, state[0])
 
     def _integrate(
         self,
@@ -353,14 +370,16 @@ class PerRowSolver(Solver):
         params: tuple[Tensor, ...],
         error_components: int | None,
     ) -> State:
+        if self.step_doubling and len(state[0]) % 2:
+            raise ValueError(f"step doubling needs two rows for each solution; got {len(state[0])} rows")
         if self.step_doubling and checked.for_rows is None:
             raise ValueError("step doubling evaluates half of the rows at a time: pass for_rows=")
         solution, counts = dopri5_by_row(
-            checked, state, times.to(state[0].device), rtol=self.rtol, atol=self.atol, error_components=error_components,
-            compact=checked.for_rows is not None, step_doubling=self.step_doubling,
+            checked, state, times.to(state[0].device), rtol=self.rtol, atol=self.atol,
+            error_components=error_components, compact=checked.for_rows is not None, step_doubling=self.step_doubling,
             nan_on_failure=self.on_failure == "nan", callback=checked.on_step,
         )  # fmt: skip
-        checked.stats.accepted, checked.stats.rejected = counts
+        checked.stats.accepted, checked.stats.rejected = counts.accepted, counts.rejected
         return _stacked(solution)
 
 
@@ -378,7 +397,7 @@ def make_solver(
     adjoint: str = "backprop",
     max_nfe: int = MAX_NFE,
 ) -> Solver:
-    """Make the solver of a method's name.
+    """Make a solver from the name of its method.
 
     Args:
         method: Word of METHODS.
@@ -392,7 +411,7 @@ def make_solver(
         An adaptive, fixed or per-row solver.
 
     Raises:
-        ValueError: If the method is unknown, or a number of steps is missing or of no use.
+        ValueError: If the method is unknown, or steps are missing, or passed to a method that adapts them.
 
     Example:
         >>> make_solver("rk4", steps=4)
@@ -401,7 +420,7 @@ def make_solver(
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
     if METHODS[method] is FixedSolver:
-        return FixedSolver(method, steps, grading=grading, adjoint=adjoint, max_nfe=max_nfe)
+        return FixedSolver(method, _check_steps(method, steps), grading=grading, adjoint=adjoint, max_nfe=max_nfe)
     if steps is not None:
         raise ValueError(f"method {method!r} adapts its steps: pass a tolerance, not steps={steps}")
     if METHODS[method] is PerRowSolver:
@@ -430,6 +449,12 @@ def _check_common(solver: Solver) -> None:
         raise ValueError(f"adjoint must be one of {', '.join(ADJOINTS)}; got {solver.adjoint!r}")
 
 
+def _check_steps(method: str, steps: int | None) -> int:
+    if steps is None or steps < 1:
+        raise ValueError(f"method {method!r} takes a fixed number of steps: pass steps >= 1; got {steps}")
+    return steps
+
+
 def _check_tolerances(rtol: float, atol: float) -> None:
     if not (rtol > 0 and atol > 0):
         raise ValueError(f"rtol and atol must be positive; got {rtol} and {atol}")
@@ -444,12 +469,13 @@ def _check_times(times: Tensor) -> None:
 def _check_resolution(rtol: float, x: Tensor) -> None:
     if rtol < 4 * torch.finfo(x.dtype).eps:
         raise ValueError(
-            f"rtol={rtol:g} is finer than {x.dtype} resolves: solve in float64 (flow.double(), x.double()), or loosen it"
+            f"rtol={rtol:g} is finer than {x.dtype} resolves: solve in float64 (flow.double(), x.double())"
+            ", or loosen it"
         )
 
 
-def _refuse_transformed(x: Tensor, what: str) -> None:
-    if is_transformed(x):
+def _refuse_transformed(state: State, params: Sequence[Tensor], what: str) -> None:
+    if is_transformed(*state, *params):
         raise ValueError(
-            f"torch.func cannot look into {what}: pass a solver of fixed steps, e.g. solver=FixedSolver('rk4', steps=16)"
+            f"torch.func cannot look into {what}: pass a solver of fixed steps, e.g. FixedSolver('rk4', steps=16)"
         )
