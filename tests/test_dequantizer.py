@@ -1,4 +1,4 @@
-"""Dequantisers: laws of the noise that are normed, begin uniform, and bring the bound nearer to known probabilities."""
+"""Dequantizers: distributions of the noise that are normalised, start uniform, and match autograd's Jacobian."""
 
 import math
 
@@ -7,24 +7,22 @@ import pytest
 import torch
 from oracles import F64, close, jacobian, linear, randn
 
-from ffjord_kit import CNF, Flow
-from ffjord_kit.images import (
-    Pixels,
-    UniformDequantizer,
-    VariationalDequantizer,
-    bits_per_dim,
-    logit_layer,
-)
+from ffjord_kit.data import Pixels
+from ffjord_kit.diagnostics import bits_per_dim
+from ffjord_kit.flow import Flow
+from ffjord_kit.objectives.dequantization import UniformDequantizer, VariationalDequantizer
+from ffjord_kit.transforms import CNF
+from ffjord_kit.transforms.bounded import pixel_logit
 
 SHAPES = [(1, 1, 1), (1, 2, 3), (3, 2, 2)]
 
 
 def made(shape, *, spread=0.3, bits=8, context_dim=0, couplings=4):
-    """A dequantiser of random weights, in float64."""
+    """Return a dequantizer of random weights, in float64."""
     torch.manual_seed(0)
     law = VariationalDequantizer(shape, bits=bits, context_dim=context_dim, couplings=couplings, hidden=8).double()
     for coupling in law.couplings:
-        torch.nn.init.normal_(coupling.second.weight, 0.0, spread)
+        torch.nn.init.normal_(coupling.second_conv.weight, 0.0, spread)
     return law.requires_grad_(False)
 
 
@@ -49,10 +47,10 @@ def logistic(w):
 def test_log_q_is_that_of_autograds_jacobian_and_of_the_way_back(shape, context_dim):
     law, k = made(shape, context_dim=context_dim), grey(3, shape)
     w, context = 2 * randn(3, *shape), randn(3, context_dim) if context_dim else None
-    u, log_q = law.noise(w, k, context)
+    u, log_q = law.from_logistic(w, k, context)
     for row in range(3):
         own = None if context is None else context[row : row + 1]
-        slope = jacobian(lambda v, row=row, own=own: law.noise(v, k[row : row + 1], own)[0], w[row : row + 1])
+        slope = jacobian(lambda v, row=row, own=own: law.from_logistic(v, k[row : row + 1], own)[0], w[row : row + 1])
         close(log_q[row : row + 1], logistic(w[row : row + 1]) - torch.linalg.slogdet(slope).logabsdet, 1e-8)
     close(law.log_prob(u, k, context), log_q, 1e-8)
     assert log_q.abs().max() > 0.01
@@ -83,7 +81,7 @@ def test_it_begins_at_the_uniform_law(dtype):
 def test_noise_stays_below_one_and_everything_finite_at_the_edges(dtype):
     wild = made((1, 2, 2), spread=3.0).float()
     w = torch.tensor([-1e3, -37.4, 37.4, 1e3], dtype=dtype).reshape(4, 1, 1, 1).expand(4, 1, 2, 2).requires_grad_()
-    u, log_q = wild.noise(w, grey(4, (1, 2, 2)).to(dtype))
+    u, log_q = wild.from_logistic(w, grey(4, (1, 2, 2)).to(dtype))
     assert bool(((u >= 0) & (u < 1)).all()) and bool(log_q.isfinite().all())
     log_q.sum().backward()
     assert bool(w.grad.isfinite().all())
@@ -115,7 +113,7 @@ def test_what_does_not_fit_is_refused():
 
 def test_draws_share_their_probes_so_that_an_estimated_trace_does_not_flatter_the_figure():
     """Of linear dynamics the error of the trace is the same for all draws, and its mean is zero."""
-    flow = Flow([logit_layer((1, 2, 2)), CNF(linear(4), (1, 2, 2))]).double()
+    flow = Flow([pixel_logit((1, 2, 2)), CNF(linear(4), (1, 2, 2))]).double()
     pixels = Pixels(grey(600, (1, 2, 2)).to(torch.uint8))
     exact, estimated = (bits_per_dim(flow, pixels, draws=8, probes=probes).values for probes in (None, 1))
     error = (estimated - exact) * 4 * math.log(2)

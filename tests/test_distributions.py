@@ -1,16 +1,17 @@
-"""Student's law agrees with SciPy's, its fit with the truth, and a flow over it with heavy tails and outliers."""
+"""Student's t distribution against SciPy's, its fit against the truth, and flows over it with heavy tails."""
 
 import warnings
 
 import numpy as np
 import pytest
 import torch
-from ffjord_kit.heavy_tails import BASES, fit_student, robust
 from oracles import randn
 from scipy import stats
 
-from ffjord_kit import FFJORD, StudentT, metrics
+from ffjord_kit import FFJORD, metrics
+from ffjord_kit.distributions import BASES, DistributionBase, StandardNormal, StudentT, as_base, fit_student
 from ffjord_kit.estimator.checks import DegenerateDataWarning
+from ffjord_kit.transforms import Standardize
 
 QUICK = {"hidden": (32, 32), "batch_size": 256, "random_state": 0}
 DF = torch.tensor([0.8, 2.0, 30.0], dtype=torch.float64)
@@ -39,20 +40,20 @@ def test_degrees_of_freedom_have_a_gradient_and_must_be_positive():
 
 
 @pytest.mark.parametrize("nu", [1.0, 3.0, 50.0])
-def test_the_fit_finds_place_width_and_tails_whatever_the_units(nu):
+def test_the_fit_finds_location_scale_and_degrees_of_freedom_in_any_units(nu):
     x = torch.as_tensor(stats.t(nu).rvs((5000, 1), random_state=0) * [1e-12, 1.0, 1e12] + [0, 5, 0])
-    found = fit_student(x)
-    assert (found.width / torch.tensor([1e-12, 1.0, 1e12])).numpy() == pytest.approx(1, abs=0.08)
-    assert float(found.place[1]) == pytest.approx(5, abs=0.08)
-    assert {1.0: found.df == 1, 3.0: found.df == 3, 50.0: found.df >= 20}[nu].all()
+    fit = fit_student(x)
+    assert (fit.scale / torch.tensor([1e-12, 1.0, 1e12])).numpy() == pytest.approx(1, abs=0.08)
+    assert float(fit.loc[1]) == pytest.approx(5, abs=0.08)
+    assert {1.0: fit.df == 1, 3.0: fit.df == 3, 50.0: fit.df >= 20}[nu].all()
 
 
 def test_robust_units_ignore_outliers_and_constants():
     x = randn(1000, 3)
     x[0, 0], x[:, 2] = 1e6, 4.0
-    layer = robust(x)
-    assert float(layer.scale[0]) == pytest.approx(float(layer.scale[1]), rel=0.3)
-    assert float(layer.scale[2]) == 1.0
+    transform = Standardize.robust(x)
+    assert float(transform.scale[0]) == pytest.approx(float(transform.scale[1]), rel=0.3)
+    assert float(transform.scale[2]) == 1.0
 
 
 @pytest.mark.parametrize("word", BASES)
@@ -62,12 +63,26 @@ def test_a_base_is_made_from_rows_and_blank(word):
     assert set(fitted(randn(50, 3)).state_dict()) == set(blank((3,)).state_dict())
 
 
+def test_a_torch_distribution_is_wrapped_copied_and_cast():
+    normal = torch.distributions.MultivariateNormal(torch.ones(2), 2.0 * torch.eye(2))
+    base = as_base(normal).double()
+    assert isinstance(base, DistributionBase) and base.event_shape == (2,)
+    assert base.sample(3, torch.Generator().manual_seed(0)).dtype == torch.float64 and normal.loc.dtype == torch.float32
+    z = randn(5, 2)
+    assert torch.allclose(base.log_prob(z), StandardNormal((2,)).log_prob((z - 1) / 2**0.5) - np.log(2.0))
+    state, draws = torch.random.get_rng_state(), base.sample(4, torch.Generator().manual_seed(1))
+    assert torch.equal(base.sample(4, torch.Generator().manual_seed(1)), draws)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    with pytest.raises(ValueError, match="empty batch shape; got"):
+        DistributionBase(torch.distributions.Normal(torch.zeros(2), 1.0))
+
+
 @pytest.mark.slow
 def test_heavy_tails_are_learned_saved_and_drawn(tmp_path):
     shape = np.array([[1.0, 0.8], [0.8, 1.0]])
     law = stats.multivariate_t(shape=shape, df=2.0)
     x, test = law.rvs(3000, random_state=0), law.rvs(3000, random_state=1)
-    model = FFJORD(base="student", schedule="flow_matching:400,mle:15", **QUICK).fit(x)
+    model = FFJORD(base="student", schedule=[("flow_matching", 400), ("mle", 15)], **QUICK).fit(x)
     kl, error = metrics.kl_divergence(law.logpdf(test), model.score_samples(test))
     assert kl < 0.05 + 3 * error
     assert float(model.flow_.base.df.min()) > 1.2 and float(model.flow_.base.df.max()) < 4
@@ -79,15 +94,15 @@ def test_heavy_tails_are_learned_saved_and_drawn(tmp_path):
     assert np.abs(model.sample(2000, random_state=0)).max() > 20
 
 
-def test_an_outlier_of_a_million_deviations_is_told_and_does_not_hide_the_rest():
+def test_an_outlier_of_a_million_deviations_is_reported_and_does_not_hide_the_rest():
     rng = np.random.default_rng(0)
     x, test = rng.normal(size=(1000, 2)), rng.normal(size=(500, 2))
     x[7, 1] = 1e6
     with pytest.warns(DegenerateDataWarning, match=r"column 'x1' reaches .*\(row 7, 1e\+06\).*base='student'"):
-        FFJORD(schedule="flow_matching:2", **QUICK).fit(x)
+        FFJORD(schedule=[("flow_matching", 2)], **QUICK).fit(x)
     with warnings.catch_warnings():
         warnings.simplefilter("error", DegenerateDataWarning)  # the advice has been taken
-        model = FFJORD(base="student", schedule="flow_matching:400", **QUICK).fit(x)
+        model = FFJORD(base="student", schedule=[("flow_matching", 400)], **QUICK).fit(x)
     truth = stats.norm.logpdf(test).sum(1)
     assert (truth - model.score_samples(test)).mean() < 0.15
     assert np.isfinite(model.score_samples(x)).all()
@@ -105,6 +120,6 @@ def test_auto_takes_robust_units_where_outliers_widen_a_column():
 def test_columns_of_any_scale_have_the_likelihood_of_their_units():
     rng = np.random.default_rng(0)
     x, units = rng.normal(size=(300, 2)), np.array([1e12, 1e-12])
-    one, other = (FFJORD(schedule="flow_matching:20", **QUICK).fit(rows) for rows in (x, x * units))
+    one, other = (FFJORD(schedule=[("flow_matching", 20)], **QUICK).fit(rows) for rows in (x, x * units))
     shift = np.log(units).sum()
     assert other.score_samples(x * units) == pytest.approx(one.score_samples(x) - shift, abs=1e-3)

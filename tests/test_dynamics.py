@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from oracles import F64, close, jacobian, randn
+from oracles import F64, SmoothMLP, close, jacobian, randn
 
 from ffjord_kit.flow import Flow
-from ffjord_kit.nn import ACTIVATIONS, DYNAMICS, ResidualDynamics
-from ffjord_kit.ode import AdaptiveSolver, make_solver
+from ffjord_kit.nn import ACTIVATIONS, DYNAMICS, IMAGE_DYNAMICS, ResidualDynamics
+from ffjord_kit.ode import AdaptiveSolver, FixedSolver, make_solver
+from ffjord_kit.trace import ExactTrace, HutchinsonTrace
 from ffjord_kit.transforms import CNF
 
 HIDDEN = [(8,), (8, 16, 4)]
@@ -130,3 +131,50 @@ def test_the_slope_of_an_activation_is_that_of_automatic_differentiation(word):
     close(slope, torch.autograd.grad(y.sum(), u)[0], 1e-12)
     for got, expected in zip(ACTIVATIONS[word].with_slope(u), (y, slope), strict=True):
         close(got, expected, 0.0)
+
+
+def moved(field):
+    """Return the field in float64 with every parameter moved off its initial value."""
+    with torch.no_grad():
+        for seed, parameter in enumerate(field.double().parameters()):
+            parameter.copy_(0.3 * randn(*parameter.shape, seed=seed))
+    return field
+
+
+FIELDS = {
+    **{word: (lambda word=word: build(word, 2, scale=0.3), (3,)) for word in DYNAMICS},
+    "plain module": (lambda: SmoothMLP(3, context_dim=2), (3,)),
+    "convolution": (lambda: moved(IMAGE_DYNAMICS["convolution"]((1, 2, 2), context_dim=2, hidden=(3,))), (1, 2, 2)),
+    "unet": (lambda: moved(IMAGE_DYNAMICS["unet"]((1, 2, 2), context_dim=2, hidden=(8,))), (1, 2, 2)),
+}
+
+
+@pytest.mark.parametrize(
+    ("trace", "learn_end_time"),
+    [(ExactTrace(), False), (HutchinsonTrace(2), True)],
+    ids=["exact", "hutchinson-learned end time"],
+)
+@pytest.mark.parametrize(("make", "event"), FIELDS.values(), ids=FIELDS)
+def test_transforms_of_torch_func_through_a_density_are_those_of_autograd(make, event, trace, learn_end_time):
+    cnf = CNF(make(), event, solver=FixedSolver("midpoint", 1), learn_end_time=learn_end_time)
+    flow, (x, context) = Flow([cnf], context_dim=2).double(), inputs(2, event, rows=2)
+    direction = randn(*event, seed=9)
+
+    def log_prob(row, c):
+        generator = torch.Generator().manual_seed(0)
+        return flow.log_prob(row[None], c[None], trace=trace, generator=generator)[0]
+
+    def expected(derivative):
+        return torch.stack([derivative(lambda y, c=c: log_prob(y, c), row) for row, c in zip(x, context, strict=True)])
+
+    functional = torch.autograd.functional
+    hessian = torch.func.jacfwd(torch.func.jacrev(log_prob), randomness="same")
+    values = expected(lambda f, row: f(row))
+    gradients = expected(functional.jacobian)
+    hessians = expected(functional.hessian)
+    close(torch.func.vmap(log_prob, randomness="same")(x, context), values, 1e-10)
+    close(torch.func.vmap(torch.func.grad(log_prob), randomness="same")(x, context), gradients, 1e-10)
+    close(torch.func.vmap(hessian, randomness="same")(x, context), hessians, 1e-10)
+    for row, c, gradient in zip(x, context, gradients, strict=True):
+        _, slope = torch.func.jvp(lambda y, c=c: log_prob(y, c), (row,), (direction,))
+        close(slope, (gradient * direction).sum(), 1e-10)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from oracles import F64, LinearDynamics, close, linear, randn
 
-import ffjord_kit
+from ffjord_kit import FFJORD
 from ffjord_kit.data import Batch
 from ffjord_kit.flow import Flow
 from ffjord_kit.nn import DYNAMICS
@@ -123,9 +123,15 @@ def test_a_learned_end_time_comes_back_from_its_state_and_moves_between_precisio
 def test_it_is_learned_and_comes_back_from_a_run(tmp_path):
     x = 3.0 * randn(300, 2).numpy()
     network = {"dynamics": "concat_squash", "hidden": (8,), "scaling": "none"}
-    fields = {"schedule": "mle:12", "solver": "rk4", "steps": 3, "mle_learning_rate": 0.05, "random_state": 0}
-    model = ffjord_kit.FFJORD(**network, **fields, end_time=0.5, learn_end_time=True)
+    fields = {
+        "schedule": [("mle", 12)],
+        "solver": "rk4",
+        "solver_steps": 3,
+        "mle_learning_rate": 0.05,
+        "random_state": 0,
+    }
+    model = FFJORD(**network, **fields, end_time=0.5, learn_end_time=True)
     model.fit(x, run=tmp_path / "run")
     end = float(model.flow_.transforms[-1].learned_end_time)
     assert end != 0.5
-    assert float(ffjord_kit.FFJORD.load(tmp_path / "run").flow_.transforms[-1].learned_end_time) == end
+    assert float(FFJORD.load(tmp_path / "run").flow_.transforms[-1].learned_end_time) == end

@@ -15,6 +15,7 @@ from ffjord_kit.transforms.cnf import CNF, SolveOptions
 
 HALF = torch.tensor(0.5, dtype=F64)
 COSTS = {word: cost for word, cost in REGULARIZERS.items() if word != "hjb"}  # for dynamics without a potential
+NETWORKS = [*((word, {}) for word in DYNAMICS), ("residual", {"fourier_features": 2})]
 STOCHASTIC = [word for word in TRACE_ESTIMATORS if word != "exact"]
 
 

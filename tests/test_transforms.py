@@ -1,13 +1,14 @@
-"""The contract of every exact layer: its two maps are inverse, and their log-determinants those of the Jacobians."""
+"""Contract of every exact transform: inverse maps, and log-determinants of the Jacobians; then each one by itself."""
 
 import math
 
 import pytest
 import torch
-from ffjord_kit.gaussianize import Gaussianize
-from ffjord_kit.layers import Affine, Logit, Softplus, Standardize, Whiten, shared_information
-from ffjord_kit.scalings import SCALINGS
 from oracles import F64, close, jacobian, randn
+
+from ffjord_kit.transforms import SCALINGS, Affine, Gaussianize, Logit, Softplus, Standardize, Whiten
+from ffjord_kit.transforms.affine import gaussian_total_correlation
+from ffjord_kit.transforms.gaussianize import KNOTS, MAX_SLOPE
 
 INF = float("inf")
 
@@ -17,12 +18,12 @@ def values(*numbers):
 
 
 def shaped(shape):
-    """Bounds of an event of four elements, of which one (or two) are unbounded."""
+    """Return bounds of an event of four elements, one of them unbounded."""
     lower, upper = values(-1.0, -INF, 1000.0, 0.0), values(0.1, INF, 1003.0, 1.0)
     return lower.reshape(shape), upper.reshape(shape)
 
 
-LAYERS = {
+TRANSFORMS = {
     "standardize": lambda shape: Standardize(randn(*shape), randn(*shape, seed=1).exp()),
     "whiten": lambda shape: Whiten(randn(*shape), randn(4, 4).tril(-1) + randn(4, seed=2).exp().diag()),
     "affine": lambda shape: Affine(randn(*shape), randn(4, 4) + 2 * torch.eye(4, dtype=F64)),
@@ -34,7 +35,7 @@ LAYERS = {
 }
 CONTRACT = [
     pytest.param(make, shape, id=f"{name}-{shape}")
-    for name, make in LAYERS.items()
+    for name, make in TRANSFORMS.items()
     for shape in [(4,), (2, 2), (4, 1, 1)]
 ]
 
@@ -42,9 +43,9 @@ CONTRACT = [
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 @pytest.mark.parametrize(("make", "shape"), CONTRACT)
 def test_the_two_maps_are_inverse_and_their_log_determinants_opposite(make, shape, scale):
-    layer, z = make(shape), scale * randn(5, *shape).clamp(-3, 3)
-    x, up = layer.to_data(z)
-    back, down = layer.to_base(x)
+    transform, z = make(shape), scale * randn(5, *shape).clamp(-3, 3)
+    x, up = transform.to_data(z)
+    back, down = transform.to_base(x)
     assert x.shape == z.shape
     assert up.shape == down.shape == (5,)
     close(back, z, 1e-10 if scale == 1 else 1e-8)
@@ -53,39 +54,39 @@ def test_the_two_maps_are_inverse_and_their_log_determinants_opposite(make, shap
 
 @pytest.mark.parametrize(("make", "shape"), CONTRACT)
 def test_the_log_determinants_are_those_of_autograds_jacobian(make, shape):
-    layer, z = make(shape), 2 * randn(4, *shape)
-    x, up = layer.to_data(z)
-    close(up, torch.linalg.slogdet(jacobian(lambda y: layer.to_data(y)[0], z))[1], 1e-8)
-    _, down = layer.to_base(x)
-    close(down, torch.linalg.slogdet(jacobian(lambda y: layer.to_base(y)[0], x))[1], 1e-8)
+    transform, z = make(shape), 2 * randn(4, *shape)
+    x, up = transform.to_data(z)
+    close(up, torch.linalg.slogdet(jacobian(lambda y: transform.to_data(y)[0], z))[1], 1e-8)
+    _, down = transform.to_base(x)
+    close(down, torch.linalg.slogdet(jacobian(lambda y: transform.to_base(y)[0], x))[1], 1e-8)
 
 
 @pytest.mark.parametrize(("make", "shape"), CONTRACT)
 def test_maps_and_log_determinants_are_differentiable(make, shape):
-    layer, z = make(shape), randn(2, *shape).requires_grad_()
-    assert torch.autograd.gradcheck(layer.to_data, z, fast_mode=True)
-    x = layer.to_data(z)[0].detach().requires_grad_()
-    assert torch.autograd.gradcheck(layer.to_base, x, fast_mode=True, eps=1e-8, atol=1e-4)
+    transform, z = make(shape), randn(2, *shape).requires_grad_()
+    assert torch.autograd.gradcheck(transform.to_data, z, fast_mode=True)
+    x = transform.to_data(z)[0].detach().requires_grad_()
+    assert torch.autograd.gradcheck(transform.to_base, x, fast_mode=True, eps=1e-8, atol=1e-4)
 
 
 @pytest.mark.parametrize("height", [-40.0, 40.0])
 @pytest.mark.parametrize("dtype", [F64, torch.float32], ids=["double", "single"])
-@pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
+@pytest.mark.parametrize("make", TRANSFORMS.values(), ids=TRANSFORMS)
 def test_extreme_values_have_finite_images_and_gradients_that_can_be_mapped_back(make, dtype, height):
-    layer, z = make((4,)).to(dtype), torch.full((2, 4), height, dtype=dtype, requires_grad=True)
-    x, up = layer.to_data(z)
+    transform, z = make((4,)).to(dtype), torch.full((2, 4), height, dtype=dtype, requires_grad=True)
+    x, up = transform.to_data(z)
     assert bool(x.isfinite().all() and up.isfinite().all())
     (gradient,) = torch.autograd.grad(x.sum() + up.sum(), z)
     assert bool(gradient.isfinite().all())
     again = x.detach().requires_grad_()
-    back, down = layer.to_base(again)  # whatever a flow samples, it can score
+    back, down = transform.to_base(again)  # whatever a flow samples, it can score
     (gradient,) = torch.autograd.grad(back.sum() + down.sum(), again)
     assert bool(back.isfinite().all() and down.isfinite().all() and gradient.isfinite().all())
 
 
 def test_softplus_is_inverted_to_the_last_digits_where_it_is_nearly_linear():
-    layer, z = Softplus(values(0.0)), torch.linspace(15, 45, 61, dtype=F64)[:, None]
-    close(layer.to_base(layer.to_data(z)[0])[0], z, 1e-13)
+    transform, z = Softplus(values(0.0)), torch.linspace(15, 45, 61, dtype=F64)[:, None]
+    close(transform.to_base(transform.to_data(z)[0])[0], z, 1e-13)
 
 
 @pytest.mark.parametrize("bounds", [(-1.0, 0.1), (0.0, 3.0), (1000.0, 1003.0)], ids=str)
@@ -117,11 +118,11 @@ OUTSIDE = {
 }
 
 
-@pytest.mark.parametrize(("layer", "bad", "text"), OUTSIDE.values(), ids=OUTSIDE)
-def test_data_outside_the_bounds_are_refused_by_row_and_element(layer, bad, text):
-    x = torch.stack([values(0.5, 1.0) + 3 * isinstance(layer, Softplus)] * 3 + [bad])
+@pytest.mark.parametrize(("transform", "bad", "text"), OUTSIDE.values(), ids=OUTSIDE)
+def test_data_outside_the_bounds_are_refused_by_row_and_element(transform, bad, text):
+    x = torch.stack([values(0.5, 1.0) + 3 * isinstance(transform, Softplus)] * 3 + [bad])
     with pytest.raises(ValueError) as caught:
-        layer.to_base(x)
+        transform.to_base(x)
     assert text in str(caught.value)
     assert "row 3, element (1,)" in str(caught.value)
 
@@ -140,9 +141,9 @@ def test_standardize_keeps_the_scale_of_a_constant(dtype, constant):
     for rows in (3, 37, 1000):
         for columns in (1, 2):
             x = torch.full((rows, columns), constant, dtype=dtype)
-            layer = Standardize.of(x)
-            close(layer.scale, torch.ones(columns, dtype=dtype), 0.0)
-            assert float(layer.to_base(x)[0].abs().max()) <= 1e-6 * abs(constant)
+            transform = Standardize.of(x)
+            close(transform.scale, torch.ones(columns, dtype=dtype), 0.0)
+            assert float(transform.to_base(x)[0].abs().max()) <= 1e-6 * abs(constant)
 
 
 @pytest.mark.parametrize("shape", [(1,), (3,), (2, 2)])
@@ -177,7 +178,7 @@ def test_whiten_accepts_independent_columns_of_very_different_units(dtype):
 
 
 @pytest.mark.parametrize("word", SCALINGS)
-def test_a_blank_scaling_takes_the_weights_of_a_made_one(word):
+def test_a_blank_scaling_loads_the_weights_of_a_fitted_one(word):
     if not SCALINGS[word]:
         assert word == "none"
         return
@@ -188,7 +189,7 @@ def test_a_blank_scaling_takes_the_weights_of_a_made_one(word):
     close(loaded.to_base(x)[0], made.to_base(x)[0], 0.0)
 
 
-def test_an_aligning_layer_whitens_and_turns_as_near_as_a_linear_map_can():
+def test_an_aligning_transform_whitens_and_turns_as_near_as_a_linear_map_can():
     z, matrix = randn(4000, 3, seed=4), values(1.0, 0.9, 0.0, 0.9, 1.0, 0.0, 0.3, 0.0, 0.01).reshape(3, 3)
     turn = torch.linalg.matrix_exp(values(0.0, -1.0, 0.5, 1.0, 0.0, 2.0, -0.5, -2.0, 0.0).reshape(3, 3))
     x = z @ turn.T @ matrix.T + values(1.0, -2.0, 3.0)
@@ -201,18 +202,18 @@ def test_an_aligning_layer_whitens_and_turns_as_near_as_a_linear_map_can():
         assert (y @ other - z).square().mean() > apart
 
 
-def test_an_aligning_layer_of_flat_rows_is_still_invertible():
+def test_an_aligning_transform_of_flat_rows_is_still_invertible():
     z = randn(50, 2)
-    layer = Affine.aligning(z, torch.stack([z[:, 0], z[:, 0]], 1))
-    x, _ = layer.to_data(z)
-    close(layer.to_base(x)[0], z, 1e-4)
+    transform = Affine.aligning(z, torch.stack([z[:, 0], z[:, 0]], 1))
+    x, _ = transform.to_data(z)
+    close(transform.to_base(x)[0], z, 1e-4)
 
 
-def test_what_gaussian_columns_tell_of_each_other_is_known_by_their_correlation():
+def test_the_total_correlation_of_gaussian_columns_is_that_of_their_correlation_matrix():
     factor = values(1.0, 0.0, 0.8, 0.6).reshape(2, 2)  # a correlation of 0.8
-    shared = shared_information(randn(200_000, 2) @ factor.T)
+    shared = gaussian_total_correlation(randn(200_000, 2) @ factor.T)
     assert shared == pytest.approx(-0.5 * math.log(1 - 0.8**2), abs=0.01)
-    assert shared_information(randn(9, 1) @ values(1.0, 2.0)[None]) == math.inf
+    assert gaussian_total_correlation(randn(9, 1) @ values(1.0, 2.0)[None]) == math.inf
 
 
 def test_half_whitening_leaves_the_root_of_each_principal_variance():
@@ -222,3 +223,67 @@ def test_half_whitening_leaves_the_root_of_each_principal_variance():
     close(torch.cov(y.T, correction=0), variances.sqrt().diag(), 1e-9)
     whole, none = Whiten.of(x).to_base(x)[1], Standardize.of(x).to_base(x)[1]
     close(log_det, (whole + none) / 2, 1e-9)
+
+
+@pytest.mark.parametrize("shape", ["uniform", "exponential", "two peaks", "heavy tails"])
+def test_gaussianized_columns_are_nearly_normal(shape):
+    u = torch.rand(4000, 1, dtype=F64, generator=torch.Generator().manual_seed(0))
+    x = {
+        "uniform": u, "exponential": -u.log(), "two peaks": torch.where(u < 0.5, -3, 3) + 0.3 * randn(4000, 1),
+        "heavy tails": (torch.pi * (u - 0.5)).tan(),
+    }[shape]  # fmt: skip
+    z = Gaussianize.of(x).to_base(x)[0]
+    probabilities = torch.linspace(0.02, 0.98, 49, dtype=F64)
+    close(torch.quantile(z, probabilities), torch.special.ndtri(probabilities), 0.15)
+
+
+def test_gaussianize_continues_linearly():
+    transform = Gaussianize.of(randn(500, 1).exp())
+    far = torch.tensor([[-1e3], [-2e3], [1e3], [2e3]], dtype=F64)
+    z, log_det = transform.to_base(far)
+    close((z[1] - z[0])[0], -1e3 * log_det[0].exp(), 1e-6)
+    close((z[3] - z[2])[0], 1e3 * log_det[2].exp(), 1e-6)
+    close(transform.to_data(z)[0], far, 1e-9)
+
+
+def test_gaussianize_bounds_its_slope_at_tied_values():
+    x = torch.cat([torch.zeros(900, 1, dtype=F64), randn(100, 1)])
+    transform = Gaussianize.of(x)
+    assert float(transform.to_base(x)[1].exp().max()) < 2 * MAX_SLOPE / float(x.std())
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5])
+def test_gaussianize_takes_few_rows_and_constants(rows):
+    x = torch.cat([randn(rows, 1), torch.ones(rows, 1, dtype=F64)], 1)
+    transform = Gaussianize.of(x)
+    z, log_det = transform.to_base(x)
+    assert bool(z.isfinite().all() & log_det.isfinite().all())
+    close(transform.to_data(z)[0], x, 1e-9)
+
+
+def test_gaussianize_maps_each_element_of_an_event_by_itself():
+    x = randn(300, 2, 3).exp() * torch.arange(1.0, 7.0, dtype=F64).reshape(2, 3)
+    transform = Gaussianize.of(x)
+    assert transform.x.shape == (2, 3, KNOTS)
+    one = Gaussianize.of(x[:, 1, 2:])
+    close(transform.to_base(x)[0][:, 1, 2:], one.to_base(x[:, 1, 2:])[0], 1e-14)
+
+
+def test_gaussianize_is_robust_to_an_outlier():
+    x = randn(800, 1)
+    x[5] = 1e6
+    z = Gaussianize.of(x).to_base(x)[0]
+    low, high = torch.quantile(z, torch.tensor([0.25, 0.75], dtype=F64))
+    assert 1.2 < float(high - low) < 1.5
+    assert float(z[5]) > float(z[:5].max())
+
+
+def test_gaussianize_keeps_unseen_rows_within_the_range_of_their_distribution():
+    x, new = randn(200, 1), randn(20_000, 1, seed=7)
+    assert float(Gaussianize.of(x).to_base(new)[0].abs().max()) < 8  # the law's own is 4
+
+
+def test_gaussianize_keeps_the_knots_of_a_column_far_from_zero_apart():
+    x = 1e15 + randn(500, 1)
+    z, log_det = Gaussianize.of(x).to_base(x)
+    assert bool(z.isfinite().all() & log_det.isfinite().all())

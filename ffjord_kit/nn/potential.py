@@ -175,7 +175,7 @@ class PotentialDynamics(Potential):
         return saved
 
     def _gradient(self, s: Tensor, saved: _ForwardPass) -> tuple[Tensor, Tensor | None]:
-        """Return dPhi/dx, (batch, size), and its tangents (probe, batch, size) without those of the quadratic form."""
+        """Return dPhi/dx, (batch, size), and its tangents (probe, batch, size) but for the quadratic form's."""
         g: Tensor = self.output_weight
         dg: Tensor | None = None
         for i in reversed(range(len(self.layers))):

@@ -308,7 +308,7 @@ class DequantizationBound(SolvedObjective):
     name: str = "dequantizer"
 
     @property
-    def solver(self) -> Solver | None:  # type: ignore[override]
+    def solver(self) -> Solver | None:
         """Solver of all continuous transforms; their own if None."""
         return self.likelihood.solver
 

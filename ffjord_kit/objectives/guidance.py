@@ -75,7 +75,7 @@ class DropContext(Objective):
             raise ValueError(f"share must lie in [0, 1]; got {self.share}")
 
     @property
-    def name(self) -> str:  # type: ignore[override]
+    def name(self) -> str:
         """Word of the objective."""
         return self.objective.name
 

@@ -17,6 +17,18 @@ class Transform(nn.Module, ABC):
     Attributes:
         event_shape: Shape of an event on the base's side, or None where any shape will do.
         duration: Time that the transform takes; 0 unless it is continuous.
+
+    Example:
+        >>> import math, torch
+        >>> class Doubling(Transform):  # x = 2 z
+        ...     event_shape = (3,)
+        ...     def to_base(self, x, context=None):
+        ...         return x / 2, x.new_full((len(x),), -3 * math.log(2))
+        ...     def to_data(self, z, context=None):
+        ...         return 2 * z, z.new_full((len(z),), 3 * math.log(2))
+        >>> z, log_det = Doubling().to_base(torch.ones(1, 3))
+        >>> z, log_det
+        (tensor([[0.5000, 0.5000, 0.5000]]), tensor([-2.0794]))
     """
 
     event_shape: tuple[int, ...] | None = None

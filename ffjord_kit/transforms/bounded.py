@@ -1,4 +1,4 @@
-r"""Transforms from bounded intervals to the whole line, and those of grey levels.
+r"""Transforms from bounded intervals to the whole line, and transforms of grey levels.
 
 Logit         z = log(x - lower) - log(upper - x)          data in (lower, upper)
 Softplus      z = log(exp(x - lower) - 1)                  data above `lower`; x = lower + log(1 + exp(z))

@@ -22,7 +22,7 @@ class Preprocess(nn.Module):
         context: Transform of the context; None to leave it as it is.
 
     Raises:
-        ValueError: If a transform has parameters: what learns belongs to the flow's own transforms.
+        ValueError: If a transform has parameters: it belongs among the flow's own transforms.
 
     Example:
         >>> import torch
@@ -83,7 +83,7 @@ class Preprocess(nn.Module):
         return z, log_det
 
     def scale_context(self, context: Tensor | None, like: Tensor) -> Tensor | None:
-        """Map contexts to what the flow's transforms see.
+        """Map contexts to the units of the flow's transforms.
 
         Args:
             context: Contexts, shape (batch, context_dim), or None.
