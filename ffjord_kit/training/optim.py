@@ -1,71 +1,51 @@
-r"""What one step of training does to the weights: the learning rate, the update, and their moving average.
+r"""One update of the weights, and their moving average.
 
-    rate(s) = peak * risen(s) * (1 + cos(pi * share)) / 2,    share of the phase that is done
-
-with a linear rise over the first `warmup` steps, or the first tenth of the phase where that is over sooner.
-
-The average follows the weights with decay min(decay, (1 + s) / (10 + s)), so that it forgets the start quickly.
+The average follows the weights with decay min(decay, (1 + s) / (10 + s)) at its step s, so that it forgets the start
+quickly. (torch.optim.swa_utils averages whole modules; here the values alone are kept, exchanged and saved.)
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-WARMUP_SHARE = 0.1
-CHECKED_EVERY = 50  # steps between two looks at the numbers on a GPU, which would wait at each
+from ffjord_kit.training.config import TrainConfig
+
+CHECK_EVERY = 50  # steps between two looks at the numbers on a GPU, which would wait at each
 
 
-@dataclass(frozen=True)
-class Optimization:
-    """How weights are updated: AdamW, warm-up and cosine, gradient clipping, exponential moving average.
+class Optimizer:
+    """AdamW (Loshchilov & Hutter 2019) with clipping; a step that is not finite leaves the weights as they are.
 
-    `warmup` in steps (at most a tenth of a phase is used); `clip_norm` bounds the gradient's norm.
+    Args:
+        parameters: Parameters to train.
+        config: Weight decay and clipping.
+        rate: Learning rate of the first step.
     """
 
-    weight_decay: float = 0.0
-    warmup: int = 200
-    clip_norm: float = 1.0
-    ema_decay: float = 0.999
-
-    def rate(self, step: int, steps: float, peak: float, share: float | None = None) -> float:
-        """The learning rate at `step` of a phase of `steps`, a `share` of which is done (None: step / steps)."""
-        warmup = max(1, self.warmup if steps == math.inf else min(self.warmup, steps // 10))
-        share = step / steps if share is None else share
-        risen = min(1.0, max((step + 1) / warmup, share / WARMUP_SHARE))
-        return peak * risen * 0.5 * (1 + math.cos(math.pi * share))
-
-
-class Descent:
-    """AdamW (Loshchilov & Hutter 2019) over the parameters; plain Adam where weight_decay is 0.
-
-    A step whose loss or gradient is not finite leaves the weights as they are.
-    """
-
-    def __init__(self, parameters: Sequence[nn.Parameter], how: Optimization, rate: float) -> None:
-        self.parameters, self.how = list(parameters), how
-        self.adam = torch.optim.AdamW(self.parameters, lr=rate, weight_decay=how.weight_decay, fused=True)
-        self.every = 1 if self.parameters[0].device.type == "cpu" else CHECKED_EVERY
+    def __init__(self, parameters: Sequence[nn.Parameter], config: TrainConfig, rate: float) -> None:
+        self.parameters, self.config = list(parameters), config
+        self.adam = torch.optim.AdamW(self.parameters, lr=rate, weight_decay=config.weight_decay, fused=True)
+        self.every = 1 if self.parameters[0].device.type == "cpu" else CHECK_EVERY
         self.steps, self.bad = 0, torch.zeros((), device=self.parameters[0].device)
 
     def step(self, loss: Tensor, rate: float) -> Tensor:
-        """Go back through the loss, and `update`."""
-        self.adam.zero_grad()
-        loss.backward()
-        return self.update(loss.detach(), rate)
+        """Clip the gradient and update the parameters.
 
-    def update(self, loss: Tensor, rate: float) -> Tensor:
-        """Clip the gradient that is there, take one step, and return its norm from before the clipping, ().
+        Args:
+            loss: Loss whose gradient the parameters hold, ().
+            rate: Learning rate.
 
-        Raises ArithmeticError where a loss or a norm was not finite: at once on a CPU, within CHECKED_EVERY steps on a
-        GPU.
+        Returns:
+            Norm of the gradient before clipping, ().
+
+        Raises:
+            ArithmeticError: If a loss or a norm was not finite: at once on a CPU, within CHECK_EVERY steps on a GPU.
         """
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.how.clip_norm)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
         bad = (~(loss + norm).isfinite()).float()
         self.adam.found_inf = bad  # read by the fused update, which then does nothing
         for group in self.adam.param_groups:
@@ -79,14 +59,22 @@ class Descent:
         return norm
 
     def check(self) -> None:
-        """Raise ArithmeticError where a step since the last look was not finite."""
+        """Check the steps since the last look.
+
+        Raises:
+            ArithmeticError: If one was not finite.
+        """
         count, self.bad = int(self.bad), torch.zeros_like(self.bad)
         if count:
-            raise ArithmeticError(f"in {count} of the last {CHECKED_EVERY} steps loss or gradient was not finite")
+            raise ArithmeticError(f"in {count} of the last {CHECK_EVERY} steps loss or gradient was not finite")
 
 
-class Average:
-    """An exponential moving average of weights."""
+class MovingAverage:
+    """An exponential moving average of weights.
+
+    Args:
+        parameters: Parameters to follow.
+    """
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         self.parameters = list(parameters)
@@ -99,7 +87,11 @@ class Average:
 
     @torch.no_grad()
     def update(self, decay: float) -> None:
-        """Move towards the present weights."""
+        """Move towards the present weights.
+
+        Args:
+            decay: Largest decay.
+        """
         decay = min(decay, (1 + self.steps) / (10 + self.steps))
         torch._foreach_lerp_(self.values, [p.detach() for p in self.parameters], 1 - decay)
         self.steps += 1
@@ -107,7 +99,15 @@ class Average:
 
 @contextmanager
 def exchanged(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> Iterator[None]:
-    """Put values in the place of the weights for a while."""
+    """Put values in the place of parameters for a while.
+
+    Args:
+        parameters: Parameters.
+        values: Values, one for each.
+
+    Yields:
+        Nothing.
+    """
     kept = snapshot(parameters)
     assign(parameters, values)
     try:
@@ -117,12 +117,24 @@ def exchanged(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> I
 
 
 def snapshot(values: Sequence[Tensor]) -> list[Tensor]:
-    """Copies that later steps leave alone."""
+    """Copy tensors, so that later steps leave the copies alone.
+
+    Args:
+        values: Tensors.
+
+    Returns:
+        Detached copies.
+    """
     return [value.detach().clone() for value in values]
 
 
 @torch.no_grad()
 def assign(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> None:
-    """Copy values into parameters."""
+    """Copy values into parameters.
+
+    Args:
+        parameters: Parameters.
+        values: Values, one for each.
+    """
     for parameter, value in zip(parameters, values, strict=True):
         parameter.copy_(value)
