@@ -1,239 +1,42 @@
-"""The hyper-parameters, each once with its default, help and choices, and the settled configuration made of them.
-
-The constructors of FFJORD and ImageFFJORD, the options of the command line and a run's config.json are made from the
-fields. `resolve` checks them and turns them into one frozen `Config` of solvers, objectives and phases, which
-everything else reads.
-"""
+"""The settled configuration, made once from the fields, and the untrained flow that it describes."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
-from numbers import Integral, Real
-from typing import Any, NamedTuple
+from numbers import Integral
+from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
-from ffjord_kit.distributions import BASES
+from ffjord_kit.data import Batch
+from ffjord_kit.distributions import Base
 from ffjord_kit.estimator.data import Domain
-from ffjord_kit.nn import ACTIVATIONS, DYNAMICS, IMAGE_DYNAMICS
-from ffjord_kit.objectives import (
-    COUPLINGS, OBJECTIVES, TIME_DENSITIES, FlowMatching, MaximumLikelihood, Objective, TransformsLikelihood,
+from ffjord_kit.estimator.fields import (
+    OPEN, CommonFields, ImageFields, PhaseSpec, TableFields, choice, kind_of, phase_specs, positive,
+    regularizer_weights, transform_counts, whole,
 )  # fmt: skip
-from ffjord_kit.ode import ADJOINTS, METHODS, AdaptiveSolver, PerRowSolver, Solver, make_solver
-from ffjord_kit.precision import COMPILE_MODES, PRECISIONS, check_compile_mode
-from ffjord_kit.regularizers import REGULARIZERS
-from ffjord_kit.trace import TRACE_ESTIMATORS, ExactTrace, TraceEstimator
+from ffjord_kit.flow import Flow
+from ffjord_kit.nn import ACTIVATIONS
+from ffjord_kit.objectives import (
+    COUPLINGS, TIME_DENSITIES, FlowMatching, MaximumLikelihood, Objective, TransformsLikelihood,
+)  # fmt: skip
+from ffjord_kit.ode import AdaptiveSolver, PerRowSolver, Solver, make_solver
+from ffjord_kit.precision import check_compile_mode
+from ffjord_kit.trace import TRACE_ESTIMATORS, TraceEstimator
 from ffjord_kit.training import Phase, TrainConfig
 from ffjord_kit.training.distributed import current_workers
-from ffjord_kit.transforms import IMAGE_SCALINGS, SCALINGS
+from ffjord_kit.transforms import CNF, Standardize, Transform
 from ffjord_kit.transforms.cnf import SolveOptions
-from ffjord_kit.transforms.zuko import DISCRETE
+from ffjord_kit.transforms.zuko import zuko_transform
 
-HEADINGS = ("Main", "Network", "Training", "Likelihood training", "Validation", "Accuracy", "Machine")
-OPEN = ("auto", None)  # values of a field that is left open
 EXACT_TRACE_UP_TO = 8  # elements of an event, in training
-FREE = ("random_state",)  # checked by data.seed_from
-KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
-    "str": (str, "text"),
-    "int": (Integral, "a whole number"),
-    "float": (Real, "a number"),
-    "bool": ((bool, np.bool_), "True or False"),
-    "tuple[int, ...]": (Sequence, "widths"),
-    "None": (type(None), "None"),
-}
-
-Schedule = str | Sequence[Any]
-Transforms = Sequence[tuple[str, int]] | None
-Regularizers = Mapping[str, float] | None
-Support = str | Sequence[Any]
-Dequantize = str | Sequence[str] | Mapping[str, float | None] | None
-
-
-def option(default: Any, heading: str, text: str, choices: Iterable[str] = ()) -> Any:
-    """Return a field with the help that the command line shows.
-
-    Args:
-        default: Default value.
-        heading: Heading of HEADINGS under which the help lists the field.
-        text: Help.
-        choices: Words that the value may be; none for any value.
-
-    Returns:
-        The field of a dataclass.
-    """
-    return field(default=default, metadata={"help": text, "choices": tuple(choices), "heading": heading})
-
-
-@dataclass(eq=False, repr=False)
-class CommonFields:
-    """Fields of every estimator; they are stored as they come, and checked by `check_kinds` and `resolve`."""
-
-    schedule: Schedule = option(
-        "auto", "Main", "auto, or phases of training in steps or seconds, e.g. flow_matching 4000, mle 60s"
-    )
-    max_seconds: float | None = option(
-        None, "Main", "seconds of work (CPU time; on a GPU wall time) allowed to schedule auto (default: counted steps)"
-    )
-    time_density: str = option(
-        "auto", "Training", "density of t in flow matching; auto: tried out", ("auto", *TIME_DENSITIES)
-    )
-    coupling: str = option("independent", "Training", "pairing of base points and rows in flow matching", COUPLINGS)
-    hidden: tuple[int, ...] | None = option(
-        None,
-        "Network",
-        "widths of the hidden layers, e.g. 128,128 (default: three of 64 for up to 3 columns, else of 128); of a U-Net "
-        "its channels, from fine to coarse",
-    )
-    activation: str | None = option(None, "Network", "activation (default: the network's own)", ACTIVATIONS)
-    blocks: int = option(1, "Network", "number of continuous transforms in a row")
-    end_time: float = option(1.0, "Network", "end time of each continuous transform")
-    learn_end_time: bool = option(False, "Network", "learn the end time, starting from end_time")
-    learning_rate: float | None = option(
-        None, "Training", "peak learning rate of flow matching (default: 8e-3; images 2e-3)"
-    )
-    mle_learning_rate: float = option(2e-3, "Likelihood training", "peak learning rate of maximum likelihood")
-    batch_size: int | None = option(None, "Training", "rows in a step (default: 512; images 64)")
-    micro_batches: int | None = option(
-        None, "Machine", "equal parts of a batch, computed in turn or by several workers (default: one a worker)"
-    )
-    weight_decay: float = option(0.0, "Training", "weight decay of AdamW")
-    warmup_steps: int = option(200, "Training", "steps of warm-up, at most a tenth of a phase")
-    clip_norm: float = option(1.0, "Training", "largest norm of the gradient")
-    ema_decay: float = option(0.999, "Training", "decay of the moving average of the weights")
-    validation_fraction: float = option(
-        0.1, "Validation", "part of the rows held out for validation (at most 2000 rows)"
-    )
-    validate_every: int = option(500, "Validation", "most steps between validations, in a phase of steps")
-    patience: int = option(10, "Validation", "validations without improvement that end a phase")
-    trace: str = option(
-        "auto", "Likelihood training", "trace while training; auto: exact up to 8 columns", ("auto", *TRACE_ESTIMATORS)
-    )
-    probes: int = option(1, "Likelihood training", "noise vectors of a stochastic trace")
-    regularizers: Regularizers = option(
-        None, "Likelihood training", "weights of costs along the path in mle, e.g. kinetic 0.01, jacobian 0.01"
-    )
-    steer: float = option(
-        0.0, "Likelihood training", "half-width of the random end time of mle, as a part of it (STEER), e.g. 0.5"
-    )
-    solver: str | None = option(
-        None, "Likelihood training", "method of integration in mle (default: dopri5; images rk4 in 4 steps)", METHODS
-    )
-    train_tolerance: float = option(1e-3, "Likelihood training", "tolerance of an adaptive solver in mle")
-    solver_steps: int | None = option(None, "Likelihood training", "steps of a fixed-step solver in mle")
-    adjoint: str | None = option(
-        None,
-        "Likelihood training",
-        "how gradients run back (default: backprop; images checkpointed); adjoint, seminorm need little memory",
-        ADJOINTS,
-    )
-    compile: str | None = option(
-        None, "Machine", "mode of torch.compile for the dynamics in training (pays on a GPU, if at all)", COMPILE_MODES
-    )
-    precision: str = option(
-        "float32", "Machine", "numbers of the network in training; state and trace stay float32", PRECISIONS
-    )
-    guard: float = option(
-        0.1, "Likelihood training", "largest solver error in mle, as a share of the loss's noise; 0: unchecked"
-    )
-    tolerance: float = option(1e-5, "Accuracy", "tolerance of every reported likelihood and of samples")
-    max_nfe: int = option(10_000, "Accuracy", "largest number of evaluations of one solve")
-    device: str = option("auto", "Machine", "auto, cpu, cuda or mps")
-    random_state: int | None = option(None, "Main", "seed of everything")
-    verbose: bool = option(False, "Main", "show a progress bar")
-
-
-@dataclass(eq=False, repr=False)
-class TableFields(CommonFields):
-    """Fields of FFJORD, the estimator of tables."""
-
-    dynamics: str = option(
-        "auto", "Network", "network of the velocity field (auto: residual)", ("auto", *DYNAMICS)
-    )
-    fourier_features: int | None = option(
-        None, "Network", "octaves of sines and cosines fed to 'residual' (default: tried out, up to 3 columns)"
-    )
-    transforms: Transforms = option(
-        None, "Network", "exact transforms before the continuous ones, e.g. maf 3 or nsf 2, maf 2 (by zuko)"
-    )
-    scaling: str = option("auto", "Network", "fitted scaling of the columns; auto: tried out", ("auto", *SCALINGS))
-    base: str = option("normal", "Network", "base distribution; student: heavy tails, degrees of freedom learned", BASES)
-    dequantize: Dequantize = option(
-        None, "Main", "columns of equal steps that get noise as wide: auto, or names, e.g. age, score 0.5"
-    )
-    support: Support = option(
-        "real", "Main", "where the data live: real, positive or bounded LOW HIGH; one for all columns, or one each"
-    )
-
-
-@dataclass(eq=False, repr=False)
-class ImageFields(CommonFields):
-    """Fields of ImageFFJORD, the estimator of images."""
-
-    dynamics: str = option(
-        "auto", "Network", "network of the velocity field (auto: unet)", ("auto", *IMAGE_DYNAMICS)
-    )
-    scaling: str = option("auto", "Network", "scaling of grey levels (auto: logit)", ("auto", *IMAGE_SCALINGS))
-    bits: int = option(8, "Main", "bits of the grey levels, 1 to 8; fewer make them coarser")
-    alpha: float = option(1e-6, "Network", "margin of the logit of grey levels")
-    scales: int = option(1, "Network", "scales of a multi-scale flow, trained by mle alone")
-    flip: bool = option(False, "Training", "flip images left to right at random in training")
-    context_dropout: float = option(
-        0.0, "Training", "share of images whose class is hidden in flow matching, for guided sampling, e.g. 0.1"
-    )
-    channels_last: bool = option(False, "Machine", "memory layout with channels last, for tensor cores of a GPU")
-
-
-def check_kinds(fields: CommonFields) -> None:
-    """Check the types of all fields.
-
-    Args:
-        fields: Fields.
-
-    Raises:
-        ValueError: If a field has a value of another type than it may have; the first one is named.
-    """
-    for each in dataclasses.fields(kind_of(fields)):
-        value, kinds = getattr(fields, each.name), str(each.type).split(" | ")
-        if each.name in FREE or kinds[0] not in KINDS:
-            continue
-        wrong = isinstance(value, bool) and "bool" not in kinds
-        if wrong or not any(isinstance(value, KINDS[kind][0]) for kind in kinds):
-            raise ValueError(f"{each.name} must be {' or '.join(KINDS[kind][1] for kind in kinds)}; got {value!r}")
-
-
-def kind_of(fields: CommonFields) -> type[TableFields] | type[ImageFields]:
-    """Return the class of fields that an estimator has.
-
-    Args:
-        fields: Fields, or an estimator.
-
-    Returns:
-        TableFields or ImageFields.
-    """
-    return TableFields if isinstance(fields, TableFields) else ImageFields
-
-
-class PhaseSpec(NamedTuple):
-    """A phase of a schedule: the word of its objective, and its end by steps or by seconds, infinite if unlimited."""
-
-    objective: str
-    steps: float = math.inf
-    seconds: float = math.inf
-
-    def __str__(self) -> str:
-        """Return the phase as the command line writes it, e.g. 'mle:60s'."""
-        return "{}:{}".format(*self.value)
-
-    @property
-    def value(self) -> tuple[str, int | str]:
-        """The phase as a schedule holds it, e.g. ("mle", "60s")."""
-        return self.objective, f"{self.seconds:g}s" if self.steps == math.inf else int(self.steps)
+SLOW_FREQUENCY = 2.0  # largest angular frequency of time in a field that hardly changes with it
 
 
 @dataclass(frozen=True)
@@ -321,125 +124,6 @@ def settle(fields: CommonFields, domain: Domain, chosen: Mapping[str, Any]) -> T
     return kind(**{**values, **{name: value for name, value in defaults.items() if values[name] in OPEN}})
 
 
-def phase_specs(schedule: Any) -> list[PhaseSpec]:
-    """Read a schedule.
-
-    Args:
-        schedule: Phases such as ("flow_matching", 4000), ("mle", "60s"), or mappings with the keys "objective" and
-            "steps" or "seconds".
-
-    Returns:
-        The phases.
-
-    Raises:
-        ValueError: If a phase cannot be read.
-    """
-    if isinstance(schedule, str) or not isinstance(schedule, Sequence) or not len(schedule):
-        raise _schedule_error(schedule)
-    return [_phase_spec(schedule, phase) for phase in schedule]
-
-
-def transform_counts(transforms: Any) -> tuple[tuple[str, int], ...]:
-    """Read a list of exact transforms.
-
-    Args:
-        transforms: Pairs (word, count) such as ("maf", 3), or None.
-
-    Returns:
-        The pairs.
-
-    Raises:
-        ValueError: If a word is unknown, or a count is no positive whole number.
-    """
-    pairs = () if transforms is None else transforms
-    try:
-        result = tuple((word, whole("count", count)) for word, count in pairs)
-    except (TypeError, ValueError):
-        result = (("", 0),)
-    if isinstance(pairs, (str, Mapping)) or any(word not in DISCRETE for word, _ in result):
-        words = ", ".join(DISCRETE)
-        raise ValueError(f"transforms must be pairs such as [('maf', 3), ('nsf', 2)] ({words}); got {transforms!r}")
-    return result
-
-
-def regularizer_weights(regularizers: Any) -> dict[str, float]:
-    """Read the weights of costs along the path.
-
-    Args:
-        regularizers: Weights by words of REGULARIZERS, or None.
-
-    Returns:
-        Weights by words.
-
-    Raises:
-        ValueError: If a word is unknown, or a weight is no number >= 0.
-    """
-    weights = {} if regularizers is None else regularizers
-    if not isinstance(weights, Mapping) or not all(
-        word in REGULARIZERS and isinstance(weight, Real) and weight >= 0 for word, weight in weights.items()
-    ):
-        words = ", ".join(REGULARIZERS)
-        raise ValueError(
-            f"regularizers must be weights >= 0 such as {{'kinetic': 0.01}} ({words}); got {regularizers!r}"
-        )
-    return dict(weights)
-
-
-def choice(name: str, word: str, menu: Mapping[str, Any]) -> Any:
-    """Return an entry of a menu.
-
-    Args:
-        name: Field that names it, for the message.
-        word: Word of the menu.
-        menu: Entries by words.
-
-    Returns:
-        The entry.
-
-    Raises:
-        ValueError: If the word is not there; the message lists the words.
-    """
-    if not isinstance(word, str) or word not in menu:
-        raise ValueError(f"{name} must be one of {', '.join(menu)}; got {word!r}")
-    return menu[word]
-
-
-def positive(name: str, value: float) -> float:
-    """Check that a number is positive.
-
-    Args:
-        name: Its name, for the message.
-        value: The number.
-
-    Returns:
-        The number.
-
-    Raises:
-        ValueError: If it is not positive.
-    """
-    if not value > 0:
-        raise ValueError(f"{name} must be positive; got {value}")
-    return value
-
-
-def whole(name: str, value: Any) -> int:
-    """Check that a value is a whole number, at least 1.
-
-    Args:
-        name: Its name, for the message.
-        value: The value.
-
-    Returns:
-        The number.
-
-    Raises:
-        ValueError: If it is not.
-    """
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be a whole number, at least 1; got {value!r}")
-    return int(value)
-
-
 def find_device(name: str) -> torch.device:
     """Return the device of a name; "auto" takes CUDA (a worker its own), then MPS, then the CPU.
 
@@ -461,6 +145,78 @@ def find_device(name: str) -> torch.device:
     return current_workers().device(torch.device(name))
 
 
+def build_flow(config: Config, domain: Domain, fitting: Batch, seed: int) -> Flow:
+    """Return an untrained flow, its preprocessing and base fitted to data, on the device of the configuration.
+
+    Args:
+        config: Configuration.
+        domain: Domain of the data.
+        fitting: Rows in float64, shape (n, *event), and contexts, to fit to.
+        seed: Seed of the weights.
+
+    Returns:
+        The flow.
+
+    Raises:
+        ValueError: If the data do not suit the fields.
+    """
+    preprocess = domain.preprocess(fitting.x, config.fields.scaling)
+    z = fitting.x
+    for transform in preprocess:
+        z, _ = transform.to_base(z)
+    scaling = None if fitting.context is None else Standardize.of(fitting.context)
+    return _assemble(config, domain, preprocess, domain.base(z), scaling, seed)
+
+
+def blank_flow(config: Config, domain: Domain, context_dim: int, seed: int) -> Flow:
+    """Return a flow that was fitted to nothing, to load weights into.
+
+    Args:
+        config: Configuration.
+        domain: Domain of the data.
+        context_dim: Length of a context.
+        seed: Seed of the weights.
+
+    Returns:
+        The flow.
+    """
+    zeros = torch.zeros(context_dim, dtype=torch.float64)
+    scaling = Standardize(zeros, torch.ones_like(zeros)) if context_dim else None
+    preprocess = domain.blank_preprocess(config.fields.scaling)
+    return _assemble(config, domain, preprocess, domain.base(None), scaling, seed)
+
+
+def slow_transforms(config: Config, domain: Domain, context_dim: int, seed: int) -> list[CNF]:
+    """Return the continuous transforms alone, untrained, for fields that hardly change with time.
+
+    Fast sinusoids of time would leave ripples in such a field, which a solver has to follow.
+
+    Args:
+        config: Configuration.
+        domain: Domain of the data.
+        context_dim: Length of a context.
+        seed: Seed of the weights.
+
+    Returns:
+        Transforms, from data to base.
+    """
+    timed = config.fields.dynamics in ("residual", "unet")
+    with _weights_drawn_by(seed):
+        return _continuous(config, domain, context_dim, {"max_frequency": SLOW_FREQUENCY} if timed else {})
+
+
+def report_dtype(device: torch.device) -> torch.dtype:
+    """Return the type in which a device reports: float64, where it has it.
+
+    Args:
+        device: The device.
+
+    Returns:
+        The type.
+    """
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def _check_limit(fields: CommonFields) -> None:
     """Refuse a limit in time that is not positive, or that the schedule does not keep."""
     if fields.max_seconds is None:
@@ -472,45 +228,6 @@ def _check_limit(fields: CommonFields) -> None:
         )
     if not 0 < fields.max_seconds < math.inf:
         raise ValueError(f"max_seconds must be positive and finite; got {fields.max_seconds}")
-
-
-def _phase_spec(schedule: Any, phase: Any) -> PhaseSpec:
-    """Read one phase of a schedule."""
-    if isinstance(phase, PhaseSpec):
-        return phase
-    parts: dict[str, Any] = {"steps": math.inf, "seconds": math.inf}
-    if isinstance(phase, Mapping):
-        parts |= phase
-    elif isinstance(phase, Sequence) and not isinstance(phase, str) and len(phase) == 2:
-        timed = isinstance(phase[1], str) and phase[1].endswith("s")
-        parts |= {"objective": phase[0], **({"seconds": _number(phase[1][:-1])} if timed else {"steps": phase[1]})}
-    if set(parts) != {"objective", "steps", "seconds"}:
-        raise _schedule_error(schedule)
-    return _checked_spec(schedule, **parts)
-
-
-def _checked_spec(schedule: Any, objective: Any, steps: Any, seconds: Any) -> PhaseSpec:
-    """Check the word and the lengths of a phase."""
-    counted = isinstance(steps, Integral) and not isinstance(steps, bool) and steps > 0
-    timed = isinstance(seconds, Real) and not isinstance(seconds, bool) and 0 < seconds < math.inf
-    known = isinstance(objective, str) and objective in OBJECTIVES
-    if not known or not (counted or steps == math.inf) or not (timed or seconds == math.inf) or not (counted or timed):
-        raise _schedule_error(schedule)
-    return PhaseSpec(objective, int(steps) if counted else math.inf, float(seconds))
-
-
-def _schedule_error(schedule: Any) -> ValueError:
-    return ValueError(
-        f"schedule must be 'auto', or a list such as [('flow_matching', 4000), ('mle', '60s')], steps or seconds "
-        f"({', '.join(OBJECTIVES)}); got {schedule!r}"
-    )
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
 
 
 def _phases(
@@ -557,9 +274,6 @@ def _train_config(fields: CommonFields, seed: int) -> TrainConfig:
     for name in ("weight_decay", "warmup_steps"):
         if not getattr(fields, name) >= 0:
             raise ValueError(f"{name} must not be negative; got {getattr(fields, name)}")
-    if not fields.guard >= 0:
-        raise ValueError(f"guard must be at least 0, the share of the loss's noise; got {fields.guard}")
-    choice("precision", fields.precision, dict.fromkeys(PRECISIONS))
     return TrainConfig(
         batch_size=whole("batch_size", fields.batch_size),
         weight_decay=fields.weight_decay,
@@ -630,3 +344,33 @@ def _tolerance(name: str, value: float, dtype: torch.dtype) -> float:
     if positive(name, value) < finest:
         raise ValueError(f"{name} must be at least {finest:.1g}, the resolution of {dtype}; got {value:g}")
     return value
+
+
+def _assemble(
+    config: Config, domain: Domain, preprocess: Sequence[Transform], base: Base, scaling: Transform | None, seed: int
+) -> Flow:
+    """Draw the weights, and put the parts together."""
+    context_dim = 0 if scaling is None else scaling.event_shape[0]
+    with _weights_drawn_by(seed):
+        exact = [zuko_transform(word, count, domain.size, context_dim) for word, count in config.transforms]
+        continuous = _continuous(config, domain, context_dim, {})
+    flow = Flow(
+        [*exact, *continuous], base=base, preprocess=preprocess, context_dim=context_dim, context_preprocess=scaling
+    )
+    return domain.lay_out(flow).to(config.device)
+
+
+def _continuous(config: Config, domain: Domain, context_dim: int, extra: dict[str, Any]) -> list[CNF]:
+    """Make the continuous transforms, their networks with extra options."""
+    fields = config.fields
+    network: Callable[[tuple[int, ...]], nn.Module] = partial(config.network, context_dim=context_dim, **extra)
+    options = {"solver": config.solver, "end_time": fields.end_time, "learn_end_time": fields.learn_end_time}
+    return domain.continuous(network, whole("blocks", fields.blocks), options)
+
+
+@contextmanager
+def _weights_drawn_by(seed: int) -> Iterator[None]:
+    """Let a seed draw the weights that are made meanwhile; torch's global random state is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield

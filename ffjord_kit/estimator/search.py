@@ -1,11 +1,11 @@
-r"""Schedule `auto`: what is left open is tried out on validation data, then trained for the rest of the budget.
+r"""Schedule `auto`: open fields are tried out on validation data, then training goes on for the rest of the budget.
 
-Short fits by flow matching, one after the other, each with one word changed and the better one kept: the density of t
+Short fits by flow matching, one after the other, each with one field changed, the better one kept: the density of t
 (which weight suits is a matter of the data), the scaling next to the data (correlations, edges and skew against plain
-units), and for a few columns the octaves among the inputs. A later word must win by a margin. The best of them is
-trained on by flow matching. A finish by maximum likelihood follows: MLE_STEPS for a few columns where steps are
-counted, or, of a limit in seconds, a share of what is left where that buys enough steps. One of steps ends at the
-second validation that is not better; the better weights are kept. The log says all of it.
+units), and for a few columns the Fourier features among the inputs. A later value must win by a margin. The best of them
+is trained on by flow matching. A finish by maximum likelihood follows: MLE_STEPS for a few columns where steps are
+counted, or, of a limit in seconds, a share of the rest if that buys enough steps. One of steps ends at the second
+validation that is not better; the better weights are kept. The log says all of it.
 """
 
 from __future__ import annotations
@@ -13,266 +13,311 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
-from ffjord_kit.estimator import build
-from ffjord_kit.estimator.defaults import FEW_COLUMNS, OPEN, defaults, is_image, settled
-from ffjord_kit.estimator.fields import Fields
-from ffjord_kit.estimator.plan import Plan, untrained
-from ffjord_kit.estimator.words import Part
-from ffjord_kit.failures import SolveError
+from ffjord_kit.data import Batch
+from ffjord_kit.estimator.config import Config, build_flow, resolve
+from ffjord_kit.estimator.data import Domain, TrainingData
+from ffjord_kit.estimator.fields import OPEN, CommonFields, PhaseSpec
+from ffjord_kit.estimator.table import SCALING_MARGIN
 from ffjord_kit.flow import Flow
-from ffjord_kit.heavy_tails import widened
-from ffjord_kit.layers import shared_information
-from ffjord_kit.progress import progress_bar
-from ffjord_kit.training import History, Phase, TrainingDiverged, fit
-from ffjord_kit.training.data import noise_generator, peel
-from ffjord_kit.training.watch import Watch
+from ffjord_kit.noise import keyed_generator
+from ffjord_kit.ode import SolveError
+from ffjord_kit.progress import training_progress
+from ffjord_kit.training import History, Phase, TrainingDiverged, Workers, fit_flow
+from ffjord_kit.training.data import preprocessed
+from ffjord_kit.training.runtime import Timer
 
 STEPS, MOST_EPOCHS = 4000, 700  # of flow matching where steps are counted: small sets are learnt by heart beyond
 TRIAL_STEPS, TRIAL_SHARE, TRIAL_SHARE_OF_MANY = 400, 0.06, 0.05  # of few columns, and of more, with more to try
-TRIAL_ELEMENTS, TRIAL_ROWS = 4_096, 50  # of the validation data; at least so many rows
-# Nats a column by which a later word must win: a short fit is kinder to some.
-MARGINS = {"time_density": 0.05, "scaling": 0.02, "octaves": 0.01}
+TRIAL_ELEMENTS, TRIAL_ROWS = 4_096, 50  # of the validation data; at least this number of rows
+# Nats a column by which a later value must win: a short fit is kinder to some.
+MARGINS = {"time_density": 0.05, "scaling": SCALING_MARGIN, "fourier_features": 0.01}
 WARM_STEPS = 3  # before the trials: the first steps of a process are slow
-LAYERS_STEPS, LAYERS_SHARE = 2000, 0.25
-GAUSSIANIZED_FROM = 200  # rows: fewer say little of the quantiles
-WHITENED_UP_TO = 32  # columns: with 63 it led by ten nats after 240 steps, and after 2,500 by nothing
+TRANSFORMS_STEPS, TRANSFORMS_SHARE = 2000, 0.25
 MLE_STEPS = 100  # of a finish where steps are counted, for a few columns
 FINISH, FINISH_OF_MANY = (0.35, 30), (0.2, 50)  # of the time left, and the least steps of it: few columns, and more
-THERE_AND_BACK = 3  # times the way forward
+THERE_AND_BACK = 3  # times the cost of the forward pass
 
 
-class Chosen(NamedTuple):
-    """The words of what was left open, the flow to go on with, and what it took so far."""
+class Choice(NamedTuple):
+    """What schedule auto has settled.
 
-    words: dict[str, Any]
+    Attributes:
+        values: Values of the open fields, the schedule among them.
+        flow: Flow to go on with.
+        before: History of the trials.
+    """
+
+    values: dict[str, Any]
     flow: Flow
     before: History
 
 
 class Trial(NamedTuple):
-    """A short fit: the words it was made with, its flow, its validation NLL, its steps, and what made it fail."""
+    """A short fit.
 
-    words: dict[str, Any]
+    Attributes:
+        values: Values of the open fields that it was made with.
+        flow: Its flow.
+        nll: Its validation NLL.
+        steps: Its steps.
+        failure: What made it fail.
+    """
+
+    values: dict[str, Any]
     flow: Flow
     nll: float = math.inf
     steps: int = 0
     failure: TrainingDiverged | None = None
 
 
-def choose(fields: Fields, plan: Plan, seed: int) -> Chosen:
-    """Try out what `fields` leave open, and settle the schedule.
+def choose(fields: CommonFields, domain: Domain, data: TrainingData, config: Config, flow: Flow) -> Choice:
+    """Try out the open fields, and settle the schedule.
 
-    Raises KeyboardInterrupt where it is interrupted: the trials are soon made again.
+    Args:
+        fields: Fields, some of them open.
+        domain: Domain of the data.
+        data: Training data.
+        config: Configuration with the open fields at their defaults.
+        flow: Untrained flow of that configuration.
+
+    Returns:
+        The choice.
+
+    Raises:
+        TrainingDiverged: If every trial diverges.
+        KeyboardInterrupt: If it is interrupted: the trials are soon made again.
     """
-    search, best = Search(fields, plan, seed, History(seed)), Trial({}, plan.flow)
-    why = _nothing_to_try(fields, plan)
-    if why:
-        search.note(f"nothing tried out ({why})")
+    search, best = Search(fields, domain, data, config, flow, History(config.train.seed)), Trial({}, flow)
+    reason = search.reason_not_to_try()
+    if reason:
+        search.note(f"nothing tried out ({reason})")
     else:
         best = search.best()
-    words = {**defaults(plan.event, fields.base), **best.words}
-    words = {name: word for name, word in words.items() if getattr(fields, name) in OPEN}
-    parts = search.parts(settled(fields, words, plan.event), best)
-    words["schedule"] = ",".join(map(str, parts))
-    search.note("chosen: " + ", ".join(f"{name}={word}" for name, word in words.items()))
-    return Chosen(words, best.flow, search.before)
+    values = {**domain.defaults(), **best.values}
+    values = {name: value for name, value in values.items() if getattr(fields, name) in OPEN}
+    specs = list(search.schedule(resolve(fields, domain, seed=config.train.seed, chosen=values), best))
+    values["schedule"] = [spec.value for spec in specs]
+    search.note("chosen: " + ", ".join(f"{name}={_word(value)}" for name, value in values.items()))
+    return Choice(values, best.flow, search.before)
 
 
 @dataclass
 class Search:
-    """What the trials are made of, and the history `before` the schedule, which tells of them and of their time."""
+    """The trials of one fit.
 
-    fields: Fields
-    plan: Plan
-    seed: int
+    Args:
+        fields: Fields, some of them open.
+        domain: Domain of the data.
+        data: Training data.
+        config: Configuration with the open fields at their defaults.
+        flow: Untrained flow of that configuration.
+        before: History that records the trials and their time.
+    """
+
+    fields: CommonFields
+    domain: Domain
+    data: TrainingData
+    config: Config
+    flow: Flow
     before: History
 
     def best(self) -> Trial:
-        """The best of the trials: first words first, then the best so far with one word changed.
+        """Make the trials: the first values first, then the best so far with one value changed.
 
-        Raises TrainingDiverged where every trial does.
+        Returns:
+            The best trial.
+
+        Raises:
+            TrainingDiverged: If every trial diverges.
         """
-        options = list(self.open())
-        count = 1 + sum(len(words) - 1 for _, words in options)
-        first = {name: words[0] for name, words in options}
+        options = list(self.options())
+        count = 1 + sum(len(values) - 1 for _, values in options)
+        first = {name: values[0] for name, values in options}
         if self.fields.max_seconds is not None:
             self._fitted(first, (WARM_STEPS, math.inf), None)
         best = self._tried(first, f"trial 1/{count}")
-        ways = [(name, word) for name, words in options for word in words[1:]]
-        for number, (name, word) in enumerate(ways, 2):
-            trial = self._tried({**best.words, name: word}, f"trial {number}/{count}")
-            margin = MARGINS[name] * self.dimensions
+        changes = [(name, value) for name, values in options for value in values[1:]]
+        for number, (name, value) in enumerate(changes, 2):
+            trial = self._tried({**best.values, name: value}, f"trial {number}/{count}")
+            margin = MARGINS[name] * self.domain.size
             best = trial if trial.nll < best.nll - margin else best
         if best.failure is not None:
             raise best.failure
         return best
 
-    def open(self) -> Iterator[tuple[str, tuple[Any, ...]]]:
-        """The fields left open, and the words to try, the likelier first."""
-        if self.fields.time_density == "auto":
-            yield "time_density", ("likelihood", "uniform")
-        if self.fields.scaling == "auto":
-            yield "scaling", self._scalings()
-        if self.fields.octaves is None and self.fields.dynamics in ("auto", "residual"):
-            yield "octaves", (2, 0) if self.few_columns else (0,)
+    def options(self) -> Iterator[tuple[str, tuple[Any, ...]]]:
+        """Yield the fields to try out and their values, the likelier first.
 
-    def _scalings(self) -> tuple[str, ...]:
-        if self.fields.base == "student":
-            return ("robust",)
-        x = self.plan.fitting[0]
-        if widened(x):
-            words = ("robust",)
-        else:
-            words = ("standardize", "half_whiten") if self._worth_whitening(x) else ("standardize",)
-        return (*words, "gaussianize") if len(self.plan.rows[0]) >= GAUSSIANIZED_FROM else words
+        Yields:
+            Fields and values.
+        """
+        for name, values in self.domain.search_options(self.data.fitting.x, len(self.data.x)):
+            suits = name != "fourier_features" or self.fields.dynamics in ("auto", "residual")
+            if getattr(self.fields, name) in OPEN and suits:
+                yield name, values
 
-    def _worth_whitening(self, x: Tensor) -> bool:
-        """Whether what correlations show is worth a margin, can be taken away, and a trial would tell."""
-        some = FEW_COLUMNS < self.dimensions <= WHITENED_UP_TO
-        return some and MARGINS["scaling"] * self.dimensions < shared_information(x) < math.inf
+    def reason_not_to_try(self) -> str:
+        """Return why no trials are made.
 
-    def parts(self, now: Fields, best: Trial) -> Iterator[Part]:
-        """The phases that follow, of the settled fields `now`, in what is left of the budget."""
-        left = self._left()
-        if now.scales > 1:  # flow matching moves every pixel to the end, and leaves none behind
-            yield Part("mle", self._steps()) if left is None else Part("mle", seconds=left)
+        Returns:
+            The reason; empty if they are made.
+        """
+        if self.config.transforms:
+            return "exact transforms come first"
+        return self.domain.reason_not_to_search() or ("no validation rows" if self.data.held_out is None else "")
+
+    def schedule(self, config: Config, best: Trial) -> Iterator[PhaseSpec]:
+        """Yield the phases that follow, in the rest of the budget.
+
+        Args:
+            config: Configuration with the chosen values.
+            best: Best trial.
+
+        Yields:
+            Phases.
+        """
+        left = self._seconds_left()
+        if config.phases[0].objective.name == "mle":  # multi-scale flows, which flow matching cannot train
+            yield PhaseSpec("mle", self._matching_steps()) if left is None else PhaseSpec("mle", seconds=left)
             return
-        finish = self.finish(now, best)
-        left = self._left()
+        finish = self.finish(config, best)
+        left = self._seconds_left()
         taken = 0.0 if finish is None or left is None else finish.seconds
-        if now.layers:
-            yield Part("layers", *_length(left, LAYERS_SHARE, LAYERS_STEPS))
-            taken += 0.0 if left is None else LAYERS_SHARE * left
-        yield Part("flow_matching", self._steps()) if left is None else Part("flow_matching", seconds=left - taken)
+        if config.transforms:
+            yield PhaseSpec("transforms", *_length(left, TRANSFORMS_SHARE, TRANSFORMS_STEPS))
+            taken += 0.0 if left is None else TRANSFORMS_SHARE * left
+        matching = "flow_matching"
+        yield PhaseSpec(matching, self._matching_steps()) if left is None else PhaseSpec(matching, seconds=left - taken)
         if finish is not None:
             yield finish
 
-    def finish(self, now: Fields, best: Trial) -> Part | None:
-        """The finish by maximum likelihood, or None where it cannot be judged or too few of its steps can be had."""
+    def finish(self, config: Config, best: Trial) -> PhaseSpec | None:
+        """Return the finish by maximum likelihood.
+
+        Args:
+            config: Configuration with the chosen values.
+            best: Best trial.
+
+        Returns:
+            The phase; None if it cannot be judged, or too few of its steps can be had.
+        """
         if not best.steps:
             return self._no_finish("no trials")
         if self.fields.max_seconds is None:
-            if self.few_columns:
-                return Part("mle", steps=MLE_STEPS)
+            if self.domain.few_columns:
+                return PhaseSpec("mle", steps=MLE_STEPS)
             return self._no_finish("too dear for so many columns without max_seconds")
-        share, least = FINISH if self.few_columns else FINISH_OF_MANY
-        with self._counted():
-            forward = _seconds_forward(now, self.plan, best.flow)
-        steps = int(share * self._left() / (THERE_AND_BACK * forward))
+        share, least = FINISH if self.domain.few_columns else FINISH_OF_MANY
+        with self._timed():
+            forward = self._seconds_of_a_loss(config, best.flow)
+        left = self._seconds_left() or 0.0
+        steps = int(share * left / (THERE_AND_BACK * forward))
         if steps < least:
             return self._no_finish(f"{share:.0%} of the time left would buy {steps} of its steps")
-        return Part("mle", seconds=share * self._left())
+        return PhaseSpec("mle", seconds=share * (self._seconds_left() or 0.0))
 
-    @property
-    def dimensions(self) -> int:
-        """The number of columns, or pixels."""
-        return math.prod(self.plan.event)
+    def note(self, event: str) -> None:
+        """Record an event.
 
-    @property
-    def few_columns(self) -> bool:
-        """Whether a step by likelihood is cheap."""
-        return self.dimensions <= FEW_COLUMNS
+        Args:
+            event: Text.
+        """
+        seconds = round(self.before.seconds, 3)
+        self.before.records.append({"step": 0, "phase": "trials", "seconds": seconds, "event": event})
 
     @property
     def _share(self) -> float:
-        """Of the seconds allowed, what a trial takes."""
-        return TRIAL_SHARE if self.few_columns else TRIAL_SHARE_OF_MANY
+        """Share of the allowed seconds that a trial takes."""
+        return TRIAL_SHARE if self.domain.few_columns else TRIAL_SHARE_OF_MANY
 
-    def note(self, event: str) -> None:
-        """Tell it in the log."""
-        self.before.records.append(
-            {"step": 0, "phase": "trials", "seconds": round(self.before.seconds, 3), "event": event}
-        )
-
-    def _left(self) -> float | None:
-        """The seconds left of those allowed, a trial's share at least; None without a limit."""
+    def _seconds_left(self) -> float | None:
+        """Return the seconds left of those allowed, at least a trial's share; None without a limit."""
         limit = self.fields.max_seconds
-        return None if limit is None else max(limit - self.before.spent, self._share * limit)
+        return None if limit is None else max(limit - self.before.work_seconds, self._share * limit)
 
-    def _steps(self) -> int:
-        """The steps of flow matching where no seconds are given."""
-        an_epoch = max(1, len(self.plan.rows[0]) // self.plan.options["batch_size"])
-        return min(STEPS, MOST_EPOCHS * an_epoch)
+    def _matching_steps(self) -> int:
+        """Return the steps of flow matching where no seconds are given."""
+        epoch = max(1, len(self.data.x) // self.config.train.batch_size)
+        return min(STEPS, MOST_EPOCHS * epoch)
 
-    def _no_finish(self, why: str) -> None:
-        self.note(f"no finish by maximum likelihood: {why}")
+    def _no_finish(self, reason: str) -> None:
+        self.note(f"no finish by maximum likelihood: {reason}")
 
-    def _tried(self, words: dict[str, Any], title: str) -> Trial:
-        """A trial, which the log tells."""
-        trial = self._fitted(words, _length(self.fields.max_seconds, self._share, TRIAL_STEPS), title)
-        told = ", ".join(f"{name}={word}" for name, word in words.items()) or "the only way"
+    def _tried(self, values: dict[str, Any], title: str) -> Trial:
+        """Make a trial, and record it."""
+        trial = self._fitted(values, _length(self.fields.max_seconds, self._share, TRIAL_STEPS), title)
+        settings = ", ".join(f"{name}={value}" for name, value in values.items()) or "the only way"
         result = f"validation NLL {trial.nll:.4f} after {trial.steps} steps" if trial.failure is None else "diverged"
-        self.note(f"tried {told}: {result}")
+        self.note(f"tried {settings}: {result}")
         return trial
 
-    def _fitted(self, words: dict[str, Any], length: tuple[float, float], title: str | None) -> Trial:
-        """A short fit from the start, under a progress bar with a title."""
-        (steps, seconds), plan, before = length, self.plan, self.before
-        now = settled(self.fields, words, self.plan.event)
-        objective, rate = build.build_objectives(now, self.plan.event)["flow_matching"]
+    def _fitted(self, values: dict[str, Any], length: tuple[float, float], title: str | None) -> Trial:
+        """Make a short fit from the start, with a progress bar if it has a title."""
+        (steps, seconds), data, before = length, self.data, self.before
+        config = resolve(self.fields, self.domain, seed=before.seed, chosen=values)
+        objective, rate = config.objectives["flow_matching"]
         phase = Phase(objective, steps, rate, seconds, validations=1)
-        few = slice(0, max(TRIAL_ROWS, TRIAL_ELEMENTS // self.dimensions))
-        judges = tuple(part if part is None else part[few] for part in plan.held_out)
         guess = 0.0 if seconds == math.inf else seconds / 8  # of what a validation costs: there is one, at the end
-        known = History(self.seed, validation_cost=before.validation_cost or guess)
+        known = History(before.seed, validation_cost=before.validation_cost or guess)
+        shown = self.fields.verbose and title is not None
         try:
-            with (
-                self._counted(),
-                progress_bar([phase], self.fields.verbose and title is not None, titles=[title]) as tell,
-            ):
-                flow = untrained(now, *plan.fitting, self.seed)
-                history = fit(
-                    flow, plan.rows[0], context=plan.rows[1], validation=judges, schedule=[phase], **plan.options,
-                    seed=self.seed, before=known, on_step=tell,
+            with self._timed(), training_progress([phase], shown=shown, titles=[title or ""]) as on_step:
+                flow = build_flow(config, self.domain, data.fitting, before.seed)
+                history = fit_flow(
+                    flow, data.x, context=data.context, validation=self._judges(), schedule=[phase],
+                    evaluation=config.validation, config=self._alone(config), workers=Workers(), before=known,
+                    on_step=on_step,
                 )  # fmt: skip
         except TrainingDiverged as error:
-            return Trial(words, plan.flow, failure=error)
+            return Trial(values, self.flow, failure=error)
         if history.interrupted:
             raise KeyboardInterrupt
         before.validation_cost = history.validation_cost
-        return Trial(words, flow, history.best_nll, history.step)
+        nll = math.inf if history.best_nll is None else history.best_nll
+        return Trial(values, flow, nll, history.step)
+
+    def _judges(self) -> Batch | None:
+        """Return some of the held-out rows."""
+        few = slice(0, max(TRIAL_ROWS, TRIAL_ELEMENTS // self.domain.size))
+        return None if self.data.held_out is None else self.data.held_out[few]
+
+    def _alone(self, config: Config) -> Any:
+        """Return the training options for one worker, which computes all parts of a batch."""
+        return replace(config.train, micro_batches=config.train.micro_batches or Workers.here().size)
+
+    def _seconds_of_a_loss(self, config: Config, flow: Flow) -> float:
+        """Return the seconds that a batch's loss takes in maximum likelihood; infinite if it cannot be solved."""
+        rows = min(len(self.data.fitting), config.train.batch_size)
+        some = torch.linspace(0, len(self.data.fitting) - 1, rows).long()
+        batch = preprocessed(flow, self.data.fitting[some]).batch
+        timer, generator = Timer(batch.x.device), keyed_generator(batch.x.device, "cost")
+        try:
+            with torch.no_grad():
+                float(config.objectives["mle"][0].loss(flow.inner, batch, generator).value)
+        except SolveError:
+            return math.inf
+        return timer.read()[1]
 
     @contextmanager
-    def _counted(self) -> Iterator[None]:
-        """Count the time of what is done here, however it ends."""
-        watch = Watch(build.build_device(self.fields.device), self.before.seconds, self.before.spent)
+    def _timed(self) -> Iterator[None]:
+        """Add the time of what is done meanwhile, however it ends."""
+        timer = Timer(self.config.device, self.before.seconds, self.before.work_seconds)
         try:
             yield
         finally:
-            self.before.seconds, self.before.spent = watch.read()
+            self.before.seconds, self.before.work_seconds = timer.read()
 
 
-def _nothing_to_try(fields: Fields, plan: Plan) -> str:
-    """Why no trials are made; empty where they are."""
-    if is_image(plan.event):
-        return "images have words that suit them"
-    if fields.layers:
-        return "layers come first"
-    return "no validation rows" if plan.held_out is None else ""
-
-
-def _seconds_forward(now: Fields, plan: Plan, flow: Flow) -> float:
-    """What the loss of a batch takes in maximum likelihood; infinite where it cannot be solved."""
-    objective = build.build_objectives(now, plan.event)["mle"][0]
-    fixed, inner = peel(flow)
-    few = torch.linspace(0, len(plan.fitting[0]) - 1, min(len(plan.fitting[0]), plan.options["batch_size"])).long()
-    context = None if plan.fitting[1] is None else plan.fitting[1][few]
-    data = fixed.prepare(plan.fitting[0][few], context, next(inner.parameters()))
-    watch = Watch(data.x.device)
-    try:
-        with torch.no_grad():
-            float(objective.loss(inner, data.x, data.context, noise_generator(data.x.device, "cost")).value)
-    except SolveError:
-        return math.inf
-    return watch.read()[1]
+def _word(value: Any) -> str:
+    """Write a chosen value for the log."""
+    return ",".join(f"{word}:{length}" for word, length in value) if isinstance(value, list) else str(value)
 
 
 def _length(seconds: float | None, share: float, steps: int) -> tuple[float, float]:
-    """So many steps, or a share of the seconds where there is a limit to them: (steps, seconds)."""
+    """Return (steps, seconds): the steps, or a share of the seconds if they are limited."""
     return (steps, math.inf) if seconds is None else (math.inf, share * seconds)
