@@ -103,8 +103,9 @@ class Flow(nn.Module):
         context_preprocess: Transform | None = None,
     ) -> None:
         super().__init__()
-        prepared = isinstance(preprocess, Preprocess)
-        self.preprocess = preprocess if prepared else Preprocess(preprocess, context_preprocess)
+        if not isinstance(preprocess, Preprocess):
+            preprocess = Preprocess(preprocess, context_preprocess)
+        self.preprocess = preprocess
         self.transforms = nn.ModuleList(transforms)
         known = [*self.preprocess.transforms, *transforms]
         self.base = StandardNormal(_event_shape(known)) if base is None else as_base(base)

@@ -1,14 +1,13 @@
-"""The contract of every dynamics: shape, dtype, gradient to every parameter, time as a number or one for each row."""
+"""Contract of every vector field of DYNAMICS: shape, dtype, gradients, time as a number or one for each row."""
 
 import pytest
 import torch
 from oracles import F64, close, jacobian, randn
 
-from ffjord_kit.activations import ACTIVATIONS
-from ffjord_kit.cnf import CNF
-from ffjord_kit.dynamics import DYNAMICS, ResidualDynamics
 from ffjord_kit.flow import Flow
-from ffjord_kit.solver import Solver
+from ffjord_kit.nn import ACTIVATIONS, DYNAMICS, ResidualDynamics
+from ffjord_kit.ode import AdaptiveSolver, make_solver
+from ffjord_kit.transforms import CNF
 
 HIDDEN = [(8,), (8, 16, 4)]
 EVENTS = [(1,), (3,), (2, 2, 2)]
@@ -60,8 +59,8 @@ def test_the_gradient_reaches_every_element_of_every_parameter_and_input(word, d
 def test_rows_do_not_mix(word, dim, hidden):
     x, context = inputs(dim)
     field, time = build(word, dim, hidden), torch.linspace(0.1, 0.9, 4, dtype=F64)
-    parts = (time, x) if context is None else (time, x, context)
-    for matrix in torch.autograd.functional.jacobian(field, parts):
+    arguments = (time, x) if context is None else (time, x, context)
+    for matrix in torch.autograd.functional.jacobian(field, arguments):
         by_rows = matrix.reshape(4, 3, 4, -1).abs().sum((1, 3))
         close(by_rows, by_rows.diagonal().diag(), 0.0)
         assert bool((by_rows.diagonal() > 0).all())
@@ -78,9 +77,9 @@ def test_one_time_for_all_is_the_same_as_one_for_each_row(word, dim, hidden):
 def test_derivatives_are_those_of_finite_differences_to_the_second_order(word, dim, hidden):
     x, context = inputs(dim, rows=2)
     field, time = build(word, dim, hidden), torch.tensor([0.3, 0.8], dtype=F64)
-    parts = tuple(v.requires_grad_() for v in ((time, x) if context is None else (time, x, context)))
-    assert torch.autograd.gradcheck(field, parts, fast_mode=True)
-    assert torch.autograd.gradgradcheck(field, parts, fast_mode=True, gen_non_contig_grad_outputs=False)
+    arguments = tuple(v.requires_grad_() for v in ((time, x) if context is None else (time, x, context)))
+    assert torch.autograd.gradcheck(field, arguments, fast_mode=True)
+    assert torch.autograd.gradgradcheck(field, arguments, fast_mode=True, gen_non_contig_grad_outputs=False)
 
 
 ACTIVATED = [(word, a) for word in DYNAMICS for a in (("tanh",) if word == "potential" else ACTIVATIONS)]
@@ -116,10 +115,10 @@ def test_a_network_is_reproduced_by_its_state(word):
 def test_a_density_in_single_precision_is_that_in_double(word, method):
     x, context = inputs(3)
     field = build(word, 3, scale=0.2)
-    flow = Flow([CNF(field, (3,), solver=Solver(method))], context_dim=3).double()
+    flow = Flow([CNF(field, (3,), solver=make_solver(method))], context_dim=3).double()
     with torch.no_grad():
-        exact = flow.log_prob(x, context, solver=Solver(rtol=1e-9, atol=1e-9))
-        single = flow.float().log_prob(x.float(), context.float(), solver=Solver(method, 1e-6, 1e-6))
+        exact = flow.log_prob(x, context, solver=AdaptiveSolver(rtol=1e-9, atol=1e-9))
+        single = flow.float().log_prob(x.float(), context.float(), solver=make_solver(method, tolerance=1e-6))
     assert single.dtype == torch.float32
     close(single.double(), exact, 2e-4)
 
@@ -129,3 +128,5 @@ def test_the_slope_of_an_activation_is_that_of_automatic_differentiation(word):
     u = torch.linspace(-30, 30, 2001, dtype=F64).requires_grad_()
     y, slope = ACTIVATIONS[word](u, torch.ones_like(u))
     close(slope, torch.autograd.grad(y.sum(), u)[0], 1e-12)
+    for got, expected in zip(ACTIVATIONS[word].with_slope(u), (y, slope), strict=True):
+        close(got, expected, 0.0)

@@ -243,7 +243,7 @@ def data() -> None:
         table.add_column(title, overflow="fold")
     for row in datasets.describe():
         known = "yes" if row.truth_known else ""
-        table.add_row(row.name, row.what, str(row.dimensions), str(row.rows or "any"), known)
+        table.add_row(row.name, row.summary, str(row.dimensions), str(row.rows or "any"), known)
     PLAIN.print(table)
     PLAIN.print(_image_sets())
     click.echo(
@@ -258,5 +258,5 @@ def _image_sets() -> Table:
     for title in ("images", "what", "shape", "train", "test"):
         table.add_column(title, overflow="fold")
     for row in datasets.describe_images():
-        table.add_row(row.name, row.what, row.shape, str(row.train), str(row.test))
+        table.add_row(row.name, row.summary, row.shape, str(row.train), str(row.test))
     return table

@@ -1,4 +1,4 @@
-"""Networks f(t, x, context) that give dx/dt, by their words."""
+"""Networks f(t, x, context) that give dx/dt; the menus DYNAMICS and IMAGE_DYNAMICS name them."""
 
 from __future__ import annotations
 

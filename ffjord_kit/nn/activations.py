@@ -1,12 +1,12 @@
-r"""Activations with their slopes in closed form, so that tangents can be carried through a network layer by layer.
+r"""Activations with their derivatives in closed form, so that tangents are carried through a network layer by layer.
 
-y = a(u),    dy = a'(u) du;    with sigma the logistic function and Phi, phi the normal law's,
+y = a(u),    dy = a'(u) du;    with sigma the logistic function, Phi and phi the standard normal's, a and a' are
 
-silu      u sigma(u)              sigma(u) + y (1 - sigma(u))
-tanh      tanh(u)                 1 - y^2
-softplus  log(1 + exp(u))         sigma(u)
-elu       u, or exp(u) - 1        1, or exp(u)            for u > 0, and below
-gelu      u Phi(u)                Phi(u) + u phi(u)
+silu        u sigma(u)              sigma(u) + y (1 - sigma(u))
+tanh        tanh(u)                 1 - y^2
+softplus    log(1 + exp(u))         sigma(u)
+elu         u, or exp(u) - 1        1, or exp(u)            for u > 0, and below
+gelu        u Phi(u)                Phi(u) + u phi(u)
 """
 
 from __future__ import annotations
@@ -23,7 +23,17 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Activation:
-    """A function y of u, element by element, and its slope as a function of u and y."""
+    """A function y = a(u), element by element, with its derivative.
+
+    Args:
+        value: The function a.
+        slope: The derivative a' as a function of u and y.
+
+    Example:
+        >>> y, slope = ACTIVATIONS["tanh"].with_slope(torch.zeros(1))
+        >>> y.item(), slope.item()
+        (0.0, 1.0)
+    """
 
     value: Callable[[Tensor], Tensor]
     slope: Callable[[Tensor, Tensor], Tensor]
@@ -31,9 +41,30 @@ class Activation:
     def __call__(
         self, u: Tensor, tangents: Tensor | None = None, scale: Tensor | float = 1.0
     ) -> tuple[Tensor, Tensor | None]:
-        """y and, for tangents du/scale, the tangents dy; None where none are given."""
+        """Apply the function, and its derivative to tangents.
+
+        Args:
+            u: Inputs, of any shape.
+            tangents: Tangents du / scale, of a shape that broadcasts against that of u; or None.
+            scale: Factor of the tangents.
+
+        Returns:
+            y, of the shape of u, and the tangents dy, or None where there are none.
+        """
         y = self.value(u)
         return y, None if tangents is None else tangents * (self.slope(u, y) * scale)
+
+    def with_slope(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Apply the function and its derivative.
+
+        Args:
+            u: Inputs, of any shape.
+
+        Returns:
+            y and a'(u), both of the shape of u.
+        """
+        y = self.value(u)
+        return y, self.slope(u, y)
 
 
 def _silu_slope(u: Tensor, y: Tensor) -> Tensor:
@@ -58,7 +89,7 @@ def _elu_slope(u: Tensor, y: Tensor) -> Tensor:
     return torch.where(u > 0, 1.0, y + 1)
 
 
-# Named functions, not lambdas: a fitted model is pickled.
+# Named functions, not lambdas: workers copy a model by pickling it.
 ACTIVATIONS: dict[str, Activation] = {
     "silu": Activation(F.silu, _silu_slope),
     "tanh": Activation(torch.tanh, _tanh_slope),

@@ -4,8 +4,8 @@ Any `nn.Module` with this signature is a vector field:
 
     forward(t, x, context=None) -> dx/dt      t: () or (batch,); x: (batch, *event); context: (batch, context_dim)
 
-A row of the output depends on the same row of the inputs alone (no batch normalisation), since the trace of the Jacobian
-is taken row by row.
+A row of the output depends on the same row of the inputs alone (no batch normalisation), since the trace of the
+Jacobian is taken row by row.
 """
 
 from __future__ import annotations
@@ -94,14 +94,27 @@ class SinusoidalEmbedding(nn.Module):
     Args:
         count: Number of frequencies.
         max_frequency: Largest angular frequency; the smallest is 1.
+
+    Example:
+        >>> SinusoidalEmbedding(2, max_frequency=10.0)(torch.zeros(1, 1)).tolist()
+        [[0.0, 0.0, 1.0, 1.0]]
     """
+
+    frequencies: Tensor
 
     def __init__(self, count: int = 16, *, max_frequency: float) -> None:
         super().__init__()
         self.register_buffer("frequencies", torch.logspace(0.0, math.log10(max_frequency), count))
 
     def forward(self, t: Tensor) -> Tensor:
-        """Return features, shape (rows, 2 * count), of times t, shape (rows, 1)."""
+        """Return sines and cosines.
+
+        Args:
+            t: Times, shape (rows, 1).
+
+        Returns:
+            Features, shape (rows, 2 * count).
+        """
         angles = t * self.frequencies
         return torch.cat([angles.sin(), angles.cos()], dim=1)
 

@@ -1,4 +1,4 @@
-"""Concat-squash convolutions: the dynamics of the FFJORD paper for images."""
+"""Concat-squash convolutions: the vector field of the FFJORD paper for images."""
 
 from __future__ import annotations
 
@@ -11,10 +11,24 @@ from ffjord_kit.nn.base import gates_and_shifts, join_context, time_column
 
 
 class ConvolutionDynamics(nn.Module):
-    """Convolutions of 3 by 3 at one size, each gated and shifted by time (and context).
+    r"""Convolutions of 3 by 3 at one resolution, each gated and shifted by time (and context).
 
-    Shapes: t () or (batch,), x (batch, c, h, w), context (batch, context_dim) -> (batch, c, h, w).
-    Source: Grathwohl et al. 2019, appendix B.1.
+        h_i = (K_i * a(h_{i-1}) + c_i) sigmoid(g_i [t, context] + e_i) + b_i [t, context]
+
+    Args:
+        event_shape: Shape of an image, (channels, height, width); the convolutions take any height and width.
+        context_dim: Length of the context vectors; 0 for none.
+        hidden: Channels of the hidden layers.
+        activation: Activation a, a word of ACTIVATIONS.
+
+    Example:
+        >>> import torch
+        >>> field = ConvolutionDynamics((1, 8, 8), hidden=(4,))
+        >>> field(torch.tensor(0.5), torch.zeros(2, 1, 8, 8)).shape
+        torch.Size([2, 1, 8, 8])
+
+    References:
+        Grathwohl et al. 2019, appendix B.1, https://arxiv.org/abs/1810.01367.
     """
 
     def __init__(
@@ -28,13 +42,23 @@ class ConvolutionDynamics(nn.Module):
         super().__init__()
         widths = [event_shape[0], *hidden, event_shape[0]]
         pairs = list(zip(widths[:-1], widths[1:], strict=True))
-        self.act = ACTIVATIONS[activation]
+        self.activation = ACTIVATIONS[activation]
         self.layers = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in pairs)
         self.gates, self.shifts = gates_and_shifts([b for _, b in pairs], context_dim)
 
     def forward(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:
-        side = join_context(time_column(t).to(x), x, context)
+        """Return the velocity.
+
+        Args:
+            t: Time, () or (batch,).
+            x: Images, shape (batch, channels, height, width).
+            context: Contexts, shape (batch, context_dim), or None.
+
+        Returns:
+            dx/dt, shape (batch, channels, height, width).
+        """
+        features = join_context(time_column(t).to(x), x, context)
         for i, (layer, gate, shift) in enumerate(zip(self.layers, self.gates, self.shifts, strict=True)):
-            x = layer(x if i == 0 else self.act(x, None)[0])
-            x = x * gate(side).sigmoid()[..., None, None] + shift(side)[..., None, None]
+            x = layer(x if i == 0 else self.activation(x)[0])
+            x = x * gate(features).sigmoid()[..., None, None] + shift(features)[..., None, None]
         return x

@@ -1,16 +1,16 @@
-r"""Dynamics: networks f(t, x, context) that give dx/dt.
-
-Any `nn.Module` with this signature is a dynamics:
-
-    forward(t, x, context=None) -> dx/dt      t: () or (batch,); x: (batch, *event); context: (batch, context_dim)
-
-A row of the output depends on the same row of the inputs alone (no batch normalisation): the trace of the Jacobian
-is taken row by row. One that is also a `VectorField` carries tangents through its layers itself, which makes the trace
-cheaper than automatic differentiation does. The networks here flatten the event, and see time in one of three ways:
+r"""Fully connected vector fields, which flatten the event and see time in one of three ways.
 
     residual        h <- h + W silu(h (1 + s(t)) + b(t)),   s, b from sinusoids of t and the context (FiLM)
     concat_squash   h <- act((W h + c) sigmoid(g(t)) + b(t))                          (FFJORD, Grathwohl et al. 2019)
     concat          h <- act(W [h, t] + c)
+
+Each layer carries tangents along with the state, which makes the trace cheaper than automatic differentiation does.
+
+References:
+    Grathwohl et al. 2019, FFJORD, https://arxiv.org/abs/1810.01367.
+    Perez et al. 2018, FiLM, https://arxiv.org/abs/1709.07871.
+    Liu, Cai and Xu 2020, MscaleDNN, https://arxiv.org/abs/2007.11207.
+    Tancik et al. 2020, Fourier features, https://arxiv.org/abs/2006.10739.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -27,35 +28,63 @@ from ffjord_kit.nn.activations import ACTIVATIONS
 from ffjord_kit.nn.base import SinusoidalEmbedding, VectorField, gates_and_shifts, join_context, time_column
 
 Tangents = Tensor | None
-MODULATION_WIDTH = 32  # of the network of time: 128 costs more than the layers that it modulates, and gains nothing
+MODULATION_WIDTH = (
+    32  # width of the network of time; 128 costs more than the layers that it modulates, and gains nothing
+)
 
 
-class Network(VectorField):
-    """A network on the flattened event, written once: the same lines carry the state and, where asked, tangents."""
+class FlattenedField(VectorField):
+    """A network on the flattened event, whose one method propagates the state and, on request, tangents."""
 
     def forward(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:
-        return self._run(t, x.flatten(1), None, context)[0].reshape(x.shape)
+        """Return the velocity.
+
+        Args:
+            t: Time, () or (batch,).
+            x: States, shape (batch, *event).
+            context: Contexts, shape (batch, context_dim), or None.
+
+        Returns:
+            dx/dt, shape (batch, *event).
+        """
+        return self._propagate(t, x.flatten(1), None, context)[0].reshape(x.shape)
 
     def jvp(self, t: Tensor, x: Tensor, tangents: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        dx, moved = self._run(t, x.flatten(1), tangents.flatten(2), context)
-        return dx.reshape(x.shape), moved.reshape(len(tangents), *x.shape)
+        dx, products = self._propagate(t, x.flatten(1), tangents.flatten(2), context)
+        return dx.reshape(x.shape), cast(Tensor, products).reshape(len(tangents), *x.shape)
 
     @abstractmethod
-    def _run(self, t: Tensor, h: Tensor, dh: Tangents, context: Tensor | None) -> tuple[Tensor, Tangents]:
-        """Velocity (batch, size), tangents (probe, batch, size); from h (batch, size), dh (probe, 1 or batch, size)."""
+    def _propagate(self, t: Tensor, h: Tensor, dh: Tangents, context: Tensor | None) -> tuple[Tensor, Tangents]:
+        """Map states h (batch, size) and tangents dh (probe, 1 or batch, size) to the velocity and its tangents."""
 
 
-class ResidualDynamics(Network):
-    """Residual network whose layers are scaled and shifted by an embedding of time and context.
+class ResidualDynamics(FlattenedField):
+    r"""Residual network whose layers are scaled and shifted by an embedding of time and context.
 
-    The output starts at zero, so an untrained flow is the identity. The scale and shift of each layer come from one
-    small network of the sinusoids of t (feature-wise linear modulation, Perez et al. 2018). `fourier_features` adds the sines
-    and cosines of pi x, 2 pi x, 4 pi x, ... of each element to the input: a network learns low frequencies first, and
-    so sees high ones as low (MscaleDNN, Liu, Cai & Xu 2020; Tancik et al. 2020). `max_frequency` is that of the sinusoids'
-    angular frequencies.
+        h_0 = U [x, sin(2^k pi x), cos(2^k pi x)] + c,    h_i = h_{i-1} + W_i a(h_{i-1} (1 + s_i) + b_i) + c_i,
+        dx/dt = V a(h_n) + c,    (s_i, b_i) = MLP([sin(w t), cos(w t), context])
 
-    Shapes: t () or (batch,), x (batch, *event), context (batch, context_dim) -> (batch, *event).
+    The output starts at zero, so an untrained flow is the identity. Where two widths differ, a matrix replaces the
+    identity of the skip connection. A network learns low frequencies first; Fourier features of x make high ones low.
+
+    Args:
+        event_shape: Shape of an event.
+        context_dim: Length of the context vectors; 0 for none.
+        hidden: Widths of the hidden layers.
+        activation: Activation a, a word of ACTIVATIONS.
+        fourier_features: Number of frequencies 2^k pi of x, k = 0, 1, ...; 0 for none.
+        max_frequency: Largest angular frequency w of the sinusoids of time.
+
+    Example:
+        >>> field = ResidualDynamics((2,), context_dim=1, hidden=(16, 16))
+        >>> field(torch.tensor(0.5), torch.ones(3, 2), torch.zeros(3, 1)).tolist()
+        [[0.0, 0.0], [0.0, 0.0], [0.0, 0.0]]
+
+    References:
+        Perez et al. 2018, https://arxiv.org/abs/1709.07871; Tancik et al. 2020, https://arxiv.org/abs/2006.10739.
     """
+
+    fourier_frequencies: Tensor
 
     def __init__(
         self,
@@ -69,67 +98,93 @@ class ResidualDynamics(Network):
     ) -> None:
         super().__init__()
         size, widths = math.prod(event_shape), [hidden[0], *hidden]
-        self.time = SinusoidalEmbedding(max_frequency=max_frequency)
-        self.act = ACTIVATIONS[activation]
-        features = 2 * len(self.time.frequencies) + context_dim
+        self.time_embedding = SinusoidalEmbedding(max_frequency=max_frequency)
+        self.activation = ACTIVATIONS[activation]
+        features = 2 * len(self.time_embedding.frequencies) + context_dim
         self.modulation = nn.Sequential(
             nn.Linear(features, MODULATION_WIDTH), nn.SiLU(), nn.Linear(MODULATION_WIDTH, 2 * sum(widths[:-1]))
         )
-        self.register_buffer("waves", math.pi * 2.0 ** torch.arange(fourier_features))
-        self.inward = nn.Linear(size * (1 + 2 * fourier_features), widths[0])
+        self.register_buffer("fourier_frequencies", math.pi * 2.0 ** torch.arange(fourier_features))
+        self.input_layer = nn.Linear(size * (1 + 2 * fourier_features), widths[0])
         pairs = list(zip(widths[:-1], widths[1:], strict=True))
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairs)
-        self.skips = nn.ModuleList(nn.Identity() if a == b else nn.Linear(a, b, bias=False) for a, b in pairs)
-        self.outward = nn.Linear(widths[-1], size)
-        nn.init.zeros_(self.outward.weight)
-        nn.init.zeros_(self.outward.bias)
-
-    def _run(self, t: Tensor, h: Tensor, dh: Tangents, context: Tensor | None) -> tuple[Tensor, Tangents]:
-        scales_and_shifts = self._modulate(join_context(self.time(time_column(t)), h, context))
-        h, dh = _linear(self.inward, *self._features(h, dh))
-        for layer, skip, (scale, shift) in zip(self.layers, self.skips, scales_and_shifts, strict=True):
-            y, dy = self.act(torch.addcmul(shift, h, 1 + scale), dh, 1 + scale)
-            y, dy = _linear(layer, y, dy)
-            h, dh = skip(h) + y, None if dh is None else skip(dh) + dy
-        return _linear(self.outward, *self.act(h, dh))
+        self.layers = _linear_layers(pairs)
+        self.skip_layers = nn.ModuleList(nn.Identity() if a == b else nn.Linear(a, b, bias=False) for a, b in pairs)
+        self.output_layer = nn.Linear(widths[-1], size)
+        nn.init.zeros_(self.output_layer.weight)
+        nn.init.zeros_(self.output_layer.bias)
 
     def divergence(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The velocity and the exact trace; of one hidden layer V, without fourier_features, in closed form.
+        """Return the velocity and the exact trace; in closed form for one hidden layer without Fourier features.
 
-        With U inward, W outward, and d, e the slopes of the inner and outer activations, J = W e (1 + V d) U, so that
-        tr J = e^T (diag(U W) + (V * (U W)^T) d): one product with a matrix, whatever the number of dimensions.
+        With U the input layer, V the hidden and W the output one, and d, e the slopes of the inner and outer
+        activations, J = W e (1 + V d) U, so that tr J = e^T (diag(U W) + (V * (U W)^T) d): one product with a matrix,
+        independent of the number of dimensions.
+
+        Args:
+            t: Time, () or (batch,).
+            x: States, shape (batch, *event).
+            context: Contexts, shape (batch, context_dim), or None.
+
+        Returns:
+            dx/dt, shape (batch, *event), and tr J, shape (batch,).
         """
-        if len(self.layers) > 1 or len(self.waves):
+        if len(self.layers) > 1 or len(self.fourier_frequencies):
             return super().divergence(t, x, context)
-        (layer,), loop = self.layers, self.inward.weight @ self.outward.weight
-        ((scale, shift),) = self._modulate(join_context(self.time(time_column(t)), x, context))
-        h = self.inward(x.flatten(1))
-        y, inner = self.act(torch.addcmul(shift, h, 1 + scale), 1 + scale)
-        y, outer = self.act(h + layer(y), torch.ones_like(h[:1]))
-        trace = (outer * F.linear(inner, layer.weight * loop.T, loop.diagonal())).sum(1)
-        return self.outward(y).reshape(x.shape), trace
+        (layer,), loop = self.layers, self.input_layer.weight @ self.output_layer.weight
+        ((scale, shift),) = self._scales_and_shifts(t, x, context)
+        h = self.input_layer(x.flatten(1))
+        y, inner = self.activation.with_slope(torch.addcmul(shift, h, 1 + scale))
+        y, outer = self.activation.with_slope(h + layer(y))
+        trace = (outer * F.linear(inner * (1 + scale), layer.weight * loop.T, loop.diagonal())).sum(1)
+        return self.output_layer(y).reshape(x.shape), trace
 
-    def _modulate(self, features: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def _propagate(self, t: Tensor, h: Tensor, dh: Tangents, context: Tensor | None) -> tuple[Tensor, Tangents]:
+        scales_and_shifts = self._scales_and_shifts(t, h, context)
+        h, dh = _linear(self.input_layer, *self._fourier_features(h, dh))
+        for layer, skip, (scale, shift) in zip(self.layers, self.skip_layers, scales_and_shifts, strict=True):
+            y, dy = self.activation(torch.addcmul(shift, h, 1 + scale), dh, 1 + scale)
+            y, dy = _linear(layer, y, dy)
+            h, dh = skip(h) + y, None if dh is None else skip(dh) + dy
+        return _linear(self.output_layer, *self.activation(h, dh))
+
+    def _scales_and_shifts(self, t: Tensor, x: Tensor, context: Tensor | None) -> list[tuple[Tensor, Tensor]]:
+        """Return the scale and the shift of each layer, each (1 or batch, width)."""
+        features = join_context(self.time_embedding(time_column(t)), x, context)
         widths = [width for layer in self.layers for width in (layer.in_features, layer.in_features)]
-        parts = self.modulation(features).split(widths, dim=1)
-        return list(zip(parts[::2], parts[1::2], strict=True))
+        chunks = self.modulation(features).split(widths, dim=1)
+        return list(zip(chunks[::2], chunks[1::2], strict=True))
 
-    def _features(self, x: Tensor, dx: Tangents) -> tuple[Tensor, Tangents]:
-        if not len(self.waves):
+    def _fourier_features(self, x: Tensor, dx: Tangents) -> tuple[Tensor, Tangents]:
+        """Append sines and cosines of x, and their tangents."""
+        if not len(self.fourier_frequencies):
             return x, dx
-        angles = (x[..., None] * self.waves).flatten(-2)
+        angles = (x[..., None] * self.fourier_frequencies).flatten(-2)
         sine, cosine = angles.sin(), angles.cos()
         if dx is not None:
-            turns = (dx[..., None] * self.waves).flatten(-2)
-            dx = torch.cat([dx.expand(-1, len(x), -1), turns * cosine, -turns * sine], dim=-1)
+            rates = (dx[..., None] * self.fourier_frequencies).flatten(-2)
+            dx = torch.cat([dx.expand(-1, len(x), -1), rates * cosine, -rates * sine], dim=-1)
         return torch.cat([x, sine, cosine], dim=-1), dx
 
 
-class ConcatSquashDynamics(Network):
-    """The network of the FFJORD paper: each layer is gated and shifted by time (and context).
+class ConcatSquashDynamics(FlattenedField):
+    r"""The network of the FFJORD paper: each layer is gated and shifted by time (and context).
 
-    Shapes: t () or (batch,), x (batch, *event), context (batch, context_dim) -> (batch, *event).
-    Source: Grathwohl et al. 2019, appendix B.1.
+        h_i = (W_i a(h_{i-1}) + c_i) sigmoid(g_i [t, context] + e_i) + b_i [t, context]
+
+    Args:
+        event_shape: Shape of an event.
+        context_dim: Length of the context vectors; 0 for none.
+        hidden: Widths of the hidden layers.
+        activation: Activation a, a word of ACTIVATIONS.
+
+    Example:
+        >>> field = ConcatSquashDynamics((2,), hidden=(16, 16))
+        >>> dx, trace = field.divergence(torch.tensor(0.5), torch.ones(3, 2))
+        >>> dx.shape, trace.shape
+        (torch.Size([3, 2]), torch.Size([3]))
+
+    References:
+        Grathwohl et al. 2019, appendix B.1, https://arxiv.org/abs/1810.01367.
     """
 
     def __init__(
@@ -144,24 +199,35 @@ class ConcatSquashDynamics(Network):
         size = math.prod(event_shape)
         widths = [size, *hidden, size]
         pairs = list(zip(widths[:-1], widths[1:], strict=True))
-        self.act = ACTIVATIONS[activation]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairs)
+        self.activation = ACTIVATIONS[activation]
+        self.layers = _linear_layers(pairs)
         self.gates, self.shifts = gates_and_shifts([b for _, b in pairs], context_dim)
 
-    def _run(self, t: Tensor, h: Tensor, dh: Tangents, context: Tensor | None) -> tuple[Tensor, Tangents]:
-        side = join_context(time_column(t), h, context)
+    def _propagate(self, t: Tensor, h: Tensor, dh: Tangents, context: Tensor | None) -> tuple[Tensor, Tangents]:
+        features = join_context(time_column(t), h, context)
         for i, (layer, gate, shift) in enumerate(zip(self.layers, self.gates, self.shifts, strict=True)):
-            h, dh = (h, dh) if i == 0 else self.act(h, dh)
+            h, dh = (h, dh) if i == 0 else self.activation(h, dh)
             h, dh = _linear(layer, h, dh)
-            opening = gate(side).sigmoid()
-            h, dh = torch.addcmul(shift(side), h, opening), None if dh is None else dh * opening
+            opening = gate(features).sigmoid()
+            h, dh = torch.addcmul(shift(features), h, opening), None if dh is None else dh * opening
         return h, dh
 
 
-class ConcatDynamics(Network):
-    """Plain layers that see time (and context) as extra inputs.
+class ConcatDynamics(FlattenedField):
+    r"""Plain layers that see time (and context) as extra inputs.
 
-    Shapes: t () or (batch,), x (batch, *event), context (batch, context_dim) -> (batch, *event).
+        h_i = W_i [a(h_{i-1}), t, context] + c_i
+
+    Args:
+        event_shape: Shape of an event.
+        context_dim: Length of the context vectors; 0 for none.
+        hidden: Widths of the hidden layers.
+        activation: Activation a, a word of ACTIVATIONS.
+
+    Example:
+        >>> field = ConcatDynamics((1, 4, 4), hidden=(16,))
+        >>> field(torch.linspace(0, 1, 3), torch.zeros(3, 1, 4, 4)).shape
+        torch.Size([3, 1, 4, 4])
     """
 
     def __init__(
@@ -175,19 +241,23 @@ class ConcatDynamics(Network):
         super().__init__()
         size = math.prod(event_shape)
         widths = [size, *hidden, size]
-        self.act = ACTIVATIONS[activation]
-        self.layers = nn.ModuleList(
-            nn.Linear(a + 1 + context_dim, b) for a, b in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.activation = ACTIVATIONS[activation]
+        self.layers = _linear_layers([(a + 1 + context_dim, b) for a, b in zip(widths[:-1], widths[1:], strict=True)])
 
-    def _run(self, t: Tensor, h: Tensor, dh: Tangents, context: Tensor | None) -> tuple[Tensor, Tangents]:
-        side = join_context(time_column(t), h, context).expand(len(h), -1)
+    def _propagate(self, t: Tensor, h: Tensor, dh: Tangents, context: Tensor | None) -> tuple[Tensor, Tangents]:
+        features = join_context(time_column(t), h, context).expand(len(h), -1)
         for i, layer in enumerate(self.layers):
-            h, dh = (h, dh) if i == 0 else self.act(h, dh)
+            h, dh = (h, dh) if i == 0 else self.activation(h, dh)
             dh = None if dh is None else dh @ layer.weight[:, : h.shape[1]].T
-            h = layer(torch.cat([h, side], dim=1))
+            h = layer(torch.cat([h, features], dim=1))
         return h, dh
 
 
+def _linear_layers(shapes: Sequence[tuple[int, int]]) -> Sequence[nn.Linear]:
+    """Make linear layers, from pairs of input and output widths, as a `ModuleList` of a known element type."""
+    return cast(Sequence[nn.Linear], nn.ModuleList(nn.Linear(a, b) for a, b in shapes))
+
+
 def _linear(layer: nn.Linear, h: Tensor, dh: Tangents) -> tuple[Tensor, Tangents]:
+    """Apply a linear layer to a state and to its tangents."""
     return layer(h), None if dh is None else F.linear(dh, layer.weight)

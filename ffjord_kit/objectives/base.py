@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ffjord_kit.data import Batch
 from ffjord_kit.ode import Solver, SolverStats
@@ -53,7 +53,7 @@ class Objective(ABC):
     name: str
 
     @abstractmethod
-    def loss(self, model: nn.Module, batch: Batch, generator: torch.Generator) -> Loss:
+    def loss(self, model: Any, batch: Batch, generator: torch.Generator) -> Loss:
         """Return the loss on a batch.
 
         Args:
@@ -76,7 +76,7 @@ class SolvedObjective(Objective):
     solver: Solver | None
 
     @abstractmethod
-    def row_losses(self, model: nn.Module, batch: Batch, generator: torch.Generator, solver: Solver) -> Tensor:
+    def row_losses(self, model: Any, batch: Batch, generator: torch.Generator, solver: Solver) -> Tensor:
         """Return the loss of each row by a given solver.
 
         Args:

@@ -1,12 +1,12 @@
-r"""Transforms of bounded elements to the whole line, and of grey levels.
+r"""Transforms from bounded intervals to the whole line, and those of grey levels.
 
-    Logit         z = log(x - lower) - log(upper - x)          data in (lower, upper)
-    Softplus      z = log(exp(x - lower) - 1)                  data above `lower`; softplus(z) + lower = x
+Logit         z = log(x - lower) - log(upper - x)          data in (lower, upper)
+Softplus      z = log(exp(x - lower) - 1)                  data above `lower`; x = lower + log(1 + exp(z))
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -20,11 +20,26 @@ ALPHA = 1e-6  # default margin of the logit of grey levels
 
 
 class Logit(Transform):
-    """Open bounded elements of the event to the whole line; elements with infinite bounds pass unchanged.
+    """Map elements between two bounds to the whole line, z = log(x - lower) - log(upper - x).
 
-    Shapes: lower, upper (*event), both finite or both infinite for each element.
-    Raises ValueError for data outside its bounds.
+    Elements with infinite bounds stay unchanged.
+
+    Args:
+        lower: Lower bounds, finite or -inf, shape (*event).
+        upper: Upper bounds, finite where the lower ones are, shape (*event).
+
+    Raises:
+        ValueError: If a lower bound is not below its upper one; from `to_base`, if data lie outside the bounds.
+
+    Example:
+        >>> transform = Logit(torch.tensor([0.0]), torch.tensor([1.0]))
+        >>> transform.to_base(torch.tensor([[0.5]]))
+        (tensor([[0.]]), tensor([1.3863]))
     """
+
+    bounded: Tensor
+    lower: Tensor
+    upper: Tensor
 
     def __init__(self, lower: Tensor, upper: Tensor) -> None:
         super().__init__()
@@ -38,7 +53,7 @@ class Logit(Transform):
 
     @property
     def bounds(self) -> tuple[Tensor, Tensor]:
-        """Lower and upper bounds, infinite where there are none, each (*event,)."""
+        """Lower and upper bounds, infinite where there are none, each of shape (*event)."""
         infinite = torch.full_like(self.lower, torch.inf)
         return torch.where(self.bounded, self.lower, -infinite), torch.where(self.bounded, self.upper, infinite)
 
@@ -49,21 +64,34 @@ class Logit(Transform):
         return z, -self._log_slope(z)
 
     def to_data(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        x = _inside(torch.lerp(self.lower, self.upper, z.sigmoid()), self.lower, self.upper)
+        x = _clamp_inside(torch.lerp(self.lower, self.upper, z.sigmoid()), self.lower, self.upper)
         return torch.where(self.bounded, x, z), self._log_slope(z)
 
     def _log_slope(self, z: Tensor) -> Tensor:
-        """log|dx/dz| = log width + log sigmoid(z) + log sigmoid(-z), which neither over- nor underflows."""
+        """Return log|dx/dz| = log width + log sigmoid(z) + log sigmoid(-z), which neither over- nor underflows."""
         slope = (self.upper - self.lower).log() + F.logsigmoid(z) + F.logsigmoid(-z)
         return torch.where(self.bounded, slope, 0.0).reshape(len(z), -1).sum(1)
 
 
 class Softplus(Transform):
-    """Open elements above a lower bound to the whole line; elements with an infinite bound pass unchanged.
+    """Map elements above a lower bound to the whole line, z = log(exp(x - lower) - 1).
 
-    Shapes: lower (*event), finite or -inf for each element.
-    Raises ValueError for data at or below its bound.
+    Elements with an infinite bound stay unchanged.
+
+    Args:
+        lower: Lower bounds, finite or -inf, shape (*event).
+
+    Raises:
+        ValueError: From `to_base`, if data lie at or below their bound.
+
+    Example:
+        >>> transform = Softplus(torch.tensor([0.0, -torch.inf]))
+        >>> transform.to_data(torch.zeros(1, 2))
+        (tensor([[0.6931, 0.0000]]), tensor([-0.6931]))
     """
+
+    bounded: Tensor
+    lower: Tensor
 
     def __init__(self, lower: Tensor) -> None:
         super().__init__()
@@ -73,7 +101,7 @@ class Softplus(Transform):
 
     @property
     def bounds(self) -> tuple[Tensor, Tensor]:
-        """Lower and upper bounds, infinite where there are none, each (*event,)."""
+        """Lower and upper bounds, infinite where there are none, each of shape (*event)."""
         infinite = torch.full_like(self.lower, torch.inf)
         return torch.where(self.bounded, self.lower, -infinite), infinite
 
@@ -84,7 +112,7 @@ class Softplus(Transform):
         return z, -self._log_slope(z)
 
     def to_data(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        x = _inside(
+        x = _clamp_inside(
             self.lower + torch.logaddexp(z, torch.zeros_like(z)), self.lower, torch.full_like(self.lower, torch.inf)
         )
         return torch.where(self.bounded, x, z), self._log_slope(z)
@@ -93,8 +121,23 @@ class Softplus(Transform):
         return torch.where(self.bounded, F.logsigmoid(z), 0.0).reshape(len(z), -1).sum(1)
 
 
-def logit_layer(event_shape: Sequence[int], *, bits: int = 8, alpha: float = ALPHA) -> Logit:
-    """The logit of grey levels 0 <= x < L, with the margin alpha. Raises ValueError unless 0 < alpha < 1/2."""
+def pixel_logit(event_shape: Sequence[int], *, bits: int = 8, alpha: float = ALPHA) -> Logit:
+    """Return the logit of grey levels with a margin, z = logit(alpha + (1 - 2 alpha) x / L).
+
+    Args:
+        event_shape: Shape of an event.
+        bits: Bits of the grey levels, 0 <= x < L = 2^bits.
+        alpha: Margin.
+
+    Returns:
+        The transform, in float64.
+
+    Raises:
+        ValueError: Unless 0 < alpha < 1/2.
+
+    References:
+        Dinh et al. 2017, RealNVP, section 4.1, https://arxiv.org/abs/1605.08803.
+    """
     if not 0 < alpha < 0.5:
         raise ValueError(f"alpha must lie between 0 and 1/2; got {alpha}")
     levels = 2**bits
@@ -102,14 +145,23 @@ def logit_layer(event_shape: Sequence[int], *, bits: int = 8, alpha: float = ALP
     return Logit(-margin, levels + margin)
 
 
-def scale_layer(event_shape: Sequence[int], *, bits: int = 8, alpha: float = ALPHA) -> Standardize:
-    """Plain scaling of grey levels 0 <= x < L to -1 <= z < 1; it has no margin to use alpha for."""
+def pixel_scaling(event_shape: Sequence[int], *, bits: int = 8, alpha: float = ALPHA) -> Standardize:
+    """Return the linear scaling of grey levels to -1 <= z < 1, z = 2 x / L - 1.
+
+    Args:
+        event_shape: Shape of an event.
+        bits: Bits of the grey levels, 0 <= x < L = 2^bits.
+        alpha: Ignored; it is there for the signature of IMAGE_SCALINGS.
+
+    Returns:
+        The transform, in float64.
+    """
     half = torch.full(tuple(event_shape), 2.0 ** (bits - 1), dtype=torch.float64)
     return Standardize(half, half.clone())
 
 
-def _inside(x: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
-    """x, where rounding took it to an open bound, a last digit inside it: a sample can be mapped back."""
+def _clamp_inside(x: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """Move values that rounding took to an open bound one floating-point number inside, so they can be mapped back."""
     return torch.clamp(x, torch.nextafter(lower, upper), torch.nextafter(upper, lower))
 
 
@@ -119,4 +171,4 @@ def _check_inside(inside: Tensor, where: str) -> None:
         raise ValueError(f"data must lie {where}; row {row}, element {tuple(element)} does not")
 
 
-IMAGE_SCALINGS = {"logit": logit_layer, "plain": scale_layer}
+IMAGE_SCALINGS: dict[str, Callable[..., Transform]] = {"logit": pixel_logit, "plain": pixel_scaling}

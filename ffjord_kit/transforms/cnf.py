@@ -1,21 +1,26 @@
-r"""CNF, the continuous layer: state, log-determinant and costs, integrated jointly.
+r"""CNF, the continuous transform: state, log-determinant and costs, integrated jointly.
 
     dx/dt = f(t, x),    d log|det dx(t)/dx(t_0)| / dt = tr(df/dx),    d cost/dt = r(x(t), t)
 
-(instantaneous change of variables, Chen et al. 2018, theorem 1; FFJORD, Grathwohl et al. 2019). The layer's own clock
-runs from 0 at the base to `end_time` at the data. Where the end time is learned, T, the clock stays as it is, and the
-dynamics that it drives are those at another pace, a field like any other:
+(instantaneous change of variables, Chen et al. 2018, theorem 1; FFJORD, Grathwohl et al. 2019). The transform's clock
+runs from 0 at the base to `end_time` at the data. A learned end time T leaves the clock as it is and scales the field,
 
-    dx/ds = k f(k s, x),    s from 0 to end_time,    T = k end_time,    k = exp(log_pace) > 0.
+    dx/ds = k f(k s, x),    s from 0 to end_time,    T = k end_time,    k = exp(log_pace) > 0,
 
-So layers share the flow's time as before, and costs are those of the clock: a longer T is no cheaper way.
+so transforms share the flow's time as before, and costs are integrals over the clock: a longer T is not cheaper.
+
+References:
+    Chen et al. 2018, Neural ordinary differential equations, https://arxiv.org/abs/1806.07366.
+    Grathwohl et al. 2019, FFJORD, https://arxiv.org/abs/1810.01367.
+    Behl et al. 2020, STEER, https://arxiv.org/abs/2006.10711.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +28,8 @@ from torch import Tensor, nn
 from ffjord_kit.nn.base import VectorField
 from ffjord_kit.nn.potential import Potential, potential_of
 from ffjord_kit.noise import fresh_generator
-from ffjord_kit.ode import Solver, SolverStats, AdaptiveSolver
-from ffjord_kit.ode.field import RightHandSide, RowSelector, State
+from ffjord_kit.ode import AdaptiveSolver, Solver, SolverStats
+from ffjord_kit.ode.field import RightHandSide, State
 from ffjord_kit.regularizers import Regularizer
 from ffjord_kit.trace import ExactTrace, TraceEstimator, evaluate_field
 from ffjord_kit.transforms.base import Transform
@@ -32,10 +37,14 @@ from ffjord_kit.transforms.base import Transform
 
 @dataclass(frozen=True)
 class Path:
-    """What one solve returns: states and log-determinants from times[0] on, and the costs of the way.
+    """States and log-determinants at each time of a solve, and the costs along the path.
 
-    Shapes: times (T,), x (T, batch, *event), log_det (T, batch) or None where no trace was asked for, with probes kept
-    per_probe (T, batch, probe), costs name -> (batch,), each >= 0.
+    Attributes:
+        times: Times, shape (T,).
+        x: States, shape (T, batch, *event).
+        log_det: log|det dx(t)/dx(t_0)|, shape (T, batch), or (T, batch, probe) per probe; None without a trace.
+        costs: Costs, >= 0, by name, each of shape (batch,).
+        stats: Counts of evaluations and steps.
     """
 
     times: Tensor
@@ -46,16 +55,32 @@ class Path:
 
     @property
     def nfe(self) -> int:
-        """SolverStats of the dynamics on the way forward."""
+        """Evaluations of the dynamics on the way forward."""
         return self.stats.nfe
 
 
 @dataclass(frozen=True)
 class SolveOptions:
-    """How continuous layers are integrated: the trace (None: no log-determinant), solver, costs and noise.
+    """Options for the integration of continuous transforms.
 
-    With `steer` each solve that begins or ends at a layer's end time T does so at one from U(T - steer T, T + steer T)
-    (Behl et al. 2020). With `per_probe` each probe has a log-determinant of its own.
+    Args:
+        trace: Trace estimator; None for no log-determinant.
+        solver: Solver; the transform's own if None.
+        regularizers: Costs along the path, by name.
+        generator: Source of the probes' and the end time's noise; None for a fresh one.
+        steer: Half-width s of U(T - s T, T + s T), from which the end time T of each solve that begins or ends there is
+            drawn (STEER).
+        per_probe: Whether each probe has a log-determinant of its own.
+
+    Example:
+        >>> from ffjord_kit.nn import ResidualDynamics
+        >>> options = SolveOptions(trace=None, solver=AdaptiveSolver("dopri5", rtol=1e-3, atol=1e-3))
+        >>> path = CNF(ResidualDynamics((2,)), (2,)).integrate(torch.ones(4, 2), [0.0, 1.0], options=options)
+        >>> path.x.shape, path.log_det is None
+        (torch.Size([2, 4, 2]), True)
+
+    References:
+        Behl et al. 2020, STEER, https://arxiv.org/abs/2006.10711.
     """
 
     trace: TraceEstimator | None = field(default_factory=ExactTrace)
@@ -66,7 +91,15 @@ class SolveOptions:
     per_probe: bool = False
 
     def steered(self, clock: Tensor, end_time: float) -> Tensor:
-        """The clock (T,) with its end time drawn anew."""
+        """Draw the end time of a solve at random where `steer` is positive.
+
+        Args:
+            clock: Times of the solve, shape (T,).
+            end_time: The transform's end time.
+
+        Returns:
+            The times, shape (T,), with the end time replaced.
+        """
         if not self.steer:
             return clock
         generator = self.generator or fresh_generator()
@@ -75,7 +108,16 @@ class SolveOptions:
 
 
 class PacedField(Potential):
-    """Dynamics at a learned pace k: k f(k t, x, context); it pushes, or has a potential, where they do."""
+    """A vector field at a learned pace k, k f(k t, x, context); its potential, if f has one, is k Phi(k t, x, context).
+
+    Args:
+        dynamics: Vector field f.
+
+    Example:
+        >>> from ffjord_kit.nn import ResidualDynamics
+        >>> PacedField(ResidualDynamics((2,))).pace.item()
+        1.0
+    """
 
     def __init__(self, dynamics: nn.Module) -> None:
         super().__init__()
@@ -84,10 +126,20 @@ class PacedField(Potential):
 
     @property
     def pace(self) -> Tensor:
-        """k > 0, ()."""
+        """Pace k > 0, ()."""
         return self.log_pace.exp()
 
     def forward(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Return the velocity.
+
+        Args:
+            t: Reading of the clock, () or (batch,).
+            x: States, shape (batch, *event).
+            context: Contexts, shape (batch, context_dim), or None.
+
+        Returns:
+            dx/ds, shape (batch, *event).
+        """
         return self.pace * self.dynamics(self.pace * t, x, context)
 
     def jvp(self, t: Tensor, x: Tensor, tangents: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -99,11 +151,34 @@ class PacedField(Potential):
 
 
 class CNF(Transform):
-    """A continuous layer: the flow of dx/dt = dynamics(t, x, context) for t from 0 to end_time.
+    r"""A continuous transform: the flow of dx/dt = f(t, x, context) from t = 0 at the base to T at the data.
 
-    With `learn_end_time` that is where T, a positive parameter, begins; `end_time` remains the reading of the clock.
-    Raises ValueError for an end_time that is not positive; SolveError where the options cannot go on.
+        log|det dx(T)/dx(0)| = integral of tr(df/dx) dt from 0 to T
+
+    Args:
+        dynamics: Vector field f, any `nn.Module` with f(t, x, context) -> dx/dt.
+        event_shape: Shape of an event.
+        solver: Solver; `AdaptiveSolver()` if None.
+        end_time: End time T, > 0.
+        learn_end_time: Whether T is learned, starting from `end_time`.
+
+    Raises:
+        ValueError: If `end_time` is not positive; from a solve, if a shape does not fit.
+        SolveError: From a solve that cannot go on.
+
+    Example:
+        >>> class Decay(nn.Module):
+        ...     def forward(self, t, x, context=None):
+        ...         return -x
+        >>> with torch.no_grad():
+        ...     CNF(Decay(), (2,)).to_data(torch.ones(1, 2))  # exp(-1), and the trace -2 integrated over [0, 1]
+        (tensor([[0.3679, 0.3679]]), tensor([-2.0000]))
+
+    References:
+        Grathwohl et al. 2019, FFJORD, https://arxiv.org/abs/1810.01367.
     """
+
+    event_shape: tuple[int, ...]
 
     def __init__(
         self,
@@ -124,17 +199,17 @@ class CNF(Transform):
 
     @property
     def learned_end_time(self) -> Tensor:
-        """T, (): where the dynamics' own time ends; it carries a gradient where it is learned."""
+        """End time T of the dynamics, (), with a gradient where it is learned."""
         pace = self.dynamics.pace if isinstance(self.dynamics, PacedField) else torch.ones(())
         return self.end_time * pace
 
     def to_base(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         path = self.integrate(x, [self.end_time, 0.0], context=context)
-        return path.x[-1], path.log_det[-1]
+        return path.x[-1], cast(Tensor, path.log_det)[-1]
 
     def to_data(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         path = self.integrate(z, [0.0, self.end_time], context=context)
-        return path.x[-1], path.log_det[-1]
+        return path.x[-1], cast(Tensor, path.log_det)[-1]
 
     def integrate(
         self,
@@ -144,9 +219,20 @@ class CNF(Transform):
         context: Tensor | None = None,
         options: SolveOptions | None = None,
     ) -> Path:
-        """Carry x, the state at times[0], through every time; the order of `times` is the direction.
+        """Integrate from times[0] through every other time; the order of the times is the direction.
 
-        The only method that integrates. Shapes: x (batch, *event), times (T,), context (batch, context_dim).
+        Args:
+            x: States at times[0], shape (batch, *event).
+            times: Readings of the clock, shape (T,), strictly monotonic, T >= 2.
+            context: Contexts, shape (batch, context_dim), or None.
+            options: Trace, solver, costs and noise; exact trace and the transform's solver if None.
+
+        Returns:
+            States, log-determinants and costs along the path.
+
+        Raises:
+            ValueError: If a shape does not fit or the times do not run one way.
+            SolveError: If the solve cannot go on.
         """
         options = options or SolveOptions()
         if torch.is_inference_mode_enabled():  # where autograd, which gives the trace, cannot record
@@ -155,7 +241,7 @@ class CNF(Transform):
                 return self.integrate(x.clone(), times, context=context, options=options)
         clock = torch.as_tensor(times, dtype=torch.float32 if x.device.type == "mps" else torch.float64)
         clock = options.steered(clock, self.end_time)
-        for_rows, state = self._problem(x, context, options, 1.0 if clock[-1] > clock[0] else -1.0)
+        for_rows, state = self._initial_value_problem(x, context, options, 1.0 if clock[-1] > clock[0] else -1.0)
         params = [*self.dynamics.parameters(), *([] if context is None else [context])]
         solver = options.solver or self.solver
         states, stats = solver.solve(for_rows(None), state, clock, params=params, error_components=2, for_rows=for_rows)
@@ -163,40 +249,42 @@ class CNF(Transform):
         costs = {name: values[-1] for name, values in zip(options.regularizers, states[2:], strict=True)}
         return Path(clock, states[0], log_det, costs, stats)
 
-    def _problem(self, x: Tensor, context: Tensor | None, options: SolveOptions, forward: float) -> tuple[RowSelector, State]:
-        """The right-hand side of some rows (None: of all), and the state of all; probes are drawn here, once."""
+    def _initial_value_problem(
+        self, x: Tensor, context: Tensor | None, options: SolveOptions, sign: float
+    ) -> tuple[Callable[[Tensor | None], RightHandSide], State]:
+        """Return the right-hand side of some rows (None for all), and the initial state; draw the probes, once."""
         if options.trace is None:
-            return partial(self._velocity, context), (x,)
+            return partial(self._velocity_of_rows, context), (x,)
         probes = options.trace.draw(x, options.generator)
         costs = [x.new_zeros(len(x)) for _ in options.regularizers]
         log_det = x.new_zeros(len(x), len(probes)) if options.per_probe else x.new_zeros(len(x))
-        return partial(self._joint, context, probes, options, forward), (x, log_det, *costs)
+        return partial(self._joint_field_of_rows, context, probes, options, sign), (x, log_det, *costs)
 
-    def _velocity(self, context: Tensor | None, rows: Tensor | None) -> RightHandSide:
-        own = _some(context, rows)
+    def _velocity_of_rows(self, context: Tensor | None, rows: Tensor | None) -> RightHandSide:
+        own = _select(context, rows)
         return lambda t, state: (self.dynamics(t, state[0], own),)
 
-    def _joint(
+    def _joint_field_of_rows(
         self,
         context: Tensor | None,
         probes: Tensor,
         options: SolveOptions,
-        forward: float,
+        sign: float,
         rows: Tensor | None,
     ) -> RightHandSide:
-        """Velocity, trace and costs; `forward` is the sign of time, so that costs grow in both directions."""
-        own, mine = _some(context, rows), probes if rows is None or probes.shape[1] == 1 else probes[:, rows]
-        trace_alone = isinstance(options.trace, ExactTrace) and not (options.per_probe or options.regularizers)
-        if trace_alone and isinstance(self.dynamics, VectorField):
-            return lambda t, state: self.dynamics.divergence(t, state[0], own)
+        """Return the joint right-hand side of rows; `sign` is that of time, so that costs grow in both directions."""
+        own, own_probes = _select(context, rows), probes if rows is None or probes.shape[1] == 1 else probes[:, rows]
+        dynamics, only_trace = self.dynamics, not (options.per_probe or options.regularizers)
+        if only_trace and isinstance(options.trace, ExactTrace) and isinstance(dynamics, VectorField):
+            return lambda t, state: dynamics.divergence(t, state[0], own)
 
         def rhs(t: Tensor, state: State) -> State:
-            point = evaluate_field(self.dynamics, t, state[0], mine, own)
+            point = evaluate_field(dynamics, t, state[0], own_probes, own)
             traces = point.traces if options.per_probe else point.trace
-            return (point.dx, traces, *(forward * cost(point) for cost in options.regularizers.values()))
+            return (point.dx, traces, *(sign * cost(point) for cost in options.regularizers.values()))
 
         return rhs
 
 
-def _some(context: Tensor | None, rows: Tensor | None) -> Tensor | None:
+def _select(context: Tensor | None, rows: Tensor | None) -> Tensor | None:
     return context if context is None or rows is None else context[rows]

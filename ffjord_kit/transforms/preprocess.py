@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from typing import cast
 
-import torch
 from torch import Tensor, nn
 
 from ffjord_kit.transforms.base import Transform
@@ -25,11 +25,12 @@ class Preprocess(nn.Module):
         ValueError: If a transform has parameters: what learns belongs to the flow's own transforms.
 
     Example:
+        >>> import torch
         >>> from ffjord_kit.transforms import Standardize
         >>> rows = torch.tensor([[1.0], [3.0]])
         >>> z, log_det = Preprocess([Standardize.of(rows)]).to_base(rows)
         >>> z.flatten().tolist(), log_det.tolist()
-        ([-1.0, 1.0], [-0.0, -0.0])
+        ([-1.0, 1.0], [0.0, 0.0])
     """
 
     def __init__(self, transforms: Sequence[Transform] = (), context: Transform | None = None) -> None:
@@ -40,7 +41,8 @@ class Preprocess(nn.Module):
                     f"preprocessing is fitted before training and has nothing to learn; got {type(transform).__name__} "
                     "with parameters: put it among the flow's transforms"
                 )
-        self.transforms = nn.ModuleList(copy.deepcopy(transform).cpu().double() for transform in transforms)
+        copies = [copy.deepcopy(transform).cpu().double() for transform in transforms]
+        self.transforms = cast(Sequence[Transform], nn.ModuleList(copies))
         self.context = None if context is None else copy.deepcopy(context).cpu().double()
 
     @property
