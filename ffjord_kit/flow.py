@@ -134,9 +134,10 @@ class Flow(nn.Module):
 
     @property
     def like(self) -> Tensor:
-        """A tensor of the dtype and on the device in which the transforms compute."""
-        tensors = itertools.chain(self.transforms.parameters(), self.base.parameters(), self.base.buffers())
-        return next(tensors, torch.zeros((), dtype=torch.float64))
+        """A tensor of the dtype and on the device in which the transforms compute; float64 where nothing learns."""
+        parameters = itertools.chain(self.transforms.parameters(), self.base.parameters())
+        device = next((buffer.device for buffer in self.base.buffers()), None)
+        return next(parameters, torch.zeros((), dtype=torch.float64, device=device))
 
     def log_prob(
         self,

@@ -33,7 +33,7 @@ try:
 except ImportError:  # Windows, which has no locks of folders
     fcntl = None
 
-FORMAT = 1
+FORMAT = 2
 DAMAGE = (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError)
 REPLACED = ("metrics.jsonl", "model.safetensors", "checkpoint", "samples")
 

@@ -1,70 +1,96 @@
-r"""Scores of how far a row is from what a model knows, the higher the further: three, as one alone is known to fail.
+r"""Outlier scores: how far a row is from the data that a flow models; higher is further.
 
-    likelihood   -log p(x), nats. Raw likelihood can be higher for data of another kind, if they are simpler (a model of
-                 coloured photographs prefers house numbers, Nalisnick et al. 2019a): say nothing by it alone
-    typicality   |log p(x) - E log p| over rows that the model has not seen: in many dimensions draws have nearly one
-                 log-density, and a row with a higher one is no draw either (Nalisnick et al. 2019b, for one row)
-    gradient     |d log p / dy| at the row's place y before the continuous layers: small where rows are plentiful,
-                 however high the density (approximate mass, Grathwohl et al. 2020)
+    likelihood   -log p(x), nats. Simpler data of another kind can have a higher likelihood (a model of colour
+                 photographs prefers house numbers, Nalisnick et al. 2019a), so it does not suffice alone
+    typicality   |log p(x) - E log p|, with the expectation over held-out rows. In many dimensions all samples have
+                 nearly one log-density, and a row with a higher one is atypical too (Nalisnick et al. 2019b, for one
+                 row)
+    gradient     |d log p / dy| at the preprocessed row y: small where rows are plentiful, whatever the density
+                 (approximate mass, Grathwohl et al. 2020)
 
-The gradient is that of a solve by fixed graded steps, exact for these, and in y since that of grey levels is mostly the
-logit's own.
+The gradient is exact for a solve by fixed graded steps. It is taken in y because the gradient in grey levels is mostly
+that of their logit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ffjord_kit.cnf import Integration
-from ffjord_kit.estimator.peeled import Peeled
-from ffjord_kit.estimator.reports import checked, chunk_rows, chunks
-from ffjord_kit.estimator.results import spread, to_numpy
-from ffjord_kit.solver import Solver
-from ffjord_kit.trace import OwnTrace
-
-if TYPE_CHECKING:
-    from ffjord_kit.estimator.ffjord import FFJORD
+from ffjord_kit.data import Batch
+from ffjord_kit.diagnostics.examination import preprocessed
+from ffjord_kit.flow import Flow
+from ffjord_kit.ode import FixedSolver
+from ffjord_kit.precision import full_precision
+from ffjord_kit.trace import PerRowTrace
+from ffjord_kit.transforms.cnf import SolveOptions
 
 SCORES = ("likelihood", "typicality", "gradient")
-SLOPES = Solver("rk4", steps=16, grading=2.0, gradient="checkpointed")
+GRADIENT_SOLVER = FixedSolver("rk4", steps=16, grading=2.0, adjoint="checkpointed")
 
 
 def outlier_scores(
-    model: FFJORD,
-    X: Any,
+    flow: Flow,
+    batch: Batch,
     *,
-    context: Any = None,
     reference: float,
-    tell: Callable[[int, int], None] | None = None,
-) -> dict[str, np.ndarray]:
-    """The scores of rows or images X (n, ...), word -> (n,); `reference` is the mean log-density of rows held out.
+    options: SolveOptions | None = None,
+    rows: int = 1024,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Tensor]:
+    """Score rows by likelihood, typicality and gradient.
 
-    `tell` is told of the rows done and of all. A row outside the support is infinitely far by each score.
+    Args:
+        flow: Flow.
+        batch: Rows in the units of the data, shape (n, *event), and contexts.
+        reference: Mean log-density of held-out rows, nats.
+        options: Trace and solver of the log-densities, and the trace of the gradients.
+        rows: Number of rows solved at once.
+        on_progress: Called with the number of rows done and of all rows.
+
+    Returns:
+        Scores by the words of SCORES, each in float64 on the CPU, shape (n,).
+
+    Example:
+        >>> scores = outlier_scores(Flow([], base=torch.distributions.MultivariateNormal(torch.zeros(1), torch.eye(1))),
+        ...                         Batch(torch.tensor([[0.0], [3.0]])), reference=-1.4)
+        >>> [round(value, 2) for value in scores["likelihood"].tolist()]
+        [0.92, 5.42]
+        >>> scores["gradient"].tolist()
+        [0.0, 3.0]
     """
-    x, c, inside = checked(model, X, context)
-    flow, log_probs, norms, done = Peeled(model.flow_), [np.empty(0)], [np.empty(0)], 0
-    for part, given in chunks(chunk_rows(model), x, c):
-        log_probs.append(flow.evaluate(part, given, 1.0, model.integration).log_prob)
-        norms.append(to_numpy(_gradient_norms(flow, part, given, model.integration)))
-        done += len(part)
-        if tell is not None:
-            tell(done, len(x))
-    log_prob = spread(np.concatenate(log_probs), inside)
-    norm = spread(np.concatenate(norms), inside, np.inf)
-    return dict(zip(SCORES, (-log_prob, np.abs(log_prob - reference), norm), strict=True))
+    options = options or SolveOptions()
+    log_probs, norms = [torch.empty(0, dtype=torch.float64)], [torch.empty(0, dtype=torch.float64)]
+    done = 0
+    for chunk in batch.split(rows):
+        log_prob, norm = _score(flow, chunk, options)
+        log_probs.append(log_prob)
+        norms.append(norm)
+        done += len(chunk)
+        if on_progress is not None:
+            on_progress(done, len(batch))
+    log_prob = torch.cat(log_probs)
+    return dict(zip(SCORES, (-log_prob, (log_prob - reference).abs(), torch.cat(norms)), strict=True))
 
 
-def _gradient_norms(flow: Peeled, x: Tensor, context: Tensor | None, how: Integration) -> Tensor:
-    """|d log p / dy|, (n,)."""
-    data = flow.fixed.prepare(x, context, flow.like)
-    trace = how.trace.of(x) if isinstance(how.trace, OwnTrace) else how.trace
+def _score(flow: Flow, batch: Batch, options: SolveOptions) -> tuple[Tensor, Tensor]:
+    """Return log-densities and gradient norms, each (batch,), in float64 on the CPU."""
+    if isinstance(options.trace, PerRowTrace):
+        options = replace(options, trace=options.trace.of(batch.x))
+    inner, log_det = preprocessed(flow, Batch(batch.x.detach(), batch.context))
+    with torch.no_grad(), full_precision():
+        log_prob, _ = flow.inner.evaluate_log_prob(inner.x, inner.context, options=options)
+    return log_prob.cpu().double() + log_det, _gradient_norms(flow.inner, inner, options).cpu().double()
+
+
+def _gradient_norms(inner: Flow, batch: Batch, options: SolveOptions) -> Tensor:
+    """Return |d log p / dy| at preprocessed rows y, (batch,)."""
     with torch.enable_grad():
-        point = data.x.requires_grad_()
-        log_prob, _ = flow.rest.evaluate_log_prob(point, data.context, integration=Integration(trace, SLOPES))
+        point = batch.x.detach().requires_grad_()
+        gradient_options = SolveOptions(options.trace, GRADIENT_SOLVER)
+        log_prob, _ = inner.evaluate_log_prob(point, batch.context, options=gradient_options)
         (slope,) = torch.autograd.grad(log_prob.sum(), point)
     return slope.flatten(1).norm(dim=1)

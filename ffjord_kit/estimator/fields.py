@@ -23,7 +23,7 @@ from ffjord_kit.precision import COMPILE_MODES, PRECISIONS
 from ffjord_kit.regularizers import REGULARIZERS
 from ffjord_kit.trace import TRACE_ESTIMATORS
 from ffjord_kit.transforms import IMAGE_SCALINGS, SCALINGS
-from ffjord_kit.transforms.zuko import DISCRETE
+from ffjord_kit.transforms.zuko import ZUKO_TRANSFORMS
 
 HEADINGS = ("Main", "Network", "Training", "Likelihood training", "Validation", "Accuracy", "Machine")
 OPEN = ("auto", None)  # values of a field that is left open
@@ -260,8 +260,8 @@ def transform_counts(transforms: Any) -> tuple[tuple[str, int], ...]:
         result = tuple((word, whole("count", count)) for word, count in pairs)
     except (TypeError, ValueError):
         result = (("", 0),)
-    if isinstance(pairs, (str, Mapping)) or any(word not in DISCRETE for word, _ in result):
-        words = ", ".join(DISCRETE)
+    if isinstance(pairs, (str, Mapping)) or any(word not in ZUKO_TRANSFORMS for word, _ in result):
+        words = ", ".join(ZUKO_TRANSFORMS)
         raise ValueError(f"transforms must be pairs such as [('maf', 3), ('nsf', 2)] ({words}); got {transforms!r}")
     return result
 

@@ -169,12 +169,23 @@ def read_fields(run: Run) -> TableFields | ImageFields:
     Raises:
         RunError: If they are not an estimator's.
     """
-    record = run.config
     with run.explained("config.json"):
-        kind = ImageFields if "images" in record else TableFields
-        fields = kind(**{name: _restored(name, value) for name, value in record["estimator"].items()})
+        fields = fields_of_record(run.config)
         check_kinds(fields)
         return fields
+
+
+def fields_of_record(record: Mapping[str, Any]) -> TableFields | ImageFields:
+    """Return the fields of a run's record, with tuples where JSON has made lists of them.
+
+    Args:
+        record: Content of config.json.
+
+    Returns:
+        Fields of a table, or of images.
+    """
+    kind = ImageFields if "images" in record else TableFields
+    return kind(**{name: _restored(name, value) for name, value in record["estimator"].items()})
 
 
 def read_domain(run: Run, fields: TableFields | ImageFields) -> Domain:

@@ -1,12 +1,13 @@
-r"""Straightening: flow matching again on a flow's own pairs, so that sampling takes a few steps.
+r"""Reflow of a fitted model: flow matching again on its own pairs, so that sampling takes a few steps.
 
     z ~ base,   x = to_data(z) by a converged solve,   then   E_t |f(t, (1 - t) z + t x) - (x - z)|^2
 
-(reflow, Liu et al. 2023). The pairs are what the flow joins, so their lines hardly cross: the field that fits them is
-nearly constant along its paths, and carries the base to the law that the old flow had, to the error of the fit. A new
-network is relieved of what is linear: an affine layer brings the ends x to mean 0 and covariance 1, and turns them
-towards their beginnings z, so that lines are short and no direction of little variance makes the field stiff. The
-density of the new flow is its own: it is solved for, and measured, as any other.
+(Liu et al. 2023). A new network is relieved of what is linear: an affine transform brings the ends x to mean 0 and covariance
+1, and turns them towards their beginnings z, so that lines are short and no direction of little variance makes the field
+stiff. The density of the new flow is its own: it is solved for, and measured, as any other.
+
+A few fixed steps may crowd towards one end of the way (`FixedSolver.grading`): a field that was fitted to data is stiffest
+near them, a straightened one where its paths begin, for there the mass forks. So the grading is measured, and kept.
 """
 
 from __future__ import annotations
@@ -15,45 +16,50 @@ import copy
 import hashlib
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from sklearn.base import clone
 from torch import Tensor
 
-from ffjord_kit.base import StandardNormal
-from ffjord_kit.cnf import Integration
-from ffjord_kit.estimator import build
-from ffjord_kit.estimator.arrays import check_context, facts, held_out_rows, seed_from, tensor
-from ffjord_kit.estimator.few_steps import best_grading
-from ffjord_kit.estimator.images import refuse_images
-from ffjord_kit.estimator.networks import slow_layers, with_middle
-from ffjord_kit.estimator.reports import evaluate_rows
-from ffjord_kit.flow import Flow
-from ffjord_kit.layers import Affine
-from ffjord_kit.objectives import FlowMatching, split
-from ffjord_kit.portions import drawn_at_once
-from ffjord_kit.progress import progress_bar
-from ffjord_kit.solver import FINEST_SINGLE, Solver
-from ffjord_kit.training import Phase
-from ffjord_kit.training.pairs import NAME, fit_pairs
+from ffjord_kit.data import Batch, sampling_batch_size
+from ffjord_kit.distributions import StandardNormal
+from ffjord_kit.estimator.config import Config, resolve, slow_transforms
+from ffjord_kit.estimator.data import Arrays, check_context, seed_from, tensor
+from ffjord_kit.estimator.persistence import prepare_reports, with_alignment
+from ffjord_kit.estimator.scoring import ScoringModel, single_precision, to_data
+from ffjord_kit.flow import Flow, with_transforms
+from ffjord_kit.objectives import FlowMatching, Reflow, split_transforms
+from ffjord_kit.objectives.reflow import stack_pairs
+from ffjord_kit.ode import FINEST_SINGLE, AdaptiveSolver, FixedSolver, SolveError
+from ffjord_kit.progress import training_progress
+from ffjord_kit.training import History, Phase, TensorData, fit
+from ffjord_kit.transforms import Affine
+from ffjord_kit.transforms.cnf import SolveOptions
 
-if TYPE_CHECKING:
-    from ffjord_kit.estimator.ffjord import FFJORD
-
-PAIRS_OF_A_COLUMN = 10  # that a covariance takes, at least
-JUDGED_ROWS = 32  # of the solver's error
+PAIRS_PER_COLUMN = 10  # that a covariance takes, at least
+ERROR_ROWS = 32  # of the solver's error
 TIME_DENSITY = "uniform"  # the weight of the likelihood leaves the early field, and so its straightness, unlearnt
+GRADINGS = (0.4, 0.5, 0.6, 0.75, 1.0, 1.5, 2.0)
+GRADING_ROWS = 4_096  # the error is that of few rows, where paths fork
+GRADING_METHOD, GRADING_STEPS = "rk4", (3, 6)
+
+Model = TypeVar("Model", bound=ScoringModel)
 
 
 @dataclass(frozen=True)
-class Straightening:
-    """How a flow is straightened: pairs to draw, steps of training on them, and their peak learning rate.
+class ReflowSettings:
+    """Settings of a reflow.
 
-    `hidden` are the widths of a new network that learns the pairs (None: the old one goes on).
-    Raises ValueError for numbers that are not positive.
+    Args:
+        pairs: Number of pairs to draw.
+        steps: Steps of training on them.
+        learning_rate: Peak learning rate.
+        hidden: Widths of a new network that learns the pairs; None to train the old one on.
+
+    Raises:
+        ValueError: If a number is not positive.
     """
 
     pairs: int = 20_000
@@ -69,51 +75,88 @@ class Straightening:
             raise ValueError(f"hidden must be one or more positive widths; got {self.hidden}")
 
 
-def straightened(
-    model: FFJORD,
+def reflow(
+    model: Model,
     x: Any,
     context: Any,
-    how: Straightening,
-    random_state: Any,
-    source: str | None,
-    on_step: Callable[[dict[str, Any]], None] | None,
-) -> FFJORD:
-    """A new, fitted model whose continuous layers were trained on the pairs of the old one, which stays as it is."""
-    refuse_images(model, "straighten", "sample it with few fixed steps")
+    settings: ReflowSettings,
+    *,
+    random_state: Any = None,
+    source: str | None = None,
+    on_step: Callable[[dict[str, Any]], None] | None = None,
+) -> Model:
+    """Train a copy of a model on its own pairs.
+
+    Args:
+        model: Fitted model of a table; it stays as it is.
+        x: Rows of its fit, to validate the new model on those held out; None for no validation.
+        context: Contexts of the pairs, of a conditional model: the fit's own where `x` is given.
+        settings: Settings.
+        random_state: Seed of pairs and training, or None.
+        source: Note on where the model comes from.
+        on_step: Called with the record of each step.
+
+    Returns:
+        The new model.
+
+    Raises:
+        ValueError: If the data are images or not those of the fit, or a context is missing or of no use.
+    """
+    model.domain.require_table("reflow", "sample it with few fixed steps")
     rows = None if x is None else np.asarray(x, np.float64)
-    context = _contexts(model, rows, context)
-    if rows is not None and facts(rows, context)["sha256"] != model.config_["sha256"]:
+    contexts = _contexts(model, rows, context)
+    if rows is not None and Arrays(rows, contexts).facts()["sha256"] != model.record["sha256"]:
         raise ValueError("X and context must be the rows of the fit, all and in their order: others cannot validate it")
     seed = seed_from(random_state)
-    rows = None if rows is None else model.grid.noisy(rows, model.seed_)
-    held_out = None if rows is None else held_out_rows(rows, context, model.validation_fraction, model.seed_)
-    drawn = context if held_out is None or context is None else held_out[0][1].numpy()
-    made_from = {"source": source, "weights": _digest(model.flow_), "seed": seed, **asdict(how)}
-    fresh = _successor(model, how.hidden, made_from)
-    old = copy.deepcopy(model.flow_).float()
-    start, end, c = _pairs(old, drawn, how.pairs, seed, max(model.tolerance, FINEST_SINGLE))
-    aligning = _aligning(old, start, end) if how.hidden is not None else None
-    if aligning is not None:
-        end, made_from["aligned"] = aligning.to_base(end)[0], True
-    flow = fresh.flow_ = copy.deepcopy(old) if how.hidden is None else _with_new_network(old, fresh, aligning, seed)
-    for cnf in split(flow)[1]:
-        cnf.requires_grad_(True)
-    options = build.training_options(model.settled, model.event_shape_)
-    phase = Phase(FlowMatching(TIME_DENSITY), how.steps, how.learning_rate)
-    with progress_bar([phase], model.verbose, on_step, titles=[NAME]) as tell:
-        fresh.history_ = fit_pairs(
-            flow, start, end, c, phase=phase, batch_size=options["batch_size"], optimization=options["optimization"],
-            seed=seed, on_step=tell,
-        )  # fmt: skip
-    fresh.settle()
-    made_from["grading"] = best_grading(fresh, drawn, seed)
-    if held_out is not None and held_out[1] is not None:
-        _validate(fresh, *held_out[1])
-    return fresh
+    train, held_out = (None, None) if rows is None else model.split_indices(rows)
+    drawn = contexts if contexts is None or train is None else contexts[train]
+    note: dict[str, Any] = {"source": source, "weights": _digest(model.flow), "seed": seed, **asdict(settings)}
+    config, record = _successor(model, settings.hidden, note)
+    old = single_precision(model.flow)
+    start, end, seen = _pairs(old, drawn, settings.pairs, seed, max(model.config.fields.tolerance, FINEST_SINGLE))
+    flow, end = _flow_to_train(old, model, config, start, end, seed, note)
+    history = _train(flow, Batch(stack_pairs(start, end), seen), config, settings, seed, on_step)
+    prepare_reports(flow, config, model.domain)
+    result = type(model)(flow, config, model.domain, record, history)
+    note["grading"] = best_grading(result, drawn, seed)
+    if rows is not None and held_out is not None and len(held_out):
+        noisy = model.domain.add_noise(rows, model.seed)[held_out]
+        _validate(result, noisy, None if contexts is None else contexts[held_out])
+    return result
 
 
-def _contexts(model: FFJORD, rows: np.ndarray | None, context: Any) -> np.ndarray | None:
-    dim = model.flow_.context_dim
+def best_grading(model: ScoringModel, context: np.ndarray | None, seed: int) -> float:
+    """Return the grading with which samples by a few steps are nearest to those of a converged solve.
+
+    Nearness is the mean, over numbers of steps, of the logarithm of the mean square error.
+
+    Args:
+        model: Fitted model.
+        context: Contexts to draw for, or None.
+        seed: Seed of the draws.
+
+    Returns:
+        One of GRADINGS.
+    """
+    flow, generator = single_precision(model.flow), torch.Generator().manual_seed(seed)
+    z = model.flow.base.sample(GRADING_ROWS, generator)
+    contexts = None if context is None else tensor(np.resize(context, (GRADING_ROWS, context.shape[1])))
+    place = Batch(z, contexts)
+    truth = to_data(flow, place, AdaptiveSolver("dopri5", 1e-5, 1e-5))
+
+    def error(grading: float, steps: int) -> float:
+        try:
+            moved = to_data(flow, place, FixedSolver(GRADING_METHOD, steps, grading=grading))
+        except SolveError:  # steps placed like this leave the reach of the field
+            return math.inf
+        return float(((moved - truth) / truth.std(0)).square().mean().log())
+
+    return min(GRADINGS, key=lambda grading: sum(error(grading, steps) for steps in GRADING_STEPS))
+
+
+def _contexts(model: ScoringModel, rows: np.ndarray | None, context: Any) -> np.ndarray | None:
+    """Check the contexts of the pairs."""
+    dim = model.flow.context_dim
     if dim and context is None:
         raise ValueError(
             f"this model is conditional, so its pairs need contexts: pass context=, rows (n, {dim}) like the fit's"
@@ -122,86 +165,102 @@ def _contexts(model: FFJORD, rows: np.ndarray | None, context: Any) -> np.ndarra
         raise ValueError("this model takes no context: leave it out")
     if context is None:
         return None
-    count = len(np.asarray(context)) if rows is None else len(rows)
-    context = check_context(context, count, dim)
-    if context.shape[1] != dim:
-        raise ValueError(f"context must have shape (rows, {dim}); got {context.shape}")
-    return context
+    contexts = check_context(context, len(np.asarray(context)) if rows is None else len(rows), dim)
+    if contexts.shape[1] != dim:
+        raise ValueError(f"context must have shape (rows, {dim}); got {contexts.shape}")
+    return contexts
+
+
+def _successor(
+    model: ScoringModel, hidden: tuple[int, ...] | None, note: dict[str, Any]
+) -> tuple[Config, dict[str, Any]]:
+    """Return the configuration and the record of the new model: the old ones but for new widths and a note."""
+    changed = {} if hidden is None else {"hidden": hidden}
+    chosen = {name: value for name, value in model.record.get("chosen", {}).items() if name not in changed}
+    record = {
+        **model.record,
+        "estimator": {**model.record["estimator"], **changed},
+        "chosen": chosen,
+        "reflow": [*model.record.get("reflow", []), note],
+    }
+    fields = replace(model.config.fields, **changed)
+    return resolve(replace(fields, max_seconds=None), model.domain, seed=model.seed, chosen=chosen), record
 
 
 @torch.no_grad()
 def _pairs(
     flow: Flow, contexts: np.ndarray | None, count: int, seed: int, tolerance: float
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The ends of the continuous layers' paths, and the contexts that they saw, drawn from those given."""
-    _, cnfs, below = split(flow)
-    like = next(cnfs[0].parameters())
-    generator = torch.Generator().manual_seed(seed)
-    start, context = flow.base.sample(count, generator), None
+    """Draw the ends of the continuous transforms' paths, and the contexts as the transforms see them."""
+    _, cnfs, below = split_transforms(flow)
+    generator, context = torch.Generator().manual_seed(seed), None
+    start = flow.base.sample(count, generator)
     if contexts is not None:
         chosen = tensor(contexts)[torch.randint(len(contexts), (count,), generator=generator)]
-        context = flow.scaled_context(chosen.to(like))
-    for layer in reversed(below):
-        start, _ = layer.to_data(start, context)
-    how = Integration(trace=None, solver=Solver("dopri5", tolerance, tolerance))
-    ends = []
-    size = drawn_at_once(flow.event_shape, start.device.type)
-    for first in range(0, count, size):
-        part, c = start[first : first + size], None if context is None else context[first : first + size]
+        context = flow.preprocess.scale_context(chosen, flow.like)
+    for transform in reversed(below):
+        start, _ = transform.to_data(start, context)
+    options, ends = SolveOptions(trace=None, solver=AdaptiveSolver("dopri5", tolerance, tolerance)), []
+    for batch in Batch(start, context).split(sampling_batch_size(flow.event_shape, start.device.type)):
+        state = batch.x
         for cnf in reversed(cnfs):
-            part = cnf.transport(part, [0.0, cnf.end_time], context=c, integration=how).x[-1]
-        ends.append(part)
+            state = cnf.integrate(state, [0.0, cnf.end_time], context=batch.context, options=options).x[-1]
+        ends.append(state)
     return start, torch.cat(ends), context
 
 
-def _successor(model: FFJORD, hidden: tuple[int, ...] | None, note: dict[str, Any]) -> FFJORD:
-    """A model of the same fields, but for new widths, and columns; its configuration says what it was made from."""
-    fresh = clone(model)
-    changed = {} if hidden is None else {"hidden": hidden}
-    fresh.set_params(**changed)
-    for name, value in vars(model).items():
-        if name.endswith("_") and name not in ("flow_", "history_", "config_"):
-            setattr(fresh, name, value)
-    made_from = [*model.config_.get("straightened", []), note]
-    estimator = {**model.config_["estimator"], **changed}
-    chosen = {name: word for name, word in model.config_.get("chosen", {}).items() if name not in changed}
-    fresh.config_ = {**model.config_, "estimator": estimator, "chosen": chosen, "straightened": made_from}
-    return fresh
+def _flow_to_train(
+    old: Flow, model: ScoringModel, config: Config, start: Tensor, end: Tensor, seed: int, note: dict[str, Any]
+) -> tuple[Flow, Tensor]:
+    """Return the flow to train, the old one or one with a new network, and the ends as its transforms see them."""
+    if config.fields.hidden == model.config.fields.hidden and note["hidden"] is None:
+        return copy.deepcopy(old), end
+    layers = slow_transforms(config, model.domain, old.context_dim, seed)
+    layers = [layer.to(old.like) for layer in layers]
+    known = isinstance(old.base, StandardNormal) and len(end) >= PAIRS_PER_COLUMN * end.shape[1]
+    if not known:
+        above, _, below = split_transforms(old)
+        return with_transforms(old, [*above, *layers, *below]), end
+    alignment, note["aligned"] = Affine.aligning(start, end), True
+    return with_alignment(old, alignment, layers), alignment.to_base(end)[0]
 
 
-def _aligning(flow: Flow, start: Tensor, end: Tensor) -> Affine | None:
-    """The affine layer that brings the ends nearest to their beginnings; None where covariances are not to be had."""
-    known = isinstance(flow.base, StandardNormal) and len(end) >= PAIRS_OF_A_COLUMN * end.shape[1]
-    return Affine.aligning(start, end) if known else None
+def _train(
+    flow: Flow,
+    pairs: Batch,
+    config: Config,
+    settings: ReflowSettings,
+    seed: int,
+    on_step: Callable[[dict[str, Any]], None] | None,
+) -> History:
+    """Train the continuous transforms on pairs of their ends."""
+    for cnf in split_transforms(flow)[1]:
+        cnf.requires_grad_(True)
+    phase = Phase(Reflow(FlowMatching(TIME_DENSITY)), settings.steps, settings.learning_rate)
+    options = replace(config.train, seed=seed, micro_batches=None, precision="float32")
+    with training_progress([phase], shown=config.fields.verbose, on_step=on_step) as listener:
+        return fit(flow, TensorData(pairs), [phase], config=options, on_step=listener)
 
 
-def _with_new_network(flow: Flow, model: FFJORD, aligning: Affine | None, seed: int) -> Flow:
-    """The flow with untrained continuous layers in the place of its own, and what aligns their ends above them.
-
-    Fast sinusoids of time would leave ripples for a solver to follow in a field that is to be constant along its paths.
-    """
-    layers = slow_layers(model.settled, model.event_shape_, flow.context_dim, seed)
-    like = next(flow.parameters())
-    return with_middle(flow, [*([] if aligning is None else [aligning]), *(layer.to(like) for layer in layers)])
-
-
-def _validate(model: FFJORD, x: Tensor, context: Tensor | None) -> None:
-    like = next(model.flow_.parameters())
-    nll = -evaluate_rows(model, x.to(like), None if context is None else context.to(like)).log_prob
-    history = model.history_
+def _validate(model: ScoringModel, x: np.ndarray, context: np.ndarray | None) -> None:
+    """Record the likelihood of held-out rows."""
+    batch = Batch(tensor(x), None if context is None else tensor(context))
+    nll, history = -model.evaluate_batch(batch).log_prob, model.history
     history.best_nll, history.best_step = float(nll.mean()), history.step
-    error = float(nll.std(ddof=1) / math.sqrt(len(nll)))
-    few = slice(0, JUDGED_ROWS)
-    solver_error = model.solver_error(x[few].numpy(), context=None if context is None else context[few].numpy())
-    history.records.append(
-        {"step": history.step, "phase": NAME, "seconds": round(history.seconds, 3),
-         "validation_nll": history.best_nll, "validation_standard_error": error,
-         "validation_solver_error": solver_error}
-    )  # fmt: skip
+    few = slice(0, ERROR_ROWS)
+    record = {
+        "step": history.step,
+        "phase": Reflow().name,
+        "seconds": round(history.seconds, 3),
+        "validation_nll": history.best_nll,
+        "validation_standard_error": float(nll.std(ddof=1) / math.sqrt(len(nll))),
+        "validation_solver_error": model.solver_error(x[few], context=None if context is None else context[few]),
+    }
+    history.records.append(record)
 
 
 def _digest(flow: Flow) -> str:
-    """The SHA-256 of all weights."""
+    """Return the SHA-256 of all weights."""
     digest = hashlib.sha256()
     for name, value in flow.state_dict().items():
         digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())

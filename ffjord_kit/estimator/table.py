@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ffjord_kit.data import Batch, StreamedRows
-from ffjord_kit.distributions import BASES, Base, widened
+from ffjord_kit.distributions import BASES, Base, outliers_inflate_scale
 from ffjord_kit.estimator.checks import check_columns
 from ffjord_kit.estimator.fields import TableFields, choice
 from ffjord_kit.estimator.data import (
@@ -28,7 +28,7 @@ from ffjord_kit.nn import DYNAMICS
 from ffjord_kit.objectives import FlowMatching, Objective
 from ffjord_kit.trace import ExactTrace, TraceEstimator
 from ffjord_kit.transforms import CNF, SCALINGS, Logit, Softplus, Transform
-from ffjord_kit.transforms.affine import shared_information
+from ffjord_kit.transforms.affine import gaussian_total_correlation
 
 FEW_COLUMNS = 3
 NARROW, WIDE = (64, 64, 64), (128, 128, 128)  # default widths for few columns, and for more
@@ -286,7 +286,7 @@ class TableDomain(Domain):
         """Return the scalings to try out, the likelier first."""
         if self.base_word == "student":
             return ("robust",)
-        words: tuple[str, ...] = ("robust",) if widened(x) else ("standardize",)
+        words: tuple[str, ...] = ("robust",) if outliers_inflate_scale(x) else ("standardize",)
         if words == ("standardize",) and self._worth_whitening(x):
             words = ("standardize", "half_whiten")
         return (*words, "gaussianize") if rows >= GAUSSIANIZED_FROM else words
@@ -294,7 +294,7 @@ class TableDomain(Domain):
     def _worth_whitening(self, x: Tensor) -> bool:
         """Say whether correlations are worth a margin, can be removed, and a trial would show it."""
         some = FEW_COLUMNS < self.size <= WHITENED_UP_TO
-        return some and SCALING_MARGIN * self.size < shared_information(x) < math.inf
+        return some and SCALING_MARGIN * self.size < gaussian_total_correlation(x) < math.inf
 
 
 def column_names(columns: Sequence[str] | None, count: int) -> tuple[str, ...]:

@@ -1,16 +1,17 @@
 r"""Configuration of training: the phases of a schedule, and how weights are updated, validated and guarded.
 
-The learning rate of a step is
+The learning rate of step s = 0, 1, .. of a phase warms up linearly and falls as a cosine,
 
-    rate(s) = peak * risen(s) * (1 + cos(pi * share)) / 2,    share of the phase that is done,
+    rate(s) = peak min(1, max((s + 1) / warmup, tau / 0.1)) (1 + cos(pi tau)) / 2,
 
-with a linear rise over the first `warmup` steps, or the first tenth of the phase where that is over sooner.
+where tau is the share of the phase that is done, by steps or by time.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from ffjord_kit.objectives import Objective
 from ffjord_kit.precision import check_precision
@@ -20,18 +21,20 @@ WARMUP_SHARE = 0.1
 
 @dataclass(frozen=True)
 class Phase:
-    """One part of a schedule.
+    """One part of a schedule: an objective, and how long it is minimised.
 
-    Seconds are those that the training thread works, validations included; on a GPU those on the wall.
+    The phase ends after its steps or its seconds, whichever come first. Seconds are work time: CPU time of the training
+    thread, or wall time on a GPU, validations included.
 
     Args:
         objective: Objective to minimise.
         steps: Largest number of steps; may be infinite.
         learning_rate: Peak learning rate.
-        seconds: Largest number of seconds; may be infinite.
-        trial: Whether the phase may be of no help: one of steps ends at the second validation that is not better, and
-            any ends where its numbers are not finite; the weights are then those of before.
-        validations: Least number of validations of a phase of steps.
+        seconds: Largest number of seconds of work; may be infinite.
+        trial: Whether the phase is an attempt that may fail. A trial that is limited by steps alone ends at the second
+            validation without improvement; any trial ends quietly if its numbers are not finite. The best earlier
+            weights are kept.
+        validations: Least number of validations of a phase that is limited by steps alone.
 
     Raises:
         ValueError: If a length is not positive, or the phase has no end.
@@ -42,7 +45,7 @@ class Phase:
         inf
     """
 
-    objective: Objective
+    objective: Objective[Any]
     steps: float
     learning_rate: float = 2e-3
     seconds: float = math.inf
@@ -59,7 +62,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How weights are updated (AdamW, warm-up and cosine, clipping, moving average), validated and guarded.
+    """Options of training: the optimizer and its learning rate, validation, the guard on the solver, and the seed.
 
     Args:
         batch_size: Rows of a step.
@@ -67,15 +70,21 @@ class TrainConfig:
         warmup: Steps of warm-up; at most a tenth of a phase is used.
         clip_norm: Largest norm of the gradient.
         ema_decay: Decay of the exponential moving average of the weights.
-        validate_every: Most steps between validations, of a phase of steps.
-        patience: Validations without a better one that end a phase.
-        guard: Largest share of the loss's noise that the solver's error may take; 0 for no guard.
-        precision: Word of PRECISIONS for the network.
-        micro_batches: Parts of a batch, computed one after another or over workers; None for one a worker.
+        validate_every: Largest number of steps between validations, in a phase that is limited by steps alone.
+        patience: Number of validations in a row without improvement that ends a phase.
+        guard: Largest solver error of the loss, as a share of the loss's standard error; 0 for no guard.
+        precision: Precision of the network, a word of PRECISIONS.
+        micro_batches: Number of equal parts in which a batch is computed, one after another or by several workers; None
+            for one part per worker.
         seed: Seed of all noise.
 
     Raises:
         ValueError: If the precision is unknown, or the guard negative.
+
+    Example:
+        >>> config = TrainConfig(batch_size=64, warmup=10)
+        >>> config.learning_rate(step=0, steps=1000, peak=1e-2, share=0.0)  # the first of ten steps of warm-up
+        0.001
     """
 
     batch_size: int = 512
@@ -99,14 +108,14 @@ class TrainConfig:
         """Return the learning rate of a step.
 
         Args:
-            step: Steps of the phase before it.
+            step: Number s of the step in its phase, from 0.
             steps: Steps of the phase; may be infinite.
             peak: Peak learning rate.
-            share: Share of the phase that is done, in [0, 1].
+            share: Share tau of the phase that is done, in [0, 1].
 
         Returns:
             The learning rate.
         """
         warmup = max(1, self.warmup if steps == math.inf else min(self.warmup, steps // 10))
-        risen = min(1.0, max((step + 1) / warmup, share / WARMUP_SHARE))
-        return peak * risen * 0.5 * (1 + math.cos(math.pi * share))
+        rise = min(1.0, max((step + 1) / warmup, share / WARMUP_SHARE))
+        return peak * rise * 0.5 * (1 + math.cos(math.pi * share))

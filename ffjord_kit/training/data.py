@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Lock
@@ -16,13 +17,43 @@ from ffjord_kit.noise import keyed_generator
 CHECKED_ROWS = 1000  # of rows that are fetched batch by batch
 
 
+class TrainingRows(ABC):
+    """Rows from which batches are taken, as the model takes them."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return the number of rows."""
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Device of the indices by which rows are taken."""
+
+    @abstractmethod
+    def take(self, rows: Tensor, generator: torch.Generator) -> Batch:
+        """Return some rows and their contexts.
+
+        Args:
+            rows: Indices, shape (batch,).
+            generator: Source of the rows' noise, if they have any.
+
+        Returns:
+            The batch.
+        """
+
+
 @dataclass(frozen=True)
-class TensorData:
-    """Rows in memory, as the model sees them.
+class TensorData(TrainingRows):
+    """Rows in memory, as the model takes them.
 
     Args:
         batch: All rows and contexts.
-        log_det: Log-determinants of their preprocessing, shape (n,); None where there is none.
+        log_det: Log-determinants of their preprocessing, shape (n,), nats; None if there was none.
+
+    Example:
+        >>> data = TensorData(Batch(torch.arange(4.0)[:, None]))
+        >>> data.take(torch.tensor([3, 0]), torch.Generator()).x.flatten()
+        tensor([3., 0.])
     """
 
     batch: Batch
@@ -33,30 +64,23 @@ class TensorData:
 
     @property
     def device(self) -> torch.device:
-        """Where rows are taken from."""
+        """Device of the rows."""
         return self.batch.x.device
 
     def take(self, rows: Tensor, generator: torch.Generator) -> Batch:
-        """Return some rows and their contexts.
-
-        Args:
-            rows: Indices.
-            generator: Source of noise, of which these rows have none.
-
-        Returns:
-            The batch.
-        """
         return self.batch[rows]
 
 
 @dataclass(frozen=True)
-class StreamedData:
+class StreamedData(TrainingRows):
     """Rows that are fetched and preprocessed batch by batch.
 
+    `take` raises ValueError for a row that is not finite.
+
     Args:
-        rows: Rows of the data.
+        rows: Rows in the units of the data.
         context: Contexts, shape (n, context_dim), or None.
-        flow: Flow whose preprocessing they go through.
+        flow: Flow whose preprocessing is applied.
     """
 
     rows: Rows
@@ -68,39 +92,24 @@ class StreamedData:
 
     @property
     def device(self) -> torch.device:
-        """Where rows are taken from."""
+        """Device of the rows, the CPU."""
         return torch.device("cpu")
 
     def take(self, rows: Tensor, generator: torch.Generator) -> Batch:
-        """Return some preprocessed rows and their contexts.
-
-        Args:
-            rows: Indices.
-            generator: Source of the rows' noise.
-
-        Returns:
-            The batch.
-
-        Raises:
-            ValueError: If a row is not finite.
-        """
         x = self.rows.fetch(rows, generator)
         check_finite(x)
         return preprocessed(self.flow, Batch(x, None if self.context is None else self.context[rows])).batch
 
 
-TrainingRows = TensorData | StreamedData
-
-
 def preprocessed(flow: Flow, batch: Batch) -> TensorData:
-    """Preprocess rows, in float64, and put them where the flow's transforms compute.
+    """Preprocess rows in float64, and move them to the dtype and device of the flow's transforms.
 
     Args:
         flow: Flow.
         batch: Rows in the units of the data, and contexts.
 
     Returns:
-        Rows as `flow.inner` sees them.
+        Rows and contexts for `flow.inner`.
     """
     like = flow.like
     x, log_det = flow.preprocess.to_base(batch.x.detach())
@@ -109,13 +118,13 @@ def preprocessed(flow: Flow, batch: Batch) -> TensorData:
 
 
 class Batches:
-    """Batches of a fixed size, without replacement within an epoch; batch number s depends on (seed, s) alone.
+    """Draw batches of a fixed size without replacement within an epoch; batch s depends on (seed, s) alone.
 
     Args:
         data: Rows to draw from.
-        size: Rows of a batch; at most all.
-        seed: Seed of the order.
-        prefetch: Whether a thread fetches the next batch meanwhile, while a GPU works.
+        size: Number of rows of a batch; at most all.
+        seed: Seed of the order and of the rows' noise.
+        prefetch: Whether a thread fetches the next batch while a GPU works on the present one.
     """
 
     def __init__(self, data: TrainingRows, size: int, seed: int, *, prefetch: bool = False) -> None:
@@ -126,19 +135,19 @@ class Batches:
         self.lock, self.ready = Lock(), dict[tuple[int, int, int], Future[Batch]]()
 
     def __getitem__(self, step: int) -> Batch:
-        """Return batch number `step`."""
+        """Return the batch of a step."""
         return self.part(step, 0, 1)
 
     def part(self, step: int, j: int, count: int) -> Batch:
-        """Return one of equal parts of a batch; the noise of its rows is its own.
+        """Return one of several equal parts of a batch.
 
         Args:
-            step: Number of the batch.
-            j: Number of the part.
+            step: Number of the step.
+            j: Number of the part, from 0.
             count: Number of parts.
 
         Returns:
-            The part.
+            The part, whose noise depends on (seed, step, j) alone.
         """
         if self.thread is None:
             return self._fetch(step, j, count)
@@ -154,7 +163,7 @@ class Batches:
         with self.lock:
             self._shuffle(step // self.per_epoch)
             rows = self.order[start : start + length]
-        key = (self.seed, "rows", step, *([j] if count > 1 else []))
+        key: list[int | str] = [self.seed, "rows", step, *([j] if count > 1 else [])]
         return self.data.take(rows, keyed_generator(torch.device("cpu"), *key))
 
     def _shuffle(self, epoch: int) -> None:
@@ -166,14 +175,14 @@ class Batches:
 
 
 def sample_rows(x: Tensor | Rows, context: Tensor | None) -> Batch:
-    """Return the rows that are checked before training: all, or the first of those that are fetched.
+    """Return the rows to check before training: all rows in memory, or the first rows of a source.
 
     Args:
         x: Rows, shape (n, *event), or their source.
         context: Contexts, shape (n, context_dim), or None.
 
     Returns:
-        The rows and contexts.
+        Rows and contexts.
     """
     if not isinstance(x, Rows):
         return Batch(x, context)
@@ -188,7 +197,7 @@ def check_finite(x: Tensor) -> None:
         x: Rows, shape (n, *event).
 
     Raises:
-        ValueError: If some are not; it names the first.
+        ValueError: If some are not; the message names the first.
     """
     bad = (~x.reshape(len(x), -1).isfinite().all(1)).nonzero().flatten().tolist()
     if bad:

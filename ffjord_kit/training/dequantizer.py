@@ -1,7 +1,7 @@
 """Training of a dequantizer q by the bound that it gives for a flow p, and of both together.
 
-The gradient runs through the noise, and so through the flow's solve: a few graded steps, each evaluation made again on the
-way back, which keeps the memory of one. The guard of the loop keeps the steps fine enough.
+The gradient runs through the noise u, and so through the flow's solve: a few graded steps, whose evaluations are made
+again on the way back, so that the memory is that of one evaluation. The guard keeps the steps fine enough.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ffjord_kit.objectives.likelihood import MaximumLikelihood
 from ffjord_kit.ode import FixedSolver, Solver
 from ffjord_kit.trace import ExactTrace, HutchinsonTrace
 from ffjord_kit.training.config import Phase, TrainConfig
-from ffjord_kit.training.data import sample_rows
+from ffjord_kit.training.data import TrainingRows, sample_rows
 from ffjord_kit.training.history import History, OnStep
 from ffjord_kit.training.loop import fit
 
@@ -44,10 +44,10 @@ def fit_dequantizer(
     config: TrainConfig | None = None,
     on_step: OnStep | None = None,
 ) -> History:
-    """Train a dequantizer in place for a flow; the average of the weights is left in it.
+    """Train a dequantizer in place for a flow; its weights end as their moving average.
 
     Args:
-        dequantizer: Dequantizer.
+        dequantizer: Dequantizer to train.
         flow: Flow in the units of grey levels.
         pixels: Images.
         context: Contexts, shape (n, context_dim), or None.
@@ -55,10 +55,10 @@ def fit_dequantizer(
         seconds: Largest number of seconds of work.
         learning_rate: Peak learning rate.
         solver: Solver of log p; four graded steps of rk4 if None.
-        probes: Hutchinson probes; None for the exact trace.
-        joint: Whether the flow learns by the same loss, its maximum likelihood; else it stays as it is.
+        probes: Number of Hutchinson probes; None for the exact trace.
+        joint: Whether the flow is trained too, by the same loss, its maximum likelihood.
         config: How weights are updated and guarded; batches of 32 images if None.
-        on_step: Called with the record of each step: `loss` in nats an image, `bits` in bits per dimension.
+        on_step: Callback, called with the record of each step: `loss` in nats per image, `bits` in bits per dimension.
 
     Returns:
         The history.
@@ -80,8 +80,8 @@ def fit_dequantizer(
 
 
 @dataclass(frozen=True)
-class _GreyLevels:
-    """Whole grey levels and their contexts as training data."""
+class _GreyLevels(TrainingRows):
+    """Whole grey levels and their contexts."""
 
     pixels: Pixels
     context: Tensor | None
@@ -99,7 +99,7 @@ class _GreyLevels:
 
 @contextmanager
 def _requires_grad(parameters: Sequence[nn.Parameter], required: bool) -> Iterator[None]:
-    """Let parameters require a gradient, or not, for a while."""
+    """Let parameters require a gradient, or not, within a `with` block."""
     before = [parameter.requires_grad for parameter in parameters]
     for parameter in parameters:
         parameter.requires_grad_(required)

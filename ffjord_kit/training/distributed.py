@@ -1,15 +1,16 @@
 r"""Workers: the processes that `torchrun` starts, which make one fit together.
 
-All do the same with the same numbers. What cannot be the same (clocks, files, the seed of an operating system, a request to
-stop) is the first worker's, who broadcasts it, so that no decision is ever made twice. A batch is computed in parts (see
-`micro_batches.py`), whose gradients are summed over workers.
+All workers do the same with the same numbers. Whatever can differ between them (clocks, files, the seed of an operating
+system, a request to stop) is read by the first worker and broadcast, so that no decision is made twice. A batch is
+computed in parts (see `micro_batches.py`), whose gradients are summed over workers.
 
 Broadcast values are JSON, and never unpickled. They go through gloo, gradients on GPUs through NCCL. A worker that ends
-closes its connections, so the others learn of it at once, wherever they wait.
+closes its connections, so the others notice it at once, wherever they wait.
 
-torchrun keeps one store of addresses over its restarts, in which gloo would meet the addresses of dead workers. So workers
-first agree on a prefix that is new: the first one's, given only to those whose own new prefix it has read, and confirmed by
-each. All addresses are then kept under that prefix.
+torchrun keeps one store of addresses over its restarts, in which gloo would find the addresses of dead workers. So
+the workers first agree on a new prefix, under which all addresses are kept: the first worker proposes one, together
+with the random words of the others that it has read, and each confirms it only if its own word of this start is among
+them.
 """
 
 from __future__ import annotations
@@ -37,10 +38,11 @@ from ffjord_kit.noise import keyed_generator
 from ffjord_kit.run import to_json
 from ffjord_kit.training.config import Phase, TrainConfig
 
-ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
-STEP_TIMEOUT, WORK_TIMEOUT = timedelta(minutes=30), timedelta(days=1)  # of the other workers, of the first one's work
+ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # variables that torchrun sets
+STEP_TIMEOUT = timedelta(minutes=30)  # for the other workers' parts of a step
+WORK_TIMEOUT = timedelta(days=1)  # for work that the first worker alone does
 JOIN_TIMEOUT = timedelta(minutes=10)
-POLL_INTERVAL = 0.02  # seconds between two looks at the store
+POLL_INTERVAL = 0.02  # seconds between two reads of the store
 STORE_PREFIX = "ffjord_kit"
 COMPARED_ROWS = 16  # spread over the data
 
@@ -48,19 +50,20 @@ T = TypeVar("T")
 
 
 class WorkersError(RuntimeError):
-    """Signal workers that were not given the same, or one that was lost; the message says which, and what to do."""
+    """Signal workers whose data or options differ, or a lost worker; the message says which, and what to do."""
 
 
 @dataclass(frozen=True)
 class Workers:
-    """This process among `size` of them; alone, every method does nothing.
+    """This process among the workers of a fit; a single process neither waits nor communicates.
 
-    Every method waits for the others, so all must call it; it raises WorkersError where one of them has ended.
+    The methods that communicate wait for the other workers, so all must call them; they raise WorkersError if a worker
+    has ended.
 
     Args:
-        rank: Number of this process.
+        rank: Number of this process, from 0.
         size: Number of processes.
-        local_rank: Number of this process on its machine.
+        local_rank: Number of this process on its machine, from 0.
 
     Example:
         >>> Workers().broadcast(lambda: "alone")
@@ -73,32 +76,32 @@ class Workers:
 
     @classmethod
     def here(cls) -> Workers:
-        """Return the workers that torchrun has started, joined once in a process; else this process alone.
+        """Return the workers that torchrun has started, joined at the first call; else this process alone.
 
         Returns:
             The workers.
 
         Raises:
-            WorkersError: If they do not come together.
+            WorkersError: If they cannot be joined.
         """
         workers = current_workers()
         if workers.size > 1 and not dist.is_initialized():
             with workers._explained():
                 _join()
-                _group("gloo", STEP_TIMEOUT), _group("gloo", WORK_TIMEOUT)  # now, while all are here
+                _group("gloo", STEP_TIMEOUT), _group("gloo", WORK_TIMEOUT)  # all workers make the groups here
             atexit.register(_shut_down)
         return workers
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes, prints and decides."""
+        """Whether this is the first worker, which writes, prints and decides."""
         return self.rank == 0
 
     def first_only(self, values: Sequence[float]) -> tuple[float, ...]:
-        """Return the numbers of the first worker, zeros on the others: their sum is the first one's.
+        """Return numbers on the first worker and zeros on the others, whose sum is the first worker's numbers.
 
         Args:
-            values: Numbers.
+            values: Numbers of this worker.
 
         Returns:
             The numbers, or zeros.
@@ -106,7 +109,7 @@ class Workers:
         return tuple(value if self.is_first else 0.0 for value in values)
 
     def device(self, device: torch.device) -> torch.device:
-        """Return this worker's own GPU where `cuda` is requested.
+        """Return this worker's own GPU if `cuda` is requested, else the requested device.
 
         Args:
             device: Requested device.
@@ -131,10 +134,10 @@ class Workers:
         """Sum a tensor over workers, in place.
 
         Args:
-            tensor: Tensor of the same shape on all.
+            tensor: Tensor of the same shape on all workers.
 
         Returns:
-            The tensor, to the bit the same on all.
+            The tensor, bit for bit the same on all workers.
         """
         if self.size > 1:
             with self._explained():
@@ -143,10 +146,10 @@ class Workers:
 
     @torch.no_grad()
     def copy_from_first_(self, tensors: Iterable[Tensor]) -> None:
-        """Copy the first worker's tensors into those of all.
+        """Copy the first worker's tensors into the tensors of all workers, in place.
 
         Args:
-            tensors: Tensors of the same shapes on all.
+            tensors: Tensors of the same shapes on all workers.
         """
         for tensor in tensors if self.size > 1 else ():
             buffer = tensor.detach().to("cpu", copy=True).reshape(-1)
@@ -157,21 +160,23 @@ class Workers:
         """Run a function on the first worker, and give its result to all.
 
         Args:
-            make: Function of no arguments; its result is made of plain values as JSON knows them, lists for tuples.
+            make: Function of no arguments, whose result consists of plain values that JSON can hold; the other workers
+                get lists for tuples.
 
         Returns:
-            The result.
+            The first worker's result.
 
         Raises:
             WorkersError: On the other workers, if the function fails; the first one raises its own error.
         """
         if self.size == 1:
             return make()
-        value, error, text = None, None, ""
+        results: list[T] = []
+        error, text = None, ""
         if self.is_first:
             try:
-                value = make()
-                text = to_json({"value": value})
+                results.append(make())
+                text = to_json({"value": results[0]})
             except Exception as raised:
                 error, text = raised, json.dumps({"error": " ".join(str(raised).split())})
         answer = json.loads(self._broadcast_text(text))
@@ -179,16 +184,16 @@ class Workers:
             raise error
         if "error" in answer:
             raise WorkersError(f"worker {self.rank} of {self.size} ends, as the first one failed: {answer['error']}")
-        return value if self.is_first else answer["value"]
+        return results[0] if self.is_first else answer["value"]
 
     def run_on_first(self, make: Callable[[], T]) -> T | None:
-        """Run a function on the first worker alone; the others wait, and share its failure.
+        """Run a function on the first worker alone, while the others wait; all of them fail if it fails.
 
         Args:
             make: Function of no arguments.
 
         Returns:
-            Its result on the first worker, None on the others.
+            The result on the first worker, None on the others.
         """
         results: list[T] = []
         self.broadcast(lambda: results.append(make()))
@@ -198,7 +203,7 @@ class Workers:
         """Give the first worker's tensors to all.
 
         Args:
-            tensors: Tensors by name; those of the other workers are ignored.
+            tensors: Tensors by name; ignored on the other workers.
 
         Returns:
             The first worker's tensors.
@@ -233,13 +238,13 @@ class Workers:
         return [bytes(row[:length].tolist()).decode() for row, length in zip(rows, lengths, strict=True)]
 
     def check_equal(self, facts: Mapping[str, Any]) -> None:
-        """Check that all workers were given the same.
+        """Check that values are the same on all workers.
 
         Args:
             facts: Values by name, compared as text.
 
         Raises:
-            WorkersError: On all of them, if one differs; it names the first difference.
+            WorkersError: On all workers, if a value differs; the message names the first difference.
         """
         texts = self.all_gather(json.dumps({name: str(value) for name, value in facts.items()}))
         first, *others = (json.loads(text) for text in texts)
@@ -253,6 +258,7 @@ class Workers:
                 )
 
     def _broadcast_text(self, text: str) -> str:
+        """Return the first worker's text on all workers."""
         length = torch.tensor([len(text.encode())])
         self._broadcast(length)
         buffer = torch.zeros(int(length), dtype=torch.uint8)
@@ -262,26 +268,26 @@ class Workers:
         return bytes(buffer.tolist()).decode()
 
     def _broadcast(self, buffer: Tensor) -> None:
-        """Give everybody the first worker's bytes, for which there may be work to wait for."""
+        """Copy the first worker's bytes to all workers, after whatever work it has to do first."""
         if buffer.numel():
             with self._explained():
                 dist.broadcast(buffer, src=0, group=_group("gloo", WORK_TIMEOUT))
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """Say in one line that a worker is lost."""
+        """Turn an error of communication into one line about a lost worker."""
         try:
             yield
         except (RuntimeError, ValueError) as error:
-            atexit.unregister(_shut_down)  # there is nobody left to take leave of
+            atexit.unregister(_shut_down)  # it would wait for the lost worker
             reason = " ".join(str(error).split())[:160]
             raise WorkersError(
-                f"worker {self.rank} of {self.size} lost another one, which has told why in its own output ({reason})"
+                f"worker {self.rank} of {self.size} lost another one, whose own output says why ({reason})"
             ) from error
 
 
 def current_workers() -> Workers:
-    """Return the place that torchrun's environment gives this process; nothing is joined.
+    """Return the workers that torchrun's environment describes, without joining them.
 
     Returns:
         The workers.
@@ -293,7 +299,7 @@ def current_workers() -> Workers:
 
 
 def restarted() -> bool:
-    """Say whether torchrun has started the workers again, after one of them had ended.
+    """Return whether torchrun has restarted the workers after one of them ended.
 
     Returns:
         True after a restart.
@@ -311,28 +317,29 @@ def check_agreement(
     *,
     resume: bool,
 ) -> None:
-    """Compare data, schedule and options of all workers, and give all of them the first one's weights.
+    """Check that data, schedule and options are the same on all workers, and give all the first worker's weights.
 
-    Weights that each draws for itself become one, and so do transforms fitted on machines that round differently.
+    The copy makes equal the weights that each worker drew for itself, and transforms that were fitted on machines with
+    different rounding.
 
     Args:
-        workers: The workers.
+        workers: Workers that share the fit.
         model: Model to train.
         rows: Rows, or their source, and contexts.
         held_out: Held-out rows, or None.
         schedule: Phases.
         config: Options of the fit.
-        resume: Whether the fit goes on.
+        resume: Whether the fit continues from a checkpoint.
 
     Raises:
-        WorkersError: On all of them, if something differs.
+        WorkersError: On all workers, if something differs.
     """
     if workers.size == 1:
         return
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     workers.check_equal(
         {
-            "schedule": ", ".join(f"{p.objective.name}:{p.steps}:{p.seconds:g}s at {p.learning_rate:g}" for p in schedule),
+            "schedule": ", ".join(_phase_text(phase) for phase in schedule),
             "batch_size": config.batch_size,
             "seed": config.seed,
             "micro_batches": config.micro_batches,
@@ -347,8 +354,12 @@ def check_agreement(
     workers.copy_from_first_(model.state_dict().values())
 
 
+def _phase_text(phase: Phase) -> str:
+    return f"{phase.objective.name}:{phase.steps}:{phase.seconds:g}s at {phase.learning_rate:g}"
+
+
 def digest(tensors: Iterable[Tensor]) -> str:
-    """Return a short name of the content of tensors: types, shapes and bytes.
+    """Return a short hash of tensors: their types, shapes and bytes.
 
     Args:
         tensors: Tensors.
@@ -364,7 +375,7 @@ def digest(tensors: Iterable[Tensor]) -> str:
 
 
 def agree_on_prefix(store: dist.Store, rank: int, size: int, timeout: timedelta) -> str:
-    """Agree on a prefix that no earlier workers had.
+    """Agree on a prefix of the store that no earlier workers used.
 
     Args:
         store: torchrun's store.
@@ -373,10 +384,10 @@ def agree_on_prefix(store: dist.Store, rank: int, size: int, timeout: timedelta)
         timeout: Longest time to wait.
 
     Returns:
-        The prefix, the same on all.
+        The prefix, the same on all workers.
 
     Raises:
-        RuntimeError: If a worker does not come.
+        RuntimeError: If a worker does not come in time.
     """
     own, until, others = secrets.token_hex(8), time.monotonic() + timeout.total_seconds(), range(1, size)
     if rank:
@@ -396,7 +407,7 @@ def agree_on_prefix(store: dist.Store, rank: int, size: int, timeout: timedelta)
 
 
 def _join() -> None:
-    """Make the process group of all workers in torchrun's environment, over gloo."""
+    """Initialise the process group of all workers in torchrun's environment, over gloo."""
     store, rank, size = next(rendezvous("env://", timeout=JOIN_TIMEOUT))
     prefix = agree_on_prefix(store, rank, size, JOIN_TIMEOUT)
     dist.init_process_group(
@@ -410,7 +421,7 @@ def _read(store: dist.Store, name: str) -> str | None:
 
 
 def _some_rows(x: Tensor | Rows, context: Tensor | None) -> Iterator[Tensor]:
-    """Yield a few rows and their contexts."""
+    """Yield a few rows, spread over the data, and their contexts."""
     some = torch.linspace(0, len(x) - 1, min(len(x), COMPARED_ROWS), dtype=torch.float64).long()
     yield x.fetch(some, keyed_generator(torch.device("cpu"), "agree")) if isinstance(x, Rows) else x[some]
     if context is not None:

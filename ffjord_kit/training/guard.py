@@ -1,13 +1,13 @@
-r"""A guard on the solver: it keeps training from learning the solver's error in place of the density.
+r"""A guard on the solver, which keeps training from learning the solver's error instead of the density.
 
-A loss under too few steps can be lowered by a field that the solver gets wrong. So every few steps the discretisation error
-of the loss is measured on rows of the batch against a finer solve with the same noise,
+A loss under too few steps can be lowered by a field that the solver integrates wrongly. So every few steps the
+discretisation error of the losses l_i of a batch is measured against a finer solve with the same noise,
 
-    error = |mean_i (l_i - l_i^fine)|,        noise = std_i(l_i) / sqrt(batch),
+    error = |mean_i (l_i - l_i^fine)|,        noise = std_i(l_i) / sqrt(batch).
 
-the solver is made finer until error <= share * noise, and coarser where the error is far below that. An adaptive method
-changes its tolerance by sqrt(10), one of fixed steps their number by sqrt(2) and, where it is cheaper, their grading in
-time. The level is a whole number, so a resumed run goes on with the solver that it had.
+The solver is made finer until error <= share * noise, and coarser if the error is far below that. An adaptive solver
+changes its tolerances by factors of sqrt(10), one of fixed steps their number by factors of sqrt(2) and, if it lowers
+the error, their grading in time. The level is a whole number, so a resumed run continues with the same solver.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ffjord_kit.data import Batch
 from ffjord_kit.noise import keyed_generator
-from ffjord_kit.objectives import Objective, SolvedObjective
-from ffjord_kit.ode import FINEST_SINGLE, FixedSolver, Solver
+from ffjord_kit.objectives import SolvedObjective
+from ffjord_kit.ode import FINEST_SINGLE, AdaptiveSolver, FixedSolver, PerRowSolver, Solver
 from ffjord_kit.transforms import CNF
 
 EVERY = 10  # steps between measurements
@@ -35,14 +36,14 @@ GRADINGS = (1.0, 2.0)
 
 @dataclass(frozen=True)
 class GuardResult:
-    """A measurement of the guard, and the solver to go on with.
+    """A measurement of the guard, and the solver for the next steps.
 
     Attributes:
-        error: Error of the loss by the solver.
+        error: Solver error of the loss.
         noise: Standard error of the loss.
-        level: Level of the solver to go on with.
+        level: Level of the solver for the next steps.
         grading: Grading of its steps.
-        solver: That solver.
+        solver: The solver itself.
     """
 
     error: float
@@ -52,45 +53,54 @@ class GuardResult:
     solver: Solver
 
     def record(self) -> dict[str, float | int]:
-        """Return the numbers that a log shows.
+        """Return the result as plain numbers for the log.
 
         Returns:
             Numbers by name.
         """
-        fixed = isinstance(self.solver, FixedSolver)
-        setting = {"solver_steps": self.solver.steps} if fixed else {"tolerance": self.solver.rtol}
+        setting: dict[str, float | int] = {}
+        if isinstance(self.solver, FixedSolver):
+            setting = {"solver_steps": self.solver.steps}
+        elif isinstance(self.solver, (AdaptiveSolver, PerRowSolver)):
+            setting = {"tolerance": self.solver.rtol}
         return {"solver_error": self.error, "loss_noise": self.noise, **setting, "grading": self.grading}
 
 
 @dataclass(frozen=True)
 class Guard:
-    """Hold the solver's error of the loss below a share of the loss's own noise.
+    """Keep the solver's error of the loss below a share of the loss's standard error.
 
     Args:
-        share: The share; 0 for no guard.
+        share: Largest ratio of error and standard error; 0 for no guard.
+
+    Example:
+        >>> from ffjord_kit import CNF, FixedSolver, Flow, MaximumLikelihood, ResidualDynamics
+        >>> flow = Flow([CNF(ResidualDynamics((2,)), (2,), solver=FixedSolver("rk4", steps=8))])
+        >>> batch, objective = Batch(torch.zeros(64, 2)), MaximumLikelihood()
+        >>> result = Guard().measure(flow, objective, batch, key=(0, "guard"), level=0, grading=1.0)
+        >>> result.error  # an untrained field is zero, and any solver is exact
+        0.0
     """
 
     share: float = 0.1
 
-    def applies(self, model: nn.Module, objective: Objective, rows: int) -> bool:
-        """Say whether a solver makes the loss, and its rows show the noise.
+    def applies(self, model: nn.Module, rows: int) -> bool:
+        """Return whether the loss comes from a solve, and has enough rows to show its noise.
 
         Args:
-            model: Model that trains.
-            objective: Objective of the phase.
-            rows: Rows of a part of a batch.
+            model: Model to train.
+            rows: Number of rows in one part of a batch.
 
         Returns:
-            True where there is something to guard.
+            True if there is an error to measure.
         """
-        solved = any(isinstance(module, CNF) for module in model.modules())
-        return self.share > 0 and rows > 1 and solved and isinstance(objective, SolvedObjective)
+        return self.share > 0 and rows > 1 and any(isinstance(module, CNF) for module in model.modules())
 
     @torch.no_grad()
     def measure(
         self,
         model: nn.Module,
-        objective: SolvedObjective,
+        objective: SolvedObjective[Any],
         batch: Batch,
         key: tuple[int | str, ...],
         *,
@@ -98,25 +108,25 @@ class Guard:
         grading: float,
         size: int | None = None,
     ) -> GuardResult:
-        """Measure the error, and settle on the coarsest solver that is good enough.
+        """Measure the error, and choose the solver for the next steps.
 
         Args:
-            model: Model that trains.
+            model: Model to train.
             objective: Objective of the phase.
             batch: Rows and contexts.
-            key: Seed of the noise.
+            key: Key of the noise, which is the same for both solves.
             level: Present level.
             grading: Present grading.
-            size: Rows of the loss, if `batch` is a part of them.
+            size: Number of rows of the loss, if `batch` is only a part of them.
 
         Returns:
-            The measurement and the solver to go on with.
+            The measurement and the chosen solver.
         """
-        start, few = level, batch[: min(ROWS, len(batch))]
+        start, rows = level, batch[: min(ROWS, len(batch))]
         base = objective.solver or _own_solver(model)
 
         def losses(solver: Solver) -> Tensor:
-            return objective.row_losses(model, few, keyed_generator(few.x.device, *key), solver)
+            return objective.row_losses(model, rows, keyed_generator(rows.x.device, *key), solver)
 
         while True:
             values, error, grading = _best_grading(losses, base, level, grading)
@@ -129,23 +139,23 @@ class Guard:
         return GuardResult(error, noise, level, grading, at_level(base, level, grading))
 
 
-def guarded(model: nn.Module, objective: SolvedObjective, level: int, grading: float) -> SolvedObjective:
+def guarded(model: nn.Module, objective: SolvedObjective[Any], level: int, grading: float) -> SolvedObjective[Any]:
     """Return an objective with its solver at another level.
 
     Args:
-        model: Model that trains; its solver is used where the objective has none.
-        objective: Objective.
+        model: Model to train; its solver is used if the objective has none.
+        objective: Objective of the phase.
         level: Level, above 0 for finer.
         grading: Grading of fixed steps.
 
     Returns:
-        The objective.
+        The new objective.
     """
     return objective.with_solver(at_level(objective.solver or _own_solver(model), level, grading))
 
 
 def at_level(solver: Solver, level: int, grading: float) -> Solver:
-    """Return a finer or coarser solver: by tolerance, or by steps and their grading in time.
+    """Return a finer or coarser solver of the same method.
 
     Args:
         solver: Solver at level 0.
@@ -153,11 +163,13 @@ def at_level(solver: Solver, level: int, grading: float) -> Solver:
         grading: Grading of fixed steps.
 
     Returns:
-        The solver.
+        The solver with other tolerances, or with another number and grading of its steps.
     """
     if isinstance(solver, FixedSolver):
         graded = grading if solver.gradable else solver.grading
         return replace(solver, steps=max(1, round(solver.steps * 2 ** (level / 2))), grading=graded)
+    if not isinstance(solver, (AdaptiveSolver, PerRowSolver)):
+        return solver
     rtol, atol = (max(own * 10 ** (-level / 2), min(own, FINEST_SINGLE)) for own in (solver.rtol, solver.atol))
     return replace(solver, rtol=rtol, atol=atol)
 
@@ -165,31 +177,32 @@ def at_level(solver: Solver, level: int, grading: float) -> Solver:
 def _best_grading(
     losses: Callable[[Solver], Tensor], base: Solver, level: int, grading: float
 ) -> tuple[Tensor, float, float]:
-    """Return losses at a level, their error against a finer solve, and the grading under which it is least."""
+    """Return the losses at a level, their error against a finer solve, and the grading with the least error."""
     reference = losses(at_level(at_level(base, level, grading), FINER, grading))
     choices = GRADINGS if isinstance(base, FixedSolver) and base.gradable else (grading,)
     values = {choice: losses(at_level(base, level, choice)) for choice in choices}
-    errors = {choice: float((rows - reference).mean().abs()) for choice, rows in values.items()}
-    best = min(errors, key=errors.get)
+    errors = {choice: float((value - reference).mean().abs()) for choice, value in values.items()}
+    best = min(errors, key=lambda choice: errors[choice])
     return values[best], errors[best], best
 
 
 def _can_refine(base: Solver, level: int) -> bool:
-    """Say whether there is a finer solver than that of this level, and one finer still to measure it."""
+    """Return whether the next level is finer, and there is a still finer one to measure its error."""
     finer = at_level(base, level + 1, 1.0)
     return level < LEVELS[-1] and _is_finer(at_level(finer, FINER, 1.0), finer)
 
 
 def _can_coarsen(base: Solver, level: int) -> bool:
-    """Say whether there is a coarser solver than that of this level."""
+    """Return whether the previous level is coarser."""
     return level > LEVELS[0] and _is_finer(at_level(base, level, 1.0), at_level(base, level - 1, 1.0))
 
 
 def _is_finer(solver: Solver, other: Solver) -> bool:
-    """Say whether a solver has more steps, or a tolerance that is smaller by more than rounding."""
-    if isinstance(solver, FixedSolver):
+    """Return whether a solver has more steps, or a tolerance that is smaller by more than rounding."""
+    if isinstance(solver, FixedSolver) and isinstance(other, FixedSolver):
         return solver.steps > other.steps
-    return solver.rtol < 0.99 * other.rtol
+    by_tolerance = (AdaptiveSolver, PerRowSolver)
+    return isinstance(solver, by_tolerance) and isinstance(other, by_tolerance) and solver.rtol < 0.99 * other.rtol
 
 
 def _own_solver(model: nn.Module) -> Solver:

@@ -1,4 +1,4 @@
-"""The history of a fit: where it stands, when it validates, when a phase ends, and its records."""
+"""The history of a fit: its progress, its records, and when a phase validates and ends."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from ffjord_kit.objectives import Loss
 from ffjord_kit.run import Run
 from ffjord_kit.training.config import Phase
 
-VALIDATIONS, TRIAL_VALIDATIONS = 20, 3  # of a phase that ends by time
+VALIDATIONS, TRIAL_VALIDATIONS = 20, 3  # in a phase with a limit of time
 TRIAL_PATIENCE = 2
-MAX_VALIDATION_SHARE = 1 / 8  # of such a phase's time
+MAX_VALIDATION_SHARE = 1 / 8  # of the time of such a phase
 
-RECORDED_STEPS = 200  # of a phase
+RECORDED_STEPS = 200  # per phase
 CALLBACK_INTERVAL = 0.1  # seconds between two calls of `on_step` on a GPU
 
 OnStep = Callable[[dict[str, Any]], None]
@@ -27,28 +27,29 @@ OnStep = Callable[[dict[str, Any]], None]
 
 @dataclass
 class History:
-    """What a fit did, and where it stands.
+    """Progress of a fit, and its records.
 
     Attributes:
         seed: Seed of all noise.
-        phase: Number of the present phase, of `phases`.
-        phase_step: Steps of the present phase.
-        step: Steps of all phases.
-        best_nll: Best validation NLL, nats; None without validation data.
+        phase: Index of the present phase.
+        phases: Number of phases.
+        phase_step: Steps made in the present phase.
+        step: Steps made in all phases.
+        best_nll: Best validation score, the negative log-likelihood in nats for a flow; None without validation data.
         best_step: Step of the best validation.
-        stale: Validations since then.
-        seconds: Seconds on the wall.
-        work_seconds: Seconds of work.
-        phase_start: Seconds of work before the present phase.
-        validated_at: Seconds of work at the last validation.
-        validation_cost: Seconds that it took.
-        broken: Why a trial ended early; empty where it did not.
-        restored: How often the present phase went back to good weights.
+        stale: Number of validations since the best one.
+        seconds: Wall time, seconds.
+        work_seconds: Work time, seconds: CPU time of the training thread, or wall time on a GPU.
+        phase_start: Work time at the start of the present phase, seconds.
+        validated_at: Work time at the last validation, seconds.
+        validation_cost: Work time of the last validation, seconds.
+        broken: Reason why a trial was abandoned; empty if it was not.
+        restored: Number of times that the present phase went back to its last good weights.
         interrupted: Whether a request to stop ended the fit.
         solver_level: Level of the guarded solver.
-        solver_grading: Grading of its steps.
-        micro_batches: Parts of a batch.
-        records: Log of some steps, of all validations and events.
+        solver_grading: Grading of the guarded solver's steps.
+        micro_batches: Number of parts of a batch.
+        records: Records of some steps, and of all validations and events.
     """
 
     seed: int
@@ -74,7 +75,7 @@ class History:
 
     @classmethod
     def following(cls, before: History | None, seed: int) -> History:
-        """Return a history at its start, whose records and seconds go on from an earlier one.
+        """Return a new history that continues the records and the clocks of an earlier one.
 
         Args:
             before: Earlier history, or None.
@@ -102,27 +103,27 @@ class History:
         return min(1.0, max(self.phase_step / phase.steps, (self.work_seconds - self.phase_start) / phase.seconds))
 
     def is_over(self, phase: Phase, patience: int) -> bool:
-        """Say whether the phase has ended.
+        """Return whether the phase has ended.
 
         Args:
             phase: The present phase.
-            patience: Validations without a better one that end it.
+            patience: Number of validations in a row without improvement that ends it.
 
         Returns:
-            True at its end.
+            True if it has.
         """
         done = self.phase_step >= phase.steps or self._out_of_time(phase)
         return done or bool(self.broken) or self._is_stale(phase, patience)
 
     def is_validation_due(self, phase: Phase, every: int) -> bool:
-        """Say whether to validate after the last step: every so often, and always after the last one.
+        """Return whether to validate now: at regular intervals, and after the last step of the phase.
 
         Args:
             phase: The present phase.
-            every: Most steps between validations, of a phase of steps.
+            every: Largest number of steps between validations, in a phase that is limited by steps alone.
 
         Returns:
-            True where a validation is due.
+            True if a validation is due.
         """
         if self.phase_step == phase.steps or self._out_of_time(phase):
             return True
@@ -139,7 +140,7 @@ class History:
             phase: The present phase.
 
         Returns:
-            A phrase for the log.
+            The reason, for the log.
         """
         if self.broken:
             return f"early: {self.broken}"
@@ -148,23 +149,23 @@ class History:
         return "its time was up" if self._out_of_time(phase) else "early: no better validation NLL"
 
     def _is_stale(self, phase: Phase, patience: int) -> bool:
-        short = phase.trial and phase.seconds == math.inf  # seconds were set aside for it: nothing else would use them
+        short = phase.trial and phase.seconds == math.inf  # seconds are reserved for the phase: it may use them all
         return self.stale >= (TRIAL_PATIENCE if short else patience)
 
     def _out_of_time(self, phase: Phase) -> bool:
-        """Say whether the rest is what a last validation takes; one that takes more than half the time may be late."""
+        """Return whether only the time for a last validation is left; at most half the phase is reserved for it."""
         reserve = min(self.validation_cost, phase.seconds / 2)
         return self.work_seconds - self.phase_start + reserve >= phase.seconds
 
 
 class Recorder:
-    """Add records to a history, and to the log of its run, and call a listener.
+    """Write records to a history and to the log of its run, and report steps to a callback.
 
     Args:
-        history: The history.
+        history: History to extend.
         run: Run folder, or None.
-        on_step: Called with the record of each step, on a GPU ten times a second; or None.
-        device: Device that trains.
+        on_step: Callback, called with the record of each step, on a GPU at most ten times a second; or None.
+        device: Device of the training.
     """
 
     def __init__(self, history: History, run: Run | None, on_step: OnStep | None, device: torch.device) -> None:
@@ -172,26 +173,28 @@ class Recorder:
         self.called_at = time.monotonic()
 
     def begin(self) -> None:
-        """Write the records that came before."""
+        """Start the log of the run with the earlier records of the history."""
         if self.run is not None:
             self.run.keep_records(0)
             for record in self.history.records:
                 self.run.record(record)
 
     def add(self, phase: Phase, numbers: Mapping[str, Any]) -> None:
-        """Add a record of where training is.
+        """Record numbers or an event at the present step.
 
         Args:
             phase: The present phase.
-            numbers: Numbers or an event.
+            numbers: Numbers by name, or {"event": text}.
         """
-        record = {**self._place(phase), **numbers}
+        record = {**self._position(phase), **numbers}
         self.history.records.append(record)
         if self.run is not None:
             self.run.record(record)
 
     def add_step(self, phase: Phase, loss: Loss, numbers: Mapping[str, float | Tensor], share_before: float) -> None:
-        """Record a step if it is one to keep, and call the listener; only then are its numbers fetched from a GPU.
+        """Report a step to the callback, and record it if it is one of RECORDED_STEPS spread over the phase.
+
+        Otherwise the numbers are not fetched, for which a GPU would have to wait.
 
         Args:
             phase: The present phase.
@@ -199,18 +202,22 @@ class Recorder:
             numbers: Learning rate and norm of the gradient.
             share_before: Share of the phase that was done before the step.
         """
-        here, cpu = self.history, self.device.type == "cpu"
-        kept = int(RECORDED_STEPS * here.share(phase)) > int(RECORDED_STEPS * share_before)
-        called = self.on_step is not None and (cpu or time.monotonic() - self.called_at > CALLBACK_INTERVAL)
-        if not (kept or called):
+        here, callback = self.history, self._due_callback()
+        recorded = int(RECORDED_STEPS * here.share(phase)) > int(RECORDED_STEPS * share_before)
+        if not recorded and callback is None:
             return
         record = loss.record(numbers)
-        if called:
+        if callback is not None:
             self.called_at = time.monotonic()
-            place = {"phase_index": here.phase, "phase_step": here.phase_step, "phase_share": here.share(phase)}
-            self.on_step({**self._place(phase), **record, **place, "best_nll": here.best_nll})
-        if kept:
+            progress = {"phase_index": here.phase, "phase_step": here.phase_step, "phase_share": here.share(phase)}
+            callback({**self._position(phase), **record, **progress, "best_nll": here.best_nll})
+        if recorded:
             self.add(phase, record)
 
-    def _place(self, phase: Phase) -> dict[str, Any]:
+    def _due_callback(self) -> OnStep | None:
+        """Return the callback if it is time to call it."""
+        due = self.device.type == "cpu" or time.monotonic() - self.called_at > CALLBACK_INTERVAL
+        return self.on_step if due else None
+
+    def _position(self, phase: Phase) -> dict[str, Any]:
         return {"step": self.history.step, "phase": phase.objective.name, "seconds": round(self.history.seconds, 3)}

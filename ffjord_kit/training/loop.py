@@ -1,34 +1,34 @@
-r"""The training loop. All noise of step s, and the order of an epoch, are functions of (seed, s) and (seed, epoch) alone.
+r"""The training loop, for any model and objective.
 
-So the state of a run is its weights, their average, the best of them, the optimizer and a few numbers; no generator's state
-has to be saved, and a resumed run is the run that was never stopped.
+The noise of step s is a function of (seed, s) alone, and the order of an epoch of (seed, epoch). So the state of a run
+is its weights, their average, the best of them, the optimizer and a few numbers. No generator's state is saved, and a
+resumed run equals one that was never stopped, bit for bit.
 
-Workers (see `distributed.py`) walk through it side by side. The first one has the run, and reads the clock; they tell each
-other whether a step failed, and whether a stop is requested.
+Workers (see `distributed.py`) run the loop side by side. The first one writes to the run folder and reads the clock;
+all exchange whether a step failed, and whether a stop is requested.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 from torch import Tensor, enable_grad, nn
 
 from ffjord_kit.data import Batch, Rows
 from ffjord_kit.flow import Flow
-from ffjord_kit.objectives import Objective
+from ffjord_kit.objectives import Objective, SolvedObjective
 from ffjord_kit.ode import SolveError
 from ffjord_kit.precision import reduced_precision
 from ffjord_kit.run import Run
 from ffjord_kit.training.checkpoint import Checkpoints
 from ffjord_kit.training.config import Phase, TrainConfig
-from ffjord_kit.training.data import (
-    Batches, StreamedData, TensorData, TrainingRows, check_finite, preprocessed, sample_rows,
-)  # fmt: skip
+from ffjord_kit.training.data import Batches, StreamedData, TrainingRows, check_finite, preprocessed, sample_rows
 from ffjord_kit.training.distributed import Workers, WorkersError, check_agreement
-from ffjord_kit.training.guard import EVERY, Guard, GuardResult, guarded
+from ffjord_kit.training.guard import EVERY, Guard, guarded
 from ffjord_kit.training.history import History, OnStep, Recorder
-from ffjord_kit.training.micro_batches import MicroBatches, run_together
+from ffjord_kit.training.micro_batches import MicroBatches, broadcast_together
 from ffjord_kit.training.optim import assign, exchanged
 from ffjord_kit.training.runtime import Timer, interruptible
 from ffjord_kit.training.state import MAX_RESTORES, RATE_FACTOR, TrainingDiverged, TrainState, explain_divergence
@@ -54,35 +54,54 @@ def fit(
 ) -> History:
     """Train a model in place, phase by phase.
 
-    The best weights on the validation data, or without such data their average, are left in the model. A phase ends early
-    after `patience` validations without a better one; the next one starts from the best weights. A phase of steps alone
-    is validated after every `validate_every` of them, at least four times, one with an end in time twenty times, or less
-    often where that is dear. Ctrl-C or SIGTERM ends the fit after the step under way; a second one ends it at once.
+    The model ends with the weights of the best validation, or, without validation, with their moving average. A phase
+    ends early after `config.patience` validations in a row without improvement; the next phase starts from the best
+    weights. A phase that is limited by steps alone is validated every `config.validate_every` steps, and at least four
+    times; a phase with a limit of time is validated twenty times, or less often if validations are expensive. Ctrl-C or
+    SIGTERM ends the fit after the present step; a second one ends it at once. Buffers, e.g. the running statistics of
+    batch normalisation, are neither averaged nor part of a checkpoint.
 
     Args:
-        model: Model; its parameters that require a gradient are trained.
-        data: Rows, as the model sees them.
-        schedule: Phases.
+        model: Model, whose parameters that require a gradient are trained.
+        data: Rows, as the model takes them.
+        schedule: Phases, in order.
         config: How weights are updated, validated and guarded.
-        validate: Scores the model; None for no validation.
-        saved: Model to save in the run, which shares the weights; `model` if None.
+        validate: Function that scores the model, lower being better; None for no validation.
+        saved: Model to save in the run, which shares the parameters of `model`; `model` itself if None.
         workers: Workers that share each batch; this process alone if None.
-        run: Run folder for log, model and checkpoints, or None.
-        resume: Whether to go on from the run's last checkpoint.
-        before: Earlier history, whose records and seconds go on.
-        on_step: Called with the record of each step, on a GPU ten times a second.
-        on_validation: Called with the record of each validation, while the average of the weights is in the model.
+        run: Run folder for the log, the model and checkpoints, or None.
+        resume: Whether to continue from the run's last checkpoint, if it has one.
+        before: Earlier history, whose records and clocks are continued.
+        on_step: Callback, called with the record of each step, on a GPU at most ten times a second.
+        on_validation: Callback, called with the record of each validation while the model has the averaged weights.
 
     Returns:
         The history.
 
     Raises:
-        ValueError: If there is nothing to train, or the schedule is not one of phases.
+        ValueError: If there is nothing to train, or the schedule is not a list of phases.
         TrainingDiverged: If numbers are not finite, and lower learning rates do not help.
         WorkersError: If a worker is lost.
+
+    Example:
+        Least squares, with the targets in the place of the contexts:
+
+        >>> import torch
+        >>> from ffjord_kit.objectives import Loss
+        >>> from ffjord_kit.training import TensorData
+        >>> class LeastSquares(Objective):
+        ...     name = "least_squares"
+        ...
+        ...     def loss(self, model, batch, generator):
+        ...         return Loss((model(batch.x) - batch.context).square().mean(), {})
+        >>> x = torch.linspace(-1, 1, 32)[:, None]
+        >>> model = nn.Linear(1, 1)
+        >>> config = TrainConfig(batch_size=32, ema_decay=0.0)
+        >>> _ = fit(model, TensorData(Batch(x, 3 * x)), [Phase(LeastSquares(), 200, 0.1)], config=config)
+        >>> round(model.weight.item(), 2)
+        3.0
     """
-    if not schedule or not all(isinstance(phase, Phase) for phase in schedule):
-        raise ValueError(f"schedule must be a list of one or more Phase(objective, steps); got {schedule!r}")
+    _check_schedule(schedule)
     trainer = _Trainer(model, data, config or TrainConfig(), workers or Workers(), before)
     trainer.attach(run, model if saved is None else saved, validate, on_step, on_validation)
     trainer.begin(resume=resume)
@@ -108,19 +127,19 @@ def fit_flow(
     """Train a flow in place on rows in the units of the data; see `fit`.
 
     Args:
-        flow: Flow; its preprocessing stays as it is.
-        x: Rows, shape (n, *event), or their source, from which they are fetched batch by batch.
-        schedule: Phases.
+        flow: Flow to train; its preprocessing stays as it is.
+        x: Rows, shape (n, *event), or a source that fetches them batch by batch.
+        schedule: Phases, in order.
         context: Contexts, shape (n, context_dim), or None.
-        validation: Held-out rows and contexts; None for no validation.
-        evaluation: How validations are solved for; the flow's own solvers and the exact trace if None.
+        validation: Held-out rows and contexts, scored by their likelihood; None for no validation.
+        evaluation: Trace and solver of validations; the exact trace and the flow's own solvers if None.
         config: How weights are updated, validated and guarded.
-        workers: Workers that share each batch; those of torchrun if None.
-        run: Run folder for log, model and checkpoints, or None.
-        resume: Whether to go on from the run's last checkpoint.
-        before: Earlier history, whose records and seconds go on.
-        on_step: Called with the record of each step.
-        on_validation: Called with the record of each validation.
+        workers: Workers that share each batch; the processes started by torchrun if None.
+        run: Run folder for the log, the model and checkpoints, or None.
+        resume: Whether to continue from the run's last checkpoint, if it has one.
+        before: Earlier history, whose records and clocks are continued.
+        on_step: Callback, called with the record of each step, on a GPU at most ten times a second.
+        on_validation: Callback, called with the record of each validation while the flow has the averaged weights.
 
     Returns:
         The history.
@@ -128,7 +147,7 @@ def fit_flow(
     Raises:
         ValueError: If the data do not fit the flow, or are not finite.
         TrainingDiverged: If numbers are not finite, and lower learning rates do not help.
-        WorkersError: If workers were not given the same, or one is lost.
+        WorkersError: If the workers' data or options differ, or a worker is lost.
 
     Example:
         >>> import torch
@@ -139,8 +158,9 @@ def fit_flow(
         3
     """
     config, workers = config or TrainConfig(), workers or Workers.here()
+    _check_schedule(schedule)
     if validation is not None and not isinstance(validation, Batch):
-        raise ValueError("validation must be a Batch(x, context), context None where the flow takes none")
+        raise ValueError("validation must be a Batch(x, context), context None if the flow takes none")
     check_agreement(workers, flow, (x, context), validation, schedule, config, resume=resume)
     for rows in [sample_rows(x, context), *([] if validation is None else [validation])]:
         flow.check(rows.x, rows.context)
@@ -155,8 +175,13 @@ def fit_flow(
     )  # fmt: skip
 
 
+def _check_schedule(schedule: Sequence[Phase]) -> None:
+    if not schedule or not all(isinstance(phase, Phase) for phase in schedule):
+        raise ValueError(f"schedule must be a list of one or more Phase(objective, steps); got {schedule!r}")
+
+
 class _Trainer:
-    """One fit: the state that changes, and the verbs that change it."""
+    """One fit: its state, and the steps that change it."""
 
     def __init__(
         self, model: nn.Module, data: TrainingRows, config: TrainConfig, workers: Workers, before: History | None
@@ -181,14 +206,14 @@ class _Trainer:
         on_step: OnStep | None,
         on_validation: OnStep | None,
     ) -> None:
-        """Connect the run, the validation and the listeners; the first worker alone has run and listeners."""
+        """Connect the run, the validation and the callbacks; only the first worker has a run and callbacks."""
         run, on_step, on_validation = (run, on_step, on_validation) if self.workers.is_first else (None, None, None)
         self.recorder = Recorder(self.history, run, on_step, self.device)
         self.checkpoints = Checkpoints(run, self.workers, saved, self.state, self.history)
         self.validate, self.on_validation = validate, on_validation
 
     def begin(self, *, resume: bool) -> None:
-        """Go on from the run's last checkpoint, if it has one, or start its log."""
+        """Continue from the run's last checkpoint, if requested and there is one, or start its log."""
         if resume and self.checkpoints.resume(self.config.micro_batches):
             self.timer = Timer(self.device, self.history.seconds, self.history.work_seconds)
             self.batches.seed = self.history.seed
@@ -200,7 +225,7 @@ class _Trainer:
         )
 
     def train(self, schedule: Sequence[Phase]) -> History:
-        """Make all phases."""
+        """Train all phases that are left."""
         self.history.phases = len(schedule)
         with interruptible() as self.stop_requested, self._explain_lost_workers():
             while self.history.phase < len(schedule) and not self._stops():
@@ -211,11 +236,10 @@ class _Trainer:
         return self.history
 
     def _stops(self) -> bool:
-        """Say whether a stop is requested, which workers tell each other with every step."""
+        """Return whether a stop is requested; several workers learn of it with each step's sums."""
         return self.stop_requested() if self.workers.size == 1 else self.stopped
 
     def _train_phase(self, phase: Phase) -> None:
-        self.state.begin_phase(phase.learning_rate)
         while not self.history.is_over(phase, self.config.patience):
             self._advance(phase)
             if self._stops():
@@ -225,7 +249,7 @@ class _Trainer:
         self._end_phase(phase)
 
     def _advance(self, phase: Phase) -> None:
-        """Make a step, and a validation where one is due."""
+        """Make a step, and a validation if one is due; go back if either diverges."""
         begun = self.history.step
         try:
             self._step(phase)
@@ -253,48 +277,51 @@ class _Trainer:
         self.recorder.add_step(phase, loss, {"learning_rate": rate, "gradient_norm": norm}, share)
 
     def _status(self) -> tuple[float, ...]:
-        """Return whether a stop is requested of this worker, and the first one's clock."""
+        """Return whether this worker was requested to stop, and the first worker's clocks."""
         return float(self.stop_requested()), *self.workers.first_only(self.timer.read())
 
     def _restore(self, phase: Phase, error: TrainingDiverged, *, skip: bool) -> bool:
-        """Go back to the last good weights at a lower rate, and skip a bad batch; say whether that makes sense."""
+        """Go back to the last good weights at a lower rate, past a bad batch if `skip`; return whether to continue."""
         here = self.history
         if here.restored == MAX_RESTORES:
             return False
-        self.state.restore(phase.learning_rate)
+        self.state.restore()
         here.restored, here.step, here.phase_step = here.restored + 1, here.step + skip, here.phase_step + skip
         event = f"went back to the last good weights, at {RATE_FACTOR**here.restored:.2g} of the learning rate"
         self.recorder.add(phase, {"event": f"{event} ({here.restored} of {MAX_RESTORES} times): {error}"})
-        validated = self.validate is None or self.state.best is not None
-        return validated or not here.is_over(phase, self.config.patience)
+        finite_step = here.phase_step > here.restored  # each failed step has been skipped
+        succeeded = finite_step if self.validate is None else self.state.best is not None
+        return succeeded or not here.is_over(phase, self.config.patience)
 
-    def _objective(self, phase: Phase) -> Objective:
-        """Return the phase's objective, by the solver that the guard allows."""
-        here, count = self.history, self.micro_batches.count
-        if not self.guard.applies(self.model, phase.objective, self.batches.size // count):
-            return phase.objective
+    def _objective(self, phase: Phase) -> Objective[Any]:
+        """Return the phase's objective with the solver that the guard allows."""
+        here, objective, rows = self.history, phase.objective, self.batches.size // self.micro_batches.count
+        if not (isinstance(objective, SolvedObjective) and self.guard.applies(self.model, rows)):
+            return objective
         if here.phase_step % EVERY == 0:
-            result = run_together(self.workers, lambda: self._guard(phase) if self.workers.is_first else None)
-            news = self.workers.broadcast(lambda: (result.level, result.grading, result.record()))
-            here.solver_level, here.solver_grading, record = news
+            level, grading, record = broadcast_together(self.workers, lambda: self._measure(objective))
+            here.solver_level, here.solver_grading = level, grading
             self.recorder.add(phase, record)
-        return guarded(self.model, phase.objective, here.solver_level, here.solver_grading)
+        return guarded(self.model, objective, here.solver_level, here.solver_grading)
 
-    def _guard(self, phase: Phase) -> GuardResult:
+    def _measure(self, objective: SolvedObjective[Any]) -> tuple[int, float, dict[str, float | int]]:
+        """Measure the solver's error on the present batch; return the level and grading to use, and the record."""
         here = self.history
-        return self.guard.measure(
-            self.model, phase.objective, self.micro_batches.part(here.step, 0), (here.seed, "guard", here.step),
+        result = self.guard.measure(
+            self.model, objective, self.micro_batches.part(here.step, 0), (here.seed, "guard", here.step),
             level=here.solver_level, grading=here.solver_grading, size=self.batches.size,
         )  # fmt: skip
+        return result.level, result.grading, result.record()
 
     def _validate(self, phase: Phase) -> None:
+        """Score the averaged weights, and keep them if they are the best."""
         with self._explain_divergence(None):
             self.state.optimizer.check()
         if self.validate is None:
             self.state.keep()
             return
         here = self.history
-        self.workers.copy_from_first_([*self.parameters, *self.state.average.values])  # lest machines drift apart
+        self.workers.copy_from_first_([*self.parameters, *self.state.average.values])  # rounding differs by machine
         with exchanged(self.parameters, self.state.average.values):
             with self._explain_divergence(None):
                 score = self.validate(self.workers, self.micro_batches.count)
@@ -311,7 +338,7 @@ class _Trainer:
         self.recorder.add(phase, score.record())
 
     def _call_on_validation(self, phase: Phase, score: ValidationScore) -> None:
-        """Call the listener; its failure is recorded, and training goes on."""
+        """Call the callback; a failure of it is recorded, and training continues."""
         if self.on_validation is None:
             return
         try:
@@ -320,6 +347,7 @@ class _Trainer:
             self.recorder.add(phase, {"event": f"no samples shown: {' '.join(str(error).split())}"})
 
     def _end_phase(self, phase: Phase) -> None:
+        """Record the end of a phase, and prepare the next one."""
         here = self.history
         self.recorder.add(phase, {"event": f"{phase.objective.name} ended ({here.end_reason(phase)})"})
         self.state.end_phase()
@@ -330,16 +358,19 @@ class _Trainer:
         self.checkpoints.save()
 
     def _explain_divergence(self, rate: float | None) -> AbstractContextManager[None]:
+        """Turn numerical failures of a step at some learning rate, or of a validation (None), into TrainingDiverged."""
         where = "in validation" if rate is None else f"at learning rate {rate:.3g}"
         return explain_divergence(self.history.step + (rate is not None), where, self.checkpoints.advice())
 
     @contextmanager
     def _explain_lost_workers(self) -> Iterator[None]:
-        """Say where training was when a worker was lost, and how to go on."""
+        """Add the step at which a worker was lost, and how to continue, to the message."""
         try:
             yield
         except WorkersError as error:
-            folder, size = self.checkpoints.folder, self.workers.size
-            command = f"torchrun --standalone --nproc-per-node {size} -m ffjord_kit fit --resume {folder}"
-            advice = "" if folder is None else f"; what {folder} holds is intact: go on with `{command}`"
+            advice, shared = "", self.checkpoints.shared_run
+            if shared is not None:
+                launch = f"torchrun --standalone --nproc-per-node {self.workers.size}"
+                command = f"{launch} -m ffjord_kit fit --resume {shared.path}"
+                advice = f"; what {shared.path} holds is intact: go on with `{command}`"
             raise WorkersError(f"{error}; that was at step {self.history.step}{advice}") from error

@@ -2,21 +2,24 @@ r"""A batch computed in M equal parts, one after another or by W workers, M/W of
 
     loss = 1/M sum_j loss_j,    gradient = 1/M sum_j gradient_j
 
-Part j has rows of its own, a slice of the batch, and noise of its own, a function of (seed, step, j): it does not matter
-which worker computes it. So W workers make the step that one process makes with the same M, up to the rounding of sums;
-the memory is that of a batch M times smaller.
+Part j has rows of its own, a slice of the batch, and noise of its own, a function of (seed, step, j), so it does not
+matter which worker computes it. W workers make the step that one process makes with the same M, up to the rounding of
+sums. The memory is that of a batch M times smaller.
 
-torch's DistributedDataParallel is not used: it hooks into the one forward of one module, sums in buckets during the
-backward pass, and must know which weights take part. An objective here calls a model's modules as it likes, and may leave
-some of them out. Each step has one sum of all gradients and the loss, and before it one of a few numbers, which never waits
-for a GPU: whether a part has failed, which weights have a gradient, the number of evaluations, and the clock.
+torch's DistributedDataParallel is not used: it hooks into the forward pass of one module, sums in buckets during the
+backward pass, and must know which parameters take part. An objective here calls any of a model's modules, and may
+leave some of them out. Each step makes two sums over workers: first a few numbers, which never wait for a GPU (whether
+a part has failed, which parameters have a gradient, the number of evaluations, and the clock), then all gradients and
+the loss.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import reduce
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,21 +31,21 @@ from ffjord_kit.ode import SolveError, SolverStats
 from ffjord_kit.training.data import Batches
 from ffjord_kit.training.distributed import Workers
 
-FAILURES = (SolveError, ArithmeticError)  # those that training goes back from
+FAILURES = (SolveError, ArithmeticError)  # training goes back to the last good weights after these
 
 T = TypeVar("T")
 
 
 def check_micro_batches(count: int, size: int, workers: Workers) -> None:
-    """Check that a batch can be computed in equal parts by the workers.
+    """Check that workers can compute a batch in equal parts.
 
     Args:
         count: Number of parts.
-        size: Rows of a batch.
-        workers: The workers.
+        size: Number of rows of a batch.
+        workers: Workers that share the parts.
 
     Raises:
-        ValueError: If it cannot.
+        ValueError: If they cannot.
     """
     if count % workers.size:
         raise ValueError(
@@ -58,17 +61,17 @@ def check_micro_batches(count: int, size: int, workers: Workers) -> None:
 
 @dataclass(frozen=True)
 class MicroBatches:
-    """Losses and gradients of batches, part by part.
+    """Compute losses and gradients of batches part by part.
 
     Args:
-        model: Model that trains.
-        batches: Its batches.
+        model: Model to train.
+        batches: Batches of its data.
         parameters: Parameters that get gradients.
         count: Number of parts of a batch.
-        workers: Workers that share them.
+        workers: Workers that share the parts.
 
     Raises:
-        ValueError: If batch, parts and workers do not divide each other.
+        ValueError: If `count` is no multiple of the number of workers, or does not divide the size of a batch.
     """
 
     model: nn.Module
@@ -81,20 +84,21 @@ class MicroBatches:
         check_micro_batches(self.count, self.batches.size, self.workers)
 
     def backward(
-        self, objective: Objective, step: int, extra: Callable[[], Sequence[float]]
+        self, objective: Objective[Any], step: int, extra: Callable[[], Sequence[float]]
     ) -> tuple[Loss, list[float]]:
-        """Compute the loss of a batch, and leave its gradient in the parameters.
+        """Compute the loss of a batch, and store its gradient in the parameters.
 
         Args:
-            objective: Objective.
-            step: Number of the batch.
-            extra: Gives numbers of each worker, to be summed over workers.
+            objective: Objective to differentiate.
+            step: Number of the step.
+            extra: Function that returns further numbers of this worker, to be summed over workers.
 
         Returns:
-            The loss, and the summed numbers.
+            The loss, and the sums of the further numbers.
 
         Raises:
-            SolveError: On all workers, if a solve or the arithmetic fails on one.
+            SolveError: On all workers, if a solve or the arithmetic fails on one of several.
+            ArithmeticError: If the arithmetic fails in a single process.
         """
         for parameter in self.parameters:
             parameter.grad = None
@@ -115,19 +119,19 @@ class MicroBatches:
         return loss._replace(stats=(stats,)), rest[2 * self.count :]
 
     def part(self, step: int, j: int) -> Batch:
-        """Return the rows of a part, and their contexts.
+        """Return the rows and contexts of one part of a batch.
 
         Args:
-            step: Number of the batch.
-            j: Number of the part.
+            step: Number of the step.
+            j: Number of the part, from 0.
 
         Returns:
             The part.
         """
         return self.batches.part(step, j, self.count)
 
-    def _own_losses(self, objective: Objective, step: int) -> tuple[dict[int, Loss], Exception | None]:
-        """Compute this worker's parts with their gradients; return their losses, or the failure of one."""
+    def _own_losses(self, objective: Objective[Any], step: int) -> tuple[dict[int, Loss], Exception | None]:
+        """Compute this worker's parts with their gradients; return the losses, and a failure that ended them early."""
         losses: dict[int, Loss] = {}
         rank, size = self.workers.rank, self.workers.size
         try:
@@ -139,8 +143,9 @@ class MicroBatches:
             return losses, error
         return losses, None
 
-    def _loss(self, objective: Objective, step: int, j: int) -> Loss:
-        key = (self.batches.seed, "noise", step, *([j] if self.count > 1 else []))
+    def _loss(self, objective: Objective[Any], step: int, j: int) -> Loss:
+        """Compute one part's share of the loss, and add its gradient to the parameters'."""
+        key: list[int | str] = [self.batches.seed, "noise", step, *([j] if self.count > 1 else [])]
         generator = keyed_generator(self.parameters[0].device, *key)
         loss = objective.loss(self.model, self.part(step, j), generator)
         share = loss.value / self.count
@@ -150,24 +155,22 @@ class MicroBatches:
         return Loss(share.detach(), terms, (stats,))
 
     def _reduce(self, loss: Loss, used: list[float]) -> Loss:
-        """Sum the loss and the gradients over workers; gradients of weights that nobody used stay None."""
-        parameters = [p for p, share in zip(self.parameters, used, strict=True) if share]
-        for parameter in parameters:
-            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        heads = [loss.value, *loss.terms.values()]
-        flat = torch.cat([*(p.grad.reshape(-1) for p in parameters), *(head.reshape(1) for head in heads)])
-        sums = self.workers.all_reduce_(flat).split([*(p.numel() for p in parameters), *(1 for _ in heads)])
-        for parameter, value in zip(parameters, sums, strict=False):
-            parameter.grad.copy_(value.view_as(parameter))
-        value, *terms = (part.reshape(()) for part in sums[len(parameters) :])
+        """Sum the loss and the gradients over workers; gradients of parameters without any use stay None."""
+        gradients = [_gradient(p) for p, uses in zip(self.parameters, used, strict=True) if uses]
+        scalars = [loss.value, *loss.terms.values()]
+        flat = torch.cat([*(g.reshape(-1) for g in gradients), *(scalar.reshape(1) for scalar in scalars)])
+        sums = self.workers.all_reduce_(flat).split([*(g.numel() for g in gradients), *(1 for _ in scalars)])
+        for gradient, total in zip(gradients, sums, strict=False):
+            gradient.copy_(total.view_as(gradient))
+        value, *terms = (total.reshape(()) for total in sums[len(gradients) :])
         return Loss(value, dict(zip(loss.terms, terms, strict=True)), loss.stats)
 
 
 def first_failure(workers: Workers, failure: Exception | None) -> str:
-    """Return the message of the first worker that failed, on all.
+    """Return the message of the first worker that failed, on all workers.
 
     Args:
-        workers: The workers.
+        workers: Workers that share the fit.
         failure: This worker's failure, or None.
 
     Returns:
@@ -178,33 +181,59 @@ def first_failure(workers: Workers, failure: Exception | None) -> str:
 
 
 def run_together(workers: Workers, make: Callable[[], T]) -> T:
-    """Run a function on all workers; a failure of one is one of all.
+    """Run a function on all workers, and let all of them fail if one fails.
 
     Args:
-        workers: The workers.
+        workers: Workers that share the fit.
         make: Function of no arguments.
 
     Returns:
-        Its result on this worker.
+        The result on this worker.
 
     Raises:
-        SolveError: On all workers, if it fails by SolveError or ArithmeticError on one.
+        SolveError: On all workers, if a solve or the arithmetic fails on one of several.
     """
     if workers.size == 1:
         return make()
-    result, failure = None, None
+    results: list[T] = []
+    failure: Exception | None = None
     try:
-        result = make()
+        results.append(make())
     except FAILURES as error:
         failure = error
     if float(workers.all_reduce_(torch.tensor(float(failure is not None)))):
         raise SolveError(first_failure(workers, failure))
-    return result
+    return results[0]
+
+
+def broadcast_together(workers: Workers, make: Callable[[], T]) -> T:
+    """Run a function on the first worker, give its result to all, and let all of them fail if it fails.
+
+    Args:
+        workers: Workers that share the fit.
+        make: Function of no arguments, whose result consists of plain values.
+
+    Returns:
+        The first worker's result.
+
+    Raises:
+        SolveError: On all workers, if a solve or the arithmetic fails.
+    """
+    results: list[T] = []
+    run_together(workers, lambda: results.append(make()) if workers.is_first else None)
+    return workers.broadcast(lambda: results[0])
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    """Return a parameter's gradient, made zero if there is none."""
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad
 
 
 def _sum(losses: dict[int, Loss]) -> Loss:
-    """Sum the parts of one worker; of the evaluations take the most."""
-    parts: list[Loss] = list(losses.values())
-    terms: dict[str, Tensor] = {name: sum(loss.terms[name] for loss in parts) for name in parts[0].terms}
+    """Sum the losses of one worker's parts; of the evaluations take the largest number."""
+    parts = list(losses.values())
+    terms = {name: reduce(operator.add, [part.terms[name] for part in parts]) for name in parts[0].terms}
     stats = SolverStats(max(p.stats[0].nfe for p in parts), max(p.stats[0].nfe_backward for p in parts))
-    return Loss(sum(loss.value for loss in parts), terms, (stats,))
+    return Loss(reduce(operator.add, [part.value for part in parts]), terms, (stats,))

@@ -1,7 +1,11 @@
-r"""One update of the weights, and their moving average.
+r"""The optimizer, and the moving average of the weights.
 
-The average follows the weights with decay min(decay, (1 + s) / (10 + s)) at its step s, so that it forgets the start
-quickly. (torch.optim.swa_utils averages whole modules; here the values alone are kept, exchanged and saved.)
+The average a_s of the weights w_s starts at a_0 = w_0 and follows
+
+    a_(s+1) = d_s a_s + (1 - d_s) w_(s+1),    d_s = min(decay, (1 + s) / (10 + s)),
+
+so that it forgets the start quickly. (torch.optim.swa_utils averages whole modules; here the values alone are kept,
+exchanged and saved.)
 """
 
 from __future__ import annotations
@@ -14,21 +18,30 @@ from torch import Tensor, nn
 
 from ffjord_kit.training.config import TrainConfig
 
-CHECK_EVERY = 50  # steps between two looks at the numbers on a GPU, which would wait at each
+CHECK_EVERY = 50  # steps between two checks on a GPU, which has to wait at each
+
+
+class _AdamW(torch.optim.AdamW):
+    """AdamW with the flag, read by its fused update, that makes a step do nothing."""
+
+    found_inf: Tensor
 
 
 class Optimizer:
-    """AdamW (Loshchilov & Hutter 2019) with clipping; a step that is not finite leaves the weights as they are.
+    """AdamW with clipped gradients; a step that is not finite leaves the weights as they are.
 
     Args:
         parameters: Parameters to train.
         config: Weight decay and clipping.
-        rate: Learning rate of the first step.
+
+    References:
+        Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], config: TrainConfig, rate: float) -> None:
+    def __init__(self, parameters: Sequence[nn.Parameter], config: TrainConfig) -> None:
         self.parameters, self.config = list(parameters), config
-        self.adam = torch.optim.AdamW(self.parameters, lr=rate, weight_decay=config.weight_decay, fused=True)
+        # Each step sets its own learning rate.
+        self.adam = _AdamW(self.parameters, lr=0.0, weight_decay=config.weight_decay, fused=True)
         self.every = 1 if self.parameters[0].device.type == "cpu" else CHECK_EVERY
         self.steps, self.bad = 0, torch.zeros((), device=self.parameters[0].device)
 
@@ -36,18 +49,18 @@ class Optimizer:
         """Clip the gradient and update the parameters.
 
         Args:
-            loss: Loss whose gradient the parameters hold, ().
+            loss: Loss whose gradient the parameters hold, shape ().
             rate: Learning rate.
 
         Returns:
-            Norm of the gradient before clipping, ().
+            Norm of the gradient before clipping, shape ().
 
         Raises:
             ArithmeticError: If a loss or a norm was not finite: at once on a CPU, within CHECK_EVERY steps on a GPU.
         """
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
         bad = (~(loss + norm).isfinite()).float()
-        self.adam.found_inf = bad  # read by the fused update, which then does nothing
+        self.adam.found_inf = bad
         for group in self.adam.param_groups:
             group["lr"] = rate
         self.adam.step()
@@ -59,10 +72,10 @@ class Optimizer:
         return norm
 
     def check(self) -> None:
-        """Check the steps since the last look.
+        """Check the steps since the last check.
 
         Raises:
-            ArithmeticError: If one was not finite.
+            ArithmeticError: If the loss or the gradient of one was not finite.
         """
         count, self.bad = int(self.bad), torch.zeros_like(self.bad)
         if count:
@@ -73,7 +86,18 @@ class MovingAverage:
     """An exponential moving average of weights.
 
     Args:
-        parameters: Parameters to follow.
+        parameters: Parameters to average.
+
+    Example:
+        >>> weight = nn.Parameter(torch.zeros(1))
+        >>> average = MovingAverage([weight])
+        >>> with torch.no_grad():
+        ...     weight.fill_(1.0)
+        Parameter containing:
+        tensor([1.], requires_grad=True)
+        >>> average.update(decay=0.999)  # the first decay is 1/10
+        >>> average.values
+        [tensor([0.9000])]
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
@@ -81,13 +105,13 @@ class MovingAverage:
         self.reset()
 
     def reset(self) -> None:
-        """Start again from the present weights."""
+        """Restart the average at the present weights."""
         self.values = snapshot(self.parameters)
         self.steps = 0
 
     @torch.no_grad()
     def update(self, decay: float) -> None:
-        """Move towards the present weights.
+        """Move the average towards the present weights.
 
         Args:
             decay: Largest decay.
@@ -99,11 +123,11 @@ class MovingAverage:
 
 @contextmanager
 def exchanged(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> Iterator[None]:
-    """Put values in the place of parameters for a while.
+    """Put values in the place of parameters within a `with` block.
 
     Args:
         parameters: Parameters.
-        values: Values, one for each.
+        values: Values, one for each parameter.
 
     Yields:
         Nothing.
@@ -117,7 +141,7 @@ def exchanged(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> I
 
 
 def snapshot(values: Sequence[Tensor]) -> list[Tensor]:
-    """Copy tensors, so that later steps leave the copies alone.
+    """Return copies of tensors, which later steps do not change.
 
     Args:
         values: Tensors.
@@ -129,12 +153,12 @@ def snapshot(values: Sequence[Tensor]) -> list[Tensor]:
 
 
 @torch.no_grad()
-def assign(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> None:
-    """Copy values into parameters.
+def assign(targets: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Copy values into parameters, or other tensors, in place.
 
     Args:
-        parameters: Parameters.
-        values: Values, one for each.
+        targets: Tensors to overwrite.
+        values: Values, one for each target.
     """
-    for parameter, value in zip(parameters, values, strict=True):
-        parameter.copy_(value)
+    for target, value in zip(targets, values, strict=True):
+        target.copy_(value)

@@ -1,4 +1,4 @@
-"""The clock of a running fit, and how it hears of a request to stop."""
+"""The clocks of a running fit, and requests to stop it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import torch
 
 
 class Timer:
-    """Measure seconds on the wall, and seconds of work: of the training thread, on a GPU those on the wall.
+    """Measure wall time, and work time: CPU time of the training thread, or wall time on a GPU.
 
     Args:
-        device: Device that trains.
-        seconds: Seconds on the wall of a run that goes on.
-        work: Seconds of work of a run that goes on.
+        device: Device of the training.
+        seconds: Wall time of an earlier part of the run, seconds.
+        work: Work time of an earlier part of the run, seconds.
     """
 
     def __init__(self, device: torch.device, seconds: float = 0.0, work: float = 0.0) -> None:
@@ -29,7 +29,7 @@ class Timer:
         """Read both clocks.
 
         Returns:
-            Seconds on the wall, and seconds of work, earlier ones included.
+            Wall time and work time, seconds, with those of earlier parts of the run.
         """
         return time.monotonic() - self.start, self.now() - self.start_of_work
 
@@ -38,22 +38,23 @@ class Timer:
 def interruptible() -> Iterator[Callable[[], bool]]:
     """Turn the first Ctrl-C or SIGTERM into a request that a loop sees between two steps; a second one acts at once.
 
-    A scheduler that takes a machine back, and torchrun after a Ctrl-C, send SIGTERM.
+    SIGTERM comes from a scheduler that takes a machine back, and from torchrun after a Ctrl-C. Outside the main thread,
+    which alone receives signals, nothing is changed.
 
     Yields:
-        A function that says whether a stop is requested.
+        A function that returns whether a stop is requested.
     """
     requested = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield requested.is_set
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {int(number): signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def request(number: int, frame: Any) -> None:
         requested.set()
         signal.signal(number, before[number])
 
-    for number in before:
+    for number in list(before):
         signal.signal(number, request)
     try:
         yield requested.is_set

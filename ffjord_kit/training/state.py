@@ -1,4 +1,4 @@
-"""The tensors of a training run, by flat names for a safetensors file, and the way back when training diverges."""
+"""The tensors that training changes: weights, their average, the best of them, and the optimizer's moments."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ffjord_kit.ode import SolveError
 from ffjord_kit.training.config import TrainConfig
 from ffjord_kit.training.optim import MovingAverage, Optimizer, assign, snapshot
 
-MAX_RESTORES = 3  # of a phase
+MAX_RESTORES = 3  # per phase
 RATE_FACTOR = 0.3  # of the learning rate, at each restore
 
 ADVICE = "Lower the learning rate or clip_norm, or look for outliers in the data"
@@ -20,8 +20,8 @@ ADVICE = "Lower the learning rate or clip_norm, or look for outliers in the data
 class TrainingDiverged(RuntimeError):
     """Signal a loss, gradient or field that is not finite; the message says when, and what to try.
 
-    It is raised when that happens for the fourth time in a phase: three times the weights of the last finite validation,
-    or those that the phase began with, are restored, and the learning rate is multiplied by 0.3.
+    It is raised at the fourth such failure in a phase. At the first three, the weights of the last finite validation,
+    or of the start of the phase, are restored, and the learning rate is multiplied by 0.3.
     """
 
 
@@ -31,8 +31,8 @@ def explain_divergence(step: int, where: str, checkpoint: str) -> Iterator[None]
 
     Args:
         step: Number of the step.
-        where: Phrase that says where training was.
-        checkpoint: Phrase that says what there is to go back to.
+        where: Phrase for the place in training, e.g. "in validation".
+        checkpoint: Phrase for the checkpoint to resume from; may be empty.
 
     Yields:
         Nothing.
@@ -47,7 +47,7 @@ def explain_divergence(step: int, where: str, checkpoint: str) -> Iterator[None]
 
 
 class TrainState:
-    """The weights, their average, the last good and the best of them, and the optimizer of a phase under way.
+    """Weights that train, their average, the last good and the best of them, and the optimizer of the present phase.
 
     Args:
         parameters: Parameters to train.
@@ -58,65 +58,61 @@ class TrainState:
         self.parameters, self.config = list(parameters), config
         self.average, self.good = MovingAverage(self.parameters), snapshot(self.parameters)
         self.best: list[Tensor] | None = None
-        self.optimizer: Optimizer | None = None
+        self._optimizer: Optimizer | None = None
 
     @property
     def selected(self) -> list[Tensor]:
-        """The best weights on the validation data, or, without such data, their average."""
+        """Best weights on the validation data, or the average if there is no validation."""
         return self.average.values if self.best is None else self.best
 
-    def begin_phase(self, rate: float) -> None:
-        """Make an optimizer, unless the phase has one.
-
-        Args:
-            rate: Learning rate of its first step.
-        """
-        if self.optimizer is None:
-            self.optimizer = Optimizer(self.parameters, self.config, rate)
+    @property
+    def optimizer(self) -> Optimizer:
+        """Optimizer of the present phase, made at its first step."""
+        if self._optimizer is None:
+            self._optimizer = Optimizer(self.parameters, self.config)
+        return self._optimizer
 
     def keep(self) -> None:
-        """Remember the present weights as good."""
+        """Keep the present weights as the last good ones."""
         self.good = snapshot(self.parameters)
 
     def keep_best(self) -> None:
-        """Remember the average as the best so far."""
+        """Keep the average as the best weights so far."""
         self.best = snapshot(self.average.values)
 
-    def restore(self, rate: float) -> None:
-        """Go back to the last good weights, and forget what led away from them.
-
-        Args:
-            rate: Learning rate of the next step.
-        """
+    def restore(self) -> None:
+        """Go back to the last good weights, with a new average and optimizer."""
         assign(self.parameters, self.good)
         self.average.reset()
-        self.optimizer = Optimizer(self.parameters, self.config, rate)
+        self._optimizer = None
 
     def end_phase(self) -> None:
-        """Leave the selected weights in the model."""
+        """Put the selected weights into the model, with a new average and optimizer."""
         assign(self.parameters, self.selected)
         self.average.reset()
-        self.optimizer = None
+        self._optimizer = None
         self.keep()
 
     def packed(self) -> dict[str, Tensor]:
-        """Return all tensors by flat names.
+        """Return all tensors by flat names, e.g. "average/0" and "optimizer/0/exp_avg".
 
         Returns:
-            Tensors of weights, average, good and best weights, and the optimizer.
+            Tensors of the weights, their average, the good and the best weights, and the optimizer.
         """
-        groups = {"weights": self.parameters, "average": self.average.values, "good": self.good, "best": self.best}
-        tensors = {f"{group}/{i}": value for group, values in groups.items() for i, value in enumerate(values or [])}
-        moments = {} if self.optimizer is None else self.optimizer.adam.state_dict()["state"]
-        kept = {f"optimizer/{i}/{key}": value for i, state in moments.items() for key, value in state.items()}
-        return {**tensors, **kept}
+        groups: dict[str, Sequence[Tensor]] = {
+            "weights": self.parameters, "average": self.average.values, "good": self.good, "best": self.best or [],
+        }  # fmt: skip
+        tensors = {f"{group}/{i}": value for group, values in groups.items() for i, value in enumerate(values)}
+        moments = {} if self._optimizer is None else self._optimizer.adam.state_dict()["state"]
+        flat = {f"optimizer/{i}/{key}": value for i, state in moments.items() for key, value in state.items()}
+        return {**tensors, **flat}
 
     def unpack(self, tensors: dict[str, Tensor], average_steps: int) -> None:
-        """Go on from what `packed` gave.
+        """Load the tensors that `packed` returned.
 
         Args:
             tensors: Tensors by flat names.
-            average_steps: Steps of the average.
+            average_steps: Number of updates of the average.
         """
         self.average.steps = average_steps
         assign(self.parameters, _numbered(tensors, "weights"))
@@ -126,18 +122,17 @@ class TrainState:
         self.best = [value.to(p) for value, p in zip(best, self.parameters, strict=True)] if best else None
         moments = _moments(tensors)
         if moments:
-            self.optimizer = Optimizer(self.parameters, self.config, 0.0)  # each step sets its own rate
             self.optimizer.adam.load_state_dict({**self.optimizer.adam.state_dict(), "state": moments})
 
 
 def _numbered(tensors: dict[str, Tensor], group: str) -> list[Tensor]:
-    """Return the tensors of one group, in order; none if the group is absent."""
+    """Return the tensors of a group in order; an empty list if the group is absent."""
     count = sum(name.startswith(f"{group}/") for name in tensors)
     return [tensors[f"{group}/{i}"] for i in range(count)]
 
 
 def _moments(tensors: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:
-    """Return the optimizer's moments, parameter by parameter; none if there are none."""
+    """Return the optimizer's moments by parameter and name; an empty dictionary if there are none."""
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         group, number, *key = name.split("/")

@@ -1,4 +1,4 @@
-"""Validation of a flow by the held-out likelihood: a solve by tolerance, whose error is measured."""
+"""Validation of a flow by the likelihood of held-out rows, with the measured error of its solve."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ffjord_kit.training.micro_batches import run_together
 from ffjord_kit.transforms.cnf import SolveOptions
 
 ERROR_ROWS = 32
-FINER = 0.1  # times the tolerance: the solve that measures the solver's error
+FINER = 0.1  # factor of the tolerance for the solve that measures the solver's error
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class ValidationScore:
     Attributes:
         mean: Mean over the rows.
         standard_error: Standard error of the mean.
-        solver_error: Mean difference of some rows from a solve ten times finer; None for a solver without tolerance.
+        solver_error: Mean absolute difference of some rows from a solve ten times finer; None for a solver without a
+            tolerance.
     """
 
     mean: float
@@ -38,7 +39,7 @@ class ValidationScore:
     solver_error: float | None
 
     def record(self) -> dict[str, float]:
-        """Return the numbers that a log shows.
+        """Return the score as plain numbers for the log.
 
         Returns:
             Numbers by name.
@@ -47,16 +48,16 @@ class ValidationScore:
         return nll if self.solver_error is None else {**nll, "validation_solver_error": self.solver_error}
 
 
-Validator = Callable[[Workers, int], ValidationScore]  # of the workers, and the least number of pieces to share
+Validator = Callable[[Workers, int], ValidationScore]  # from the workers, and the least number of pieces to share
 
 
 @dataclass(frozen=True)
 class LikelihoodValidation:
-    """Score held-out rows by their likelihood.
+    """Score a flow by the likelihood of held-out rows.
 
     Args:
-        flow: Flow over preprocessed rows.
-        data: Held-out rows.
+        flow: Flow behind its preprocessing.
+        data: Preprocessed held-out rows.
         options: Trace and solver.
     """
 
@@ -70,7 +71,7 @@ class LikelihoodValidation:
 
         Args:
             workers: Workers that share the rows; the first one measures the solver's error.
-            pieces: Least number of pieces.
+            pieces: Least number of pieces into which the rows are divided.
 
         Returns:
             The score.
@@ -96,6 +97,7 @@ class LikelihoodValidation:
         return ValidationScore(float(nll.mean()), float(nll.std() / math.sqrt(len(nll))), solver_error)
 
     def _solver_error(self, nll: Tensor) -> float | None:
+        """Return the mean absolute difference of the first rows' values from a finer solve."""
         solver = self.options.solver
         if not isinstance(solver, (AdaptiveSolver, PerRowSolver)):
             return None
@@ -104,6 +106,7 @@ class LikelihoodValidation:
         return float((nll - self._nll(slice(0, len(nll)), finer)).abs().mean())
 
     def _nll(self, rows: slice, options: SolveOptions) -> Tensor:
+        """Return the negative log-likelihood of some rows in float64, nats, shape (batch,)."""
         batch = self.data.batch[rows]
         if isinstance(options.trace, PerRowTrace):
             options = replace(options, trace=options.trace.of(batch.x))
