@@ -1,10 +1,6 @@
 """The text forms of structured fields: schedule, transforms, regularizers, support and dequantize.
 
-    flow_matching:4000,mle:60s    [("flow_matching", 4000), ("mle", "60s")]
-    maf:3,nsf:2                   [("maf", 3), ("nsf", 2)]
-    kinetic:0.01                  {"kinetic": 0.01}
-    real,bounded:0:1              ["real", ("bounded", 0.0, 1.0)]
-    age,score:0.5                 {"age": None, "score": 0.5}
+A text such as 'flow_matching:4000,mle:60s' becomes the value that the estimators take in Python.
 """
 
 from __future__ import annotations

@@ -151,7 +151,9 @@ class TableFields(CommonFields):
         None, "Network", "exact transforms before the continuous ones, e.g. maf 3 or nsf 2, maf 2 (by zuko)"
     )
     scaling: str = option("auto", "Network", "fitted scaling of the columns; auto: tried out", ("auto", *SCALINGS))
-    base: str = option("normal", "Network", "base distribution; student: heavy tails, degrees of freedom learned", BASES)
+    base: str = option(
+        "normal", "Network", "base distribution; student: heavy tails, degrees of freedom learned", BASES
+    )
     dequantize: Dequantize = option(
         None, "Main", "columns of equal steps that get noise as wide: auto, or names, e.g. age, score 0.5"
     )
@@ -280,7 +282,7 @@ def regularizer_weights(regularizers: Any) -> dict[str, float]:
     """
     weights = {} if regularizers is None else regularizers
     if not isinstance(weights, Mapping) or not all(
-        word in REGULARIZERS and isinstance(weight, Real) and weight >= 0 for word, weight in weights.items()
+        word in REGULARIZERS and isinstance(weight, Real) and float(weight) >= 0 for word, weight in weights.items()
     ):
         words = ", ".join(REGULARIZERS)
         raise ValueError(
@@ -308,7 +310,7 @@ def choice(name: str, word: str, menu: Mapping[str, Any]) -> Any:
     return menu[word]
 
 
-def positive(name: str, value: float) -> float:
+def positive(name: str, value: float | None) -> float:
     """Check that a number is positive.
 
     Args:
@@ -321,7 +323,7 @@ def positive(name: str, value: float) -> float:
     Raises:
         ValueError: If it is not positive.
     """
-    if not value > 0:
+    if value is None or not value > 0:
         raise ValueError(f"{name} must be positive; got {value}")
     return value
 
@@ -361,8 +363,8 @@ def _phase_spec(schedule: Any, phase: Any) -> PhaseSpec:
 
 def _checked_spec(schedule: Any, objective: Any, steps: Any, seconds: Any) -> PhaseSpec:
     """Check the word and the lengths of a phase."""
-    counted = isinstance(steps, Integral) and not isinstance(steps, bool) and steps > 0
-    timed = isinstance(seconds, Real) and not isinstance(seconds, bool) and 0 < seconds < math.inf
+    counted = isinstance(steps, Integral) and not isinstance(steps, bool) and int(steps) > 0
+    timed = isinstance(seconds, Real) and not isinstance(seconds, bool) and 0 < float(seconds) < math.inf
     known = isinstance(objective, str) and objective in OBJECTIVES
     if not known or not (counted or steps == math.inf) or not (timed or seconds == math.inf) or not (counted or timed):
         raise _schedule_error(schedule)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, fields as fields_of, replace
+from dataclasses import dataclass, replace
+from dataclasses import fields as fields_of
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,17 @@ import torch
 from ffjord_kit.estimator.config import Config, blank_flow, find_device, report_dtype, resolve
 from ffjord_kit.estimator.data import Domain, seed_from
 from ffjord_kit.estimator.fields import (
-    OPEN, CommonFields, ImageFields, TableFields, check_kinds, kind_of, whole,
+    OPEN,
+    CommonFields,
+    ImageFields,
+    TableFields,
+    check_kinds,
+    kind_of,
+    whole,
 )  # fmt: skip
 from ffjord_kit.estimator.image import ImageDomain
 from ffjord_kit.estimator.table import TableDomain
-from ffjord_kit.flow import Flow
+from ffjord_kit.flow import Flow, with_transforms
 from ffjord_kit.objectives import split_transforms
 from ffjord_kit.run import Run, RunError, claimed, to_json
 from ffjord_kit.training import History, Workers
@@ -48,7 +55,9 @@ class StoredModel:
     history: History
 
 
-def new_record(fields: CommonFields, path: str | Path | None, about: Mapping[str, Any], *, resume: bool) -> dict[str, Any]:
+def new_record(
+    fields: CommonFields, path: str | Path | None, about: Mapping[str, Any], *, resume: bool
+) -> dict[str, Any]:
     """Return the content of config.json for a fit: of a new run, or of the one to resume.
 
     Args:
@@ -272,7 +281,7 @@ def prepare_reports(flow: Flow, config: Config, domain: Domain) -> None:
     flow.to(device=config.device, dtype=dtype).requires_grad_(False)
 
 
-def with_alignment(flow: Flow, alignment: Transform, continuous: list[Transform] | None = None) -> Flow:
+def with_alignment(flow: Flow, alignment: Transform, continuous: Sequence[Transform] | None = None) -> Flow:
     """Return a flow with an exact transform on the data's side of its continuous ones.
 
     It joins the preprocessing where nothing with weights stands between.
@@ -287,11 +296,12 @@ def with_alignment(flow: Flow, alignment: Transform, continuous: list[Transform]
     """
     above, own, below = split_transforms(flow)
     middle = [*(own if continuous is None else continuous), *below]
-    kept = {"base": flow.base, "context_dim": flow.context_dim, "context_preprocess": flow.preprocess.context}
-    preprocess = list(flow.preprocess.transforms)
     if above:
-        return Flow([*above, alignment, *middle], preprocess=preprocess, **kept)
-    return Flow(middle, preprocess=[*preprocess, alignment], **kept)
+        return with_transforms(flow, [*above, alignment, *middle])
+    return Flow(
+        middle, base=flow.base, preprocess=[*flow.preprocess.transforms, alignment], context_dim=flow.context_dim,
+        context_preprocess=flow.preprocess.context,
+    )  # fmt: skip
 
 
 def blank_alignment(domain: Domain) -> Affine:

@@ -20,10 +20,16 @@ from torch import Tensor, nn
 from ffjord_kit.data import Batch, StreamedRows
 from ffjord_kit.distributions import BASES, Base, outliers_inflate_scale
 from ffjord_kit.estimator.checks import check_columns
-from ffjord_kit.estimator.fields import TableFields, choice
 from ffjord_kit.estimator.data import (
-    Arrays, Domain, TrainingData, held_out_count, refuse_not_finite, shared_tensor, tensor,
+    Arrays,
+    Domain,
+    TrainingData,
+    held_out_count,
+    refuse_not_finite,
+    shared_tensor,
+    tensor,
 )  # fmt: skip
+from ffjord_kit.estimator.fields import TableFields, choice
 from ffjord_kit.nn import DYNAMICS
 from ffjord_kit.objectives import FlowMatching, Objective
 from ffjord_kit.trace import ExactTrace, TraceEstimator
@@ -262,7 +268,7 @@ class TableDomain(Domain):
         if x.ndim != 2 or x.shape[1] != self.size or not len(x):
             raise ValueError(f"expected rows of shape (n >= 1, {self.size}); got {x.shape}")
         refuse_not_finite(x, "X")
-        inside = inside_support(x, self.bounds).all(axis=1)
+        inside = np.all(inside_support(x, self.bounds), axis=1)
         return tensor(x[inside]), inside
 
     def restore(self, x: np.ndarray) -> np.ndarray:
@@ -432,7 +438,7 @@ def _requested_steps(dequantize: Any, names: Sequence[str]) -> dict[str, float |
     for name, step in steps.items():
         if name not in names:
             raise ValueError(f"dequantize names a column {name!r} that is not there; there are {', '.join(names)}")
-        if step is not None and not (isinstance(step, Real) and 0 < step < math.inf):
+        if step is not None and not (isinstance(step, Real) and 0 < float(step) < math.inf):
             raise _dequantize_error({name: step})
     return steps
 
