@@ -1,6 +1,6 @@
 """A run folder: everything that a fit leaves, and everything that it needs to be resumed.
 
-    config.json          configuration: the estimator's fields, facts about the data, the seed, the version of the format
+    config.json          the estimator's fields, facts about the data, the seed, the version of the format
     metrics.jsonl        log of training, one JSON record a line
     model.safetensors    best weights so far; they can be loaded at any moment
     checkpoint/          state.safetensors: the full state of training, to resume bit for bit
