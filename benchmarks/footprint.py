@@ -66,7 +66,10 @@ def main() -> None:
     print(f"{'verb':<16}{'files':>6}{'functions':>11}{'depth':>7}")
     calls = {name: lambda model=model: model.fit(x) for name, model in models.items()}
     fitted = models["explicit fit"]
-    calls |= {"score_samples": lambda: fitted.score_samples(x[:50]), "sample": lambda: fitted.sample(50, random_state=0)}
+    calls |= {
+        "score_samples": lambda: fitted.score_samples(x[:50]),
+        "sample": lambda: fitted.sample(50, random_state=0),
+    }
     for name, call in calls.items():
         found = footprint(call)
         print(f"{name:<16}{found.files:>6}{len(found.functions):>11}{found.deepest:>7}")

@@ -553,7 +553,9 @@ class FlowDistribution(Distribution):
         batch_shape: Sequence[int] | None = None,
     ) -> None:
         if (context is None) != (not flow.context_dim):
-            raise ValueError(f"this flow takes contexts of length {flow.context_dim}; got {'none' if context is None else 'one'}")
+            raise ValueError(
+                f"this flow takes contexts of length {flow.context_dim}; got {'none' if context is None else 'one'}"
+            )
         self.flow, self.context, self.solver = flow, context, solver
         shape = (() if context is None else context.shape[:-1]) if batch_shape is None else batch_shape
         super().__init__(torch.Size(shape), torch.Size(flow.event_shape), validate_args=False)

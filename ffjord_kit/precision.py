@@ -103,7 +103,9 @@ def _fields(model: nn.Module) -> list[nn.Module]:
 
 
 @contextmanager
-def _replaced_methods(fields: list[nn.Module], wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+def _replaced_methods(
+    fields: list[nn.Module], wrap: Callable[[Callable[..., Any]], Callable[..., Any]]
+) -> Iterator[None]:
     """Wrap the methods that evaluate fields for a while; what an instance had before comes back."""
     before = [
         (field, {name: vars(field)[name] for name in evaluation_methods(field) if name in vars(field)})

@@ -4,13 +4,13 @@ import json
 
 import numpy as np
 import pytest
-
-from ffjord_kit import FFJORD, Standardize, TrainingDiverged, datasets
-from ffjord_kit.estimator import auto
 from ffjord_kit.estimator.defaults import OPEN, defaults
 from ffjord_kit.estimator.words import Part
 from ffjord_kit.gaussianize import Gaussianize
 from ffjord_kit.scalings import SCALINGS
+
+from ffjord_kit import FFJORD, Standardize, TrainingDiverged, datasets
+from ffjord_kit.estimator import auto
 
 FIELDS = {"hidden": (16,), "random_state": 0, "batch_size": 64, "validate_every": 20}
 

@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from ffjord_kit.dynamics import ResidualDynamics
+from ffjord_kit.layers import Logit, Softplus, Standardize
+from ffjord_kit.solver import Solver
 from safetensors.torch import load_file, save_file
 
 from ffjord_kit import CNF, FFJORD, Flow, Run, StudentT, fit
 from ffjord_kit.cli import main
-from ffjord_kit.dynamics import ResidualDynamics
-from ffjord_kit.layers import Logit, Softplus, Standardize
 from ffjord_kit.objectives import FlowMatching
-from ffjord_kit.solver import Solver
 from ffjord_kit.trace import HutchinsonTrace
 from ffjord_kit.training import Phase
 

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from ffjord_kit.training.compiled import MODES, compiled
 
 from ffjord_kit import FFJORD, datasets
-from ffjord_kit.training.compiled import MODES, compiled
 
 FIELDS = {"schedule": "flow_matching:6,mle:2", "hidden": (8,), "random_state": 0, "batch_size": 32}
 

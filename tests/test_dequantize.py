@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
+from ffjord_kit.estimator.dequantize import grid_of
 from scipy import stats
 
 from ffjord_kit import FFJORD, RunError
-from ffjord_kit.estimator.dequantize import grid_of
 
 QUICK = {"schedule": "flow_matching:400", "hidden": (32, 32), "batch_size": 256, "random_state": 0}
 NAMES = ("count", "score", "weight")

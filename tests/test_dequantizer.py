@@ -7,18 +7,14 @@ import pytest
 import torch
 from oracles import F64, close, jacobian, linear, randn
 
-from ffjord_kit import CNF, Flow, Solver, Standardize
+from ffjord_kit import CNF, Flow
 from ffjord_kit.images import (
-    ConvolutionDynamics,
     Pixels,
     UniformDequantizer,
     VariationalDequantizer,
     bits_per_dim,
-    fit_dequantizer,
     logit_layer,
 )
-from ffjord_kit.layers import Whiten
-from ffjord_kit.training import Optimization, TrainingDiverged
 
 SHAPES = [(1, 1, 1), (1, 2, 3), (3, 2, 2)]
 

@@ -5,11 +5,11 @@ import builtins
 import numpy as np
 import pytest
 import torch
+from ffjord_kit.discrete import DISCRETE, ZukoLayer, discrete_layer
 from oracles import F64, SmoothMLP, close, jacobian, randn
 from torch import nn
 
 from ffjord_kit import CNF, FFJORD, FlowMatching, Optimization, Phase, Standardize, fit
-from ffjord_kit.discrete import DISCRETE, ZukoLayer, discrete_layer
 from ffjord_kit.estimator import auto
 from ffjord_kit.flow import Flow
 from ffjord_kit.objectives import LayersLikelihood

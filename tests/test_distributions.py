@@ -5,12 +5,12 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from ffjord_kit.heavy_tails import BASES, fit_student, robust
 from oracles import randn
 from scipy import stats
 
 from ffjord_kit import FFJORD, StudentT, metrics
 from ffjord_kit.estimator.checks import DegenerateDataWarning
-from ffjord_kit.heavy_tails import BASES, fit_student, robust
 
 QUICK = {"hidden": (32, 32), "batch_size": 256, "random_state": 0}
 DF = torch.tensor([0.8, 2.0, 30.0], dtype=torch.float64)

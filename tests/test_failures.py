@@ -9,7 +9,13 @@ from torch import nn
 
 from ffjord_kit.flow import Flow
 from ffjord_kit.ode import (
-    BlowUpError, NonFiniteError, PerRowSolver, SolveError, StepSizeUnderflow, TooManyEvaluations, make_solver,
+    BlowUpError,
+    NonFiniteError,
+    PerRowSolver,
+    SolveError,
+    StepSizeUnderflow,
+    TooManyEvaluations,
+    make_solver,
 )  # fmt: skip
 from ffjord_kit.transforms import CNF
 
@@ -42,7 +48,9 @@ def test_a_field_that_is_no_number_tells_its_rows_time_and_last_good_state(metho
 
 @pytest.mark.parametrize("method", ["dopri5", "dopri8", "dopri5_by_row"])
 def test_a_solution_that_leaves_for_infinity_is_told_apart(method):
-    with pytest.raises(BlowUpError, match=r"the state grew to \d.*leaves for infinity in finite time; bound it") as caught:
+    with pytest.raises(
+        BlowUpError, match=r"the state grew to \d.*leaves for infinity in finite time; bound it"
+    ) as caught:
         solve(lambda t, state: (state[0] ** 2,), torch.full((2, 1), 2.0, dtype=F64), method)
     assert caught.value.time == pytest.approx(0.5, abs=1e-3)
     assert float(caught.value.state.abs().max()) > 1e8

@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from oracles import F64, close, randn
-
 from ffjord_kit.gaussianize import KNOTS, STEEPEST, Gaussianize
+from oracles import F64, close, randn
 
 
 @pytest.mark.parametrize("shape", ["uniform", "exponential", "two peaks", "heavy tails"])

@@ -6,11 +6,11 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from ffjord_kit.estimator.outliers import SLOPES
+from ffjord_kit.runs import RunError
 
 from ffjord_kit import FFJORD, Solver
 from ffjord_kit.estimator import class_probabilities, examine, image_bits, interpolate, outlier_scores
-from ffjord_kit.estimator.outliers import SLOPES
-from ffjord_kit.runs import RunError
 from ffjord_kit.trace import ExactTrace, OwnTrace, own_noise
 
 TINY = {"hidden": (8,), "schedule": "flow_matching:8", "batch_size": 16, "tolerance": 1e-3, "random_state": 0}

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from ffjord_kit.training.precision import PRECISIONS, all_digits, precise
 
 from ffjord_kit import CNF, FFJORD, ExactTrace, Flow, HutchinsonTrace, Integration, ResidualDynamics, Solver, datasets
 from ffjord_kit.images import UNetDynamics
-from ffjord_kit.training.precision import PRECISIONS, all_digits, precise
 
 FIELDS = {"schedule": "flow_matching:300,mle:10", "hidden": (32, 32), "random_state": 0, "batch_size": 256}
 

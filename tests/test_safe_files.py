@@ -10,13 +10,13 @@ from textwrap import dedent
 import numpy as np
 import pytest
 import torch
+from ffjord_kit.runs import claimed
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from ffjord_kit import FFJORD, Run, RunError, datasets, runs
 from ffjord_kit.datasets import files
-from ffjord_kit.runs import claimed
 
 X = np.random.default_rng(0).normal(size=(30, 2))
 TINY = {"schedule": "flow_matching:6", "hidden": (4,), "random_state": 0, "validate_every": 2}

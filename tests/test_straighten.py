@@ -6,10 +6,6 @@ import numpy as np
 import pytest
 import torch
 from commands import call
-from oracles import LearntAffine, SmoothMLP, randn
-from torch import nn
-
-from ffjord_kit import CNF, FFJORD, Affine, Flow, FlowMatching, RunError, SolveError, Solver, TrainingDiverged
 from ffjord_kit.estimator.few_steps import (
     GRADINGS,
     STEP_COUNTS,
@@ -21,6 +17,10 @@ from ffjord_kit.estimator.few_steps import (
     solver_of,
 )
 from ffjord_kit.estimator.peeled import Peeled
+from oracles import LearntAffine, SmoothMLP, randn
+from torch import nn
+
+from ffjord_kit import CNF, FFJORD, Affine, Flow, FlowMatching, RunError, SolveError, Solver, TrainingDiverged
 from ffjord_kit.training import Phase, fit_pairs
 
 QUICK = {"hidden": (32, 32), "learning_rate": 0.01, "random_state": 0, "validate_every": 200, "ema_decay": 0.99}

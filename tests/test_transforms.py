@@ -4,11 +4,10 @@ import math
 
 import pytest
 import torch
-from oracles import F64, close, jacobian, randn
-
 from ffjord_kit.gaussianize import Gaussianize
 from ffjord_kit.layers import Affine, Logit, Softplus, Standardize, Whiten, shared_information
 from ffjord_kit.scalings import SCALINGS
+from oracles import F64, close, jacobian, randn
 
 INF = float("inf")
 

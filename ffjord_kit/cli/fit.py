@@ -18,7 +18,11 @@ from ffjord_kit.cli.info import CHECKPOINT, best_validation, option_text
 from ffjord_kit.cli.options import field_values, flag
 from ffjord_kit.cli.output import write_training_sheet
 from ffjord_kit.cli.parsing import (
-    parse_dequantize, parse_regularizers, parse_schedule, parse_support, parse_transforms,
+    parse_dequantize,
+    parse_regularizers,
+    parse_schedule,
+    parse_support,
+    parse_transforms,
 )  # fmt: skip
 from ffjord_kit.cli.sources import LoadedData, load, load_fitted
 from ffjord_kit.estimator import FFJORD, ImageFFJORD, from_run

@@ -8,11 +8,10 @@ from typing import Any, NamedTuple, TypeVar
 
 import click
 
-from ffjord_kit.estimator.fields import HEADINGS, ImageFields, TableFields
-
 C = TypeVar("C", bound=Callable[..., Any])
 
 OUTPUT, IMAGES = "Output", "Image"
+HEADINGS = ("Main", "Network", "Training", "Likelihood training", "Validation", "Accuracy", "Machine")  # of fields
 HELP_ORDER = (*HEADINGS[:1], IMAGES, *HEADINGS[1:], OUTPUT)
 SHOWN_ON_TERMINALS = {"verbose": True}  # defaults that differ from Python's
 # Forms and examples of fields whose values in Python are lists and mappings; `parsing` reads them.
@@ -75,6 +74,16 @@ class HeadedCommand(click.Command):
                     formatter.write_dl(records)
 
 
+class FieldCommand(HeadedCommand):
+    """A command with an option for each field of the estimators, which are imported when its options are needed."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Return all parameters; the fields become options at the first call."""
+        known = {param.name for param in self.params}
+        self.params.extend(option for option in map(_option, fit_fields()) if option.name not in known)
+        return super().get_params(ctx)
+
+
 class FitField(NamedTuple):
     """A field of the estimators as an option of `fit`.
 
@@ -101,23 +110,11 @@ def fit_fields() -> list[FitField]:
     Returns:
         The fields: those of tables in their order, then those that only images have.
     """
+    from ffjord_kit.estimator.fields import ImageFields, TableFields  # loads torch: only where fields are needed
+
     tables, images = ({field.name: field for field in fields(kind)} for kind in (TableFields, ImageFields))
     names = [*tables, *(name for name in images if name not in tables)]
     return [_merged(tables.get(name), images.get(name)) for name in names]
-
-
-def field_options(command: C) -> C:
-    """Give a command an option for each field of the estimators.
-
-    Args:
-        command: Function of a command.
-
-    Returns:
-        The function.
-    """
-    for field in reversed(fit_fields()):
-        command = _option(field)(command)
-    return command
 
 
 def field_values(kind: type, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -190,6 +187,8 @@ def _help(table: Field[Any] | None, image: Field[Any] | None) -> str:
     """Return the help of a field as a sentence, with an example of values that are written in a form of their own."""
     both = [field for field in (table, image) if field is not None]
     text = "; images: ".join(dict.fromkeys(field.metadata["help"] for field in both))
+    if both[0].name in TEXT_FORMS:
+        text = text.partition(", e.g.")[0]  # the example is written as the command line takes it
     example = f", e.g. {TEXT_FORMS[both[0].name][1]}" if both[0].name in TEXT_FORMS else ""
     return f"{text[0].upper()}{text[1:]}{example}{' (tables)' if image is None else ''}."
 
@@ -199,16 +198,16 @@ def _default(field: Field[Any]) -> Any:
     return SHOWN_ON_TERMINALS.get(field.name, default)
 
 
-def _option(field: FitField) -> Callable[[C], C]:
-    """Return the decorator that adds the option of a field."""
+def _option(field: FitField) -> HeadedOption:
+    """Return the option of a field."""
     shown = field.default not in (None, "")
     options: dict[str, Any] = {"default": field.default, "show_default": shown, "help": field.text}
     if field.kind == "bool":
-        names: tuple[str, ...] = (f"{flag(field.name)}/--no-{flag(field.name)[2:]}", field.name)
+        names = [f"{flag(field.name)}/--no-{flag(field.name)[2:]}", field.name]
     else:
-        names = (flag(field.name), *(("--seed",) if field.name == "random_state" else ()), field.name)
+        names = [flag(field.name), *(["--seed"] if field.name == "random_state" else []), field.name]
         options.update(_value_options(field))
-    return headed(*names, heading=field.heading, **options)
+    return HeadedOption(names, heading=field.heading, **options)
 
 
 def _value_options(field: FitField) -> dict[str, Any]:

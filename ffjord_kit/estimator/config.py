@@ -83,9 +83,7 @@ class Config:
     device: torch.device
 
 
-def resolve(
-    fields: CommonFields, domain: Domain, *, seed: int = 0, chosen: Mapping[str, Any] | None = None
-) -> Config:
+def resolve(fields: CommonFields, domain: Domain, *, seed: int = 0, chosen: Mapping[str, Any] | None = None) -> Config:
     """Settle the open fields, check all of them, and make what they name.
 
     Args:

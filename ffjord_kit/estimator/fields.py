@@ -134,16 +134,14 @@ class CommonFields:
     max_nfe: int = option(10_000, "Accuracy", "largest number of evaluations of one solve")
     device: str = option("auto", "Machine", "auto, cpu, cuda or mps")
     random_state: int | None = option(None, "Main", "seed of everything")
-    verbose: bool = option(False, "Main", "show a progress bar")
+    verbose: bool = option(False, "Machine", "show a progress bar")
 
 
 @dataclass(eq=False, repr=False)
 class TableFields(CommonFields):
     """Fields of FFJORD, the estimator of tables."""
 
-    dynamics: str = option(
-        "auto", "Network", "network of the velocity field (auto: residual)", ("auto", *DYNAMICS)
-    )
+    dynamics: str = option("auto", "Network", "network of the velocity field (auto: residual)", ("auto", *DYNAMICS))
     fourier_features: int | None = option(
         None, "Network", "octaves of sines and cosines fed to 'residual' (default: tried out, up to 3 columns)"
     )
@@ -166,9 +164,7 @@ class TableFields(CommonFields):
 class ImageFields(CommonFields):
     """Fields of ImageFFJORD, the estimator of images."""
 
-    dynamics: str = option(
-        "auto", "Network", "network of the velocity field (auto: unet)", ("auto", *IMAGE_DYNAMICS)
-    )
+    dynamics: str = option("auto", "Network", "network of the velocity field (auto: unet)", ("auto", *IMAGE_DYNAMICS))
     scaling: str = option("auto", "Network", "scaling of grey levels (auto: logit)", ("auto", *IMAGE_SCALINGS))
     bits: int = option(8, "Main", "bits of the grey levels, 1 to 8; fewer make them coarser")
     alpha: float = option(1e-6, "Network", "margin of the logit of grey levels")

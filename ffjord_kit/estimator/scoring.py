@@ -85,9 +85,7 @@ class ScoringModel(StoredModel):
         """Whether the data are images."""
         return isinstance(self.domain, ImageDomain)
 
-    def score_samples(
-        self, X: Any, *, context: Any = None, time: float = 1.0, return_error: bool = False
-    ) -> Any:
+    def score_samples(self, X: Any, *, context: Any = None, time: float = 1.0, return_error: bool = False) -> Any:
         """Return the log-density of each row.
 
         Args:

@@ -3,7 +3,15 @@
 from ffjord_kit.ode.errors import BlowUpError, NonFiniteError, SolveError, StepSizeUnderflow, TooManyEvaluations
 from ffjord_kit.ode.field import SolverStats
 from ffjord_kit.ode.solver import (
-    ADJOINTS, FINEST_SINGLE, METHODS, AdaptiveSolver, FixedSolver, PerRowSolver, Solution, Solver, make_solver,
+    ADJOINTS,
+    FINEST_SINGLE,
+    METHODS,
+    AdaptiveSolver,
+    FixedSolver,
+    PerRowSolver,
+    Solution,
+    Solver,
+    make_solver,
 )  # fmt: skip
 
 __all__ = [

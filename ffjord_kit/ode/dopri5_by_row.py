@@ -76,7 +76,12 @@ def dopri5_by_row(
     Shapes: every part of the state (batch, ...); times (T,), monotonic, the first the start.
     Raises RowStepUnderflow where a row's step vanishes.
     """
-    rows, slopes, step, control = len(state[0]), None, None, _Control(rtol, atol, error_components, step_doubling, nan_on_failure, callback)
+    rows, slopes, step, control = (
+        len(state[0]),
+        None,
+        None,
+        _Control(rtol, atol, error_components, step_doubling, nan_on_failure, callback),
+    )
     solution, none = [state], torch.zeros(rows, dtype=torch.long, device=times.device)
     counts = Counts(none, none)
     for start, end in zip(times[:-1], times[1:], strict=True):

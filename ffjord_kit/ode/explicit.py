@@ -55,6 +55,7 @@ def integrate_on_grid(
     Returns:
         The states at `times`.
     """
+
     def on_views(t: Tensor, y: State) -> State:
         return field(t, _viewed(y))
 

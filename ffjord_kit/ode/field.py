@@ -98,7 +98,9 @@ class CheckedField:
         self._check_limit(t, rows)
         self.stats.nfe += not self.backward
         if self.recompute and torch.is_grad_enabled():
-            slopes = checkpoint(self._evaluate, self._rhs(rows), t, state, use_reentrant=False, preserve_rng_state=False)
+            slopes = checkpoint(
+                self._evaluate, self._rhs(rows), t, state, use_reentrant=False, preserve_rng_state=False
+            )
         else:
             slopes = self._evaluate(self._rhs(rows), t, state)
         self._check_finite(t, state, slopes, rows)

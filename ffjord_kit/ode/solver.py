@@ -34,7 +34,13 @@ from ffjord_kit.ode.dopri5_by_row import RowStepUnderflow, dopri5_by_row
 from ffjord_kit.ode.errors import SolveError, StepSizeUnderflow
 from ffjord_kit.ode.explicit import EXPLICIT_SCHEMES, integrate_on_grid
 from ffjord_kit.ode.field import (
-    CheckedField, RightHandSide, RowSelector, SolverStats, State, StepCallbacks, is_transformed,
+    CheckedField,
+    RightHandSide,
+    RowSelector,
+    SolverStats,
+    State,
+    StepCallbacks,
+    is_transformed,
 )  # fmt: skip
 from ffjord_kit.ode.grids import graded_grid
 
@@ -119,9 +125,7 @@ class Solver(ABC):
     ) -> State:
         """Integrate a checked field."""
 
-    def _checked(
-        self, rhs: RightHandSide, state: State, times: Tensor, for_rows: RowSelector | None
-    ) -> CheckedField:
+    def _checked(self, rhs: RightHandSide, state: State, times: Tensor, for_rows: RowSelector | None) -> CheckedField:
         recompute = self.adjoint == "checkpointed"
         return CheckedField(rhs, times, max_nfe=self.max_nfe, for_rows=for_rows, recompute=recompute)
 
@@ -191,7 +195,9 @@ class AdaptiveSolver(Solver):
         common = {"method": self.method, "rtol": self.rtol, "adjoint": self.adjoint, "params": params}
         if self.method != "scipy_solver":
             options = torchdiffeq.adaptive_options(times, error_components)
-            return torchdiffeq.integrate(StepCallbacks(checked), state, times, atol=self.atol, options=options, **common)
+            return torchdiffeq.integrate(
+                StepCallbacks(checked), state, times, atol=self.atol, options=options, **common
+            )
         if not self.uses_adjoint_equation and torch.is_grad_enabled() and _any_requires_grad(*state, *params):
             raise ValueError(
                 "method 'scipy_solver' is not differentiable: pass adjoint='adjoint', or use torch.no_grad()"
@@ -252,9 +258,7 @@ class FixedSolver(Solver):
         """Whether the steps may crowd towards one end."""
         return self.method in EXPLICIT_SCHEMES
 
-    def _checked(
-        self, rhs: RightHandSide, state: State, times: Tensor, for_rows: RowSelector | None
-    ) -> CheckedField:
+    def _checked(self, rhs: RightHandSide, state: State, times: Tensor, for_rows: RowSelector | None) -> CheckedField:
         recompute = self.adjoint == "checkpointed"
         return CheckedField(rhs, times, max_nfe=self.max_nfe, deferred=self.gradable, recompute=recompute)
 
@@ -331,9 +335,7 @@ class PerRowSolver(Solver):
         """The solver in a few words."""
         return f"{self.method} at {self.rtol:g}"
 
-    def _checked(
-        self, rhs: RightHandSide, state: State, times: Tensor, for_rows: RowSelector | None
-    ) -> CheckedField:
+    def _checked(self, rhs: RightHandSide, state: State, times: Tensor, for_rows: RowSelector | None) -> CheckedField:
         return CheckedField(
             rhs, times, max_nfe=self.max_nfe, for_rows=for_rows, recompute=self.adjoint == "checkpointed",
             keep_nan=self.on_failure == "nan", pairs=len(state[0]) // 2 if self.step_doubling else 0,
