@@ -80,7 +80,7 @@ def test_without_validation_rows_nothing_is_tried():
     model = FFJORD(**FIELDS, validation_fraction=0.0).fit(moons())
     assert events(model)[0] == "nothing tried out (no validation rows)"
     words = {name: word for name, word in defaults((2,)).items() if getattr(model, name) in OPEN}
-    assert model.config_["chosen"] == {**words, "schedule": "flow_matching:40"}
+    assert model.config_["chosen"] == {**words, "schedule": [("flow_matching", 40)]}
 
 
 def test_a_loaded_run_is_made_of_what_was_chosen(tmp_path, monkeypatch):
@@ -172,7 +172,7 @@ def test_a_limit_in_seconds_is_kept_and_ends_with_a_validation():
 
 
 def test_phases_may_be_given_in_seconds():
-    model = FFJORD(**FIELDS, schedule="flow_matching:0.5s,mle:2").fit(moons())
+    model = FFJORD(**FIELDS, schedule=[("flow_matching", "0.5s"), ("mle", 2)]).fit(moons())
     ended = [text for text in events(model) if "ended" in text]
     assert ended == ["flow_matching ended (its time was up)", "mle ended (all its steps made)"]
 
@@ -180,10 +180,10 @@ def test_phases_may_be_given_in_seconds():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"max_seconds": 3.0, "schedule": "mle:5"}, "give the seconds in the schedule, e.g. 'mle:3s'"),
+        ({"max_seconds": 3.0, "schedule": [("mle", 5)]}, "give the seconds in the schedule, e.g. 'mle:3s'"),
         ({"max_seconds": float("inf")}, "max_seconds must be positive and finite; got inf"),
         ({"max_seconds": -1.0}, "max_seconds must be positive and finite; got -1.0"),
-        ({"schedule": "mle:0s"}, "schedule must be 'auto', or read like"),
+        ({"schedule": [("mle", "0s")]}, "schedule must be 'auto', or read like"),
         ({"octaves": 2, "dynamics": "concat"}, "octaves are inputs of dynamics='residual'; got dynamics='concat'"),
     ],
 )

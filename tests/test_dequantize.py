@@ -7,7 +7,7 @@ from scipy import stats
 
 from ffjord_kit import FFJORD, RunError
 
-QUICK = {"schedule": "flow_matching:400", "hidden": (32, 32), "batch_size": 256, "random_state": 0}
+QUICK = {"schedule": [("flow_matching", 400)], "hidden": (32, 32), "batch_size": 256, "random_state": 0}
 NAMES = ("count", "score", "weight")
 
 
@@ -51,7 +51,7 @@ def test_a_discrete_law_is_learned_with_its_probabilities(tmp_path, recwarn):
 
 
 def test_named_columns_alone_are_rounded():
-    model = FFJORD(dequantize="x1", **{**QUICK, "schedule": "flow_matching:5"}).fit(table())
+    model = FFJORD(dequantize="x1", **{**QUICK, "schedule": [("flow_matching", 5)]}).fit(table())
     draws = model.sample(50, random_state=0)
     assert np.allclose((draws[:, 1] - 0.25) % 0.5, 0)
     assert not np.allclose(draws[:, 0] % 1, 0)
@@ -73,7 +73,7 @@ def test_what_cannot_be_dequantized_is_refused(text, message):
 
 
 def test_a_grid_that_was_tampered_with_is_refused(tmp_path):
-    FFJORD(dequantize="auto", **{**QUICK, "schedule": "flow_matching:2"}).fit(table()).save(tmp_path / "run")
+    FFJORD(dequantize="auto", **{**QUICK, "schedule": [("flow_matching", 2)]}).fit(table()).save(tmp_path / "run")
     config = tmp_path / "run/config.json"
     config.write_text(config.read_text().replace('"step": [', '"step": [7, '))
     with pytest.raises(RunError, match=r"config.json is damaged .*grid must give a step"):

@@ -18,7 +18,7 @@ CONFIG = {"columns": ["a"], "seed": 3}
 def fitted(tmp_path_factory):
     """A run folder with everything that a fit leaves; not to be changed."""
     path = tmp_path_factory.mktemp("runs") / "fitted"
-    FFJORD(schedule="flow_matching:4", hidden=(4,), random_state=0).fit(X, columns=["a", "b"], run=path)
+    FFJORD(schedule=[("flow_matching", 4)], hidden=(4,), random_state=0).fit(X, columns=["a", "b"], run=path)
     return path
 
 
@@ -98,7 +98,7 @@ def test_a_replacement_that_is_cut_short_can_be_made_again(folder, monkeypatch):
 
 
 def test_a_model_survives_the_way_to_the_disk_and_back(fitted):
-    model = FFJORD(schedule="flow_matching:4", hidden=(4,), random_state=0).fit(X)
+    model = FFJORD(schedule=[("flow_matching", 4)], hidden=(4,), random_state=0).fit(X)
     loaded = FFJORD.load(fitted)
     assert np.array_equal(loaded.score_samples(X), model.score_samples(X))
     assert [r["step"] for r in loaded.history_.records] == [r["step"] for r in model.history_.records]
@@ -213,7 +213,7 @@ def test_a_folder_that_is_not_there_is_no_run(tmp_path):
 
 def test_a_refused_model_leaves_the_flow_as_it_was(folder):
     damaged_model(lambda tensors: tensors[NAME].fill_(np.nan))(folder)
-    flow = FFJORD(schedule="flow_matching:4", hidden=(4,), random_state=1).fit(X).flow_
+    flow = FFJORD(schedule=[("flow_matching", 4)], hidden=(4,), random_state=1).fit(X).flow_
     before = {name: value.clone() for name, value in flow.state_dict().items()}
     with pytest.raises(RunError):
         Run.open(folder).load_model(flow)
@@ -221,7 +221,7 @@ def test_a_refused_model_leaves_the_flow_as_it_was(folder):
 
 
 def test_save_writes_a_folder_that_load_reads_and_never_replaces_one_unasked(tmp_path):
-    model = FFJORD(schedule="flow_matching:4", hidden=(4,), random_state=1).fit(X)
+    model = FFJORD(schedule=[("flow_matching", 4)], hidden=(4,), random_state=1).fit(X)
     model.save(tmp_path / "saved")
     assert np.array_equal(FFJORD.load(tmp_path / "saved").score_samples(X), model.score_samples(X))
     before = content(tmp_path)

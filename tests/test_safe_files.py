@@ -19,7 +19,7 @@ from ffjord_kit import FFJORD, Run, RunError, datasets, runs
 from ffjord_kit.datasets import files
 
 X = np.random.default_rng(0).normal(size=(30, 2))
-TINY = {"schedule": "flow_matching:6", "hidden": (4,), "random_state": 0, "validate_every": 2}
+TINY = {"schedule": [("flow_matching", 6)], "hidden": (4,), "random_state": 0, "validate_every": 2}
 CALM = {"deadline": None, "derandomize": True, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
 
 
@@ -91,7 +91,7 @@ def small_disk(tmp_path):
 
 def test_a_full_disk_leaves_the_last_checkpoint_and_the_run_goes_on_when_there_is_room(small_disk):
     run, filler, told = small_disk / "run", small_disk / "filler", []
-    fields = {**TINY, "schedule": "flow_matching:40", "hidden": (16, 16)}
+    fields = {**TINY, "schedule": [("flow_matching", 40)], "hidden": (16, 16)}
 
     def fill(record):
         if record["step"] == 9:

@@ -12,7 +12,7 @@ from ffjord_kit import FFJORD, datasets
 from ffjord_kit.datasets import files
 from ffjord_kit.training import Streamed
 
-QUICK = {"schedule": "flow_matching:40", "hidden": (16,), "batch_size": 64, "random_state": 0}
+QUICK = {"schedule": [("flow_matching", 40)], "hidden": (16,), "batch_size": 64, "random_state": 0}
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_streamed_rows_are_all_but_those_left_out():
 
 def test_a_mapped_table_is_learned_as_one_in_memory(mapped, tmp_path):
     test = np.random.default_rng(1).normal(size=(200, 3)) * [1, 10, 0.1] + [0, 5, 0]
-    streamed, held = (FFJORD(**{**QUICK, "schedule": "flow_matching:300"}).fit(x) for x in (mapped, np.array(mapped)))
+    streamed, held = (FFJORD(**{**QUICK, "schedule": [("flow_matching", 300)]}).fit(x) for x in (mapped, np.array(mapped)))
     assert streamed.score(test) == pytest.approx(held.score(test), abs=0.1)
     streamed.save(tmp_path / "run")
     assert FFJORD.load(tmp_path / "run").score(test) == streamed.score(test)
@@ -88,7 +88,7 @@ PROGRAM = """
     from ffjord_kit import FFJORD
     torch.set_num_threads(1)
     x, peak = np.load(sys.argv[1], mmap_mode="r"), [0]
-    model = FFJORD(schedule="flow_matching:30", hidden=(8,), random_state=0)
+    model = FFJORD(schedule=[("flow_matching", 30)], hidden=(8,), random_state=0)
 
     def private():
         return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon"))

@@ -3,7 +3,7 @@ r"""Schedule `auto`: open fields are tried out on validation data, then training
 Short fits by flow matching follow each other, each with one field changed, and the better is kept: the density of t
 (which weight suits is a matter of the data), the scaling next to the data (correlations, edges and skew against plain
 units), and for a few columns the Fourier features among the inputs. A later value must win by a margin. The best fit is
-trained on by flow matching. A finish by maximum likelihood follows: MLE_STEPS for a few columns where steps are counted,
+trained on by flow matching. A finish by maximum likelihood follows: MLE_STEPS for few columns where steps are counted,
 or a share of the seconds left if that buys enough steps. A finish of steps ends at the second validation that is not
 better, and the better weights are kept. The log records every trial and choice.
 """
