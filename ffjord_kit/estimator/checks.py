@@ -52,7 +52,7 @@ def _refuse_constant(x: np.ndarray, names: Sequence[str]) -> None:
 
 
 def _refuse_extreme(x: np.ndarray, names: Sequence[str]) -> None:
-    low, high = x.min(axis=0), x.max(axis=0)
+    low, high = x.min(axis=0).astype(np.float64), x.max(axis=0).astype(np.float64)
     extreme = (np.maximum(np.abs(low), np.abs(high)) > LARGEST) | (high - low < 1 / LARGEST)
     for column in np.flatnonzero(extreme).tolist():
         raise ValueError(

@@ -36,12 +36,14 @@ class Arrays:
     """Checked data of a fit, as they came.
 
     Attributes:
-        x: Rows (n, d), a memory-mapped file among them, or images of uint8 (n, c, h, w).
+        x: Rows (n, d), or images of uint8 (n, c, h, w).
         context: Contexts, shape (n, context_dim), or None.
+        streamed: Whether rows stay in a memory-mapped file, from which they are fetched batch by batch.
     """
 
     x: np.ndarray
     context: np.ndarray | None
+    streamed: bool = False
 
     def facts(self) -> dict[str, Any]:
         """Return what a run remembers of its data.

@@ -330,7 +330,7 @@ class FFJORD(DensityEstimator, TableFields):
         x = validate_data(self, X, dtype=dtype, ensure_min_samples=2, ensure_all_finite=False)
         names = getattr(self, "feature_names_in_", None)  # scikit-learn sets it where X carries names
         domain = TableDomain.of(self, x, columns if names is None else names, named=names is not None)
-        return Arrays(x, check_context(context, len(x))), domain
+        return Arrays(x, check_context(context, len(x)), isinstance(X, np.memmap)), domain
 
     def _checked(self, X: Any) -> Any:
         return validate_data(self, X, dtype=np.float64, reset=False, ensure_all_finite=False)
