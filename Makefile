@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 .PHONY: test slow lint notebooks demo clean
 
 test: $(READY)
-	$(BIN)/python -m pytest -q -n auto --dist worksteal -m "not slow and not notebook" tests
+	$(BIN)/python -m pytest -q -n auto --dist worksteal -m "not slow and not notebook" --doctest-modules tests ffjord_kit
 
 slow: $(READY)
 	$(BIN)/python -m pytest -q -m slow tests
@@ -15,6 +15,8 @@ slow: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 notebooks: $(READY)
 	$(BIN)/python -m pytest -q -m notebook tests

@@ -15,13 +15,14 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ffjord_kit import CNF, ConcatDynamics, ConcatSquashDynamics, Flow, ResidualDynamics, Solver
+from ffjord_kit import CNF, ConcatDynamics, Flow, PerRowSolver, ResidualDynamics
+from ffjord_kit.nn import ConcatSquashDynamics
 
 KINDS = ((ResidualDynamics, 0.3), (ConcatSquashDynamics, 1.0), (ConcatDynamics, 1.0))
 SCALES, DIMENSIONS, ROWS = (0.5, 1.0, 1.5, 2.5), (1, 2, 3, 5), 60
 TOLERANCES = tuple(10.0**-k for k in range(2, 9))
 PROBES, MANY_DIMENSIONS = (2, 4, 8, 16), (6, 12, 24)
-TRUTH = Solver("dopri5_by_row", 1e-12, 1e-12, max_nfe=10**6)
+TRUTH = PerRowSolver(1e-12, 1e-12, max_nfe=10**6)
 
 
 def main() -> None:

@@ -22,15 +22,17 @@ from command import environment, options, run
 from images import BITS, Images, load, ours
 from results import Store
 
-from ffjord_kit import Flow, MaximumLikelihood, Solver, fit
-from ffjord_kit.images import Dequantizer, Pixels, VariationalDequantizer, bits_per_dim, fit_dequantizer
-from ffjord_kit.training import Phase
+from ffjord_kit import FixedSolver, Flow, MaximumLikelihood, Phase, fit_flow
+from ffjord_kit.data import Pixels
+from ffjord_kit.diagnostics import bits_per_dim
+from ffjord_kit.objectives.dequantization import Dequantizer, VariationalDequantizer
+from ffjord_kit.training import TrainConfig, fit_dequantizer
 
 BENCHMARK = "dequantization"
 METHODS = ("uniform", "variational", "likelihood", "joint")
 JUDGED, PROBES = 64, 8
-JUDGE = Solver("rk4", steps=8, grading=2.0)
-TRAINED = Solver("rk4", steps=4, grading=2.0)  # where the guard begins
+JUDGE = FixedSolver("rk4", steps=8, grading=2.0)
+TRAINED = FixedSolver("rk4", steps=4, grading=2.0)  # where the guard begins
 BATCH, RATES = 16, {"variational": 5e-3, "likelihood": 1e-3, "joint": 1e-3}
 
 
@@ -44,13 +46,13 @@ def prepared(
     rate = RATES[method]
     if method == "likelihood":
         phase = Phase(MaximumLikelihood(solver=TRAINED), math.inf, rate, seconds)
-        law, history = None, fit(flow, pixels, schedule=[phase], batch_size=BATCH, seed=seed)
+        law, history = None, fit_flow(flow, pixels, schedule=[phase], config=TrainConfig(batch_size=BATCH, seed=seed))
     else:
         torch.manual_seed(seed)
         law = VariationalDequantizer(pixels.shape[1:], bits=images.bits)
         history = fit_dequantizer(
-            law, flow, pixels, steps=math.inf, seconds=seconds, batch_size=BATCH, learning_rate=rate,
-            solver=TRAINED, joint=method == "joint", seed=seed,
+            law, flow, pixels, steps=math.inf, seconds=seconds, learning_rate=rate, solver=TRAINED,
+            joint=method == "joint", config=TrainConfig(batch_size=BATCH, seed=seed),
         )  # fmt: skip
     return flow, law, {"seconds": round(clock.seconds(), 1), "steps": history.step}
 

@@ -16,8 +16,8 @@ import torch
 from clock import Clock
 from torch import Tensor, nn
 
-from ffjord_kit import SolveError
-from ffjord_kit.training.optimization import exchanged
+from ffjord_kit.ode import SolveError
+from ffjord_kit.training.optim import exchanged
 
 WARMUP = 0.02
 

@@ -19,7 +19,7 @@ import torch
 from command import environment, options, run
 from results import Store
 
-from ffjord_kit import FFJORD
+from ffjord_kit import ImageFFJORD
 
 BENCHMARK = "image_rates"
 METHODS = (
@@ -55,8 +55,8 @@ def measured(method: str, size: int, hidden: tuple[int, ...], batch: int, device
 
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    model = FFJORD(
-        schedule=f"flow_matching:{STEPS}", hidden=hidden, batch_size=batch, device=device, validation_fraction=0.0,
+    model = ImageFFJORD(
+        schedule=[("flow_matching", STEPS)], hidden=hidden, batch_size=batch, device=device, validation_fraction=0.0,
         random_state=0, **fields(method),
     )  # fmt: skip
     model.fit(images, on_step=waited)

@@ -27,13 +27,16 @@ from sets import Split
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from ffjord_kit import CNF, Flow, FlowMatching, Solver, Standardize, fit
-from ffjord_kit.images import BitsPerDim, Pixels, UNetDynamics, bits_per_dim, logit_layer
-from ffjord_kit.training import Optimization, Phase
+from ffjord_kit import CNF, Flow, FlowMatching, PerRowSolver, Phase, Standardize, fit_flow
+from ffjord_kit.data import Pixels
+from ffjord_kit.diagnostics import BitsPerDim, bits_per_dim
+from ffjord_kit.nn import UNetDynamics
+from ffjord_kit.training import TrainConfig
+from ffjord_kit.transforms.bounded import pixel_logit
 
 BENCHMARK = "images"
 TEST = 256
-SOLVER = Solver("dopri5_by_row", 1e-4, 1e-4)
+SOLVER = PerRowSolver(1e-4, 1e-4)
 WIDTHS = {"digits": (32, 48), "mnist14": (32, 64, 64)}
 BITS = {"digits": 5, "mnist14": 8}  # of 17 levels, which five bits hold
 PEERS: dict[str, Fit] = {
@@ -71,13 +74,14 @@ def ours(images: Images, seconds: float, seed: int, name: str) -> tuple[BitsPerD
     clock = Clock()
     torch.manual_seed(seed)
     pixels, shape = Pixels(images.train, images.bits), tuple(images.train.shape[1:])
-    logit = logit_layer(shape, bits=images.bits)
+    logit = pixel_logit(shape, bits=images.bits)
     logits, _ = logit.to_base(pixels.fetch(slice(0, 5000), torch.Generator().manual_seed(seed)))
     dynamics = UNetDynamics(shape, hidden=WIDTHS[name])
-    flow = Flow([logit, Standardize(logits.mean().expand(shape), logits.std().expand(shape)), CNF(dynamics, shape)])
-    history = fit(
-        flow, pixels, schedule=[Phase(FlowMatching("likelihood"), math.inf, 2e-3, seconds)], batch_size=64,
-        optimization=Optimization(ema_decay=0.999), seed=seed,
+    scaling = Standardize(logits.mean().expand(shape), logits.std().expand(shape))
+    flow = Flow([CNF(dynamics, shape)], preprocess=[logit, scaling])
+    history = fit_flow(
+        flow, pixels, schedule=[Phase(FlowMatching("likelihood"), math.inf, 2e-3, seconds)],
+        config=TrainConfig(batch_size=64, seed=seed),
     )  # fmt: skip
     facts = {"seconds": round(clock.seconds(), 1), "steps": history.step}
     found = bits_per_dim(flow, Pixels(images.test, images.bits), solver=SOLVER)
@@ -106,7 +110,7 @@ def peer_bits(images: Images, how: Fit, seconds: float, seed: int) -> tuple[np.n
 def flattened(images: Images) -> tuple[Split, np.ndarray]:
     """Logits of grey levels with noise, a tenth of those to train on to validate by; log|det| of the test's."""
     generator, parts = torch.Generator().manual_seed(0), []
-    layer = logit_layer(tuple(images.train.shape[1:]), bits=images.bits)
+    layer = pixel_logit(tuple(images.train.shape[1:]), bits=images.bits)
     for part in (images.train, images.test):
         z, log_det = layer.to_base(Pixels(part, images.bits).fetch(slice(None), generator))
         parts.append((z.flatten(1).numpy(), log_det.numpy()))

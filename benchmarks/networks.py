@@ -32,8 +32,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "128x4": {"hidden": (128, 128, 128, 128)},
     "128x3 tanh": {**WIDE, "activation": "tanh"},
     "128x3 softplus": {**WIDE, "activation": "softplus"},
-    "128x3 concat-squash": {**WIDE, "dynamics": "concat_squash", "octaves": 0},
-    "128x3 no octaves": {**WIDE, "octaves": 0},
+    "128x3 concat-squash": {**WIDE, "dynamics": "concat_squash", "fourier_features": 0},
+    "128x3 no octaves": {**WIDE, "fourier_features": 0},
     "128x3 t uniform": {**WIDE, "time_density": "uniform"},
     "128x3 gaussianized": {**WIDE, "scaling": "gaussianize"},
     "128x3 half whitened": {**WIDE, "scaling": "half_whiten"},
@@ -62,18 +62,23 @@ def judge(fitted: Fitted, split: sets.Split, method: str) -> dict[str, Any]:
     return numbers(mean, error, test_rows=len(rows))
 
 
-def schedule(budget: float, finish: float) -> str:
+def schedule(budget: float, finish: float) -> list[tuple[str, str]]:
     """Flow matching for the budget, a share of which may be left to maximum likelihood."""
-    first = f"flow_matching:{(1 - finish) * budget:g}s"
-    return f"{first},mle:{finish * budget:g}s" if finish else first
+    first = ("flow_matching", f"{(1 - finish) * budget:g}s")
+    return [first, ("mle", f"{finish * budget:g}s")] if finish else [first]
 
 
 def variant(name: str) -> Method:
     """The estimator with a variant's fields, trained for its budget by flow matching."""
 
     def fit(split: sets.Split, budgets: Sequence[float], seed: int, device: str) -> Iterator[Fitted]:
-        octaves = 2 if split.train.shape[1] == 2 else 0
-        fields = {"time_density": "likelihood", "scaling": "standardize", "octaves": octaves, **VARIANTS[name]}
+        features = 2 if split.train.shape[1] == 2 else 0
+        fields = {
+            "time_density": "likelihood",
+            "scaling": "standardize",
+            "fourier_features": features,
+            **VARIANTS[name],
+        }
         finish = fields.pop("finish", 0.0)
         timed = ours(lambda budget: {"schedule": schedule(budget, finish), **fields})
         yield from timed(split, budgets, seed, device)

@@ -23,10 +23,12 @@ from report import table
 from results import Row, Store
 from torch import Tensor
 
-from ffjord_kit import CNF, DYNAMICS, Flow, Integration, MaximumLikelihood, Solver, Standardize, datasets, metrics
-from ffjord_kit.cnf import Paced
+from ffjord_kit import CNF, AdaptiveSolver, Flow, MaximumLikelihood, PerRowSolver, Standardize, datasets, metrics
+from ffjord_kit.data import Batch
+from ffjord_kit.nn import DYNAMICS
 from ffjord_kit.objectives import FlowMatching, Objective
 from ffjord_kit.trace import ExactTrace
+from ffjord_kit.transforms.cnf import PacedField, SolveOptions
 
 BENCHMARK, SETS, BUDGETS = "options", ("pinwheel",), (40.0,)
 HIDDEN, BATCH, MATCHING = (64, 64), 256, 1500
@@ -39,7 +41,7 @@ class Option(NamedTuple):
     """What differs from plain maximum likelihood."""
 
     dynamics: str = "residual"
-    gradient: str = "backprop"
+    adjoint: str = "backprop"
     learn_end_time: bool = False
     steer: float = 0.0
     costs: dict[str, float] = {}  # noqa: RUF012  never changed
@@ -52,9 +54,9 @@ OPTIONS = {
     "learned end time": Option(learn_end_time=True),
     "acceleration": Option(costs={"acceleration": 1e-4}),
     "jerk": Option(costs={"jerk": 1e-7}),
-    "checkpointed": Option(gradient="checkpointed"),
-    "adjoint": Option(gradient="adjoint"),
-    "seminorm": Option(gradient="seminorm"),
+    "checkpointed": Option(adjoint="checkpointed"),
+    "adjoint": Option(adjoint="adjoint"),
+    "seminorm": Option(adjoint="seminorm"),
     "potential": Option("potential"),
     "potential + hjb": Option("potential", costs={"hjb": 0.01}),
 }
@@ -92,7 +94,7 @@ def rows(name: str, chosen: Sequence[str], seconds: float, seed: int) -> Iterato
 def flow_of(option: Option, x: Tensor, seed: int) -> Flow:
     """An untrained flow whose exact layer is fitted to x (n, 2)."""
     torch.manual_seed(seed)
-    solver = Solver("dopri5", TRAINING, TRAINING, gradient=option.gradient)
+    solver = AdaptiveSolver("dopri5", TRAINING, TRAINING, adjoint=option.adjoint)
     dynamics = DYNAMICS[option.dynamics]((2,), hidden=HIDDEN)
     cnf = CNF(dynamics, (2,), solver=solver, learn_end_time=option.learn_end_time)
     return Flow([Standardize.of(x), cnf]).float()
@@ -100,8 +102,8 @@ def flow_of(option: Option, x: Tensor, seed: int) -> Flow:
 
 def inside(flow: Flow) -> torch.nn.Module:
     """The network, without the pace of a learned end time."""
-    dynamics = flow.layers[-1].dynamics
-    return dynamics.dynamics if isinstance(dynamics, Paced) else dynamics
+    dynamics = flow.transforms[-1].dynamics
+    return dynamics.dynamics if isinstance(dynamics, PacedField) else dynamics
 
 
 def train(
@@ -116,7 +118,7 @@ def train(
             group["lr"] = RATES[objective.name] * min(1.0, 0.01 + 10 * part) * 0.5 * (1 + math.cos(math.pi * part))
         batch = x[torch.randint(len(x), (BATCH,), generator=generator)]
         optimizer.zero_grad()
-        objective.loss(flow, batch, None, generator).value.backward()
+        objective.loss(flow, Batch(batch), generator).value.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         steps += 1
@@ -128,10 +130,15 @@ def train(
 def judged(flow: Flow, test: Any) -> dict[str, float]:
     """KL to the truth with its standard error, and evaluations, of converged solves."""
     flow, x = copy.deepcopy(flow).double(), torch.as_tensor(test.x)
-    log_prob = flow.log_prob(x, solver=Solver("dopri5_by_row", JUDGING, JUDGING))
+    log_prob = flow.log_prob(x, solver=PerRowSolver(JUDGING, JUDGING))
     kl, error = metrics.mean_and_standard_error(test.log_prob(test.x) - log_prob.numpy())
-    _, moved = flow.evaluate_log_prob(x, integration=Integration(solver=Solver("dopri5", JUDGING, JUDGING)))
-    return {"mean": kl, "standard_error": error, "nfe": moved.nfe, "end_time": float(flow.layers[-1].learned_end_time)}
+    _, moved = flow.evaluate_log_prob(x, options=SolveOptions(solver=AdaptiveSolver("dopri5", JUDGING, JUDGING)))
+    return {
+        "mean": kl,
+        "standard_error": error,
+        "nfe": moved.nfe,
+        "end_time": float(flow.transforms[-1].learned_end_time),
+    }
 
 
 if __name__ == "__main__":

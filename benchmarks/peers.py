@@ -25,17 +25,9 @@ from fitting import Recipe, train
 from sets import Split
 from torch import Tensor, nn
 
-from ffjord_kit import (
-    CNF,
-    FFJORD,
-    ConcatSquashDynamics,
-    ExactTrace,
-    Flow,
-    HutchinsonTrace,
-    Solver,
-    Standardize,
-    metrics,
-)
+from ffjord_kit import CNF, FFJORD, AdaptiveSolver, Flow, Standardize, metrics
+from ffjord_kit.nn import ConcatSquashDynamics
+from ffjord_kit.trace import ExactTrace, HutchinsonTrace
 
 CHUNK_ELEMENTS = 16_384
 SKLEARN_ROWS = 20_000  # most rows for scikit-learn's estimators: a mixture of 100,000 rows takes an hour
@@ -43,7 +35,7 @@ MOST_EVALUATIONS = 20_000  # of one batch by zuko, whose solver never ends where
 DISCRETE = Recipe()
 CONTINUOUS = Recipe(cosine=False, clip=None, validate=0.1, patience=None, validation_rows=500)
 PAPER = Recipe(batch=100, cosine=False, clip=None, validate=None, patience=None)
-CONVERGED = Solver("dopri5", 1e-5, 1e-5)
+CONVERGED = AdaptiveSolver("dopri5", 1e-5, 1e-5)
 
 
 class Fitted(NamedTuple):
@@ -171,7 +163,7 @@ class ZukoField(nn.Module):
         return -self.transform.f(1 - t, x)
 
 
-def as_flow(model: nn.Module, solver: Solver = CONVERGED) -> Flow:
+def as_flow(model: nn.Module, solver: AdaptiveSolver = CONVERGED) -> Flow:
     """zuko's CNF as a Flow, which scores it with the exact trace."""
     dimensions = model.transform.ode[-1].out_features
     return Flow([CNF(ZukoField(model.transform), (dimensions,), solver=solver)])
@@ -219,9 +211,9 @@ def _facts(clock: Clock, steps: int, model: nn.Module, **more: Any) -> dict[str,
     return {"seconds": round(clock.seconds(), 2), "steps": steps, "parameters": count, **more}
 
 
-def _by_adjoint(solver: Solver) -> Solver:
+def _by_adjoint(solver: AdaptiveSolver) -> AdaptiveSolver:
     """The same solver with gradients by the adjoint equation."""
-    return dataclasses.replace(solver, gradient="adjoint")
+    return dataclasses.replace(solver, adjoint="adjoint")
 
 
 def _zuko() -> ModuleType:
@@ -239,7 +231,7 @@ METHODS: dict[str, Method] = {
     method.name: method
     for method in (
         Method("auto", ours(lambda budget: {"max_seconds": budget})),
-        Method("mle", ours(lambda budget: {"schedule": f"mle:{budget:g}s"})),
+        Method("mle", ours(lambda budget: {"schedule": [("mle", f"{budget:g}s")]})),
         Method("zuko CNF", peer(zuko_cnf, CONTINUOUS), anytime=True),
         Method("zuko NSF", peer(zuko_discrete("NSF", transforms=4, hidden_features=(64, 64)), DISCRETE)),
         Method("zuko MAF", peer(zuko_discrete("MAF", transforms=5, hidden_features=(64, 64)), DISCRETE)),

@@ -21,8 +21,10 @@ from peers import METHODS, as_flow
 from sets import Split
 from torch import Tensor, nn
 
-from ffjord_kit import CNF, FFJORD, Flow, Integration, Solver, Standardize
-from ffjord_kit.estimator.few_steps import kept_grading
+from ffjord_kit import CNF, FFJORD, AdaptiveSolver, Flow, PerRowSolver, Standardize
+from ffjord_kit.cli.parsing import parse_schedule
+from ffjord_kit.ode import Solver, make_solver
+from ffjord_kit.transforms.cnf import SolveOptions
 
 ROWS, REFERENCE_ROWS, AT_ONCE = 10_000, 500, 4_096
 OURS, ZUKO = 1e-10, 1e-8  # tolerances of the references
@@ -91,8 +93,8 @@ def of_ours(split: Split, given: argparse.Namespace) -> Iterator[Subject]:
 
 def of_straightened(split: Split, given: argparse.Namespace) -> Iterator[Subject]:
     """Our flow trained again on its own pairs in a small network; by fixed steps too, placed as it found them best."""
-    straight = _trained(split, given).straighten(hidden=SMALL, random_state=given.seed)
-    flow, grading = straight.flow_, kept_grading(straight)
+    straight = _trained(split, given).reflow(hidden=SMALL, random_state=given.seed)
+    flow, grading = straight.flow_, straight.model_.grading
     x = torch.tensor(test_rows(split)[:REFERENCE_ROWS], device=given.device)
     z = _noise(x.shape[1], given)[:REFERENCE_ROWS].double()
     exact, landed = (
@@ -119,8 +121,8 @@ def _single(
     solver = partial(_solver, grading=grading)
 
     def scored(setting: Setting) -> tuple[np.ndarray, int]:
-        how = Integration(solver=solver(setting))
-        found = [single.evaluate_log_prob(part, integration=how) for part in x.split(AT_ONCE)]
+        how = SolveOptions(solver=solver(setting))
+        found = [single.evaluate_log_prob(part, options=how) for part in x.split(AT_ONCE)]
         return _numpy(torch.cat([log_prob for log_prob, _ in found])), max(moved.nfe for _, moved in found)
 
     yield Subject(name, "log-likelihood", -float(exact.mean()), scored, exact)
@@ -172,15 +174,15 @@ def _trained(split: Split, given: argparse.Namespace) -> FFJORD:
     if given.schedule == "auto":
         (fitted,) = METHODS["auto"].fit(split, given.budgets[:1], given.seed, given.device)
         return fitted.model
-    model = FFJORD(schedule=given.schedule, random_state=given.seed, device=given.device)
+    model = FFJORD(schedule=parse_schedule(given.schedule), random_state=given.seed, device=given.device)
     return model.fit(np.concatenate([split.train, split.validation]))
 
 
 def _drawn(flow: Flow, z: Tensor, solver: Solver, unit: Tensor | float = 1.0) -> tuple[np.ndarray, int]:
     """Where the flow carries z, without any log-determinant: what `sample` does; in the unit (d,) of each column."""
-    how = Integration(trace=None, solver=solver)
-    with Calls(*(layer.dynamics for layer in flow.layers if isinstance(layer, CNF))) as calls:
-        x = torch.cat([flow.to_data(part, integration=how)[0] for part in z.split(AT_ONCE)])
+    how = SolveOptions(trace=None, solver=solver)
+    with Calls(*(layer.dynamics for layer in flow.transforms if isinstance(layer, CNF))) as calls:
+        x = torch.cat([flow.to_data(part, options=how)[0] for part in z.split(AT_ONCE)])
     return _numpy(x.cpu() / unit), calls.of_a_portion(len(z))
 
 
@@ -192,13 +194,13 @@ def _at(
 
 def _solver(setting: Setting, grading: float = 1.0) -> Solver:
     if isinstance(setting, float):
-        return Solver("dopri5", setting, setting)
+        return AdaptiveSolver("dopri5", setting, setting)
     method, _, steps = setting.partition(":")
-    return Solver(method, steps=int(steps), grading=grading)
+    return make_solver(method, steps=int(steps), grading=grading)
 
 
 def _by_row(tolerance: float) -> Solver:
-    return Solver("dopri5_by_row", tolerance, tolerance, max_nfe=10**6)
+    return PerRowSolver(tolerance, tolerance, max_nfe=10**6)
 
 
 def _noise(dimensions: int, given: argparse.Namespace) -> Tensor:

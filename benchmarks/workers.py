@@ -22,9 +22,11 @@ from command import environment, options, run
 from results import Store
 from torch import Tensor
 
-from ffjord_kit import CNF, Flow, FlowMatching, ResidualDynamics, Standardize, fit
-from ffjord_kit.images import Pixels, UNetDynamics, logit_layer
-from ffjord_kit.training import Phase, Rows, Workers
+from ffjord_kit import CNF, Flow, FlowMatching, Phase, ResidualDynamics, Standardize, fit_flow
+from ffjord_kit.data import Pixels, Rows
+from ffjord_kit.nn import UNetDynamics
+from ffjord_kit.training import TrainConfig, Workers
+from ffjord_kit.transforms.bounded import pixel_logit
 
 BENCHMARK = "workers"
 BATCHES = {"table": 512, "images": 64}
@@ -38,22 +40,20 @@ def subject(name: str) -> tuple[Flow, Tensor | Rows]:
     generator = torch.Generator().manual_seed(0)
     if name == "table":
         x = torch.randn(20_000, 9, generator=generator, dtype=torch.float64)
-        return Flow([Standardize.of(x), CNF(ResidualDynamics((9,), hidden=(128, 128, 128)), (9,))]), x
+        return Flow([CNF(ResidualDynamics((9,), hidden=(128, 128, 128)), (9,))], preprocess=[Standardize.of(x)]), x
     shape = (1, 28, 28)
     levels = torch.randint(0, 256, (2_000, *shape), generator=generator, dtype=torch.uint8)
-    return Flow([logit_layer(shape), CNF(UNetDynamics(shape), shape)]), Pixels(levels)
+    return Flow([CNF(UNetDynamics(shape), shape)], preprocess=[pixel_logit(shape)]), Pixels(levels)
 
 
 def rows_a_second(name: str, device: str) -> float:
     """Of a fit by the workers that are here."""
     workers, steps, batch = Workers.here(), STEPS[name], BATCHES[name]
     flow, rows = subject(name)
-    for layer in flow.layers:
-        layer.to(workers.device(torch.device(device)) if isinstance(layer, CNF) else "cpu")
-    flow.base.to(next(flow.parameters()).device)
-    fit(flow, rows, schedule=[Phase(FlowMatching(), int(UNCOUNTED * steps))], batch_size=batch)
+    flow.to(workers.device(torch.device(device)))
+    fit_flow(flow, rows, schedule=[Phase(FlowMatching(), int(UNCOUNTED * steps))], config=TrainConfig(batch_size=batch))
     begun = time.perf_counter()
-    fit(flow, rows, schedule=[Phase(FlowMatching(), steps)], batch_size=batch)
+    fit_flow(flow, rows, schedule=[Phase(FlowMatching(), steps)], config=TrainConfig(batch_size=batch))
     return steps * batch / (time.perf_counter() - begun)
 
 
@@ -83,7 +83,7 @@ def main() -> None:
     given = options(__doc__, sets=tuple(BATCHES), methods=("1", "2"), budgets=(), extra=extra)
     if given.worker is not None:
         found = rows_a_second(given.worker, given.device)
-        if Workers.here().first:
+        if Workers.here().is_first:
             print(json.dumps(found))
         return
     store = Store(given.json)

@@ -1,32 +1,51 @@
-"""ffjord_kit: continuous normalizing flows with true likelihoods. Fit a density, sample it, score it, watch it flow."""
+"""Continuous normalizing flows with true likelihoods: fit a density, sample it, score it, watch it flow.
 
-from ffjord_kit.accuracy import LogDensity
-from ffjord_kit.base import Base, StandardNormal
-from ffjord_kit.cnf import CNF, Integration, Path
-from ffjord_kit.couplings import COUPLINGS
-from ffjord_kit.datasets import DATASETS
-from ffjord_kit.discrete import DISCRETE, ZukoLayer
-from ffjord_kit.dynamics import DYNAMICS, ConcatDynamics, ConcatSquashDynamics, ResidualDynamics
-from ffjord_kit.estimator import FFJORD
-from ffjord_kit.failures import BlownUp, NotFinite, SolveError, StepVanished, TooManyEvaluations
-from ffjord_kit.flow import Flow, Trajectory
-from ffjord_kit.heavy_tails import BASES, StudentT
-from ffjord_kit.layers import Affine, Layer, Logit, Softplus, Standardize, Whiten
-from ffjord_kit.objectives import OBJECTIVES, FlowMatching, LayersLikelihood, MaximumLikelihood, Objective
-from ffjord_kit.potential import PotentialDynamics
-from ffjord_kit.regularizers import REGULARIZERS
-from ffjord_kit.runs import Run, RunError
-from ffjord_kit.solver import GRADIENTS, METHODS, Solver
-from ffjord_kit.trace import TRACE_ESTIMATORS, ExactTrace, HutchinsonTrace, OrthogonalTrace, TraceEstimator, evaluate
-from ffjord_kit.training import History, Optimization, Phase, TrainingDiverged, fit
+The names below are loaded when they are first used; everything else is reached by its module, e.g.
+`ffjord_kit.transforms.Whiten`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from ffjord_kit.version import __version__
 
+if TYPE_CHECKING:
+    from ffjord_kit import datasets
+    from ffjord_kit.estimator import FFJORD, ImageFFJORD
+    from ffjord_kit.flow import Flow
+    from ffjord_kit.nn import ConcatDynamics, ResidualDynamics, VectorField
+    from ffjord_kit.objectives import FlowMatching, MaximumLikelihood
+    from ffjord_kit.ode import AdaptiveSolver, FixedSolver, PerRowSolver
+    from ffjord_kit.training import Phase, fit_flow
+    from ffjord_kit.transforms import CNF, Standardize, Transform
+
+_HOMES = {
+    "FFJORD": "estimator", "ImageFFJORD": "estimator",
+    "Flow": "flow",
+    "ConcatDynamics": "nn", "ResidualDynamics": "nn", "VectorField": "nn",
+    "FlowMatching": "objectives", "MaximumLikelihood": "objectives",
+    "AdaptiveSolver": "ode", "FixedSolver": "ode", "PerRowSolver": "ode",
+    "Phase": "training", "fit_flow": "training",
+    "CNF": "transforms", "Standardize": "transforms", "Transform": "transforms",
+}  # fmt: skip
+
 __all__ = [
-    "BASES", "CNF", "COUPLINGS", "DATASETS", "DISCRETE", "DYNAMICS", "FFJORD", "GRADIENTS", "METHODS", "OBJECTIVES",
-    "REGULARIZERS", "TRACE_ESTIMATORS", "Affine", "Base", "BlownUp", "ConcatDynamics", "ConcatSquashDynamics",
-    "ExactTrace", "Flow", "FlowMatching", "History", "HutchinsonTrace", "Integration", "Layer", "LayersLikelihood",
-    "LogDensity", "Logit", "MaximumLikelihood", "NotFinite", "Objective", "Optimization", "OrthogonalTrace", "Path",
-    "Phase", "PotentialDynamics", "ResidualDynamics", "Run", "RunError", "Softplus", "SolveError", "Solver",
-    "StandardNormal", "Standardize", "StepVanished", "StudentT", "TooManyEvaluations", "TraceEstimator",
-    "TrainingDiverged", "Trajectory", "Whiten", "ZukoLayer", "__version__", "evaluate", "fit",
+    "CNF", "FFJORD", "AdaptiveSolver", "ConcatDynamics", "FixedSolver", "Flow", "FlowMatching", "ImageFFJORD",
+    "MaximumLikelihood", "PerRowSolver", "Phase", "ResidualDynamics", "Standardize", "Transform", "VectorField",
+    "__version__", "datasets", "fit_flow",
 ]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """Load a name from its module when it is first used."""
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"ffjord_kit.{_HOMES[name]}"), name)
+    if name == "datasets":
+        return importlib.import_module("ffjord_kit.datasets")
+    raise AttributeError(f"module 'ffjord_kit' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

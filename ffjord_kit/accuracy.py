@@ -1,9 +1,9 @@
-r"""How far a log-density is to be trusted: the solver's error of each row, and that of the trace's estimator.
+r"""The error of a log-density: of the solver, row by row, and of the trace's estimator.
 
-With z the row's place at the base and L its log-determinant, log p = log p_0(z) + L. Each row is solved twice: by steps
-of its own, and by each of these as two of half the length (z', L'). Their method is of fifth order, so what parts the
-two is the error of the first, to 1/32 of it. Errors of z and of L may cancel in log p by chance, so they are added up
-by size, and doubled for the terms that the orders leave out:
+With z the row's place at the base and L its log-determinant, log p = log p_0(z) + L. Each row is solved twice: by
+adaptive steps of its own, and by each of these as two of half the length (z', L'). The method is of fifth order, so the
+difference of the two is the error of the first, to 1/32 of it. Errors of z and of L may cancel in log p by chance, so
+their sizes are added, and doubled for the terms of higher order:
 
     solver error = 2 (|L - L'| + sum_i |d log p_0 / d z_i| |z_i - z'_i|) + rounding
 
@@ -12,8 +12,8 @@ s / sqrt(K). The error of the whole is
 
     error = solver error + t s / sqrt(K),    t the quantile 0.995 of Student's law with K - 1 degrees of freedom,
 
-so that at least about 99 % of rows lie within it. Where an error is asked for, the rows that have not met it are solved
-again, at a finer tolerance or with more probes, as their larger part of the error demands; each for itself.
+so that at least about 99 % of rows lie within it. Where an error is requested, rows that do not meet it are solved
+again, at a finer tolerance if the solver's error is too large, else with more probes; each row by itself.
 """
 
 from __future__ import annotations
@@ -26,27 +26,42 @@ import torch
 from scipy.special import stdtrit
 from torch import Tensor
 
-from ffjord_kit.base import Base
-from ffjord_kit.cnf import Integration
-from ffjord_kit.solver import Solver
+from ffjord_kit.data import Batch
+from ffjord_kit.distributions import Base
+from ffjord_kit.ode import PerRowSolver
 from ffjord_kit.trace import ExactTrace, HutchinsonTrace, TraceEstimator
+from ffjord_kit.transforms.cnf import SolveOptions
 
 SAFETY = 2.0
 CONFIDENCE = 0.995
-ROUNDINGS = 4  # of the value, a step
+ROUNDINGS = 4  # units in the last place of the value, for each step
 FINER, MORE_PROBES = 32.0, 4
 
-Way = Callable[[Tensor, "Tensor | None", Integration], tuple[Tensor, Tensor, Tensor, Tensor]]
+Carry = Callable[[Batch, SolveOptions], tuple[Tensor, Tensor, Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
 class LogDensity:
-    """Log-densities of rows in nats, and their errors; all are (batch,).
+    """Log-densities of rows, and their errors; all have shape (batch,), in nats.
 
-    `error` bounds the distance to the truth for about 99 % of rows: it is the solver's error and, with probes,
-    `trace_error`, a standard error, times a quantile. `met` says which rows have the error that was asked for (all,
-    where none was); `tolerance` at which each was solved, with so many `probes` (0: the exact trace, which as many
-    probes as dimensions are); `taken` and `refused` steps.
+    Attributes:
+        value: Log-densities.
+        error: Bound on the distance to the truth for about 99 % of rows: the solver's error and, with probes, a
+            multiple of `trace_error`.
+        solver_error: Error of the solver.
+        trace_error: Standard error of the estimated trace; 0 for the exact one.
+        met: Whether a row has the requested error (True where none was requested).
+        tolerance: Tolerance at which a row was solved.
+        probes: Probes of a row; 0 for the exact trace.
+        accepted: Accepted steps.
+        rejected: Rejected steps.
+
+    Example:
+        >>> from ffjord_kit import CNF, ConcatDynamics, Flow
+        >>> flow = Flow([CNF(ConcatDynamics((2,)), (2,))]).double()
+        >>> result = flow.evaluate(torch.zeros(3, 2, dtype=torch.float64), error=1e-6)
+        >>> result.met.tolist(), bool((result.error <= 1e-6).all())
+        ([True, True, True], True)
     """
 
     value: Tensor
@@ -56,29 +71,48 @@ class LogDensity:
     met: Tensor
     tolerance: Tensor
     probes: Tensor
-    taken: Tensor
-    refused: Tensor
+    accepted: Tensor
+    rejected: Tensor
 
-    def put(self, rows: Tensor, other: LogDensity) -> LogDensity:
-        """With those of another, where they are finite, in the places of some rows, (n,)."""
+    def updated(self, rows: Tensor, other: LogDensity) -> LogDensity:
+        """Return a copy with other results in some rows, where those are finite.
+
+        Args:
+            rows: Indices of the rows, shape (n,).
+            other: Results of these rows.
+
+        Returns:
+            The updated results.
+        """
         good = other.value.isfinite()
         pairs = {f.name: (getattr(self, f.name), getattr(other, f.name)[good]) for f in fields(self)}
-        return LogDensity(**{name: mine.index_copy(0, rows[good], its) for name, (mine, its) in pairs.items()})
+        return LogDensity(**{name: mine.index_copy(0, rows[good], new) for name, (mine, new) in pairs.items()})
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What is asked of log-densities: a tolerance, probes of the trace (None: exact), and the error, if any.
+class AccuracyOptions:
+    """Request for log-densities with errors.
 
-    A row whose solve cannot go on ends all, or, where it is forgiven, has the value NaN and has met nothing.
-    Raises ValueError for an error that is not positive, or for one probe, which does not show its error.
+    Args:
+        tolerance: Relative and absolute tolerance of the first solve.
+        probes: Number of Hutchinson probes; None for the exact trace.
+        error: Requested error, nats; None for none.
+        max_nfe: Largest number of evaluations of a solve.
+        on_failure: "raise", or "nan" for rows that cannot be solved.
+
+    Raises:
+        ValueError: If the error is not positive, or there is one probe, which does not show its error.
+
+    Example:
+        >>> AccuracyOptions(1e-3, probes=4).with_more_probes().probes
+        16
     """
 
     tolerance: float
     probes: int | None = None
     error: float | None = None
     max_nfe: int = 10_000
-    forgiving: bool = False
+    on_failure: str = "raise"
 
     def __post_init__(self) -> None:
         if self.error is not None and not self.error > 0:
@@ -86,23 +120,50 @@ class Asked:
         if self.probes is not None and self.probes < 2:
             raise ValueError(f"probes must be at least 2, or None for the exact trace; got {self.probes}")
 
-    def finer(self, dtype: torch.dtype) -> Asked | None:
-        """The same at a finer tolerance; None where floats resolve no finer one."""
+    def finer(self, dtype: torch.dtype) -> AccuracyOptions | None:
+        """Return the request at a finer tolerance.
+
+        Args:
+            dtype: Type of the states.
+
+        Returns:
+            The request, or None where floats resolve no finer tolerance.
+        """
         finest = 4 * torch.finfo(dtype).eps
         return None if self.tolerance <= finest else replace(self, tolerance=max(self.tolerance / FINER, finest))
 
-    def surer(self) -> Asked | None:
-        """The same with more probes; None where the trace is exact."""
+    def with_more_probes(self) -> AccuracyOptions | None:
+        """Return the request with more probes.
+
+        Returns:
+            The request, or None where the trace is exact.
+        """
         return None if self.probes is None else replace(self, probes=MORE_PROBES * self.probes)
 
-    def exact_if_cheaper(self, size: int) -> Asked:
-        """The same with the exact trace where as many probes as an event has elements were asked for."""
+    def exact_if_cheaper(self, size: int) -> AccuracyOptions:
+        """Return the request with the exact trace where as many probes are requested as an event has elements.
+
+        Args:
+            size: Elements of an event.
+
+        Returns:
+            The request.
+        """
         return replace(self, probes=None) if self.probes is not None and self.probes >= size else self
 
 
 @dataclass(frozen=True)
-class Twins(TraceEstimator):
-    """The same probes for both rows of each pair."""
+class PairedProbes(TraceEstimator):
+    """Give both rows of each pair, i and n + i, the same probes.
+
+    Args:
+        trace: Estimator that draws them for n rows.
+
+    Example:
+        >>> probes = PairedProbes(HutchinsonTrace(1)).draw(torch.zeros(4, 2))
+        >>> bool((probes[:, :2] == probes[:, 2:]).all())
+        True
+    """
 
     trace: TraceEstimator
 
@@ -112,61 +173,68 @@ class Twins(TraceEstimator):
 
 
 def log_density(
-    way: Way, base: Base, x: Tensor, context: Tensor | None, asked: Asked, generator: torch.Generator | None
+    carry: Carry, base: Base, batch: Batch, options: AccuracyOptions, generator: torch.Generator | None
 ) -> LogDensity:
-    """The log-densities of rows x (batch, *event) that `way` carries to the base.
+    """Return log-densities with errors.
 
-    `way(x, context, integration)` gives z (batch, *event), log-determinants (batch,), or (batch, probe) with probes
-    kept apart, and the steps of each row, taken and refused (batch,).
+    Args:
+        carry: From rows and solve options to z, shape (batch, *event), log-determinants, shape (batch,), or (batch,
+            probe) with probes kept apart, and the accepted and rejected steps of each row, shape (batch,).
+        base: Base distribution.
+        batch: Rows and contexts.
+        options: Tolerance, probes, and the requested error.
+        generator: Source of the probes.
+
+    Returns:
+        Log-densities and errors.
     """
-    asked = asked.exact_if_cheaper(x[0].numel())
-    first = _judged(way, base, x, context, asked, generator)
-    if asked.error is None:
+    options = options.exact_if_cheaper(batch.x[0].numel())
+    first = _evaluate(carry, base, batch, options, generator)
+    if options.error is None:
         return first
-    coarse = first.solver_error > asked.error / (1 if asked.probes is None else 2)
+    coarse = first.solver_error > options.error / (1 if options.probes is None else 2)
     noisy = ~first.met & ~coarse & first.value.isfinite()
-    for unmet, again in ((coarse, asked.finer(x.dtype)), (noisy, asked.surer())):
+    for unmet, refined in ((coarse, options.finer(batch.x.dtype)), (noisy, options.with_more_probes())):
         rows = unmet.nonzero().flatten()
-        if len(rows) and again is not None:
-            part = None if context is None else context[rows]
-            found = log_density(way, base, x[rows], part, replace(again, forgiving=True), generator)
-            first = first.put(rows, found)  # a coarser solve stands where a finer one cannot go on
+        if len(rows) and refined is not None:
+            again = log_density(carry, base, batch[rows], replace(refined, on_failure="nan"), generator)
+            first = first.updated(rows, again)  # a coarser solve stands where a finer one cannot go on
     return first
 
 
-def _judged(
-    way: Way, base: Base, x: Tensor, context: Tensor | None, asked: Asked, generator: torch.Generator | None
+def _evaluate(
+    carry: Carry, base: Base, batch: Batch, options: AccuracyOptions, generator: torch.Generator | None
 ) -> LogDensity:
-    trace = ExactTrace() if asked.probes is None else HutchinsonTrace(asked.probes)
-    solver = Solver(
-        "dopri5_by_row", asked.tolerance, asked.tolerance, max_nfe=asked.max_nfe, paired=True, forgiving=asked.forgiving
+    """Solve each row by its steps, and by each of them as two."""
+    trace = ExactTrace() if options.probes is None else HutchinsonTrace(options.probes)
+    solver = PerRowSolver(
+        options.tolerance, options.tolerance, max_nfe=options.max_nfe, step_doubling=True, on_failure=options.on_failure
     )
-    how = Integration(Twins(trace), solver, generator=generator, apart=asked.probes is not None)
-    twice = None if context is None else torch.cat([context, context])
-    z, log_dets, taken, refused = way(torch.cat([x, x]), twice, how)
-    half = len(x)
-    means = log_dets if asked.probes is None else log_dets.mean(1)
-    value = base.log_prob(z[:half]) + means[:half]
-    apart = (means[:half] - means[half:]).abs() + _felt(base, z[half:], z[:half] - z[half:])
-    rounding = ROUNDINGS * torch.finfo(x.dtype).eps * (1 + value.abs()) * (1 + taken[:half])
-    solver_error = SAFETY * apart + rounding
-    spread, quantile = _trace_error(log_dets[:half], asked)
-    error = solver_error + quantile * spread
-    met = error <= (math.inf if asked.error is None else asked.error)
-    tolerance, probes = torch.full_like(value, asked.tolerance), torch.full_like(taken[:half], asked.probes or 0)
-    return LogDensity(value, error, solver_error, spread, met, tolerance, probes, taken[:half], refused[:half])
+    paired = SolveOptions(PairedProbes(trace), solver, generator=generator, per_probe=options.probes is not None)
+    z, log_dets, accepted, rejected = carry(batch.repeat(2), paired)
+    n = len(batch)
+    means = log_dets if options.probes is None else log_dets.mean(1)
+    value = base.log_prob(z[:n]) + means[:n]
+    difference = (means[:n] - means[n:]).abs() + _sensitivity(base, z[n:], z[:n] - z[n:])
+    rounding = ROUNDINGS * torch.finfo(z.dtype).eps * (1 + value.abs()) * (1 + accepted[:n])
+    solver_error = SAFETY * difference + rounding
+    trace_error, quantile = _trace_error(log_dets[:n], options)
+    error = solver_error + quantile * trace_error
+    met = error <= (math.inf if options.error is None else options.error)
+    tolerance, probes = torch.full_like(value, options.tolerance), torch.full_like(accepted[:n], options.probes or 0)
+    return LogDensity(value, error, solver_error, trace_error, met, tolerance, probes, accepted[:n], rejected[:n])
 
 
-def _felt(base: Base, z: Tensor, shift: Tensor) -> Tensor:
-    """How much shifts of z (batch, *event) are felt in log p_0, their elements added up by size, (batch,)."""
+def _sensitivity(base: Base, z: Tensor, shift: Tensor) -> Tensor:
+    """Return the change of log p_0 by shifts of z (batch, *event), the sizes of their elements added, (batch,)."""
     with torch.enable_grad():
         point = z.detach().requires_grad_()
         (slope,) = torch.autograd.grad(base.log_prob(point).sum(), point)
     return (slope * shift).abs().reshape(len(z), -1).sum(1)
 
 
-def _trace_error(log_dets: Tensor, asked: Asked) -> tuple[Tensor, float]:
-    """The standard error, (batch,), of the mean over probes, (batch, probe), and the quantile that goes with it."""
-    if asked.probes is None:
+def _trace_error(log_dets: Tensor, options: AccuracyOptions) -> tuple[Tensor, float]:
+    """Return the standard error, (batch,), of the mean over probes, (batch, probe), and Student's quantile."""
+    if options.probes is None:
         return torch.zeros_like(log_dets), 0.0
-    return log_dets.std(1) / math.sqrt(asked.probes), float(stdtrit(asked.probes - 1, CONFIDENCE))
+    return log_dets.std(1) / math.sqrt(options.probes), float(stdtrit(options.probes - 1, CONFIDENCE))

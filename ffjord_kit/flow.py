@@ -1,50 +1,58 @@
-r"""Flow: layers over a base distribution.
+r"""Flow: transforms over a base distribution.
 
     log p(x) = log p_base(z) + log|det dz/dx|,    z = to_base(x)
 
-Conventions: base at t = 0, data at t = 1, the continuous layers share the time between in proportion to their own
-end times, and exact layers take none. States along the way are shown in the units of the data: p_t is the law of a
-sample whose continuous layers were stopped at t, so p_1 is the model and p_0 the base seen through the exact layers
-alone. Log-densities are (batch,) and in the units of the data; costs are >= 0 in both directions; noise comes from a
-generator, never from the global state; a call leaves nothing behind on a module.
+Conventions: base at t = 0, data at t = 1; continuous transforms share the time between in proportion to their
+durations, and exact ones take none. States along the way are in the units of the data: p_t is the distribution of a
+sample whose continuous transforms were stopped at t, so p_1 is the model, and p_0 the base seen through the exact
+transforms alone. Log-densities are (batch,), nats, in the units of the data; costs are >= 0 in both directions; noise
+comes from a generator, never from the global state (`FlowDistribution` alone uses it, as torch.distributions do); a
+call leaves nothing behind on a module.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution
+from torch.distributions import Distribution, constraints
 
-from ffjord_kit.accuracy import Asked, LogDensity, log_density
-from ffjord_kit.base import Base, StandardNormal, as_base
-from ffjord_kit.cnf import Integration
-from ffjord_kit.layers import Layer
-from ffjord_kit.route import Leg, between, descent, layer_at, to_base_legs, upward
-from ffjord_kit.solver import Evaluations, Solver
+from ffjord_kit.accuracy import AccuracyOptions, LogDensity, log_density
+from ffjord_kit.data import Batch
+from ffjord_kit.distributions import Base, StandardNormal, as_base
+from ffjord_kit.flow_distribution import FlowDistribution, support_of
+from ffjord_kit.ode import Solver
+from ffjord_kit.ode.field import inside_transform
+from ffjord_kit.segments import (
+    Transported,
+    apply_exact,
+    carry,
+    locate,
+    path_between,
+    path_into,
+    path_to_base,
+    reverse,
+)  # fmt: skip
 from ffjord_kit.trace import ExactTrace, TraceEstimator
-
-
-class Moved(NamedTuple):
-    """A state after its way through layers: log_det (batch,) or None, costs name -> (batch,)."""
-
-    x: Tensor
-    log_det: Tensor | None
-    costs: dict[str, Tensor]
-    evaluations: tuple[Evaluations, ...]
-
-    @property
-    def nfe(self) -> int:
-        """Evaluations of the dynamics on the way forward, over all layers."""
-        return sum(e.forward for e in self.evaluations)
+from ffjord_kit.transforms.base import Transform
+from ffjord_kit.transforms.cnf import SolveOptions
+from ffjord_kit.transforms.preprocess import Preprocess
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """States and their log-densities under p_t at the times: times (T,), x (T, batch, *event), log_prob (T, batch)."""
+    """States and their log-densities along the way.
+
+    Attributes:
+        times: Times, shape (T,).
+        x: States, shape (T, batch, *event).
+        log_prob: Log-densities under p_t, shape (T, batch).
+        nfe: Evaluations of the dynamics.
+    """
 
     times: Tensor
     x: Tensor
@@ -53,31 +61,78 @@ class Trajectory:
 
 
 class Flow(nn.Module):
-    """A distribution: layers, listed from data to base, over a base distribution.
+    """A distribution: transforms, listed from data to base, over a base distribution.
 
-    The base is standard normal if None; any `torch.distributions` object is accepted. `context_dim` is the length of
-    the vectors that a conditional flow is given (0: unconditional); `context_layer` maps them first (to standardize).
-    Deterministic unless a stochastic trace estimator is passed.
+    Args:
+        transforms: Transforms, from data to base.
+        base: Base distribution, any `torch.distributions` object too; standard normal if None.
+        preprocess: Fitted exact transforms between the data and `transforms`, computed in float64.
+        context_dim: Length of the context vectors; 0 for an unconditional flow.
+        context_preprocess: Fitted transform of the context.
+
+    Example:
+        >>> from ffjord_kit import CNF, Flow, ResidualDynamics, Standardize
+        >>> x = torch.tensor([[1.0, 2.0], [3.0, 6.0]])
+        >>> flow = Flow([CNF(ResidualDynamics((2,)), (2,))], preprocess=[Standardize.of(x)])
+        >>> [round(value, 4) for value in flow.log_prob(x).tolist()]  # an untrained network is the identity
+        [-3.531, -3.531]
+        >>> flow().sample((3,)).shape
+        torch.Size([3, 2])
+
+    References:
+        Grathwohl et al. 2019, FFJORD, https://arxiv.org/abs/1810.01367.
     """
 
     def __init__(
         self,
-        layers: Sequence[Layer],
+        transforms: Sequence[Transform],
         *,
         base: Base | Distribution | None = None,
+        preprocess: Sequence[Transform] | Preprocess = (),
         context_dim: int = 0,
-        context_layer: Layer | None = None,
+        context_preprocess: Transform | None = None,
     ) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(layers)
-        self.base = StandardNormal(_event_shape(layers)) if base is None else as_base(base)
+        if not isinstance(preprocess, Preprocess):
+            preprocess = Preprocess(preprocess, context_preprocess)
+        self.preprocess = preprocess
+        self.transforms = nn.ModuleList(transforms)
+        known = [*self.preprocess.transforms, *transforms]
+        self.base = StandardNormal(_event_shape(cast("list[Transform]", known))) if base is None else as_base(base)
         self.context_dim = context_dim
-        self.context_layer = context_layer
+
+    def forward(self, context: Tensor | None = None) -> FlowDistribution:
+        """Return the flow as a `torch.distributions.Distribution`.
+
+        Args:
+            context: Contexts, shape (*batch, context_dim), or None; their leading axes are the batch shape.
+
+        Returns:
+            The distribution, given the context.
+        """
+        return FlowDistribution(self, context)
 
     @property
     def event_shape(self) -> tuple[int, ...]:
-        """The shape of one event."""
+        """Shape of one event."""
         return self.base.event_shape
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """Set where the density is positive: the whole space, or the bounds of the transforms next to the data."""
+        return support_of([*self.preprocess.transforms, *self.transforms], self.event_shape)
+
+    @property
+    def inner(self) -> Flow:
+        """The flow behind its preprocessing, over preprocessed rows; modules are shared, not copied."""
+        return Flow(self._path, base=self.base, context_dim=self.context_dim)
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor of the dtype and on the device in which the transforms compute; float64 where nothing learns."""
+        parameters = itertools.chain(self.transforms.parameters(), self.base.parameters())
+        device = next((buffer.device for buffer in self.base.buffers()), None)
+        return next(parameters, torch.zeros((), dtype=torch.float64, device=device))
 
     def log_prob(
         self,
@@ -89,21 +144,49 @@ class Flow(nn.Module):
         solver: Solver | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Log-density of x under p_time, (batch,), in nats per event and the units of the data.
+        """Return log-densities under p_time.
 
-        Shapes: x (batch, *event), context (batch, context_dim). Exact trace if `trace` is None.
+        Args:
+            x: Events, shape (batch, *event).
+            context: Contexts, shape (batch, context_dim), or None.
+            time: Time of the states, in [0, 1].
+            trace: Trace estimator; exact if None.
+            solver: Solver of all continuous transforms; their own if None.
+            generator: Source of a stochastic trace's noise.
+
+        Returns:
+            Log-densities, shape (batch,), in nats and the units of the data.
+
+        Raises:
+            ValueError: If a shape or the time does not fit.
+            SolveError: If a solve cannot go on.
         """
-        how = Integration(trace=trace or ExactTrace(), solver=solver, generator=generator)
-        return self.evaluate_log_prob(x, context, time=time, integration=how)[0]
+        options = SolveOptions(trace=trace or ExactTrace(), solver=solver, generator=generator)
+        return self.evaluate_log_prob(x, context, time=time, options=options)[0]
 
     def evaluate_log_prob(
-        self, x: Tensor, context: Tensor | None = None, *, time: float = 1.0, integration: Integration | None = None
-    ) -> tuple[Tensor, Moved]:
-        """The log-density (batch,), and the way to the base that gave it: z, log_det, costs and evaluations."""
+        self, x: Tensor, context: Tensor | None = None, *, time: float = 1.0, options: SolveOptions | None = None
+    ) -> tuple[Tensor, Transported]:
+        """Return log-densities, and the way to the base that gave them.
+
+        Args:
+            x: Events, shape (batch, *event).
+            context: Contexts, shape (batch, context_dim), or None.
+            time: Time of the states, in [0, 1].
+            options: Trace, solver, costs and noise.
+
+        Returns:
+            Log-densities, shape (batch,), and the events at the base with costs and counts.
+
+        Raises:
+            ValueError: If a shape or the time does not fit, or the options have no trace.
+            SolveError: If a solve cannot go on.
+        """
         self.check(x, context)
         _check_times([time])
-        moved = self._carry(x, to_base_legs(self.layers, time), context, integration or Integration())
-        return self.base.log_prob(moved.x) + moved.log_det, moved
+        batch, log_det = self._enter(x, context)
+        moved = carry(batch, path_to_base(self._path, time), options or SolveOptions())
+        return _total(self.base.log_prob(moved.x) + moved.required_log_det, log_det), moved
 
     def evaluate(
         self,
@@ -116,30 +199,46 @@ class Flow(nn.Module):
         error: float | None = None,
         generator: torch.Generator | None = None,
         max_nfe: int = 10_000,
-        forgiving: bool = False,
+        on_failure: str = "raise",
     ) -> LogDensity:
-        """Log-densities under p_time, nats in the units of the data, each with its error; no gradients.
+        """Return log-densities under p_time, each with its error; no gradients.
 
-        Each row by adaptive steps of its own at the tolerance; the exact trace, or `probes` of Hutchinson's. Where an
-        `error` is asked for, tolerance and probes follow, row by row, until it is met; the result says where it is not.
-        A row whose solve cannot go on raises SolveError; with `forgiving` its value is NaN, and the others are solved.
-        Shapes: x (batch, *event), context (batch, context_dim).
-        Raises ValueError for what cannot be asked.
+        Each row is solved by adaptive steps of its own. Where an error is requested, tolerance and probes are refined,
+        row by row, until it is met; the result says where it is not.
+
+        Args:
+            x: Events, shape (batch, *event).
+            context: Contexts, shape (batch, context_dim), or None.
+            time: Time of the states, in [0, 1].
+            tolerance: Relative and absolute tolerance of the first solve.
+            probes: Number of Hutchinson probes; None for the exact trace.
+            error: Requested error of each row, nats; None for the error that the tolerance gives.
+            generator: Source of the probes.
+            max_nfe: Largest number of evaluations of a solve.
+            on_failure: "raise" an error for a row that cannot be solved, or give it the value "nan".
+
+        Returns:
+            Log-densities and errors, nats, in the units of the data.
+
+        Raises:
+            ValueError: If the request makes no sense.
+            SolveError: If a row's solve cannot go on and `on_failure` is "raise".
         """
         self.check(x, context)
         _check_times([time])
-        asked, legs = Asked(tolerance, probes, error, max_nfe, forgiving), to_base_legs(self.layers, time)
+        requested = AccuracyOptions(tolerance, probes, error, max_nfe, on_failure)
+        segments = path_to_base(self._path, time)
 
-        def way(x: Tensor, context: Tensor | None, how: Integration) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-            moved, none = self._carry(x, legs, context, how), torch.zeros(len(x), dtype=torch.long, device=x.device)
-            taken = sum((evaluations.taken for evaluations in moved.evaluations), none)
-            refused = sum((evaluations.refused for evaluations in moved.evaluations), none)
-            return moved.x, moved.log_det, taken, refused
+        def solve(batch: Batch, options: SolveOptions) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+            moved = carry(batch, segments, options)
+            return moved.x, moved.required_log_det, *moved.row_steps()
 
         with torch.inference_mode(False), torch.no_grad():
-            context = None if context is None else context.clone()
-            return log_density(way, self.base, x.clone(), context, asked, generator)
+            batch, log_det = self._enter(x.clone(), None if context is None else context.clone())
+            inner = log_density(solve, self.base, batch, requested, generator)
+            return replace(inner, value=_total(inner.value, log_det))
 
+    @torch.no_grad()
     def sample(
         self,
         n: int,
@@ -149,11 +248,44 @@ class Flow(nn.Module):
         solver: Solver | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Draw (n, *event) from p_time; one context (context_dim,) for all, or one for each (n, context_dim)."""
+        """Draw from p_time, without gradients.
+
+        Args:
+            n: Number of draws.
+            context: One context for all, shape (context_dim,), or one for each, shape (n, context_dim).
+            time: Time of the states, in [0, 1].
+            solver: Solver of all continuous transforms; their own if None.
+            generator: Source of the noise.
+
+        Returns:
+            Draws, shape (n, *event).
+        """
+        return self.rsample(n, context, time=time, solver=solver, generator=generator)
+
+    def rsample(
+        self,
+        n: int,
+        context: Tensor | None = None,
+        *,
+        time: float = 1.0,
+        solver: Solver | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Draw from p_time, with gradients of the transforms' parameters and the context.
+
+        Args:
+            n: Number of draws.
+            context: One context for all, shape (context_dim,), or one for each, shape (n, context_dim).
+            time: Time of the states, in [0, 1].
+            solver: Solver of all continuous transforms; their own if None.
+            generator: Source of the noise.
+
+        Returns:
+            Draws, shape (n, *event).
+        """
         _check_times([time])
-        z, context = self._draw(n, context, generator)
-        how = Integration(trace=None, solver=solver)
-        return self._carry(z, upward(to_base_legs(self.layers, time)), context, how).x
+        batch = self._draw(n, context, generator)
+        return self.to_data(batch.x, batch.context, time=time, options=SolveOptions(trace=None, solver=solver))[0]
 
     def sample_with_log_prob(
         self,
@@ -163,17 +295,39 @@ class Flow(nn.Module):
         solver: Solver | None = None,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Draw (n, *event) with their log-densities (n,), in one solve."""
-        z, context = self._draw(n, context, generator)
-        moved = self._carry(z, upward(to_base_legs(self.layers)), context, Integration(solver=solver))
-        return moved.x, self.base.log_prob(z) - moved.log_det
+        """Draw with log-densities, in one solve, with gradients.
+
+        Args:
+            n: Number of draws.
+            context: One context for all, shape (context_dim,), or one for each, shape (n, context_dim).
+            solver: Solver of all continuous transforms; their own if None.
+            generator: Source of the noise.
+
+        Returns:
+            Draws, shape (n, *event), and their log-densities, shape (n,).
+        """
+        batch = self._draw(n, context, generator)
+        x, log_det = self.to_data(batch.x, batch.context, options=SolveOptions(solver=solver))
+        log_prob = self.base.log_prob(batch.x)
+        return x, log_prob if log_det is None else _total(log_prob, -log_det)
 
     def to_base(
-        self, x: Tensor, context: Tensor | None = None, *, integration: Integration | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """z and log|det dz/dx|, (batch,), for x (batch, *event)."""
+        self, x: Tensor, context: Tensor | None = None, *, options: SolveOptions | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Map data to the base.
+
+        Args:
+            x: Events, shape (batch, *event).
+            context: Contexts, shape (batch, context_dim), or None.
+            options: Trace, solver and noise; without a trace there is no log-determinant.
+
+        Returns:
+            z, shape (batch, *event), and log|det dz/dx|, shape (batch,), or None.
+        """
         self.check(x, context)
-        return self._carry(x, to_base_legs(self.layers), context, integration or Integration())[:2]
+        batch, log_det = self._enter(x, context)
+        moved = carry(batch, path_to_base(self._path), options or SolveOptions())
+        return moved.x, None if moved.log_det is None else _total(moved.log_det, log_det)
 
     def to_data(
         self,
@@ -181,12 +335,25 @@ class Flow(nn.Module):
         context: Tensor | None = None,
         *,
         time: float = 1.0,
-        integration: Integration | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """x, or its state at `time`, and log|det dx/dz|, (batch,), for z (batch, *event)."""
+        options: SolveOptions | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Map points at the base to data, or to their states at a time.
+
+        Args:
+            z: Points at the base, shape (batch, *event).
+            context: Contexts, shape (batch, context_dim), or None.
+            time: Time of the states, in [0, 1].
+            options: Trace, solver and noise; without a trace there is no log-determinant.
+
+        Returns:
+            x, shape (batch, *event), and log|det dx/dz|, shape (batch,), or None.
+        """
         self.check(z, context)
         _check_times([time])
-        return self._carry(z, upward(to_base_legs(self.layers, time)), context, integration or Integration())[:2]
+        batch = Batch(*self._inner_inputs(z, context))
+        moved = carry(batch, reverse(path_to_base(self._path, time)), options or SolveOptions())
+        x, log_det = self._leave(moved.x)
+        return x, None if moved.log_det is None else _total(moved.log_det, log_det)
 
     def trajectory(
         self,
@@ -198,99 +365,166 @@ class Flow(nn.Module):
         solver: Solver | None = None,
         generator: torch.Generator | None = None,
     ) -> Trajectory:
-        """Follow x, a state at times[0] in the units of the data, through the times, with log p_t along the way.
+        """Follow states through time, with log p_t along the way.
 
-        Shapes: x (batch, *event), times (T,) within [0, 1], context (batch, context_dim).
-        Raises ValueError for times outside [0, 1].
+        Args:
+            x: States at times[0], in the units of the data, shape (batch, *event).
+            times: Times in [0, 1], T of them.
+            context: Contexts, shape (batch, context_dim), or None.
+            trace: Trace estimator; exact if None.
+            solver: Solver of all continuous transforms; their own if None.
+            generator: Source of a stochastic trace's noise.
+
+        Returns:
+            States, log-densities and the evaluations that they took.
+
+        Raises:
+            ValueError: If there is no time, or one lies outside [0, 1].
         """
         self.check(x, context)
         _check_times(times)
-        how = Integration(trace=trace or ExactTrace(), solver=solver, generator=generator)
-        log_prob, first = self.evaluate_log_prob(x, context, time=times[0], integration=how)
-        states, log_probs, nfe = [x], [log_prob], first.nfe
+        options = SolveOptions(trace=trace or ExactTrace(), solver=solver, generator=generator)
+        batch, log_det = self._enter(x, context)
+        moved = carry(batch, path_to_base(self._path, times[0]), options)
+        inner, log_prob, nfe = batch.x, self.base.log_prob(moved.x) + moved.required_log_det, moved.nfe
+        states, log_probs = [x], [_total(log_prob, log_det)]
         for start, end in zip(times[:-1], times[1:], strict=True):
-            moved = self._carry(states[-1], between(self.layers, start, end), context, how)
-            states.append(moved.x)
-            log_probs.append(log_probs[-1] - moved.log_det)
-            nfe += moved.nfe
+            moved = carry(batch.with_x(inner), path_between(self._path, start, end), options)
+            inner, log_prob, nfe = moved.x, log_prob - moved.required_log_det, nfe + moved.nfe
+            state, log_det = self._leave(inner)
+            states.append(state)
+            log_probs.append(_total(log_prob, None if log_det is None else -log_det))
         return Trajectory(torch.as_tensor(times), torch.stack(states), torch.stack(log_probs), nfe)
 
     def velocity(self, x: Tensor, time: float, context: Tensor | None = None) -> Tensor:
-        """dx/dt, (batch, *event), of the state x at `time`, both in the units of the data; it carries no gradient."""
+        """Return dx/dt of states, both in the units of the data; it carries no gradient.
+
+        Args:
+            x: States, shape (batch, *event).
+            time: Time, in [0, 1].
+            context: Contexts, shape (batch, context_dim), or None.
+
+        Returns:
+            Velocities, shape (batch, *event).
+
+        Raises:
+            ValueError: If the flow has no continuous transform.
+        """
         self.check(x, context)
         _check_times([time])
-        legs, stop = descent(self.layers, time, time), layer_at(self.layers, time)
+        segments, place = path_into(self._path, time, time), locate(self._path, time)
         with torch.inference_mode(False), torch.enable_grad():
-            context = self.scaled_context(None if context is None else context.clone())
-            inner = self._pass(x.clone(), legs, context)
-            slope = stop.layer.dynamics(torch.as_tensor(stop.clock).to(x), inner, context) * stop.rate
-            return torch.autograd.functional.jvp(lambda y: self._pass(y, upward(legs), context), inner, slope)[1]
+            batch, _ = self._enter(x.clone(), None if context is None else context.clone())
+            inner = apply_exact(batch, segments)
+            slope = place.dynamics(torch.as_tensor(place.clock).to(inner), inner, batch.context) * place.rate
 
-    def grad_log_prob(
+            def to_data(point: Tensor) -> Tensor:
+                return self._leave(apply_exact(batch.with_x(point), reverse(segments)))[0]
+
+            return torch.autograd.functional.jvp(to_data, inner, slope)[1]
+
+    def score(
         self, x: Tensor, context: Tensor | None = None, *, solver: Solver | None = None, create_graph: bool = False
     ) -> Tensor:
-        """The score d log p(x) / dx, (batch, *event); differentiable again with `create_graph`."""
+        """Return the score d log p(x) / dx.
+
+        Args:
+            x: Events, shape (batch, *event).
+            context: Contexts, shape (batch, context_dim), or None.
+            solver: Solver of all continuous transforms; their own if None.
+            create_graph: Whether the score is differentiable again.
+
+        Returns:
+            The score, shape (batch, *event).
+        """
+        if inside_transform():  # autograd's own gradient cannot look into torch.func
+            return torch.func.grad(lambda y: self.log_prob(y, context, solver=solver).sum())(x)
         with torch.inference_mode(False), torch.enable_grad():
             point = x if x.requires_grad and create_graph else x.detach().clone().requires_grad_()
             total = self.log_prob(point, None if context is None else context.clone(), solver=solver).sum()
             return torch.autograd.grad(total, point, create_graph=create_graph)[0]
 
     def check(self, x: Tensor, context: Tensor | None) -> None:
-        """Raise ValueError unless x is a tensor (batch, *event), batch >= 1, and context what this flow takes."""
+        """Check the shapes of events and contexts.
+
+        Args:
+            x: Events, shape (batch, *event), batch >= 1.
+            context: Contexts, shape (batch, context_dim); None for an unconditional flow.
+
+        Raises:
+            ValueError: If they are not tensors of these shapes.
+        """
         if not all(isinstance(value, Tensor) for value in (x, x if context is None else context)):
             raise ValueError("a flow takes torch tensors: pass torch.as_tensor(...), or use FFJORD for arrays")
         if tuple(x.shape[1:]) != self.event_shape or x.dim() == 0 or len(x) == 0:
             expected = ", ".join(map(str, ("batch >= 1", *self.event_shape)))
             raise ValueError(f"expected events of shape ({expected}); got {tuple(x.shape)}")
-        given = None if context is None else tuple(context.shape)
-        if not self.context_dim and given is not None:
-            raise ValueError(f"this flow takes no context; got one of shape {given}: leave it out")
-        if self.context_dim and given != (len(x), self.context_dim):
-            raise ValueError(f"context must have shape {(len(x), self.context_dim)}; got {given}")
+        shape = None if context is None else tuple(context.shape)
+        if not self.context_dim and shape is not None:
+            raise ValueError(f"this flow takes no context; got one of shape {shape}: leave it out")
+        if self.context_dim and shape != (len(x), self.context_dim):
+            raise ValueError(f"context must have shape {(len(x), self.context_dim)}; got {shape}")
 
-    def _draw(self, n: int, context: Tensor | None, generator: torch.Generator | None) -> tuple[Tensor, Tensor | None]:
+    @property
+    def _path(self) -> list[Transform]:
+        """Transforms from data to base, as a list."""
+        return cast("list[Transform]", list(self.transforms))
+
+    def _inner_inputs(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Give rows and contexts to the transforms: where there is preprocessing, in their dtype and device."""
+        if self.preprocess.identity:
+            return x, context
+        like = self.like
+        return x.to(like.device, like.dtype), self.preprocess.scale_context(context, like)
+
+    def _enter(self, x: Tensor, context: Tensor | None) -> tuple[Batch, Tensor | None]:
+        """Preprocess data; the log-determinant is None where there is nothing to do."""
+        if self.preprocess.identity:
+            return Batch(x, context), None
+        z, log_det = self.preprocess.to_base(x)
+        return Batch(*self._inner_inputs(z, context)), log_det
+
+    def _leave(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Undo the preprocessing of states."""
+        return (x, None) if self.preprocess.identity else self.preprocess.to_data(x)
+
+    def _draw(self, n: int, context: Tensor | None, generator: torch.Generator | None) -> Batch:
         if n < 1:
             raise ValueError(f"the number of samples must be at least 1; got {n}")
         z = self.base.sample(n, generator)
         if context is not None and context.dim() == 1:
             context = context.expand(n, -1)
         self.check(z, context)
-        return z, context
+        return Batch(z, context)
 
-    def _carry(self, x: Tensor, legs: Sequence[Leg], context: Tensor | None, how: Integration) -> Moved:
-        context = self.scaled_context(context)
-        log_det, costs, evaluations = x.new_zeros((len(x), 1) if how.apart else len(x)), {}, []
-        for leg in legs:
-            if leg.times is None:
-                x, step = leg.map(x, context)
-                step = step[:, None] if how.apart else step
-            else:
-                path = leg.layer.transport(x, leg.times, context=context, integration=how)
-                x, step = path.x[-1], None if path.log_det is None else path.log_det[-1]
-                costs = {name: cost + costs.get(name, 0.0) for name, cost in path.costs.items()}
-                evaluations.append(path.evaluations)
-            log_det = None if log_det is None or step is None else log_det + step
-        return Moved(x, log_det, costs, tuple(evaluations))
 
-    def _pass(self, x: Tensor, legs: Sequence[Leg], context: Tensor | None) -> Tensor:
-        for leg in legs:
-            x = leg.map(x, context)[0]
-        return x
+def with_transforms(flow: Flow, transforms: Sequence[Transform]) -> Flow:
+    """Return a flow with other transforms, and the preprocessing and base of the old one.
 
-    def scaled_context(self, context: Tensor | None) -> Tensor | None:
-        """The context as the layers see it, (batch, context_dim)."""
-        if context is None or self.context_layer is None:
-            return context
-        return self.context_layer.to_base(context)[0]
+    Args:
+        flow: Flow; it stays as it is.
+        transforms: Transforms, from data to base.
+
+    Returns:
+        The new flow; modules are shared, not copied.
+    """
+    return Flow(transforms, base=flow.base, preprocess=flow.preprocess, context_dim=flow.context_dim)
+
+
+def _total(inner: Tensor, log_det: Tensor | None) -> Tensor:
+    """Add the preprocessing's log-determinant, which is float64 on the CPU, to an inner value."""
+    if log_det is None:
+        return inner
+    return inner.to(log_det.device, log_det.dtype) + (log_det[:, None] if inner.dim() == 2 else log_det)
 
 
 def _check_times(times: Sequence[float]) -> None:
-    if not all(0 <= float(time) <= 1 for time in times):
+    if not len(times) or not all(0 <= float(time) <= 1 for time in times):
         raise ValueError(f"times must lie in [0, 1], from base to data; got {[float(time) for time in times]}")
 
 
-def _event_shape(layers: Sequence[Layer]) -> tuple[int, ...]:
-    shapes = [layer.event_shape for layer in layers if layer.event_shape is not None]
+def _event_shape(transforms: Sequence[Transform]) -> tuple[int, ...]:
+    shapes = [transform.event_shape for transform in transforms if transform.event_shape is not None]
     if not shapes:
-        raise ValueError("no layer knows its event_shape: pass base=, a distribution with one")
+        raise ValueError("no transform knows its event_shape: pass base=, a distribution with one")
     return shapes[-1]

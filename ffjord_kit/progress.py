@@ -1,61 +1,134 @@
-"""A progress bar for training: steps, loss, validation NLL, evaluations forward and backward, and the time left."""
+"""Progress bars on stderr, with the time left: of training, and of any loop; in a terminal and in Jupyter."""
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-from ffjord_kit.training import Phase
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 
 OnStep = Callable[[dict[str, Any]], None]
+OnProgress = Callable[[int, int], None]
+
+
+class Named(Protocol):
+    """Anything with a name, e.g. an objective."""
+
+    @property
+    def name(self) -> str:
+        """The name."""
+
+
+class ScheduledPhase(Protocol):
+    """A phase of training, as `ffjord_kit.training.Phase`."""
+
+    @property
+    def objective(self) -> Named:
+        """Objective of the phase."""
+
+    @property
+    def steps(self) -> float:
+        """Largest number of steps."""
 
 
 @contextmanager
-def progress_bar(
-    schedule: Sequence[Phase], shown: bool, also: OnStep | None = None, *, titles: Sequence[str] | None = None
+def training_progress(
+    schedule: Sequence[ScheduledPhase],
+    *,
+    shown: bool = True,
+    on_step: OnStep | None = None,
+    titles: Sequence[str] | None = None,
 ) -> Iterator[OnStep | None]:
-    """A function for each step's record that moves a bar for each phase, and passes the record on to `also`.
+    """Show a bar for each phase of training: steps, loss, validation NLL, evaluations forward and backward.
 
-    A bar has its objective's name, unless `titles` gives another.
+    Args:
+        schedule: Phases.
+        shown: Whether to show anything.
+        on_step: Listener that gets each record too.
+        titles: Titles of the bars; the names of the objectives if None.
+
+    Yields:
+        A listener for records of steps; `on_step` itself where nothing is shown.
     """
     if not shown:
-        yield also
+        yield on_step
         return
-    columns = (
-        TextColumn("{task.description:>13}"),
-        BarColumn(bar_width=8),
-        TextColumn("{task.fields[done]}"),
-        TextColumn("{task.fields[numbers]}"),
-        TimeRemainingColumn(compact=True),
-        TextColumn("left"),
-    )
-    bar = Progress(*columns, console=Console(stderr=True), refresh_per_second=4)
+    bar = _bar(TextColumn("{task.fields[done]}"), TextColumn("{task.fields[numbers]}"))
+    names = [phase.objective.name for phase in schedule] if titles is None else titles
+    tasks = [bar.add_task(name, total=1.0, start=False, numbers="", done="") for name in names]
+
+    def listener(record: dict[str, Any]) -> None:
+        bar.start()  # at the first step, so that an error before it stands alone
+        number = record["phase_index"]
+        for task in tasks[:number]:
+            bar.update(task, completed=1.0)  # an earlier phase has ended, be it before its last step
+        bar.start_task(tasks[number])
+        texts: dict[str, Any] = _numbers(record, schedule[number].steps)
+        bar.update(tasks[number], completed=record["phase_share"], **texts)
+        if on_step is not None:
+            on_step(record)
+
     try:
-        names = [phase.objective.name for phase in schedule] if titles is None else titles
-        tasks = [bar.add_task(name, total=1.0, start=False, numbers="", done="") for name in names]
-
-        def tell(record: dict[str, Any]) -> None:
-            bar.start()  # at the first step, so that an error before it stands alone
-            task = tasks[record["phase_index"]]
-            bar.start_task(task)
-            bar.update(task, completed=record["phase_share"], **_told(record, schedule))
-            if also is not None:
-                also(record)
-
-        yield tell
+        yield listener
+        _complete(bar)
     finally:
-        if bar.live.is_started:
-            bar.stop()
+        _stop(bar)
 
 
-def _told(record: dict[str, Any], schedule: Sequence[Phase]) -> dict[str, str]:
+@contextmanager
+def progress(label: str, *, shown: bool | None = None) -> Iterator[OnProgress]:
+    """Show a bar for a loop.
+
+    Args:
+        label: Title of the bar.
+        shown: Whether to show it; None for on a terminal or in Jupyter alone.
+
+    Yields:
+        A function to call with the part done and the whole.
+    """
+    bar = _bar(TextColumn("{task.completed:.0f}/{task.total:.0f}"))
+    if shown is False or (shown is None and not (sys.stderr.isatty() or bar.console.is_jupyter)):
+        yield lambda done, total: None
+        return
+    task = bar.add_task(label, total=1, start=False)
+
+    def on_progress(done: int, total: int) -> None:
+        bar.start()
+        bar.start_task(task)
+        bar.update(task, completed=done, total=total)
+
+    try:
+        yield on_progress
+    finally:
+        _stop(bar)
+
+
+def _bar(*columns: ProgressColumn) -> Progress:
+    return Progress(
+        TextColumn("{task.description:>13}"), BarColumn(bar_width=8), *columns, TimeRemainingColumn(compact=True),
+        TextColumn("left"), console=Console(stderr=True), refresh_per_second=4,
+    )  # fmt: skip
+
+
+def _complete(bar: Progress) -> None:
+    """Fill the bars that were begun: a phase that ends by time or early has ended."""
+    for task in bar.tasks:
+        if task.started:
+            bar.update(task.id, completed=task.total)
+
+
+def _stop(bar: Progress) -> None:
+    if bar.live.is_started:
+        bar.stop()
+
+
+def _numbers(record: dict[str, Any], steps: float) -> dict[str, str]:
+    """Return the texts beside a bar."""
     best = "" if record["best_nll"] is None else f"  NLL {record['best_nll']:.3f}"
     nfe = f"  NFE {record['nfe_forward']}+{record['nfe_backward']}" if record["nfe_forward"] else ""
-    steps = schedule[record["phase_index"]].steps
     whole = "" if steps == math.inf else f"/{steps}"
     return {"numbers": f"loss {record['loss']:.3f}{best}{nfe}", "done": f"{record['phase_step']}{whole}"}

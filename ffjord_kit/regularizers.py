@@ -1,4 +1,4 @@
-r"""Costs along the path: each is an integrand r >= 0, and the flow pays the integral of r(x(t), t) dt.
+r"""Costs along the path: each is an integrand r(x(t), t) >= 0, whose integral over time is added to the loss.
 
 They keep trajectories straight and the field smooth, so that a solver needs few evaluations. With D = d/dt + f . d/dx,
 the derivative along a trajectory,
@@ -10,6 +10,11 @@ the derivative along a trajectory,
     hjb             |dPhi/dt - 1/2 |dPhi/dx|^2|, f = -dPhi/dx    (OT-Flow, Onken et al. 2021, equation 13)
 
 The last is zero along an optimal transport, by the equation of Hamilton, Jacobi and Bellman.
+
+References:
+    Finlay et al. 2020, RNODE, https://arxiv.org/abs/2002.02798.
+    Kelly et al. 2020, https://arxiv.org/abs/2007.04504.
+    Onken et al. 2021, OT-Flow, https://arxiv.org/abs/2006.00104.
 """
 
 from __future__ import annotations
@@ -19,7 +24,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ffjord_kit.potential import potential_of
+from ffjord_kit.nn.potential import potential_of
 from ffjord_kit.trace import FieldPoint
 
 Regularizer = Callable[[FieldPoint], Tensor]
@@ -27,59 +32,94 @@ Quantity = Callable[[Tensor, Tensor], Tensor]
 
 
 def kinetic_energy(point: FieldPoint) -> Tensor:
-    """Squared speed |f|^2, (batch,)."""
-    return _squared(point.dx)
+    """Return the squared speed |f|^2.
+
+    Args:
+        point: The field and its products with probes.
+
+    Returns:
+        The cost's integrand, shape (batch,).
+    """
+    return _squared_norm(point.dx)
 
 
 def jacobian_norm(point: FieldPoint) -> Tensor:
-    """Squared Frobenius norm of the Jacobian, estimated by the point's own probes, (batch,)."""
+    """Return the squared Frobenius norm of the Jacobian, estimated by the probes of the trace.
+
+    Args:
+        point: The field and its products with probes.
+
+    Returns:
+        The cost's integrand, shape (batch,).
+    """
     return point.products.square().reshape(*point.products.shape[:2], -1).sum(dim=(0, 2))
 
 
 def acceleration(point: FieldPoint) -> Tensor:
-    """Squared second derivative of the trajectory, (batch,), by forward differentiation of the field."""
-    field = _field(point)
-    return _squared(_at(point, _along(field, field)))
+    """Return the squared second derivative of the trajectory, by forward differentiation of the field.
+
+    Args:
+        point: The field and its products with probes.
+
+    Returns:
+        The cost's integrand, shape (batch,).
+    """
+    field = _field_of(point)
+    return _squared_norm(_evaluate(point, _derivative_along(field, field)))
 
 
 def jerk(point: FieldPoint) -> Tensor:
-    """Squared third derivative of the trajectory, (batch,), by forward differentiation, twice."""
-    field = _field(point)
-    return _squared(_at(point, _along(_along(field, field), field)))
+    """Return the squared third derivative of the trajectory, by forward differentiation, twice.
+
+    Args:
+        point: The field and its products with probes.
+
+    Returns:
+        The cost's integrand, shape (batch,).
+    """
+    field = _field_of(point)
+    return _squared_norm(_evaluate(point, _derivative_along(_derivative_along(field, field), field)))
 
 
 def hjb(point: FieldPoint) -> Tensor:
-    """What the potential leaves of the Hamilton-Jacobi-Bellman equation, (batch,).
+    """Return the absolute residual of the Hamilton-Jacobi-Bellman equation.
 
-    Raises ValueError for dynamics without a potential.
+    Args:
+        point: The field and its products with probes.
+
+    Returns:
+        The cost's integrand, shape (batch,).
+
+    Raises:
+        ValueError: If the field has no potential.
     """
     potential = potential_of(point.field)
 
     def rate(t: Tensor, x: Tensor) -> Tensor:
         return torch.func.jvp(lambda s: potential(s, x, point.context), (t,), (torch.ones_like(t),))[1]
 
-    return (_at(point, rate) - 0.5 * _squared(point.dx)).abs()
+    return (_evaluate(point, rate) - 0.5 * _squared_norm(point.dx)).abs()
 
 
-def _field(point: FieldPoint) -> Quantity:
+def _field_of(point: FieldPoint) -> Quantity:
     return lambda t, x: point.field(t, x, point.context)
 
 
-def _along(quantity: Quantity, field: Quantity) -> Quantity:
-    """The derivative of a quantity along the trajectories of the field, as a quantity."""
+def _derivative_along(quantity: Quantity, field: Quantity) -> Quantity:
+    """Return the derivative D of a quantity along the trajectories of the field, as a quantity."""
     return lambda t, x: torch.func.jvp(quantity, (t, x), (torch.ones_like(t), field(t, x)))[1]
 
 
-def _at(point: FieldPoint, quantity: Quantity) -> Tensor:
-    """The quantity at a point: with autograd on, for some functions know a second forward derivative only there."""
-    recorded = torch.is_grad_enabled()
+def _evaluate(point: FieldPoint, quantity: Quantity) -> Tensor:
+    """Evaluate a quantity at a point; some functions have second forward derivatives only with autograd on."""
+    differentiable = torch.is_grad_enabled()
     with torch.enable_grad():
         value = quantity(point.t, point.x)
-    return value if recorded else value.detach()
+    return value if differentiable else value.detach()
 
 
-def _squared(values: Tensor) -> Tensor:
-    """The sum of squares over the event, (batch,)."""
+def _squared_norm(values: Tensor) -> Tensor:
+    """Return the sum of squares over the event, (batch,)."""
     return values.square().reshape(len(values), -1).sum(1)
 
 

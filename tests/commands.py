@@ -1,4 +1,4 @@
-"""The command line as tests run it, in their own process."""
+"""Run the command line in the process of a test."""
 
 import sys
 
@@ -8,7 +8,7 @@ from ffjord_kit.cli import main
 
 
 def call(capsys, *argv):
-    """Run a command as main() does: (exit code, what it printed, what it complained of)."""
+    """Run a command as main() does, and return its exit code, its output and its errors."""
     capsys.readouterr()
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
         patch.setattr(sys, "argv", ["ffjord-kit", *map(str, argv)])

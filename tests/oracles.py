@@ -1,4 +1,4 @@
-r"""Closed forms that the package is held against.
+r"""Closed forms against which the tests compare the package.
 
 Linear dynamics  x' = s(t) (A x + u),  u = b + C c,  s(t) = 1 + rate t,  reach tau = int s dt from t_0 to t_1, with
 
@@ -12,21 +12,20 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ffjord_kit.cnf import CNF
 from ffjord_kit.flow import Flow
-from ffjord_kit.layers import Layer, Softplus, Standardize, Whiten
-from ffjord_kit.solver import Solver
+from ffjord_kit.ode import Solver
+from ffjord_kit.transforms import CNF, Softplus, Standardize, Transform, Whiten
 
 F64 = torch.float64
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
-    """Standard normal numbers in float64, from a generator of their own."""
+    """Draw standard normal numbers in float64 from a seed."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
 
 
 def affine_flow(a: Tensor, reach: float) -> tuple[Tensor, Tensor]:
-    """E and F, each (D, D), of x(t_1) = E x(t_0) + F u."""
+    """Return E and F, each (D, D), of x(t_1) = E x(t_0) + F u."""
     size = len(a)
     top = torch.cat([a, torch.eye(size, dtype=a.dtype)], 1)
     both = torch.matrix_exp(torch.cat([top, torch.zeros_like(top)]) * reach)
@@ -54,37 +53,37 @@ class LinearDynamics(nn.Module):
         return end - start + self.rate * (end**2 - start**2) / 2
 
     def flow(self, x: Tensor, start: float, end: float, context: Tensor | None = None) -> Tensor:
-        """The exact state at `end` of x, the state at `start`."""
+        """Return the exact state at `end` of x, the state at `start`."""
         growth, shift = affine_flow(self.a, self.reach(start, end))
         moved = x.reshape(len(x), -1) @ growth.T + self.drift(context) @ shift.T
         return moved.reshape(x.shape)
 
     def log_det(self, start: float, end: float, probes: Tensor | None = None) -> Tensor:
-        """The integral of the trace, (): exact, or (batch,) as the probes (probe, batch, *event) estimate it."""
+        """Return the integral of the trace: exact, (), or estimated by probes (probe, batch, *event), (batch,)."""
         if probes is None:
             return self.reach(start, end) * self.a.trace()
         v = probes.flatten(2)
         return self.reach(start, end) * torch.einsum("kbi,ij,kbj->b", v, self.a, v)
 
     def log_prob(self, x: Tensor, end: float, context: Tensor | None = None, probes: Tensor | None = None) -> Tensor:
-        """Log-density at x of the flow from a standard normal at 0 to `end`, (batch,)."""
+        """Return the log-density at x of the flow from a standard normal at 0 to `end`, (batch,)."""
         return standard_normal(self.flow(x, end, 0.0, context)) - self.log_det(0.0, end, probes)
 
 
 def standard_normal(z: Tensor) -> Tensor:
-    """Log-density of the standard normal over events, (batch,)."""
+    """Return the log-density of the standard normal over events, (batch,)."""
     z = z.reshape(len(z), -1)
     return -0.5 * (z.square().sum(1) + z.shape[1] * math.log(2 * math.pi))
 
 
 def linear(size: int, *, context_dim: int = 0, rate: float = 0.0, seed: int = 0) -> LinearDynamics:
-    """Random linear dynamics of moderate strength, with a shift and, if asked for, a context."""
+    """Make random linear dynamics of moderate strength, with a shift and, for context_dim > 0, a context."""
     c = 0.5 * randn(size, context_dim, seed=seed + 3) if context_dim else None
     return LinearDynamics(randn(size, size, seed=seed + 1) / math.sqrt(size), randn(size, seed=seed + 2), c, rate=rate)
 
 
 class Stack:
-    """Two continuous layers of different length, with exact layers around and between them, and the closed form."""
+    """Two continuous transforms of different length, exact ones around and between them, and the closed form."""
 
     def __init__(self, solver: Solver) -> None:
         self.outer, self.inner = linear(2, rate=0.5, seed=1), linear(2, rate=-0.2, seed=2)
@@ -95,7 +94,7 @@ class Stack:
         self.flow = Flow([self.top, cnfs[0], self.between, cnfs[1], self.bottom]).double()
 
     def at(self, z: Tensor, time: float) -> tuple[Tensor, Tensor]:
-        """The state at `time`, in the units of the data, of z at the base, and its log-density under p_time."""
+        """Return the state at `time`, in the units of the data, of z at the base, and its log-density under p_time."""
         x, low = self.bottom.to_data(z)
         reached = min(time * 2.5, 1.8)
         x, middle = self.between.to_data(self.inner.flow(x, 0.0, reached))
@@ -111,14 +110,16 @@ class SmoothMLP(nn.Module):
         self, size: int = 2, *, hidden: int = 6, context_dim: int = 0, seed: int = 0, scale: float = 0.7
     ) -> None:
         super().__init__()
-        self.inward = nn.Parameter(scale * randn(hidden, size + 1 + context_dim, seed=seed))
+        self.input_weight = nn.Parameter(scale * randn(hidden, size + 1 + context_dim, seed=seed))
         self.bias = nn.Parameter(scale * randn(hidden, seed=seed + 1))
-        self.outward = nn.Parameter(scale * randn(size, hidden, seed=seed + 2) / math.sqrt(hidden))
+        self.output_weight = nn.Parameter(scale * randn(size, hidden, seed=seed + 2) / math.sqrt(hidden))
 
     def forward(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:
         time = t.reshape(-1, 1).to(x).expand(len(x), 1)
         parts = [x.reshape(len(x), -1), time] + ([] if context is None else [context])
-        return (torch.tanh(torch.cat(parts, 1) @ self.inward.T + self.bias) @ self.outward.T).reshape(x.shape)
+        return (torch.tanh(torch.cat(parts, 1) @ self.input_weight.T + self.bias) @ self.output_weight.T).reshape(
+            x.shape
+        )
 
 
 class GaussianTransport(nn.Module):
@@ -128,7 +129,7 @@ class GaussianTransport(nn.Module):
 
         m_1 - m_0 + (t s_1^2 - (1 - t) s_0^2) (x - m_t) / v(t),
 
-    and what it leaves of the variance of x_1 - x_0 is s_0^2 s_1^2 / v(t) for each element.
+    and the conditional variance of x_1 - x_0 given x_t is s_0^2 s_1^2 / v(t) for each element.
     """
 
     def __init__(self, end: tuple[float, float], start: tuple[float, float] = (0.0, 1.0)) -> None:
@@ -146,12 +147,12 @@ class GaussianTransport(nn.Module):
         return ((1 - t) * self.start[1]) ** 2 + (t * self.end[1]) ** 2
 
     def remainder(self, t: Tensor) -> Tensor:
-        """The least expected squared error of an element at time t."""
+        """Return the least expected squared error of an element at time t."""
         return (self.start[1] * self.end[1]) ** 2 / self.variance(t)
 
 
-class LearntAffine(Layer):
-    """An exact layer with weights of its own: z = (x - shift - context) exp(-log_scale)."""
+class LearntAffine(Transform):
+    """An exact transform with learnable weights: z = (x - shift - context) exp(-log_scale)."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -168,7 +169,7 @@ class LearntAffine(Layer):
 
 
 class Recorder(nn.Module):
-    """Dynamics that also note the times at which they were asked."""
+    """Dynamics that also record the times of their evaluations."""
 
     def __init__(self, dynamics: nn.Module) -> None:
         super().__init__()
@@ -181,14 +182,14 @@ class Recorder(nn.Module):
 
 
 def gaussian_mixture(means: Tensor, scale: float) -> torch.distributions.MixtureSameFamily:
-    """An equal mixture of round Gaussians at the means (count, D)."""
+    """Return an equal mixture of isotropic Gaussians at the means (count, D)."""
     d = torch.distributions
     parts = d.Independent(d.Normal(means, torch.full_like(means, scale)), 1)
     return d.MixtureSameFamily(d.Categorical(torch.ones(len(means), dtype=means.dtype)), parts)
 
 
 def jacobian(function, x: Tensor) -> Tensor:
-    """The Jacobian of each row's map, (batch, D, D), for a function (batch, *event) -> (batch, *event) by rows."""
+    """Return the Jacobian of each row, (batch, D, D), of a row-wise function (batch, *event) -> (batch, *event)."""
     rows = [
         torch.autograd.functional.jacobian(lambda y: function(y.reshape(1, *x.shape[1:])).reshape(-1), row.reshape(-1))
         for row in x
@@ -197,7 +198,7 @@ def jacobian(function, x: Tensor) -> Tensor:
 
 
 def difference_along(function, value: Tensor, direction: Tensor, step: float = 1e-5) -> float:
-    """Central difference of the scalar function() as `value` moves, in place, along `direction`."""
+    """Return the central difference of the scalar function() as `value` moves, in place, along `direction`."""
     with torch.no_grad():
         kept = value.clone()
         value.copy_(kept + step * direction)

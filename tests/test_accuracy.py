@@ -8,25 +8,18 @@ import torch
 from oracles import randn
 from torch import nn
 
-from ffjord_kit import (
-    CNF,
-    DYNAMICS,
-    FFJORD,
-    ConcatDynamics,
-    ConcatSquashDynamics,
-    Flow,
-    ResidualDynamics,
-    SolveError,
-    Solver,
-    Standardize,
-    datasets,
-)
+from ffjord_kit import datasets
+from ffjord_kit.estimator import FFJORD
+from ffjord_kit.flow import Flow
+from ffjord_kit.nn import DYNAMICS, ConcatDynamics, ConcatSquashDynamics, ResidualDynamics
+from ffjord_kit.ode import PerRowSolver, SolveError
+from ffjord_kit.transforms import CNF, Standardize
 
 F64 = torch.float64
 KINDS = ((ResidualDynamics, 0.3), (ConcatSquashDynamics, 1.0), (ConcatDynamics, 1.0))
 SCALES, DIMENSIONS = (0.5, 1.0, 1.5, 2.5), (1, 2, 3, 5)
 TOLERANCES = tuple(10.0**-k for k in range(2, 9))
-EXACT = Solver("dopri5_by_row", 1e-12, 1e-12, max_nfe=10**6)
+EXACT = PerRowSolver(1e-12, 1e-12, max_nfe=10**6)
 
 
 def network(number, kind, size, scale, width=16):
@@ -95,7 +88,7 @@ def test_a_linear_flow_whose_density_is_known_in_closed_form(tolerance):
 
 def test_the_value_is_that_of_a_solve_without_an_error():
     flow, x = random_flow(7)
-    plain = flow.log_prob(x, solver=Solver("dopri5_by_row", 1e-4, 1e-4))
+    plain = flow.log_prob(x, solver=PerRowSolver(1e-4, 1e-4))
     assert torch.equal(flow.evaluate(x, tolerance=1e-4).value, plain)
 
 
@@ -109,7 +102,7 @@ def test_an_error_that_is_asked_for_is_met_row_by_row(probes):
     assert float(result.error.max()) <= 1e-3
     assert float(((result.value - truth).abs() <= result.error).double().mean()) >= 0.99
     assert len(result.tolerance.unique()) > 1  # hard rows alone were solved again
-    assert bool((result.taken > 0).all())
+    assert bool((result.accepted > 0).all())
 
 
 def test_a_row_does_not_know_its_company():
@@ -118,7 +111,7 @@ def test_a_row_does_not_know_its_company():
     for row in (0, 17, 39):
         alone = flow.evaluate(x[row : row + 1], tolerance=1e-3, error=1e-4)
         assert float((alone.value - together.value[row]).abs()) < 1e-12
-        assert int(alone.taken) == int(together.taken[row])
+        assert int(alone.accepted) == int(together.accepted[row])
         assert float(alone.tolerance) == float(together.tolerance[row])
 
 
@@ -166,21 +159,21 @@ def test_a_solve_that_cannot_be_made_finer_leaves_the_coarser_one():
 @pytest.mark.parametrize("word", DYNAMICS)
 def test_context_and_several_continuous_layers_go_through(word):
     torch.manual_seed(0)
-    layers = [CNF(DYNAMICS[word]((2,), context_dim=1, hidden=(8,)), (2,)) for _ in range(2)]
-    flow = Flow(layers, context_dim=1).double().requires_grad_(False)
+    transforms = [CNF(DYNAMICS[word]((2,), context_dim=1, hidden=(8,)), (2,)) for _ in range(2)]
+    flow = Flow(transforms, context_dim=1).double().requires_grad_(False)
     for p in flow.parameters():
         nn.init.normal_(p, 0.0, 0.15)
     x, context = randn(9, 2), randn(9, 1, seed=2)
     truth = flow.log_prob(x, context, solver=EXACT)
     result = flow.evaluate(x, context, tolerance=1e-4)
     assert bool(((result.value - truth).abs() <= result.error).all())
-    assert bool((result.taken >= 2).all())
+    assert bool((result.accepted >= 2).all())
     half = flow.evaluate(x, context, time=0.5, tolerance=1e-6).value
     assert torch.allclose(half, flow.log_prob(x, context, time=0.5, solver=EXACT), atol=1e-4)
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"),
+    ("options", "message"),
     [
         ({"error": 0.0}, "error must be positive, in nats; got 0.0"),
         ({"error": float("nan")}, "error must be positive, in nats; got nan"),
@@ -189,31 +182,45 @@ def test_context_and_several_continuous_layers_go_through(word):
         ({"time": 2.0}, "times must lie in"),
     ],
 )
-def test_what_cannot_be_asked_is_refused(asked, message):
+def test_what_cannot_be_asked_is_refused(options, message):
     flow, x = random_flow(1)
     with pytest.raises(ValueError, match=message):
-        flow.evaluate(x, **asked)
+        flow.evaluate(x, **options)
 
 
-def test_rows_in_pairs_belong_to_one_method():
-    with pytest.raises(ValueError, match="only the rows of 'dopri5_by_row' go in pairs, or are forgiven; got 'rk4'"):
-        Solver("rk4", steps=3, paired=True)
-    with pytest.raises(ValueError, match="rows in pairs step in parts of the batch: pass part="):
+def test_step_doubling_needs_the_field_of_some_rows():
+    with pytest.raises(ValueError, match="step doubling evaluates half of the rows at a time: pass for_rows="):
         rows = torch.ones(4, 1, dtype=F64)
-        Solver("dopri5_by_row", paired=True).solve(lambda t, s: s, (rows,), torch.tensor([0.0, 1.0]))
+        PerRowSolver(step_doubling=True).solve(lambda t, s: s, (rows,), torch.tensor([0.0, 1.0]))
+    with pytest.raises(ValueError, match="two rows for each solution; got 3 rows"):
+        PerRowSolver(step_doubling=True).solve(lambda t, s: s, (rows[:3],), torch.tensor([0.0, 1.0]))
+    with pytest.raises(ValueError, match="on_failure must be 'raise' or 'nan'; got 'skip'"):
+        PerRowSolver(on_failure="skip")
 
 
-def test_the_estimator_gives_the_same_with_the_support_in_mind():
+def test_preprocessing_changes_no_error_and_adds_its_log_determinant():
+    flow, x = random_flow(7)
+    size = x.shape[1]
+    scaling = Standardize(randn(size, seed=3), randn(size, seed=4).exp())
+    both = Flow(list(flow.transforms), preprocess=[scaling])
+    z, log_det = scaling.to_base(x)
+    inner, outer = (f.evaluate(rows, tolerance=1e-4, error=1e-5) for f, rows in ((flow, z), (both, x)))
+    assert torch.equal(outer.value, inner.value + log_det)
+    for name in ("error", "solver_error", "met", "tolerance", "accepted", "rejected"):
+        assert torch.equal(getattr(outer, name), getattr(inner, name))
+
+
+def test_the_estimator_gives_the_same_with_its_support():
     x = datasets.load("moons", rows=200, seed=0).x
-    model = FFJORD(schedule="flow_matching:30", hidden=(8,), random_state=0, support="bounded:-9:9").fit(x)
+    model = FFJORD(schedule=[("flow_matching", 30)], hidden=(8,), random_state=0, support=("bounded", -9, 9)).fit(x)
     rows = np.concatenate([x[:5], [[-10.0, 0.0]]])
     log_prob, error = model.score_samples(rows, return_error=True)
     assert log_prob[:5] == pytest.approx(model.score_samples(rows)[:5], abs=1e-10)
     assert np.isneginf(log_prob[5])
     assert error[5] == 0
     assert (error[:5] > 0).all()
-    found = model.certify(rows, error=1e-7)
-    assert found.met.all()
-    assert found.error.max() <= 1e-7
-    assert np.abs(found.log_prob[:5] - log_prob[:5]).max() <= error.max()
+    certified = model.certify(rows, error=1e-7)
+    assert certified.met.all()
+    assert certified.error.max() <= 1e-7
+    assert np.abs(certified.log_prob[:5] - log_prob[:5]).max() <= error.max()
     assert model.solver_error(rows[:5]) == pytest.approx(model.certify(rows[:5]).solver_error.mean())

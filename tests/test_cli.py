@@ -12,11 +12,14 @@ import numpy as np
 import pytest
 from commands import call
 
-from ffjord_kit import DATASETS, FFJORD, __version__, datasets
-from ffjord_kit.cli import main, pictures
+from ffjord_kit import FFJORD, __version__, datasets
+from ffjord_kit.cli import main, plot
+from ffjord_kit.cli.commands import cli
+from ffjord_kit.estimator import DensityModel
+from ffjord_kit.estimator.fields import HEADINGS, ImageFields, TableFields
 
 TINY = ["--schedule", "flow_matching:8", "--hidden", "8", "--seed", "0", "--no-verbose"]
-QUICK = {"schedule": "flow_matching:8", "hidden": (8,)}
+QUICK = {"schedule": [("flow_matching", 8)], "hidden": (8,)}
 MOONS = ["fit", "moons", "--rows", "60", *TINY]
 
 
@@ -67,7 +70,7 @@ def test_fit_says_how_it_went_and_leaves_a_run(command, tmp_path):
     assert re.search(r"done after 8 steps, [\d.]+ s \([\d.]+ s of work\)\n", out)
     assert re.search(r"validation NLL: \d\.\d{4} ± \d\.\d{4} nats at step \d, solver's error \d\.\de-\d\d\n", out)
     assert f"run: {tmp_path / 'run'}   seed: 0" in out
-    assert FFJORD.load(tmp_path / "run").n_features_in_ == 2
+    assert DensityModel.load(tmp_path / "run").n_features == 2
 
 
 def test_the_progress_bar_goes_to_stderr(capsys, tmp_path):
@@ -79,20 +82,45 @@ def test_the_progress_bar_goes_to_stderr(capsys, tmp_path):
 
 def test_a_dry_run_prints_the_whole_configuration_and_leaves_nothing(command, tmp_path):
     shown = json.loads(command(*MOONS, "--dry-run", "--out", tmp_path / "run"))
-    assert shown["estimator"].keys() == {f.name for f in fields(FFJORD)}
+    assert shown["estimator"].keys() == {f.name for f in fields(TableFields)}
     assert shown["estimator"]["hidden"] == [8]
+    assert shown["estimator"]["schedule"] == [["flow_matching", 8]]
     assert shown["data"]["rows"] == 60
     assert shown["data"]["columns"] == ["x0", "x1"]
     assert content(tmp_path) == {}
 
 
-def test_help_lists_an_option_for_every_field_and_every_command(command):
+def test_help_lists_every_field_under_its_heading_and_every_command(command):
     shown = command("fit", "--help")
-    for f in fields(FFJORD):
+    headings = re.findall(r"^(.*) options:$", shown, re.MULTILINE)
+    assert headings == ["Main", "Image", *HEADINGS[1:], "Output"]
+    for f in (*fields(TableFields), *fields(ImageFields)):
         assert f"--{f.name.replace('_', '-')}" in shown
-        assert f.metadata["help"].split()[0] in shown
+        assert all(word in shown for word in f.metadata["choices"])
+    main_options = shown.partition("Main options:")[2].partition("\n\n")[0]
+    assert len(re.findall(r"^  -", main_options, re.MULTILINE)) == 10
     listed = command("--help")
-    assert all(name in listed for name in ("fit", "sample", "score", "plot", "info", "data", "demo"))
+    assert all(name in listed for name in cli.commands)
+
+
+HEAVY = "matplotlib", "numpy", "pandas", "scipy", "sklearn", "torch"
+
+
+@pytest.mark.parametrize(
+    "line", ["--help", *(f"{name} --help" for name in cli.commands if name != "fit"), "score a b --draws 0",
+             "sample", "score a b c", "nonsense"],
+)  # fmt: skip
+def test_help_and_usage_errors_load_no_heavy_module(line):
+    program = (
+        "import atexit, sys\n"
+        f"atexit.register(lambda: print('loaded', sorted(set({HEAVY}) & set(sys.modules))))\n"
+        f"sys.argv = ['ffjord-kit', *{line.split()}]\n"
+        "from ffjord_kit.cli import main\n"
+        "main()\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert ended.returncode == (0 if "--help" in line else 2)
+    assert ended.stdout.splitlines()[-1] == "loaded []"
 
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "npy", "npz", "parquet"])
@@ -100,7 +128,7 @@ def test_samples_are_written_in_the_format_of_the_file(command, moons, tmp_path,
     path = tmp_path / f"samples.{suffix}"
     assert command("sample", moons, "-n", 7, "--seed", 1, "--out", path) == f"7 samples in {path}\n"
     read = datasets.load(path)
-    assert read.x == pytest.approx(FFJORD.load(moons).sample(7, random_state=1), abs=0)
+    assert read.x == pytest.approx(DensityModel.load(moons).sample(7, random_state=1), abs=0)
     assert read.columns == ("x0", "x1")
 
 
@@ -116,7 +144,7 @@ def test_the_same_seed_gives_the_same_bytes(command, moons, tmp_path):
 def test_score_prints_the_likelihood_and_writes_it_row_by_row(command, moons, tmp_path):
     datasets.write(tmp_path / "x.csv", datasets.load("moons", rows=30, seed=3).x, ["x0", "x1"])
     out = command("score", moons, tmp_path / "x.csv", "--out", tmp_path / "scores.csv")
-    scores = FFJORD.load(moons).score_samples(datasets.load(tmp_path / "x.csv").x)
+    scores = DensityModel.load(moons).score_samples(datasets.load(tmp_path / "x.csv").x)
     written = datasets.load(tmp_path / "scores.csv")
     assert written.columns == ("log_likelihood",)
     assert written.x[:, 0] == pytest.approx(scores, abs=1e-12)
@@ -126,28 +154,28 @@ def test_score_prints_the_likelihood_and_writes_it_row_by_row(command, moons, tm
     assert "KL" not in out
 
 
-def test_score_states_the_error_of_each_row_and_meets_the_one_that_is_asked_for(command, moons, tmp_path):
+def test_score_states_the_error_of_each_row_and_meets_a_requested_one(command, moons, tmp_path):
     datasets.write(tmp_path / "x.csv", datasets.load("moons", rows=12, seed=3).x, ["x0", "x1"])
-    out = command("score", moons, tmp_path / "x.csv", "--error", "--out", tmp_path / "scores.csv")
-    found = FFJORD.load(moons).certify(datasets.load(tmp_path / "x.csv").x)
+    out = command("score", moons, tmp_path / "x.csv", "--certify", "--out", tmp_path / "scores.csv")
+    found = DensityModel.load(moons).certify(datasets.load(tmp_path / "x.csv").x)
     written = datasets.load(tmp_path / "scores.csv")
     assert written.columns == ("log_likelihood", "error")
     assert written.x[:, 1] == pytest.approx(found.error, rel=1e-6)
     assert f"error of a row  median {np.median(found.error):.1e}, largest {found.error.max():.1e}" in " ".join(
         out.split("\n")
     )
-    assert re.search(r"steps of a row +median \d+, largest \d+; refused besides: \d", out)
+    assert re.search(r"steps of a row +median \d+, largest \d+; rejected besides: \d", out)
     assert re.search(
-        r"error of 1e-07 +met by every row", command("score", moons, tmp_path / "x.csv", "--target", "1e-7")
+        r"error of 1e-07 +met by every row", command("score", moons, tmp_path / "x.csv", "--error", "1e-7")
     )
     assert "of the trace" in command("score", moons, tmp_path / "x.csv", "--probes", 2)
 
 
 def test_score_names_the_rows_that_could_not_meet_the_target(command, moons, tmp_path, monkeypatch):
-    found = FFJORD.load(moons).certify(datasets.load("moons", rows=9, seed=3).x)
-    monkeypatch.setattr(FFJORD, "certify", lambda *_, **__: found._replace(met=np.arange(9) == 4))
+    found = DensityModel.load(moons).certify(datasets.load("moons", rows=9, seed=3).x)
+    monkeypatch.setattr(DensityModel, "certify", lambda *_, **__: found._replace(met=np.arange(9) == 4))
     datasets.write(tmp_path / "x.csv", datasets.load("moons", rows=9, seed=3).x, ["x0", "x1"])
-    out = command("score", moons, tmp_path / "x.csv", "--target", "0.01")
+    out = command("score", moons, tmp_path / "x.csv", "--error", "0.01")
     assert re.search(r"error of 0\.01 +met by 1 of 9 rows; not by rows 0, 1, 2, 3, 5, \.\.\.", out)
 
 
@@ -174,15 +202,15 @@ def test_info_tells_what_a_run_is(command, moons, conditional, table):
 
 
 def test_data_lists_every_name(command):
-    assert all(name in command("data") for name in DATASETS)
+    assert all(name in command("data") for name in datasets.DATASETS)
 
 
 @pytest.fixture
 def small_pictures(monkeypatch):
-    for name, value in {"GRID": 16, "GIF_GRID": 8, "PATHS": 9, "FRAMES": 3, "POINTS": 60, "SHEET": 4}.items():
-        monkeypatch.setattr(pictures, name, value)
-    monkeypatch.setattr(pictures, "STRIP_TIMES", np.linspace(0, 1, 2))
-    monkeypatch.setattr(pictures, "GIF_TIMES", np.linspace(0, 1, 2))
+    for name, value in {"GRID": 16, "GIF_GRID": 8, "PATHS": 9, "FRAMES": 3, "POINTS": 60, "DIGITS": 4}.items():
+        monkeypatch.setattr(plot, name, value)
+    monkeypatch.setattr(plot, "STRIP_TIMES", np.linspace(0, 1, 2))
+    monkeypatch.setattr(plot, "GIF_TIMES", np.linspace(0, 1, 2))
 
 
 PLANE = {"density.png", "samples.png", "trajectories.png", "field.png", "flow.png", "flow.gif", "training.png"}
@@ -205,7 +233,7 @@ def test_plot_of_more_columns_draws_pairs_and_of_pictures_a_sheet(command, tmp_p
 
 def test_plot_of_a_conditional_run_is_at_the_median_or_at_a_given_context(command, conditional, table, monkeypatch):
     drawn = []
-    monkeypatch.setattr(pictures, "draw_all", lambda subject, *more, **options: drawn.append(subject) or [])
+    monkeypatch.setattr(plot, "draw_table", lambda subject, *more, **options: drawn.append(subject) or [])
     command("plot", conditional, "--out", "nowhere")
     command("plot", conditional, "--out", "nowhere", "--context", "1.5")
     assert [subject.context.tolist() for subject in drawn] == [[np.median(datasets.load(table).x[:, 2])], [1.5]]
@@ -218,7 +246,7 @@ def test_a_context_is_given_as_values_or_as_a_file(command, conditional, tmp_pat
     command(
         "sample", conditional, "-n", 6, "--seed", 0, "--context", tmp_path / "ages.csv", "--out", tmp_path / "6.npy"
     )
-    model = FFJORD.load(conditional)
+    model = DensityModel.load(conditional)
     one, each = datasets.load(tmp_path / "one.csv"), np.load(tmp_path / "6.npy")
     assert one.columns == ("speed [m/s]", "mass")
     assert one.x == pytest.approx(model.sample(6, context=[-0.5], random_state=0), abs=0)
@@ -227,14 +255,14 @@ def test_a_context_is_given_as_values_or_as_a_file(command, conditional, tmp_pat
 
 def test_score_of_a_conditional_run_takes_the_context_from_its_column(command, conditional, table, tmp_path):
     command("score", conditional, table, "--out", tmp_path / "scores.npy")
-    x, model = datasets.load(table).x, FFJORD.load(conditional)
+    x, model = datasets.load(table).x, DensityModel.load(conditional)
     scores = model.score_samples(x[:, :2], context=x[:, 2:])
     assert np.load(tmp_path / "scores.npy")[:, 0] == pytest.approx(scores, abs=1e-12)
 
 
 def test_the_demo_fits_compares_and_draws(command, tmp_path, monkeypatch, small_pictures):
     demo = importlib.import_module("ffjord_kit.cli.demo")
-    exhibit = replace(demo.EXHIBITS[-1], name="iris", rows=60)  # of so few, repeated values are no warning
+    exhibit = replace(demo.EXHIBITS[-1], name="iris", train_rows=60)  # of so few, repeated values are no warning
     monkeypatch.setattr(demo, "EXHIBITS", (exhibit,))
     monkeypatch.setattr(demo, "FFJORD", lambda **options: FFJORD(**{**options, **QUICK, "verbose": False}))
     out = command("demo", "--out", tmp_path / "demo")
@@ -305,11 +333,11 @@ def test_resume_takes_nothing_else(capsys, moons, more):
     assert more[0].strip("-").replace("-", "_") in err
 
 
-def test_an_error_that_nobody_foresaw_is_one_line_and_a_traceback_only_when_asked_for(capsys, monkeypatch, moons):
-    monkeypatch.setattr(FFJORD, "load", lambda path: {}["of all things"])
+def test_an_unexpected_error_is_one_line_and_a_traceback_only_for_debugging(capsys, monkeypatch, moons):
+    monkeypatch.setattr(DensityModel, "load", lambda path: {}["of all things"])
     code, out, err = call(capsys, "score", moons, "moons")
     assert (code, out) == (1, "")
-    assert err == "error: KeyError: 'of all things' (unforeseen; set FFJORD_KIT_DEBUG=1 for the traceback)\n"
+    assert err == "error: KeyError: 'of all things' (unexpected; set FFJORD_KIT_DEBUG=1 for the traceback)\n"
     monkeypatch.setenv("FFJORD_KIT_DEBUG", "1")
     with pytest.raises(KeyError):
         call(capsys, "score", moons, "moons")

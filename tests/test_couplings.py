@@ -1,4 +1,4 @@
-"""Couplings: an order of the base points that shortens the way, and leaves their law what it was in every context."""
+"""Couplings: orders of the base points that shorten paths, and leave their distribution unchanged in every context."""
 
 import math
 
@@ -7,13 +7,13 @@ import torch
 from oracles import F64, close, randn
 from scipy.optimize import linear_sum_assignment
 
-from ffjord_kit.couplings import CELL, COUPLINGS, optimal_transport
+from ffjord_kit.objectives.couplings import CELL_SIZE, COUPLINGS, optimal_transport
 
-SIZES = [1, 2, 3, CELL, CELL + 1, 300]
+SIZES = [1, 2, 3, CELL_SIZE, CELL_SIZE + 1, 300]
 
 
 def cost(start, end, order=None):
-    """The mean squared way of a row."""
+    """Return the mean squared distance of pairs."""
     order = range(len(start)) if order is None else order
     return float((start[order] - end).square().reshape(len(end), -1).sum(1).mean())
 
@@ -38,7 +38,7 @@ def test_a_coupling_is_a_permutation_that_never_costs_more_and_is_the_same_again
     kept = start.clone(), end.clone()
     order = COUPLINGS[word](start, end, c)
     assert order.sort().values.tolist() == list(range(n))
-    if context != "numbers":  # unequal contexts have a part of their own in what is made small
+    if context != "numbers":  # the cost of unequal contexts has a term of its own
         assert cost(start, end, order) <= cost(start, end) + 1e-12
     assert torch.equal(order, COUPLINGS[word](start, end, c))
     close(start, kept[0], 0.0)
@@ -62,12 +62,12 @@ def test_a_batch_of_512_gets_most_of_what_exact_transport_saves(size, share):
 
 
 def standard_errors(values):
-    """The mean of values (n,) in its own standard errors."""
+    """Return the mean of values (n,) in its own standard errors."""
     return float(values.mean() / (values.std() / math.sqrt(len(values))))
 
 
 def coupled(context_of, data_of, batches=60, n=512):
-    """Base points and contexts of many coupled batches, and the share of the cost that the coupling saved."""
+    """Return base points and contexts of many coupled batches, and the share of the cost that the coupling saves."""
     starts, contexts, before, after = [], [], 0.0, 0.0
     for seed in range(batches):
         c, start = context_of(n, seed), randn(n, 2, seed=3 * seed)

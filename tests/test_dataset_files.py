@@ -3,12 +3,16 @@
 import os
 import pickle
 import sys
+import time
+from decimal import Decimal
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
-from ffjord_kit.datasets import DataWarning, check_writable, load, split_columns, write
+from ffjord_kit.datasets import Dataset, DataWarning, check_writable, load, split_columns, write
+from ffjord_kit.datasets.validation import check_distinct_names
 
 TEXTS = {
     "commas and a header": "a,b\n1,2\n3,4.5\n",
@@ -16,11 +20,14 @@ TEXTS = {
     "semicolons": "a;b\n1;2\n3;4.5\n",
     "tabs": "a\tb\n1\t2\n3\t4.5\n",
     "runs of white space": "  a   b\n 1 2 \n 3    4.5\n",
+    "quotes and white space": 'a b\n"1" 2\n3 "4.5"\n',
     "quotes": '"a","b"\n"1",2\n3,"4.5"\n',
     "Windows line ends and a byte order mark": "\ufeffa,b\r\n1,2\r\n3,4.5\r\n",
     "blank lines and comments": "# made by hand\n\na,b\n\n1,2\n# more\n3,4.5\n\n",
     "the header that numpy.savetxt writes": "# a b\n1.0e+00 2.0e+00\n3.0e+00 4.5e+00\n",
     "no line end": "a,b\n1,2\n3,4.5",
+    "a comment with an odd quote": 'a,b\n# 5" long\n1,2\n# 6" long\n3,4.5\n',
+    "a line of white space": "a,b\n1,2\n  \n3,4.5\n",
 }
 
 
@@ -41,6 +48,43 @@ def test_what_is_written_is_read_back_exactly(tmp_path, extension):
     np.testing.assert_array_equal(dataset.x, x)
     assert dataset.columns == (("x0", "x1", "x2") if extension == ".npy" else names)
     assert os.listdir(tmp_path) == [f"t{extension}"]
+
+
+def test_numbers_are_read_as_python_reads_them(tmp_path):
+    cells = ["5e-324", "2.2250738585072011e-308", "0.1000000000000000055511151231257827", "+.5", "9007199254740993"]
+    (tmp_path / "t.csv").write_text("\n".join(["a,b", *(f"{cell},1E5" for cell in cells)]))
+    assert load(str(tmp_path / "t.csv")).x[:, 0].tolist() == [float(cell) for cell in cells]
+
+
+def test_a_bad_cell_far_down_a_large_file_is_named_by_its_line(tmp_path):
+    lines = ["a,b"] + ["# again" if i % 1000 == 7 else f"{i},{i}.5" for i in range(30_000)]
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    x = load(str(tmp_path / "t.csv")).x
+    assert x.shape == (29_970, 2) and x.flags.c_contiguous and x[-1].tolist() == [29_999, 29_999.5]
+    lines[25_001] = "25000,?"
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    with pytest.raises(ValueError, match=r"missing values in 'b' \(1 of 29970 rows, first '\?' on line 25002\)"):
+        load(str(tmp_path / "t.csv"))
+
+
+def test_many_columns_are_checked_quickly(tmp_path):
+    names = [f"c{i}" for i in range(5000)]
+    with pytest.raises(ValueError, match="two columns are called 'c0'"):
+        write(tmp_path / "t.csv", np.zeros((1, 10_000)), names * 2)
+    started = time.perf_counter()
+    with pytest.raises(ValueError, match="two columns are called 'c0'"):
+        check_distinct_names("t.csv", names * 2)
+    dataset = Dataset("wide", np.zeros((1, 5000)), tuple(names))
+    assert split_columns(dataset, names[1:]).columns == ("c0",)
+    assert time.perf_counter() - started < 0.5
+
+
+def test_whole_numbers_and_truth_values_are_written_as_numbers(tmp_path):
+    write(tmp_path / "a.csv", np.array([[1, 2**53 + 1]]), ("a", "b"))
+    write(tmp_path / "b.csv", np.array([[True], [False]]), ("a",))
+    write(tmp_path / "c.csv", np.array([[np.nan, np.inf]]), ("a", "b"))
+    texts = [(tmp_path / f"{name}.csv").read_text() for name in "abc"]
+    assert texts == ["a,b\n1,9007199254740993\n", "a\n1.0\n0.0\n", "a,b\nnan,inf\n"]
 
 
 def test_names_that_are_numbers_do_not_become_a_row(tmp_path):
@@ -113,6 +157,14 @@ BAD_FILES = [
     ("t.csv", "1,2\n3,oops\n", r"text in 'x1' \(1 of 2 rows, first 'oops' on line 2\)"),
     ("t.csv", "a;b\n1,5;2\n", r"text in 'a' \(1 of 1 rows, first '1,5' on line 2\).* not 1,5"),
     ("t.csv", "a,b\n1,2\n3,1_000\n", "text in 'b'"),
+    ("t.csv", "a,b\n1,True\n3,False\n", r"text in 'b' \(2 of 2 rows, first 'True' on line 2\)"),
+    ("t.csv", 'a;b\n";4\n5;6\n7";8\n', r"text in 'a' .1 of 1 rows, first ';4"),
+    ("t.txt", 'a b\n1 "TRUE"\n3 "FALSE"\n', "text in 'b' .2 of 2 rows"),
+    ("t.csv", "a,b\n1,2\n3,4 # note\n", r"text in 'b' \(1 of 2 rows, first '4 # note' on line 3\)"),
+    ("t.csv", "a,b\n1,2\n3,1\x00x\n", "text in 'b'|not a table of text"),
+    ("t.csv", 'a,b\n1,2\n3,"4\n5,6\n', r"text in 'b' \(1 of 2 rows"),
+    ("t.csv", "a,b\n1,2\n3,4,\n", "line 3 has 3 cells; expected 2, as on line 1"),
+    ("t.txt", "a b\n1 2\n3 4 5\n", "line 3 has 3 cells; expected 2, as on line 1"),
     ("t.csv", "a,b\n1,2\n3\n", "line 3 has 1 cells; expected 2, as on line 1"),
     ("t.tsv", "1\t2\n3\t4\t5\n", "line 2 has 3 cells; expected 2, as on line 1"),
     ("t.csv", "a,b\n1,2\n#N/A,4\n", "missing values in 'a'"),
@@ -137,6 +189,7 @@ BAD_FILES = [
     ("t.xls", "a", "unknown extension '.xls'; known: .csv, "),
     ("t.parquet", "nothing", "damaged, or not a Parquet file"),
     ("t.parquet", parquet(a=["x", "y"]), "column 'a' holds string; expected numbers"),
+    ("t.parquet", parquet(a=[True, None]), r"missing values in 'a' \(1 of 2 rows, first row 1"),
     ("t.parquet", parquet(a=[1, 2], b=[0.5, None]), r"missing values in 'b' \(1 of 2 rows, first row 1"),
 ]
 
@@ -194,6 +247,16 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch, use
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(ImportError, match=r"pip install ffjord-kit\[parquet\]"):
         use(str(tmp_path / "t.parquet"))
+
+
+def test_parquet_keeps_whole_and_decimal_numbers_and_takes_no_column_from_its_folder(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    frame = pd.DataFrame({"a": [1, 2], "b": [Decimal("1.5"), Decimal("2.5")], "c": [True, False]}, index=[7, 9])
+    (tmp_path / "year=1999").mkdir()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pandas(frame), tmp_path / "year=1999" / "t.parquet")
+    dataset = load(str(tmp_path / "year=1999" / "t.parquet"))
+    assert dataset.columns == ("a", "b", "c") and dataset.x.dtype == np.float64
+    np.testing.assert_array_equal(dataset.x, [[1, 1.5, 1], [2, 2.5, 0]])
 
 
 def test_a_file_that_is_not_here_is_looked_for_in_the_folder_of_larger_sets(tmp_path, monkeypatch):

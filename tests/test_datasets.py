@@ -52,7 +52,7 @@ def test_the_description_says_what_load_gives(row):
     dataset = load(row.name)
     assert dataset.x.shape == (row.rows or 10_000, row.dimensions)
     assert (dataset.log_prob is not None) == row.truth_known
-    assert row.what and row.source and dataset.name == row.name
+    assert row.summary and row.source and dataset.name == row.name
 
 
 @pytest.mark.parametrize("word", TOYS)

@@ -1,14 +1,14 @@
-"""The contract of every dynamics: shape, dtype, gradient to every parameter, time as a number or one for each row."""
+"""Contract of every vector field of DYNAMICS: shape, dtype, gradients, time as a number or one for each row."""
 
 import pytest
 import torch
-from oracles import F64, close, jacobian, randn
+from oracles import F64, SmoothMLP, close, jacobian, randn
 
-from ffjord_kit.activations import ACTIVATIONS
-from ffjord_kit.cnf import CNF
-from ffjord_kit.dynamics import DYNAMICS, ResidualDynamics
 from ffjord_kit.flow import Flow
-from ffjord_kit.solver import Solver
+from ffjord_kit.nn import ACTIVATIONS, DYNAMICS, IMAGE_DYNAMICS, ResidualDynamics
+from ffjord_kit.ode import AdaptiveSolver, FixedSolver, make_solver
+from ffjord_kit.trace import ExactTrace, HutchinsonTrace
+from ffjord_kit.transforms import CNF
 
 HIDDEN = [(8,), (8, 16, 4)]
 EVENTS = [(1,), (3,), (2, 2, 2)]
@@ -60,8 +60,8 @@ def test_the_gradient_reaches_every_element_of_every_parameter_and_input(word, d
 def test_rows_do_not_mix(word, dim, hidden):
     x, context = inputs(dim)
     field, time = build(word, dim, hidden), torch.linspace(0.1, 0.9, 4, dtype=F64)
-    parts = (time, x) if context is None else (time, x, context)
-    for matrix in torch.autograd.functional.jacobian(field, parts):
+    arguments = (time, x) if context is None else (time, x, context)
+    for matrix in torch.autograd.functional.jacobian(field, arguments):
         by_rows = matrix.reshape(4, 3, 4, -1).abs().sum((1, 3))
         close(by_rows, by_rows.diagonal().diag(), 0.0)
         assert bool((by_rows.diagonal() > 0).all())
@@ -78,9 +78,9 @@ def test_one_time_for_all_is_the_same_as_one_for_each_row(word, dim, hidden):
 def test_derivatives_are_those_of_finite_differences_to_the_second_order(word, dim, hidden):
     x, context = inputs(dim, rows=2)
     field, time = build(word, dim, hidden), torch.tensor([0.3, 0.8], dtype=F64)
-    parts = tuple(v.requires_grad_() for v in ((time, x) if context is None else (time, x, context)))
-    assert torch.autograd.gradcheck(field, parts, fast_mode=True)
-    assert torch.autograd.gradgradcheck(field, parts, fast_mode=True, gen_non_contig_grad_outputs=False)
+    arguments = tuple(v.requires_grad_() for v in ((time, x) if context is None else (time, x, context)))
+    assert torch.autograd.gradcheck(field, arguments, fast_mode=True)
+    assert torch.autograd.gradgradcheck(field, arguments, fast_mode=True, gen_non_contig_grad_outputs=False)
 
 
 ACTIVATED = [(word, a) for word in DYNAMICS for a in (("tanh",) if word == "potential" else ACTIVATIONS)]
@@ -116,10 +116,10 @@ def test_a_network_is_reproduced_by_its_state(word):
 def test_a_density_in_single_precision_is_that_in_double(word, method):
     x, context = inputs(3)
     field = build(word, 3, scale=0.2)
-    flow = Flow([CNF(field, (3,), solver=Solver(method))], context_dim=3).double()
+    flow = Flow([CNF(field, (3,), solver=make_solver(method))], context_dim=3).double()
     with torch.no_grad():
-        exact = flow.log_prob(x, context, solver=Solver(rtol=1e-9, atol=1e-9))
-        single = flow.float().log_prob(x.float(), context.float(), solver=Solver(method, 1e-6, 1e-6))
+        exact = flow.log_prob(x, context, solver=AdaptiveSolver(rtol=1e-9, atol=1e-9))
+        single = flow.float().log_prob(x.float(), context.float(), solver=make_solver(method, tolerance=1e-6))
     assert single.dtype == torch.float32
     close(single.double(), exact, 2e-4)
 
@@ -129,3 +129,52 @@ def test_the_slope_of_an_activation_is_that_of_automatic_differentiation(word):
     u = torch.linspace(-30, 30, 2001, dtype=F64).requires_grad_()
     y, slope = ACTIVATIONS[word](u, torch.ones_like(u))
     close(slope, torch.autograd.grad(y.sum(), u)[0], 1e-12)
+    for got, expected in zip(ACTIVATIONS[word].with_slope(u), (y, slope), strict=True):
+        close(got, expected, 0.0)
+
+
+def moved(field):
+    """Return the field in float64 with every parameter moved off its initial value."""
+    with torch.no_grad():
+        for seed, parameter in enumerate(field.double().parameters()):
+            parameter.copy_(0.3 * randn(*parameter.shape, seed=seed))
+    return field
+
+
+FIELDS = {
+    **{word: (lambda word=word: build(word, 2, scale=0.3), (3,)) for word in DYNAMICS},
+    "plain module": (lambda: SmoothMLP(3, context_dim=2), (3,)),
+    "convolution": (lambda: moved(IMAGE_DYNAMICS["convolution"]((1, 2, 2), context_dim=2, hidden=(3,))), (1, 2, 2)),
+    "unet": (lambda: moved(IMAGE_DYNAMICS["unet"]((1, 2, 2), context_dim=2, hidden=(8,))), (1, 2, 2)),
+}
+
+
+@pytest.mark.parametrize(
+    ("trace", "learn_end_time"),
+    [(ExactTrace(), False), (HutchinsonTrace(2), True)],
+    ids=["exact", "hutchinson-learned end time"],
+)
+@pytest.mark.parametrize(("make", "event"), FIELDS.values(), ids=FIELDS)
+def test_transforms_of_torch_func_through_a_density_are_those_of_autograd(make, event, trace, learn_end_time):
+    cnf = CNF(make(), event, solver=FixedSolver("midpoint", 1), learn_end_time=learn_end_time)
+    flow, (x, context) = Flow([cnf], context_dim=2).double(), inputs(2, event, rows=2)
+    direction = randn(*event, seed=9)
+
+    def log_prob(row, c):
+        generator = torch.Generator().manual_seed(0)
+        return flow.log_prob(row[None], c[None], trace=trace, generator=generator)[0]
+
+    def expected(derivative):
+        return torch.stack([derivative(lambda y, c=c: log_prob(y, c), row) for row, c in zip(x, context, strict=True)])
+
+    functional = torch.autograd.functional
+    hessian = torch.func.jacfwd(torch.func.jacrev(log_prob), randomness="same")
+    values = expected(lambda f, row: f(row))
+    gradients = expected(functional.jacobian)
+    hessians = expected(functional.hessian)
+    close(torch.func.vmap(log_prob, randomness="same")(x, context), values, 1e-10)
+    close(torch.func.vmap(torch.func.grad(log_prob), randomness="same")(x, context), gradients, 1e-10)
+    close(torch.func.vmap(hessian, randomness="same")(x, context), hessians, 1e-10)
+    for row, c, gradient in zip(x, context, gradients, strict=True):
+        _, slope = torch.func.jvp(lambda y, c=c: log_prob(y, c), (row,), (direction,))
+        close(slope, (gradient * direction).sum(), 1e-10)

@@ -9,21 +9,18 @@ import torch
 from oracles import F64, LinearDynamics, SmoothMLP, Stack, close, difference_along, gaussian_mixture, linear, randn
 from torch import distributions as d
 
-from ffjord_kit.base import StandardNormal
-from ffjord_kit.cnf import CNF
-from ffjord_kit.failures import SolveError
+from ffjord_kit.distributions import StandardNormal
 from ffjord_kit.flow import Flow
-from ffjord_kit.layers import Softplus, Standardize
-from ffjord_kit.solver import GRADIENTS, Solver
+from ffjord_kit.ode import ADJOINTS, FixedSolver, SolveError, make_solver
 from ffjord_kit.trace import TRACE_ESTIMATORS, HutchinsonTrace, OrthogonalTrace
+from ffjord_kit.transforms import CNF, Softplus, Standardize
 
-EXACT = Solver("rk4", steps=24)
+EXACT = FixedSolver("rk4", 24)
 END = 0.7
 
 
-def a_solver(method, gradient="backprop"):
-    options = {"steps": 24} if method == "rk4" else {"rtol": 1e-9, "atol": 1e-9}
-    return Solver(method, gradient=gradient, **options)
+def a_solver(method, adjoint="backprop"):
+    return make_solver(method, tolerance=1e-9, steps=24 if method == "rk4" else None, adjoint=adjoint)
 
 
 def seeded(seed=5):
@@ -40,12 +37,12 @@ def curved_flow(solver=EXACT, *, context_dim=0, **options):
     return Flow([cnf], context_dim=context_dim, **options).double()
 
 
-@pytest.mark.parametrize("gradient", GRADIENTS)
+@pytest.mark.parametrize("adjoint", ADJOINTS)
 @pytest.mark.parametrize("method", ["dopri5", "rk4"])
 @pytest.mark.parametrize("word", TRACE_ESTIMATORS)
-def test_log_prob_and_all_its_gradients_are_those_of_the_matrix_exponential(word, method, gradient):
+def test_log_prob_and_all_its_gradients_are_those_of_the_matrix_exponential(word, method, adjoint):
     field, trace = linear(3, context_dim=2, rate=0.5), TRACE_ESTIMATORS[word](2)
-    flow = linear_flow(field, a_solver(method, gradient), context_dim=2)
+    flow = linear_flow(field, a_solver(method, adjoint), context_dim=2)
     x, context = randn(4, 3).requires_grad_(), randn(4, 2, seed=9).requires_grad_()
     got = flow.log_prob(x, context, trace=trace, generator=seeded())
     expected = field.log_prob(x, END, context, None if word == "exact" else trace.draw(x, seeded()))
@@ -55,12 +52,12 @@ def test_log_prob_and_all_its_gradients_are_those_of_the_matrix_exponential(word
         close(ours, theirs)
 
 
-@pytest.mark.parametrize("gradient", GRADIENTS)
+@pytest.mark.parametrize("adjoint", ADJOINTS)
 @pytest.mark.parametrize("trace", [OrthogonalTrace(3), HutchinsonTrace(1)], ids=["orthogonal", "rademacher"])
-def test_probes_that_are_exact_by_construction_give_the_exact_gradient(trace, gradient):
+def test_probes_that_are_exact_by_construction_give_the_exact_gradient(trace, adjoint):
     matrix = randn(3, 3) if isinstance(trace, OrthogonalTrace) else randn(3).diag()
     field, x = LinearDynamics(matrix), randn(4, 3, seed=1)
-    got = linear_flow(field, a_solver("dopri5", gradient)).log_prob(x, trace=trace, generator=seeded())
+    got = linear_flow(field, a_solver("dopri5", adjoint)).log_prob(x, trace=trace, generator=seeded())
     expected = field.log_prob(x, END)
     close(got, expected)
     (ours,), (theirs,) = (torch.autograd.grad(v.sum(), field.a) for v in (got, expected))
@@ -131,10 +128,10 @@ def test_velocity_is_the_derivative_of_the_trajectory_in_the_units_of_the_data(t
     close(stack.flow.velocity(x, time), forward, 1e-6)
 
 
-@pytest.mark.parametrize("gradient", GRADIENTS)
+@pytest.mark.parametrize("adjoint", ADJOINTS)
 @pytest.mark.parametrize("word", TRACE_ESTIMATORS)
-def test_the_gradient_in_the_parameters_is_that_of_finite_differences(word, gradient):
-    flow, x = curved_flow(a_solver("rk4", gradient)), randn(4, 2)
+def test_the_gradient_in_the_parameters_is_that_of_finite_differences(word, adjoint):
+    flow, x = curved_flow(a_solver("rk4", adjoint)), randn(4, 2)
 
     def value():
         return flow.log_prob(x, trace=TRACE_ESTIMATORS[word](1), generator=seeded()).sum()
@@ -148,15 +145,15 @@ def test_the_gradient_in_the_parameters_is_that_of_finite_differences(word, grad
 
 def test_the_score_and_its_parameter_gradient_are_those_of_finite_differences():
     flow, x = curved_flow(), randn(4, 2)
-    score = flow.grad_log_prob(x)
+    score = flow.score(x)
     assert not score.requires_grad
     direction = randn(4, 2, seed=3)
     expected = difference_along(lambda: flow.log_prob(x).sum(), x, direction)
     assert float((score * direction).sum()) == pytest.approx(expected, rel=1e-7)
     weight = next(flow.parameters())
-    (gradient,) = torch.autograd.grad(flow.grad_log_prob(x, create_graph=True).square().sum(), weight)
+    (gradient,) = torch.autograd.grad(flow.score(x, create_graph=True).square().sum(), weight)
     direction = randn(*weight.shape, seed=4)
-    expected = difference_along(lambda: flow.grad_log_prob(x).square().sum(), weight, direction)
+    expected = difference_along(lambda: flow.score(x).square().sum(), weight, direction)
     assert float((gradient * direction).sum()) == pytest.approx(expected, rel=1e-6)
 
 
@@ -172,13 +169,13 @@ def test_the_hessian_of_a_linear_flow_is_that_of_its_gaussian(method):
 def test_the_adjoint_refuses_a_second_derivative():
     flow = curved_flow(a_solver("rk4", "adjoint"))
     with pytest.raises(SolveError, match="first derivatives only"):
-        flow.grad_log_prob(randn(2, 2), create_graph=True)
+        flow.score(randn(2, 2), create_graph=True)
 
 
 def test_the_density_of_a_curved_flow_integrates_to_one():
     middle = torch.linspace(-7, 7, 71, dtype=F64)[:-1] + 0.1
     with torch.no_grad():
-        log_prob = curved_flow(Solver("rk4", steps=15)).log_prob(torch.cartesian_prod(middle, middle))
+        log_prob = curved_flow(FixedSolver("rk4", 15)).log_prob(torch.cartesian_prod(middle, middle))
     assert abs(float(log_prob.exp().sum()) * 0.2**2 - 1) < 1e-3
 
 
@@ -190,7 +187,7 @@ CALLS = {
     "to_data": lambda flow, x, c, g: flow.to_data(x, c)[1],
     "trajectory": lambda flow, x, c, g: flow.trajectory(x, [1.0, 0.4, 0.6], c, generator=g).x,
     "velocity": lambda flow, x, c, g: flow.velocity(x, 0.4, c),
-    "grad_log_prob": lambda flow, x, c, g: flow.grad_log_prob(x, c),
+    "score": lambda flow, x, c, g: flow.score(x, c),
 }
 
 
@@ -198,7 +195,7 @@ CALLS = {
 def test_a_context_acts_row_by_row_in_every_call_as_the_field_that_it_stands_for(call):
     field, x, context = linear(2, context_dim=3, rate=0.5), randn(3, 2), randn(3, 3, seed=6)
     scaling = Standardize(randn(3), randn(3, seed=2).exp())
-    got = call(linear_flow(field, context_dim=3, context_layer=scaling), x, context, seeded())
+    got = call(linear_flow(field, context_dim=3, context_preprocess=scaling), x, context, seeded())
     for row, drift in enumerate(field.drift(scaling.to_base(context)[0])):
         alone = linear_flow(LinearDynamics(field.a, drift.detach(), rate=0.5))
         expected = call(alone, x, None, seeded())
@@ -231,8 +228,8 @@ def test_a_call_leaves_the_global_noise_its_arguments_and_the_modules_as_they_we
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_a_call_gives_the_same_without_gradients_and_in_inference_mode(call):
-    layers = [Softplus(torch.full((2,), -9.0, dtype=F64)), *curved_flow(context_dim=3).layers]
-    flow, x, context = Flow(layers, context_dim=3).double(), randn(3, 2), randn(3, 3)
+    transforms = [Softplus(torch.full((2,), -9.0, dtype=F64)), *curved_flow(context_dim=3).transforms]
+    flow, x, context = Flow(transforms, context_dim=3).double(), randn(3, 2), randn(3, 3)
     expected = call(flow, x, context, seeded())
     for mode in (torch.no_grad, torch.inference_mode):
         with mode():

@@ -1,4 +1,4 @@
-"""Classes: left out in training, followed by a strength in sampling, and told apart by Bayes' rule."""
+"""Classes: hidden at random in training, guidance in sampling, and classification by Bayes' rule."""
 
 import numpy as np
 import pytest
@@ -6,11 +6,15 @@ import torch
 from oracles import randn
 from scipy.stats import norm
 
-from ffjord_kit import CNF, Flow, FlowMatching, ResidualDynamics, Solver, fit
-from ffjord_kit.images import DropContext, class_log_probs, guided, one_hot
-from ffjord_kit.training import Phase
+from ffjord_kit.data import Batch
+from ffjord_kit.flow import Flow
+from ffjord_kit.nn import ResidualDynamics
+from ffjord_kit.objectives import DropContext, FlowMatching, class_log_probs, guided, one_hot
+from ffjord_kit.ode import FixedSolver
+from ffjord_kit.training import Phase, TrainConfig, fit_flow
+from ffjord_kit.transforms import CNF
 
-SOLVER = Solver("rk4", steps=12)
+SOLVER = FixedSolver("rk4", 12)
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +25,7 @@ def two_classes():
     x = randn(2000, 1) + 4.0 * labels[:, None] - 2.0
     flow = Flow([CNF(ResidualDynamics((1,), context_dim=2, hidden=(32, 32)), (1,), solver=SOLVER)], context_dim=2)
     phases = [Phase(DropContext(FlowMatching(), 0.2), 600, 8e-3)]
-    fit(flow, x, context=one_hot(labels, 2), schedule=phases, batch_size=256)
+    fit_flow(flow, x, context=one_hot(labels, 2), schedule=phases, config=TrainConfig(batch_size=256))
     return flow.double().requires_grad_(False)
 
 
@@ -64,6 +68,6 @@ def test_what_has_no_context_is_refused():
     with pytest.raises(ValueError, match="guidance needs a conditional flow"):
         guided(flow, 2.0)
     with pytest.raises(ValueError, match="no context to leave out"):
-        DropContext(FlowMatching()).loss(flow, randn(4, 1).float(), None, torch.Generator())
+        DropContext(FlowMatching()).loss(flow, Batch(randn(4, 1).float()), torch.Generator())
     with pytest.raises(ValueError, match=r"share must lie in \[0, 1\]; got 2"):
         DropContext(FlowMatching(), 2.0)

@@ -10,7 +10,7 @@ import pytest
 from commands import call
 from PIL import Image
 
-from ffjord_kit import FFJORD, datasets, metrics
+from ffjord_kit import ImageFFJORD, datasets, metrics
 from ffjord_kit.cli import main
 
 TINY = ["--schedule", "flow_matching:4", "--hidden", "8", "--batch-size", "16", "--tolerance", "1e-3"]
@@ -31,7 +31,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(folder, tmp_path_factory):
-    """A run that is told the classes."""
+    """A run that is conditioned on the classes."""
     out = tmp_path_factory.mktemp("runs") / "classes"
     fitted(folder, out, "--context", "label", "--size", "4", "--context-dropout", "0.1")
     return out
@@ -83,17 +83,17 @@ def test_score_states_every_error_of_bits_per_dimension(grey, folder, capsys, tm
     for part in ("6 of 1 x 4 x 4, 8 bits", "uniform, 2 draws", "logit with alpha 1e-06", "2 probes", "tolerance 0.001"):
         assert part in out
     assert (tmp_path / "bits.csv").read_text().startswith("log_likelihood,bits_per_dim")
-    out = call(capsys, "score", grey, folder, "--rows", 4, "--error")[1]
+    out = call(capsys, "score", grey, folder, "--rows", 4, "--certify")[1]
     assert "4, 16 pixels" in out and "for about 99 % of rows" in out
 
 
-def test_outliers_of_two_sets_are_told_apart(grey, folder, capsys, tmp_path):
+def test_outlier_scores_separate_two_sets(grey, folder, capsys, tmp_path):
     np.savez(tmp_path / "odd.npz", x_train=np.tile(np.array([0, 255], np.uint8), (8, 4, 2)))
     picture = tmp_path / "scores.png"
-    argv = ("score", grey, folder, tmp_path / "odd.npz", "--rows", 8, "--ood", "--picture", picture)
+    argv = ("score", grey, folder, tmp_path / "odd.npz", "--rows", 8, "--outliers", "--picture", picture)
     code, out, _ = call(capsys, *argv)
     assert code == 0 and re.search(r"likelihood .* 1\.000 ± 0\.000", out) and "typicality" in out and "gradient" in out
-    assert "raw likelihood alone may rate data of another kind higher" in out
+    assert "likelihood alone may rate simpler data of another kind higher" in out
     assert picture.exists()
     assert call(capsys, "score", grey, folder, folder)[0] == 2
 
@@ -104,7 +104,7 @@ def test_outliers_of_a_table_have_the_same_scores(capsys, tmp_path):
             tmp_path / f"{name}.csv", np.random.default_rng(seed).normal(size=(60, 2)) + 6 * seed, ["u", "v"]
         )
     fitted(tmp_path / "a.csv", tmp_path / "run")
-    out = call(capsys, "score", tmp_path / "run", tmp_path / "a.csv", tmp_path / "b.csv", "--ood")[1]
+    out = call(capsys, "score", tmp_path / "run", tmp_path / "a.csv", tmp_path / "b.csv", "--outliers")[1]
     assert re.search(r"likelihood .* 1\.000 ± 0\.000", out)
 
 
@@ -123,7 +123,7 @@ def test_every_picture_is_drawn(run, grey, folder, capsys, tmp_path):
 
 def test_a_model_made_in_python_is_used_like_any_other(capsys, tmp_path):
     x = np.random.default_rng(0).integers(0, 256, (60, 4, 4), np.uint8)
-    FFJORD(hidden=(8,), schedule="flow_matching:2", random_state=0).fit(x).save(tmp_path / "run")
+    ImageFFJORD(hidden=(8,), schedule=[("flow_matching", 2)], random_state=0).fit(x).save(tmp_path / "run")
     assert call(capsys, "sample", tmp_path / "run", "-n", 3, "--out", tmp_path / "s.npz")[0] == 0
     assert np.load(tmp_path / "s.npz")["x_train"].shape == (3, 4, 4)
     assert call(capsys, "score", tmp_path / "run", tmp_path / "s.npz")[0] == 0
@@ -144,7 +144,13 @@ def test_classes_are_known_by_their_names(run, folder, capsys, tmp_path):
 
 @pytest.mark.parametrize(
     "options",
-    [["--draws", "2", "--error"], ["--ood", "--draws", "2"], ["--picture", "x.png"], ["--ood", "--probes", "3"]],
+    [
+        ["--draws", "2", "--certify"],
+        ["--draws", "2", "--error", "1"],
+        ["--outliers", "--draws", "2"],
+        ["--picture", "x.png"],
+        ["--outliers", "--probes", "3"],
+    ],
 )
 def test_options_that_would_be_ignored_are_wrong_usage(grey, folder, capsys, options):
     assert call(capsys, "score", grey, folder, *options)[0] == 2
@@ -160,10 +166,10 @@ def test_digits_come_with_their_five_bits(capsys):
     assert json.loads(call(capsys, "fit", "digits8", "--dry-run", *TINY)[1])["estimator"]["bits"] == 5
 
 
-def test_a_run_is_gone_on_with(folder, capsys, tmp_path):
+def test_a_complete_run_is_resumed_without_a_step(folder, capsys, tmp_path):
     fitted(folder, tmp_path / "run", "--size", "4")
     code, out, _ = call(capsys, "fit", "--resume", tmp_path / "run")
-    assert code == 0 and "nothing was left to do" in out
+    assert code == 0 and "no steps were left" in out
 
 
 @pytest.mark.parametrize(
@@ -174,10 +180,15 @@ def test_a_run_is_gone_on_with(folder, capsys, tmp_path):
             ["fit", "FOLDER", "--context", "colour"],
             "no column 'colour' in FOLDER to condition on; there is only 'label'",
         ),
+        (["fit", "moons", "--bits", "5"], "--bits is for images; moons is a table: leave it out"),
+        (
+            ["fit", "FOLDER", "--support", "positive"],
+            "--support is for tables; FOLDER is a set of images: leave it out",
+        ),
         (["fit", "FOLDER", "--scaling", "whiten"], "scaling must be one of logit, plain; got 'whiten'"),
         (["score", "RUN", "moons"], "moons holds no images, and this run is on images of 3 x 4 x 4"),
-        (["straighten", "RUN"], "straighten is for tables, and this model is of images"),
-        (["doctor", "RUN"], "examine is for tables, and this model is of images"),
+        (["reflow", "RUN"], "reflow is for tables, and this model is of images"),
+        (["doctor", "RUN"], "diagnose is for tables, and this model is of images"),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_one_line(argv, text, run, folder, capsys, tmp_path):

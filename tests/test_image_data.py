@@ -1,11 +1,11 @@
 """Sets of images: by name, from an archive, from a folder of pictures, and fetched once."""
 
+import gzip
 import hashlib
 import io
 import os
-import socket
-import urllib.error
-import warnings
+import re
+import tarfile
 import zlib
 from dataclasses import replace
 from fractions import Fraction
@@ -13,9 +13,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pooch
 import pytest
+import requests
 from PIL import Image
-from sklearn.utils import Bunch
+from scipy.io import savemat
 
 from ffjord_kit.datasets import (
     IMAGE_SETS,
@@ -28,8 +30,9 @@ from ffjord_kit.datasets import (
     locate_images,
 )
 from ffjord_kit.datasets.fetching import Origin
-from ffjord_kit.datasets.resampling import resampled
+from ffjord_kit.datasets.pictures import resize
 
+ORIGINS = [fetching.MNIST, fetching.FASHION_MNIST, fetching.CIFAR10, fetching.SVHN]
 REAL = os.environ.get("FFJORD_KIT_DATA", "")
 RED, WHITE, BLACK = (255, 0, 0), (255, 255, 255), (0, 0, 0)
 
@@ -63,7 +66,7 @@ def test_the_description_is_that_of_the_menu():
     assert (rows["mnist"].shape, rows["mnist"].train, rows["mnist"].test) == ("1 x 28 x 28", 60000, 10000)
     assert (rows["cifar10"].shape, rows["cifar10"].train, rows["cifar10"].test) == ("3 x 32 x 32", 50000, 10000)
     assert (rows["svhn"].train, rows["svhn"].test) == (73257, 26032)
-    assert all(row.what and row.source for row in rows.values())
+    assert all(row.summary and row.source for row in rows.values())
     assert all(len(spec.classes) == 10 for spec in IMAGE_SETS.values())
 
 
@@ -105,7 +108,7 @@ def test_smaller_images_are_means_over_areas_rounded_once(side, size):
               for j in range(side)] for k in range(size)]  # fmt: skip
     rows = [[[[sum(w * int(v) for w, v in zip(share[k], row, strict=True) if w) for k in range(size)]
               for row in channel] for channel in image] for image in images]  # fmt: skip
-    result = resampled(images, size=size)
+    result = resize(images, size=size)
     for i, c, k, j in np.ndindex(2, 3, size, size):
         exact = sum(w * row[j] for w, row in zip(share[k], rows[i][c], strict=True) if w)
         assert result[i, c, k, j] == round(exact)  # of a Fraction: exact, half to even
@@ -113,7 +116,7 @@ def test_smaller_images_are_means_over_areas_rounded_once(side, size):
 
 def test_whole_ratios_are_means_over_squares_and_five_bits_stay_five():
     images = noise(5, 1, 12, 12)
-    np.testing.assert_array_equal(resampled(images, size=4), images.reshape(5, 1, 4, 3, 4, 3).mean((3, 5)).round())
+    np.testing.assert_array_equal(resize(images, size=4), images.reshape(5, 1, 4, 3, 4, 3).mean((3, 5)).round())
     small = load_images("digits8", size=4).images
     levels = load_images("digits8").images >> 3
     np.testing.assert_array_equal(small, levels.reshape(-1, 1, 4, 2, 4, 2).mean((3, 5)).round().astype(np.uint8) << 3)
@@ -122,10 +125,10 @@ def test_whole_ratios_are_means_over_squares_and_five_bits_stay_five():
 def test_grey_is_luma_and_grey_things_stay_as_they_are():
     images = noise(4, 3, 5, 6)
     luma = np.einsum("nchw,c->nhw", images.astype(int), [299, 587, 114]) / 1000
-    np.testing.assert_array_equal(resampled(images, grey=True)[:, 0], np.rint(luma))
+    np.testing.assert_array_equal(resize(images, grey=True)[:, 0], np.rint(luma))
     one = noise(4, 1, 6, 6)
-    np.testing.assert_array_equal(resampled(np.repeat(one, 3, axis=1), grey=True, size=3), resampled(one, size=3))
-    assert resampled(one, grey=True, size=6) is one
+    np.testing.assert_array_equal(resize(np.repeat(one, 3, axis=1), grey=True, size=3), resize(one, size=3))
+    assert resize(one, grey=True, size=6) is one
 
 
 # ---- archives
@@ -219,51 +222,93 @@ def digest(images, labels):
     return hashlib.sha256(np.ascontiguousarray(images).tobytes() + labels.tobytes()).hexdigest()
 
 
-def small(monkeypatch, *, shape=(1, 4, 4), planes=False, digests=None):
-    """A set `mnist` of eight images of three classes; the table that OpenML has of it, and its images (n, c, h, w)."""
-    x, y = noise(8, int(np.prod(shape))), np.array([1, 0, 2, 2, 0, 2, 0, 1])
-    x, images = x, x.reshape(-1, *shape) if planes else x.reshape(-1, *shape[1:], shape[0]).transpose(0, 3, 1, 2)
-    origin = Origin("mnist", "mnist_784", shape, COUNTS, digests or {}, planes)
+def idx(array):
+    """A compressed IDX file of unsigned bytes."""
+    head = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, dtype=">u4").tobytes()
+    return gzip.compress(head + array.astype(np.uint8).tobytes())
+
+
+def small(monkeypatch, *, digests=None, **changed):
+    """A set `mnist` of eight images of three classes; its original files by name, its images and its labels."""
+    images, labels = noise(8, 4, 4), np.array([1, 0, 2, 2, 0, 2, 0, 1], dtype=np.uint8)
+    arrays = {"a.gz": images[:6], "b.gz": labels[:6], "c.gz": images[6:], "d.gz": labels[6:]}
+    files = {name: idx(changed.get(name[0], array)) for name, array in arrays.items()}
+    hashes = {f"http://example.org/set/{name}": hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    origin = Origin("mnist", hashes, fetching.read_idx_files, (1, 4, 4), COUNTS, digests or {})
     read = partial(fetching.read_fetched, origin)
     monkeypatch.setitem(IMAGE_SETS, "mnist", replace(IMAGE_SETS["mnist"], read=read, classes=("a", "b", "c")))
-    return Bunch(data=x.astype(np.float64), target=y.astype(str).astype(object)), images
+    return files, images, labels
 
 
 def online(monkeypatch, answer):
-    """A fetch_openml that gives, or raises, the answer; the calls that it got."""
+    """A net that has these files, or raises the error; the URLs that it was asked for."""
     calls = []
 
-    def fetch_openml(name, **options):
-        calls.append((name, options))
-        Path(options["data_home"], "table.arff").write_text("half of it")
+    def download(downloader, url, output_file, *_, **__):
+        calls.append(url)
+        Path(output_file).write_bytes(b"half of it")
         if isinstance(answer, Exception):
-            warnings.warn("A network error occurred while downloading it. Retrying...", stacklevel=1)
             raise answer
-        return answer
+        Path(output_file).write_bytes(answer[url.rpartition("/")[2]])
 
-    monkeypatch.setattr(fetching, "fetch_openml", fetch_openml)
+    monkeypatch.setattr(pooch.HTTPDownloader, "__call__", download)
+    monkeypatch.setattr(fetching, "RETRIES", 0)
     return calls
 
 
-@pytest.mark.parametrize(("shape", "planes"), [((1, 4, 4), False), ((3, 4, 4), True), ((3, 4, 4), False)])
-def test_a_set_is_fetched_once_and_then_read_from_the_cache(here, monkeypatch, capsys, shape, planes):
-    table, images = small(monkeypatch, shape=shape, planes=planes)
-    calls = online(monkeypatch, table)
+def test_a_set_is_downloaded_once_and_then_read_from_the_cache(here, monkeypatch, capfd):
+    files, images, labels = small(monkeypatch)
+    calls = online(monkeypatch, files)
     train, test = load_images("mnist"), load_images("mnist:test")
-    np.testing.assert_array_equal(np.concatenate([train.images, test.images]), images)
-    assert train.labels.tolist() == [1, 0, 2, 2, 0, 2] and test.labels.tolist() == [0, 1]
+    np.testing.assert_array_equal(np.concatenate([train.images, test.images])[:, 0], images)
+    assert train.labels.tolist() == labels[:6].tolist() and test.labels.tolist() == labels[6:].tolist()
     assert train.classes == ("a", "b", "c") and (train.name, test.name) == ("mnist", "mnist:test")
-    assert [name for name, _ in calls] == ["mnist_784"] and calls[0][1]["version"] == 1
+    assert calls == [f"http://example.org/set/{name}" for name in files]
     assert os.listdir(here / "cache" / "ffjord_kit") == ["mnist.npz"]
-    told = capsys.readouterr()
-    assert told.err.count("\n") == 1 and "fetching mnist from openml.org, once, into" in told.err and not told.out
+    output = capfd.readouterr()
+    assert output.err.count("\n") == 1 and "fetching mnist from example.org, once, into" in output.err
+    assert not output.out
 
 
-def test_ten_is_the_class_of_the_digit_nought(here, monkeypatch):
-    table, _ = small(monkeypatch)
-    table.target = np.where(table.target == "0", "3", table.target)  # as 10 of ten classes
-    online(monkeypatch, table)
-    assert load_images("mnist").labels.tolist() == [1, 0, 2, 2, 0, 2]
+def test_a_download_that_arrives_damaged_is_tried_again(here, monkeypatch):
+    files, _, _ = small(monkeypatch)
+    calls = []
+
+    def download(downloader, url, output_file, *_):
+        calls.append(url)
+        Path(output_file).write_bytes(files[url.rpartition("/")[2]] if calls.count(url) > 1 else b"half of it")
+
+    monkeypatch.setattr(pooch.HTTPDownloader, "__call__", download)
+    monkeypatch.setattr("pooch.core.time.sleep", lambda _: None)
+    assert len(load_images("mnist").images) == 6 and len(calls) == 2 * len(files)
+
+
+def test_the_formats_of_cifar_and_svhn_are_read(tmp_path):
+    images, labels = noise(12, 3, 32, 32), np.arange(12, dtype=np.uint8) % 10
+    records = np.concatenate([labels[:, None], images.reshape(12, -1)], axis=1)
+    with tarfile.open(tmp_path / "cifar.tar.gz", "w:gz") as tar:
+        for i, name in enumerate([*(f"data_batch_{k}.bin" for k in range(1, 6)), "test_batch.bin"]):
+            content = records[2 * i : 2 * i + 2].tobytes()
+            member = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    for split, rows in (("train", slice(0, 2)), ("test", slice(2, 12))):
+        ten = np.where(labels == 0, 10, labels)[rows, None]  # the class of the digit 0
+        savemat(tmp_path / f"{split}.mat", {"X": images[rows].transpose(2, 3, 1, 0), "y": ten})
+    cifar = fetching.read_cifar_files([tmp_path / "cifar.tar.gz"])
+    svhn = fetching.read_svhn_files([tmp_path / "train.mat", tmp_path / "test.mat"])
+    for splits, cut in ((cifar, 10), (svhn, 2)):
+        both = [np.concatenate([splits["train"][i], splits["test"][i]]) for i in range(2)]
+        np.testing.assert_array_equal(both[0].transpose(0, 3, 1, 2), images)
+        np.testing.assert_array_equal(both[1], labels)
+        assert len(splits["train"].x) == cut and both[0].dtype == both[1].dtype == np.uint8
+
+
+@pytest.mark.parametrize("origin", ORIGINS, ids=lambda origin: origin.name)
+def test_every_original_file_has_a_checksum_and_every_split_its_counts(origin):
+    assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in (*origin.files.values(), *origin.digests.values()))
+    assert len({url.rpartition("/")[2] for url in origin.files}) == len(origin.files)
+    assert IMAGE_SETS[origin.name].rows == origin.rows and IMAGE_SETS[origin.name].shape == origin.shape
 
 
 def test_the_data_folder_goes_before_the_cache_and_both_before_the_net(here, monkeypatch):
@@ -287,8 +332,8 @@ def test_the_cache_is_the_data_folder_of_a_checkout_or_that_of_the_user(here, mo
     assert fetching.cache_folder() == here / "data"
 
 
-ABSENT = [urllib.error.URLError("Name or service not known"), TimeoutError("timed out\nagain"), EOFError(),
-          ValueError("md5 checksum does not match")]  # fmt: skip
+ABSENT = [requests.exceptions.ConnectionError("Name or service not known"), TimeoutError("timed out\nagain"),
+          requests.exceptions.ReadTimeout()]  # fmt: skip
 
 
 @pytest.mark.parametrize("error", ABSENT, ids=lambda error: type(error).__name__)
@@ -296,61 +341,53 @@ def test_without_a_net_one_line_says_what_to_do_and_nothing_is_left(here, monkey
     small(monkeypatch)
     online(monkeypatch, error)
     expected = "mnist is not on this machine and cannot be fetched .*: go on line, or set FFJORD_KIT_DATA to a folder"
-    with warnings.catch_warnings(), pytest.raises(ValueError, match=expected) as raised:
-        warnings.simplefilter("error")
+    with pytest.raises(ValueError, match=expected) as raised:
         load_images("mnist")
     assert "\n" not in str(raised.value) and os.listdir(here / "cache" / "ffjord_kit") == []
-    assert socket.getdefaulttimeout() is None
-
-
-def spoilt(table, **changes):
-    return Bunch(**{"data": table.data, "target": table.target, **changes})
 
 
 SPOILT = [
-    (lambda t: spoilt(t, data=t.data[:7]), r"a table of shape \(7, 16\); expected \(8, 16\)"),
-    (lambda t: spoilt(t, data=t.data + 0.5), "levels must be whole numbers, 0 to 255"),
-    (lambda t: spoilt(t, data=t.data + 256), "levels must be whole numbers, 0 to 255"),
-    (lambda t: spoilt(t, data=np.where(t.data > 99, np.nan, t.data)), "levels must be whole numbers"),
+    ({"a": noise(6, 5, 5)}, r"images of mnist have shape \(1, 4, 4\); got \(1, 5, 5\)"),
     (
-        lambda t: spoilt(t, target=np.roll(t.target, 1)),
+        {"b": np.array([1, 1, 0, 2, 2, 0])},
         r"not the standard train split: images of each class \(2, 2, 2\); expected \(2, 1, 3\)",
     ),
-    (lambda t: spoilt(t, target=np.array(["cat"] * 8)), "classes must be numbers"),
+    ({"d": np.array([0, 3])}, "not the standard test split"),
 ]
 
 
-@pytest.mark.parametrize(("spoil", "message"), SPOILT)
-def test_a_table_that_is_not_what_it_should_be_is_not_kept(here, monkeypatch, spoil, message):
-    table, _ = small(monkeypatch)
-    online(monkeypatch, spoil(table))
-    with pytest.raises(ValueError, match=f"mnist_784 of openml.org: {message}"):
+@pytest.mark.parametrize(("changed", "message"), SPOILT)
+def test_a_download_that_is_not_what_it_should_be_is_not_kept(here, monkeypatch, changed, message):
+    online(monkeypatch, small(monkeypatch, **changed)[0])
+    with pytest.raises(ValueError, match=f"mnist of example.org: {message}"):
         load_images("mnist")
     assert os.listdir(here / "cache" / "ffjord_kit") == []
 
 
-def test_a_digest_is_checked_when_a_set_is_fetched_and_whenever_it_is_read(here, monkeypatch):
-    table, images = small(monkeypatch)
-    labels = table.target.astype(np.uint8)
+def test_checksums_hold_when_a_set_is_downloaded_and_whenever_it_is_read(here, monkeypatch):
+    _, images, labels = small(monkeypatch)
     digests = {"train": digest(images[:6], labels[:6]), "test": digest(images[6:], labels[6:])}
-    table, _ = small(monkeypatch, digests=digests)
-    online(monkeypatch, table)
+    files, _, _ = small(monkeypatch, digests=digests)
+    online(monkeypatch, files)
     assert len(load_images("mnist").images) == 6 and len(load_images("mnist:test").images) == 2
-    np.savez(here / "data" / "mnist.npz", x_train=images[:6, 0] ^ 1, y_train=labels[:6], x_test=images[6:, 0],
+    np.savez(here / "data" / "mnist.npz", x_train=images[:6] ^ 1, y_train=labels[:6], x_test=images[6:],
              y_test=labels[6:].astype(np.int64))  # fmt: skip
     with pytest.raises(ValueError, match=f"mnist.npz: SHA-256 of .* expected {digests['train']}, got .*remove it"):
         load_images("mnist")
     assert len(load_images("mnist:test").images) == 2  # of its own digest, whatever the type of the labels
     (here / "data" / "mnist.npz").unlink()
     (here / "cache" / "ffjord_kit" / "mnist.npz").unlink()
-    table.data[0, 0] = 255 - table.data[0, 0]
-    with pytest.raises(ValueError, match="mnist_784 of openml.org: SHA-256 of x_train and y_train"):
+    online(monkeypatch, {**files, "a.gz": files["a.gz"] + b"0"})
+    with pytest.raises(ValueError, match="mnist is not on this machine and cannot be fetched .*hash of.*a.gz"):
+        load_images("mnist")
+    files, _, _ = small(monkeypatch, digests=digests, a=images[:6] ^ 1)
+    online(monkeypatch, files)
+    with pytest.raises(ValueError, match="mnist of example.org: SHA-256 of x_train and y_train"):
         load_images("mnist")
 
 
 def test_a_crash_while_the_file_is_written_leaves_none(here, monkeypatch):
-    table, _ = small(monkeypatch)
-    online(monkeypatch, table)
+    online(monkeypatch, small(monkeypatch)[0])
     monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         load_images("mnist")

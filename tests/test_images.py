@@ -9,24 +9,20 @@ import torch
 from oracles import randn
 from scipy.stats import norm
 
-from ffjord_kit import CNF, Flow, FlowMatching, Integration, MaximumLikelihood, Solver, Standardize, evaluate, fit
-from ffjord_kit.images import (
-    IMAGE_DYNAMICS,
-    Chosen,
-    Pixels,
-    Squeeze,
-    bits_per_dim,
-    logit_layer,
-    multi_scale,
-    scale_layer,
-    squeeze,
-    unsqueeze,
-)
-from ffjord_kit.trace import ExactTrace
-from ffjord_kit.training import Phase
+from ffjord_kit.data import Pixels, Subset
+from ffjord_kit.diagnostics import bits_per_dim
+from ffjord_kit.flow import Flow
+from ffjord_kit.nn import IMAGE_DYNAMICS
+from ffjord_kit.objectives import FlowMatching, MaximumLikelihood
+from ffjord_kit.ode import AdaptiveSolver, FixedSolver
+from ffjord_kit.trace import ExactTrace, evaluate_field
+from ffjord_kit.training import Phase, TrainConfig, fit_flow
+from ffjord_kit.transforms import CNF, Squeeze, Standardize, multi_scale
+from ffjord_kit.transforms.bounded import pixel_logit, pixel_scaling
+from ffjord_kit.transforms.multiscale import squeeze, unsqueeze
 
 SMALL = {"convolution": {"hidden": (6, 6)}, "unet": {"hidden": (8, 16)}}
-FINE = Solver("dopri5", 1e-10, 1e-10)
+FINE = AdaptiveSolver("dopri5", 1e-10, 1e-10)
 
 
 def make(word, shape, context_dim=0):
@@ -84,7 +80,7 @@ def test_an_untrained_unet_stands_still():
 @pytest.mark.parametrize("word", IMAGE_DYNAMICS)
 def test_the_trace_of_dynamics_is_that_of_autograds_jacobian(word):
     dynamics, x, t = make(word, (2, 3, 2)), randn(2, 2, 3, 2), torch.tensor(0.4).double()
-    point = evaluate(dynamics, t, x, ExactTrace().draw(x))
+    point = evaluate_field(dynamics, t, x, ExactTrace().draw(x))
     jacobian = torch.autograd.functional.jacobian(lambda row: dynamics(t, row[None])[0], x[1]).reshape(12, 12)
     assert point.trace[1].item() == pytest.approx(jacobian.trace().item(), abs=1e-12)
     assert point.dx.shape == x.shape
@@ -100,35 +96,36 @@ def test_multi_scale_determinants_are_those_of_autograd_and_it_is_undone():
     assert torch.allclose(flow.to_data(z)[0], x, atol=1e-5)
 
 
-def test_what_is_left_behind_stands_still_and_the_rest_moves():
+def test_channels_left_out_stand_still_and_the_rest_moves():
     fine, coarse = multi_scale((1, 4, 4), lambda inner: make("convolution", inner), scales=2)
     x = randn(3, 1, 4, 4)
-    point = evaluate(coarse.dynamics, torch.tensor(0.5).double(), x, ExactTrace().draw(x))
+    point = evaluate_field(coarse.dynamics, torch.tensor(0.5).double(), x, ExactTrace().draw(x))
     still = (point.dx == 0).all(0).flatten()
     assert int(still.sum()) == 8
-    assert not still[fine.dynamics.order[:8]].any()  # the first half of the squeezed channels goes on
-    assert len(fine.dynamics.order) == 16 and sorted(fine.dynamics.order.tolist()) == list(range(16))
+    assert not still[fine.dynamics.indices[:8]].any()  # the first half of the squeezed channels goes on
+    assert len(fine.dynamics.indices) == 16 and sorted(fine.dynamics.indices.tolist()) == list(range(16))
 
 
 def test_a_multi_scale_flow_learns_by_likelihood():
     torch.manual_seed(0)
     small = partial(IMAGE_DYNAMICS["convolution"], hidden=(8,))
-    flow = Flow([scale_layer((1, 4, 4)), *multi_scale((1, 4, 4), small, solver=Solver("rk4", steps=2))])
+    transforms = multi_scale((1, 4, 4), small, solver=FixedSolver("rk4", 2))
+    flow = Flow(transforms, preprocess=[pixel_scaling((1, 4, 4))])
     pixels = Pixels(levels(256) // 4)
-    before = bits_per_dim(flow, pixels, solver=Solver("rk4", steps=4)).mean
-    fit(flow, pixels, schedule=[Phase(MaximumLikelihood(), 60, 2e-2)], batch_size=64)
-    assert bits_per_dim(flow, pixels, solver=Solver("rk4", steps=4)).mean < before - 0.3
+    before = bits_per_dim(flow, pixels, solver=FixedSolver("rk4", 4)).mean
+    fit_flow(flow, pixels, schedule=[Phase(MaximumLikelihood(), 60, 2e-2)], config=TrainConfig(batch_size=64))
+    assert bits_per_dim(flow, pixels, solver=FixedSolver("rk4", 4)).mean < before - 0.3
 
 
 def test_the_logit_has_the_papers_alpha_and_bits_are_counted():
-    layer, x, alpha = logit_layer((1, 2, 2), bits=5, alpha=0.05), 32 * torch.rand(9, 1, 2, 2).double(), 0.05
+    layer, x, alpha = pixel_logit((1, 2, 2), bits=5, alpha=0.05), 32 * torch.rand(9, 1, 2, 2).double(), 0.05
     expected = torch.logit(alpha + (1 - 2 * alpha) * x / 32)
     assert torch.allclose(layer.to_base(x)[0], expected, atol=1e-9)
     slope = torch.autograd.functional.jacobian(lambda v: torch.logit(alpha + (1 - 2 * alpha) * v / 32), x[0].flatten())
     assert float(layer.to_base(x)[1][0]) == pytest.approx(float(slope.diagonal().log().sum()))
-    assert float(scale_layer((1, 2, 2), bits=5).to_base(x)[0].abs().max()) <= 1
+    assert float(pixel_scaling((1, 2, 2), bits=5).to_base(x)[0].abs().max()) <= 1
     with pytest.raises(ValueError, match="alpha must lie between 0 and 1/2; got 0"):
-        logit_layer((1, 2, 2), alpha=0)
+        pixel_logit((1, 2, 2), alpha=0)
 
 
 def test_pixels_keep_their_bytes_and_get_noise_from_the_generator():
@@ -164,7 +161,7 @@ def test_bits_of_a_known_discrete_law_are_recovered(probes):
 
 
 def test_draws_lower_the_bound_and_none_are_refused():
-    flow = Flow([logit_layer((1, 2, 2)), CNF(IMAGE_DYNAMICS["unet"]((1, 2, 2), hidden=(8,)), (1, 2, 2))]).double()
+    flow = Flow([pixel_logit((1, 2, 2)), CNF(IMAGE_DYNAMICS["unet"]((1, 2, 2), hidden=(8,)), (1, 2, 2))]).double()
     pixels = Pixels(levels(200, (1, 2, 2)) // 250)  # noise matters most at the edge
     assert bits_per_dim(flow, pixels, draws=16).mean < bits_per_dim(flow, pixels).mean
     with pytest.raises(ValueError, match="draws must be at least 1; got 0"):
@@ -176,21 +173,22 @@ def test_flow_matching_on_fresh_noise_learns_images_and_resumes_in_step():
     rng = np.random.default_rng(0)
     bright = rng.integers(40, 200, (300, 1, 1, 1)) + rng.normal(0, 4, (300, 1, 4, 4))
     pixels = Pixels(torch.as_tensor(np.clip(bright, 0, 255), dtype=torch.uint8))
-    flow = Flow([scale_layer((1, 4, 4)), CNF(IMAGE_DYNAMICS["unet"]((1, 4, 4), hidden=(8,)), (1, 4, 4))])
-    how = Integration(solver=Solver("dopri5", 1e-3, 1e-3))
-    judges = Pixels(pixels.images[:64])
-    untrained = bits_per_dim(flow, judges, solver=how.solver).mean
+    unet = IMAGE_DYNAMICS["unet"]((1, 4, 4), hidden=(8,))
+    flow = Flow([CNF(unet, (1, 4, 4))], preprocess=[pixel_scaling((1, 4, 4))])
+    solver = AdaptiveSolver("dopri5", 1e-3, 1e-3)
+    held_out = Pixels(pixels.images[:64])
+    untrained = bits_per_dim(flow, held_out, solver=solver).mean
     phases = [Phase(FlowMatching("likelihood"), 100, 1e-2)]
-    history = fit(flow, pixels, schedule=phases, batch_size=64, seed=0)
+    history = fit_flow(flow, pixels, schedule=phases, config=TrainConfig(batch_size=64, seed=0))
     assert history.step == 100
-    found = bits_per_dim(flow, judges, solver=how.solver)
+    found = bits_per_dim(flow, held_out, solver=solver)
     gaussian = 0.5 * np.log2(2 * np.pi * np.e * bright.var())
     assert found.mean < min(untrained, gaussian) - 0.3
 
 
 def test_some_of_other_rows_are_flipped_by_the_generator_alone():
     pixels = Pixels(torch.arange(48, dtype=torch.uint8).reshape(4, 1, 3, 4))
-    some = Chosen(pixels, torch.tensor([3, 1]), flip=True)
+    some = Subset(pixels, torch.tensor([3, 1]), flip=True)
     assert some.shape == (2, 1, 3, 4)
     assert torch.equal(some.fetch(slice(None)), pixels.fetch(torch.tensor([3, 1])))
     drawn = torch.cat([some.fetch(slice(None), torch.Generator().manual_seed(seed)).floor() for seed in range(40)])

@@ -1,4 +1,4 @@
-"""Gradient dynamics against automatic differentiation of their potential, and the equation that the best ones solve."""
+"""Gradient fields against automatic differentiation of their potential, and the Hamilton-Jacobi-Bellman equation."""
 
 import copy
 
@@ -6,14 +6,15 @@ import pytest
 import torch
 from oracles import F64, SmoothMLP, close, jacobian, linear, randn
 
-from ffjord_kit.cnf import CNF, Integration
-from ffjord_kit.dynamics import ConcatSquashDynamics
+from ffjord_kit.data import Batch
 from ffjord_kit.flow import Flow
+from ffjord_kit.nn import ConcatSquashDynamics
+from ffjord_kit.nn.potential import Potential, PotentialDynamics, log_cosh, potential_of
 from ffjord_kit.objectives import MaximumLikelihood
-from ffjord_kit.potential import Potential, PotentialDynamics, log_cosh, potential_of
+from ffjord_kit.ode import ADJOINTS, FixedSolver, PerRowSolver
 from ffjord_kit.regularizers import REGULARIZERS
-from ffjord_kit.solver import GRADIENTS, Solver
-from ffjord_kit.trace import ExactTrace, evaluate
+from ffjord_kit.trace import ExactTrace, evaluate_field
+from ffjord_kit.transforms.cnf import CNF, SolveOptions
 
 HALF = torch.tensor(0.5, dtype=F64)
 TIMES = torch.linspace(0.1, 0.9, 4, dtype=F64)
@@ -42,7 +43,7 @@ def test_its_jacobian_is_symmetric_and_its_exact_trace_is_the_laplacian_of_the_p
     close(matrix, matrix.mT, 1e-13)
     rows = [torch.autograd.functional.hessian(lambda y: field.potential(HALF, y[None]).sum(), row) for row in x]
     close(matrix, -torch.stack(rows), 1e-12)
-    close(evaluate(field, HALF, x, ExactTrace().draw(x)).trace, matrix.diagonal(dim1=1, dim2=2).sum(1), 1e-12)
+    close(evaluate_field(field, HALF, x, ExactTrace().draw(x)).trace, matrix.diagonal(dim1=1, dim2=2).sum(1), 1e-12)
 
 
 def test_log_cosh_is_that_of_the_definition_and_does_not_overflow():
@@ -74,7 +75,7 @@ class Converging(Potential):
     def forward(self, t, x, context=None):
         return -x / (1.5 - t).reshape(-1, 1)
 
-    def push(self, t, x, tangents, context=None):
+    def jvp(self, t, x, tangents, context=None):
         return self(t, x), -tangents.expand(-1, len(x), -1) / (1.5 - t).reshape(-1, 1)
 
 
@@ -91,7 +92,9 @@ class Still(Converging):
 @pytest.mark.parametrize("time", [HALF, TIMES], ids=["one time", "a time a row"])
 def test_the_hjb_cost_is_zero_along_straight_trajectories_and_known_elsewhere(time):
     x = randn(4, 3)
-    costs = [REGULARIZERS["hjb"](evaluate(field, time, x, ExactTrace().draw(x))) for field in (Converging(), Still())]
+    costs = [
+        REGULARIZERS["hjb"](evaluate_field(field, time, x, ExactTrace().draw(x))) for field in (Converging(), Still())
+    ]
     close(costs[0], torch.zeros(4, dtype=F64), 1e-13)
     close(costs[1], 2 * x.square().sum(1), 1e-13)
 
@@ -99,21 +102,21 @@ def test_the_hjb_cost_is_zero_along_straight_trajectories_and_known_elsewhere(ti
 def test_straight_trajectories_have_no_acceleration_and_no_jerk():
     x = randn(4, 3)
     for word in ("acceleration", "jerk"):
-        cost = REGULARIZERS[word](evaluate(Converging(), TIMES, x, ExactTrace().draw(x)))
+        cost = REGULARIZERS[word](evaluate_field(Converging(), TIMES, x, ExactTrace().draw(x)))
         close(cost, torch.zeros(4, dtype=F64), 1e-24)
 
 
 @pytest.mark.parametrize("field", [SmoothMLP(2), linear(2)])
 def test_the_hjb_cost_refuses_dynamics_without_a_potential(field):
-    how = Integration(regularizers={"hjb": REGULARIZERS["hjb"]})
+    options = SolveOptions(regularizers={"hjb": REGULARIZERS["hjb"]})
     for owner in (CNF(field, (2,)), CNF(field, (2,), learn_end_time=True)):
         with pytest.raises(ValueError, match=f"'hjb' needs dynamics with a potential; got {type(field).__name__}"):
-            owner.double().transport(randn(3, 2), [0.0, 1.0], integration=how)
+            owner.double().integrate(randn(3, 2), [0.0, 1.0], options=options)
     with pytest.raises(ValueError, match="choose dynamics='potential'"):
         potential_of(field)
 
 
-@pytest.mark.parametrize("gradient", GRADIENTS)
+@pytest.mark.parametrize("adjoint", ADJOINTS)
 @pytest.mark.parametrize(
     ("field", "words"),
     [
@@ -121,25 +124,25 @@ def test_the_hjb_cost_refuses_dynamics_without_a_potential(field):
         (ConcatSquashDynamics((2,), hidden=(8,), activation="silu"), ("jerk",)),
     ],
 )
-def test_costs_of_higher_derivatives_go_with_every_gradient(field, words, gradient):
-    field, found = copy.deepcopy(field).double(), {}
+def test_costs_of_higher_derivatives_go_with_every_adjoint(field, words, adjoint):
+    field, gradients = copy.deepcopy(field).double(), {}
     with torch.no_grad():
         for seed, parameter in enumerate(field.parameters()):
             parameter.copy_(0.2 * randn(*parameter.shape, seed=seed))
-    for way in ("backprop", gradient):
-        flow = Flow([CNF(field, (2,), solver=Solver("rk4", steps=4, gradient=way))]).double()
-        loss = MaximumLikelihood(ExactTrace(), dict.fromkeys(words, 0.1)).loss(flow, randn(4, 2), None, None)
-        found[way] = torch.autograd.grad(loss.value, list(field.parameters()))
-    for ours, theirs in zip(found[gradient], found["backprop"], strict=True):
+    for word in ("backprop", adjoint):
+        flow = Flow([CNF(field, (2,), solver=FixedSolver("rk4", steps=4, adjoint=word))]).double()
+        loss = MaximumLikelihood(ExactTrace(), dict.fromkeys(words, 0.1)).loss(flow, Batch(randn(4, 2)), None)
+        gradients[word] = torch.autograd.grad(loss.value, list(field.parameters()))
+    for ours, theirs in zip(gradients[adjoint], gradients["backprop"], strict=True):
         assert torch.allclose(ours, theirs, rtol=0.0, atol=1e-3 * float(theirs.abs().max()) + 1e-9)
 
 
 @pytest.mark.parametrize("word", ["acceleration", "hjb"])
 def test_costs_of_higher_derivatives_leave_each_row_its_own_clock(word):
-    x, solver = randn(5, 2), Solver("dopri5_by_row", 1e-6, 1e-6)
-    how = Integration(ExactTrace(), solver, {word: REGULARIZERS[word]})
+    x, solver = randn(5, 2), PerRowSolver(1e-6, 1e-6)
+    options = SolveOptions(ExactTrace(), solver, {word: REGULARIZERS[word]})
     cnf = CNF(build(2), (2,))
     with torch.no_grad():
-        together = cnf.transport(x, [1.0, 0.0], integration=how).costs[word]
-        alone = cnf.transport(x[2:3], [1.0, 0.0], integration=how).costs[word]
+        together = cnf.integrate(x, [1.0, 0.0], options=options).costs[word]
+        alone = cnf.integrate(x[2:3], [1.0, 0.0], options=options).costs[word]
     close(together[2:3], alone, 1e-9)

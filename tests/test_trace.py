@@ -1,4 +1,4 @@
-"""Probes, the products v^T J that they pay for, and the costs along the path that are made of them."""
+"""Probes, their products with the Jacobian, and the costs along the path that use them."""
 
 import math
 
@@ -7,15 +7,15 @@ import pytest
 import torch
 from oracles import F64, LinearDynamics, SmoothMLP, close, jacobian, linear, randn
 
-from ffjord_kit.cnf import CNF, Integration
-from ffjord_kit.dynamics import DYNAMICS
-from ffjord_kit.potential import PotentialDynamics
+from ffjord_kit.nn import DYNAMICS, PotentialDynamics
+from ffjord_kit.ode import AdaptiveSolver, make_solver
 from ffjord_kit.regularizers import REGULARIZERS, jacobian_norm
-from ffjord_kit.solver import Solver
-from ffjord_kit.trace import TRACE_ESTIMATORS, ExactTrace, HutchinsonTrace, OrthogonalTrace, evaluate
+from ffjord_kit.trace import TRACE_ESTIMATORS, ExactTrace, HutchinsonTrace, OrthogonalTrace, evaluate_field
+from ffjord_kit.transforms.cnf import CNF, SolveOptions
 
 HALF = torch.tensor(0.5, dtype=F64)
 COSTS = {word: cost for word, cost in REGULARIZERS.items() if word != "hjb"}  # for dynamics without a potential
+NETWORKS = [*((word, {}) for word in DYNAMICS), ("residual", {"fourier_features": 2})]
 STOCHASTIC = [word for word in TRACE_ESTIMATORS if word != "exact"]
 
 
@@ -71,7 +71,7 @@ def test_the_exact_trace_and_norm_are_those_of_autograds_jacobian(shape):
     field, x = SmoothMLP(math.prod(shape), context_dim=2), randn(4, *shape)
     context = randn(1, 2)
     matrix = jacobian(lambda y: field(HALF, y, context), x)
-    point = evaluate(field, HALF, x, ExactTrace().draw(x), context.expand(4, 2))
+    point = evaluate_field(field, HALF, x, ExactTrace().draw(x), context.expand(4, 2))
     close(point.trace, matrix.diagonal(dim1=1, dim2=2).sum(1), 1e-12)
     close(jacobian_norm(point), matrix.square().sum((1, 2)), 1e-12)
     close(point.dx, field(HALF, x, context.expand(4, 2)), 0.0)
@@ -83,7 +83,7 @@ def test_estimates_of_trace_and_norm_are_right_within_standard_errors(word, prob
     field, row = SmoothMLP(3), randn(1, 3)
     matrix = jacobian(lambda y: field(HALF, y), row)[0]
     x = repeated(row, 20_000)
-    point = evaluate(field, HALF, x, TRACE_ESTIMATORS[word](probes).draw(x, generator))
+    point = evaluate_field(field, HALF, x, TRACE_ESTIMATORS[word](probes).draw(x, generator))
     assert within_standard_errors(point.trace.detach(), matrix.trace())
     assert within_standard_errors(jacobian_norm(point).detach(), matrix.square().sum())
 
@@ -92,7 +92,9 @@ def test_rademacher_probes_have_the_variance_of_theory_and_orthogonal_ones_less_
     matrix, x = randn(4, 4) + randn(4, 4).T, torch.zeros(20_000, 4, dtype=F64)
     spread = {}
     for word in STOCHASTIC:
-        trace = evaluate(LinearDynamics(matrix), HALF, x, TRACE_ESTIMATORS[word](2).draw(x, generator)).trace.detach()
+        trace = evaluate_field(
+            LinearDynamics(matrix), HALF, x, TRACE_ESTIMATORS[word](2).draw(x, generator)
+        ).trace.detach()
         spread[word] = (trace - matrix.trace()).square()
     off_diagonal = matrix.square().sum() - matrix.diagonal().square().sum()
     assert within_standard_errors(spread["rademacher"], 2 * off_diagonal / 2)
@@ -105,9 +107,9 @@ def test_rademacher_probes_have_the_variance_of_theory_and_orthogonal_ones_less_
 def test_without_gradients_nothing_keeps_a_graph_and_the_values_are_the_same(estimator, mode, generator):
     field, x = SmoothMLP(2, context_dim=3), randn(4, 2).requires_grad_()
     probes, context = estimator.draw(x, generator), randn(4, 3)
-    expected = evaluate(field, HALF, x, probes, context)
+    expected = evaluate_field(field, HALF, x, probes, context)
     with mode():
-        point = evaluate(field, HALF.clone(), x.clone(), probes.clone(), context.clone())
+        point = evaluate_field(field, HALF.clone(), x.clone(), probes.clone(), context.clone())
     assert not (point.dx.requires_grad or point.products.requires_grad or point.trace.requires_grad)
     close(point.dx, expected.dx, 1e-14)
     close(point.products, expected.products, 1e-14)
@@ -119,14 +121,14 @@ def test_without_gradients_nothing_keeps_a_graph_and_the_values_are_the_same(est
 def test_a_field_that_is_constant_in_x_has_no_trace(field, estimator, gradients):
     x = randn(4, 2)
     with torch.set_grad_enabled(gradients):
-        point = evaluate(field, HALF, x, estimator.draw(x))
+        point = evaluate_field(field, HALF, x, estimator.draw(x))
     close(point.trace, torch.zeros(4, dtype=F64), 0.0)
     assert point.products.shape == (len(point.probes), 4, 2)
 
 
 def test_a_learned_shift_has_no_trace_but_a_gradient():
     shift, x = randn(2).requires_grad_(), randn(4, 2)
-    point = evaluate(lambda t, x, c: shift.expand_as(x), HALF, x, ExactTrace().draw(x))
+    point = evaluate_field(lambda t, x, c: shift.expand_as(x), HALF, x, ExactTrace().draw(x))
     close(point.trace, torch.zeros(4, dtype=F64), 0.0)
     close(torch.autograd.grad(point.dx.sum(), shift)[0], torch.full((2,), 4.0, dtype=F64))
 
@@ -134,18 +136,18 @@ def test_a_learned_shift_has_no_trace_but_a_gradient():
 @pytest.mark.parametrize("method", ["dopri5", "dopri8", "dopri5_by_row"])
 @pytest.mark.parametrize("word", TRACE_ESTIMATORS)
 def test_probes_are_held_during_a_solve_so_noise_costs_no_evaluations(word, method):
-    field, x, solver = SmoothMLP(3), randn(2, 3), Solver(method, 1e-7, 1e-7)
+    field, x, solver = SmoothMLP(3), randn(2, 3), make_solver(method, tolerance=1e-7)
     estimator, times = TRACE_ESTIMATORS[word](1), torch.tensor([1.0, 0.0], dtype=F64)
-    how = Integration(estimator, solver, generator=torch.Generator().manual_seed(3))
+    options = SolveOptions(estimator, solver, generator=torch.Generator().manual_seed(3))
     probes = estimator.draw(x, torch.Generator().manual_seed(3))
 
     def deterministic(t, state):
         matrix = torch.func.vmap(torch.func.jacrev(lambda y, s: field(s, y[None])[0]))(state[0], t.expand(2))
         return field(t, state[0]), torch.einsum("kbi,bij,kbj->b", probes, matrix, probes)
 
-    path = CNF(field, (3,)).transport(x, times, integration=how)
+    path = CNF(field, (3,)).integrate(x, times, options=options)
     solution = solver.solve(deterministic, (x, x.new_zeros(2)), times)
-    assert path.nfe == solution.evaluations.forward
+    assert path.nfe == solution.stats.nfe
     close(path.log_det[-1], solution.states[1][-1], 1e-12)
 
 
@@ -157,17 +159,17 @@ def test_the_right_hand_side_is_one_function_of_time_and_state_throughout_a_solv
         seen.append(point)
         return point.trace.detach().square()
 
-    CNF(field, (3,)).transport(
-        x, [0.0, 1.0], integration=Integration(TRACE_ESTIMATORS[word](1), regularizers={"": spy})
-    )
+    CNF(field, (3,)).integrate(x, [0.0, 1.0], options=SolveOptions(TRACE_ESTIMATORS[word](1), regularizers={"": spy}))
     assert len(seen) > 6
     for point in seen:
-        close(evaluate(field, point.t, point.x, seen[0].probes).trace, point.trace, 0.0)
+        close(evaluate_field(field, point.t, point.x, seen[0].probes).trace, point.trace, 0.0)
 
 
 @pytest.mark.parametrize("shape", [(1,), (3,), (2, 2)])
 @pytest.mark.parametrize("trace", [ExactTrace(), HutchinsonTrace(2)])
-@pytest.mark.parametrize(("word", "options"), [*((word, {}) for word in DYNAMICS), ("residual", {"octaves": 2})])
+@pytest.mark.parametrize(
+    ("word", "options"), [*((word, {}) for word in DYNAMICS), ("residual", {"fourier_features": 2})]
+)
 def test_tangents_carried_by_the_network_are_those_of_automatic_differentiation(word, options, trace, shape):
     field = DYNAMICS[word](shape, context_dim=2, hidden=(6, 6, 5), **options).double()
     with torch.no_grad():
@@ -175,7 +177,7 @@ def test_tangents_carried_by_the_network_are_those_of_automatic_differentiation(
             parameter.copy_(0.5 * randn(*parameter.shape, seed=seed))
     x, context, t = randn(4, *shape).requires_grad_(), randn(4, 2, seed=1), torch.linspace(0.2, 0.8, 4, dtype=F64)
     probes = trace.draw(x, torch.Generator().manual_seed(0))
-    mine, its = evaluate(field, t, x, probes, context), evaluate(field.forward, t, x, probes, context)
+    mine, its = evaluate_field(field, t, x, probes, context), evaluate_field(field.forward, t, x, probes, context)
     close(mine.dx, its.dx, 1e-12)
     close(mine.trace, its.trace, 1e-12)
     gradients = [
@@ -187,15 +189,17 @@ def test_tangents_carried_by_the_network_are_those_of_automatic_differentiation(
 
 @pytest.mark.parametrize("shape", [(1,), (3,), (2, 2)])
 @pytest.mark.parametrize("hidden", [(6,), (6, 5)])
-@pytest.mark.parametrize(("word", "options"), [*((word, {}) for word in DYNAMICS), ("residual", {"octaves": 2})])
+@pytest.mark.parametrize(
+    ("word", "options"), [*((word, {}) for word in DYNAMICS), ("residual", {"fourier_features": 2})]
+)
 def test_the_trace_that_a_network_knows_by_itself_is_the_exact_one(word, options, hidden, shape):
     field = DYNAMICS[word](shape, context_dim=2, hidden=hidden, **options).double()
     with torch.no_grad():
         for seed, parameter in enumerate(field.parameters()):
             parameter.copy_(0.5 * randn(*parameter.shape, seed=seed))
     x, context, t = randn(4, *shape).requires_grad_(), randn(4, 2, seed=1), torch.linspace(0.2, 0.8, 4, dtype=F64)
-    dx, trace = field.diverge(t, x, context)
-    point = evaluate(field.forward, t, x, ExactTrace().draw(x), context)
+    dx, trace = field.divergence(t, x, context)
+    point = evaluate_field(field.forward, t, x, ExactTrace().draw(x), context)
     close(dx, point.dx, 1e-12)
     close(trace, point.trace, 1e-12)
     mine, its = (
@@ -207,7 +211,7 @@ def test_the_trace_that_a_network_knows_by_itself_is_the_exact_one(word, options
 
 
 def a_point(field, x, estimator, generator=None):
-    return evaluate(field, HALF, x, estimator.draw(x, generator))
+    return evaluate_field(field, HALF, x, estimator.draw(x, generator))
 
 
 def field_of(word, size, scale=1.0):
@@ -226,10 +230,10 @@ def test_a_cost_is_one_number_a_row_not_negative_and_zero_at_rest(word, shape, t
     x, cost = randn(5, *shape), REGULARIZERS[word]
     field, still = (field_of(word, math.prod(shape), scale) for scale in (1.0, 0.0))
     probes = HutchinsonTrace(2).draw(x, generator)
-    value = cost(evaluate(field, time, x, probes))
+    value = cost(evaluate_field(field, time, x, probes))
     assert value.shape == (5,)
     assert bool((value > 0).all())
-    close(cost(evaluate(still, time, x, probes)), torch.zeros(5, dtype=F64), 0.0)
+    close(cost(evaluate_field(still, time, x, probes)), torch.zeros(5, dtype=F64), 0.0)
 
 
 @pytest.mark.parametrize("word", REGULARIZERS)
@@ -253,13 +257,13 @@ def linear_derivatives(field, t, x):
     return [part.square().sum(1) for part in parts]
 
 
-@pytest.mark.parametrize("gradient", ["backprop", "adjoint"])
+@pytest.mark.parametrize("adjoint", ["backprop", "adjoint"])
 @pytest.mark.parametrize("times", [(0.0, 0.3, 0.7), (0.7, 0.3, 0.0)], ids=["upward", "downward"])
-def test_the_costs_of_a_way_are_their_closed_form_integrals_and_positive_in_both_directions(times, gradient):
+def test_the_costs_of_a_way_are_their_closed_form_integrals_and_positive_in_both_directions(times, adjoint):
     field, x = linear(3, rate=0.5), randn(4, 3)
     nodes, weights = map(torch.tensor, np.polynomial.legendre.leggauss(16))
-    solver = Solver("dopri5", 1e-9, 1e-9, gradient=gradient)
-    path = CNF(field, (3,)).transport(x, times, integration=Integration(ExactTrace(), solver, COSTS))
+    solver = AdaptiveSolver("dopri5", 1e-9, 1e-9, adjoint=adjoint)
+    path = CNF(field, (3,)).integrate(x, times, options=SolveOptions(ExactTrace(), solver, COSTS))
     clock = [float(0.7 * (1 + n) / 2) for n in nodes]
     derivatives = [linear_derivatives(field, t, field.flow(x, times[0], t)) for t in clock]
     integrals = [0.35 * torch.tensordot(weights, torch.stack(d), 1) for d in zip(*derivatives, strict=True)]
@@ -273,11 +277,11 @@ def test_the_costs_of_a_way_are_their_closed_form_integrals_and_positive_in_both
 
 
 def test_costs_do_not_steer_the_steps_of_a_way():
-    cnf, x = CNF(SmoothMLP(2), (2,), solver=Solver("dopri5", 1e-4, 1e-4)), randn(4, 2)
+    cnf, x = CNF(SmoothMLP(2), (2,), solver=AdaptiveSolver("dopri5", 1e-4, 1e-4)), randn(4, 2)
 
     def rough(point):
         return 1e6 * (50 * point.x).sin().square().sum(1)
 
-    paths = [cnf.transport(x, [1.0, 0.0], integration=Integration(regularizers=r)) for r in ({}, {"rough": rough})]
+    paths = [cnf.integrate(x, [1.0, 0.0], options=SolveOptions(regularizers=r)) for r in ({}, {"rough": rough})]
     assert paths[0].nfe == paths[1].nfe
     close(paths[1].x, paths[0].x, 0.0)

@@ -1,4 +1,8 @@
-"""The command line, fit, sample, score, doctor and more; its options are the estimator's fields."""
+"""The command line `ffjord-kit`: fit, sample, score, examine, draw and describe flows.
+
+`commands` declares every command and its options with click alone; the code behind a command is imported when the
+command runs, so that help and usage errors come at once.
+"""
 
 from __future__ import annotations
 
@@ -8,28 +12,22 @@ import warnings
 
 import click
 
-from ffjord_kit.cli.commands import INTERRUPTED, data, fit, info, sample
-from ffjord_kit.cli.demo import demo
-from ffjord_kit.cli.doctor import doctor
-from ffjord_kit.cli.pictures import plot
-from ffjord_kit.cli.score import score
-from ffjord_kit.cli.straighten import straighten
-from ffjord_kit.training.workers import found
-from ffjord_kit.version import __version__
+from ffjord_kit.cli.commands import cli
 
+INTERRUPTED = 130
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(__version__)
-def cli() -> None:
-    """Fit a density to data, sample it, score it, and watch it flow."""
-
-
-for command in (fit, sample, score, doctor, straighten, plot, info, data, demo):
-    cli.add_command(command)
+__all__ = ["INTERRUPTED", "cli", "main"]
 
 
 def main() -> None:
-    """Run the command line; an error is one line on stderr and exit code 1 (2 for wrong usage, 130 for Ctrl-C)."""
+    """Run the command line, and end the process.
+
+    An error is one line on stderr. The exit code is 0 for success, 1 for an error, 2 for wrong usage, and 130 after
+    Ctrl-C. The environment variable FFJORD_KIT_DEBUG=1 shows the traceback of an unexpected error.
+
+    Raises:
+        SystemExit: Always, with the exit code.
+    """
     warnings.showwarning = _show_warning
     try:
         sys.exit(cli(standalone_mode=False))
@@ -49,13 +47,14 @@ def main() -> None:
 
 
 def _one_line(error: Exception) -> str:
-    """The message of an error; of one that nobody foresaw, its kind too and how to see more."""
+    """Return the message of an error; for an unexpected kind of error, also the kind and how to see more."""
     text = " ".join(str(error).split())
     if isinstance(error, (ValueError, RuntimeError, ImportError, OSError)):
         return text
-    return f"{type(error).__name__}: {text} (unforeseen; set FFJORD_KIT_DEBUG=1 for the traceback)"
+    return f"{type(error).__name__}: {text} (unexpected; set FFJORD_KIT_DEBUG=1 for the traceback)"
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *place: object, **more: object) -> None:
-    if found().first:
+    """Print a warning as one line; of several workers only the first one prints."""
+    if "WORLD_SIZE" not in os.environ or os.environ.get("RANK", "0") == "0":
         click.echo(f"warning: {' '.join(str(message).split())}", err=True)

@@ -1,19 +1,27 @@
-"""Options made from the estimator's fields, so that a field is written once, and what commands share."""
+"""Options of the command line, made from the estimators' fields so that every field is written once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import click
-from rich.console import Console
 
-from ffjord_kit.estimator import FFJORD
+C = TypeVar("C", bound=Callable[..., Any])
 
-Command = Callable[..., Any]
-PLAIN = Console(markup=False, highlight=False)  # a column's name may look like markup
+OUTPUT, IMAGES = "Output", "Image"
+HEADINGS = ("Main", "Network", "Training", "Likelihood training", "Validation", "Accuracy", "Machine")  # of fields
+HELP_ORDER = (*HEADINGS[:1], IMAGES, *HEADINGS[1:], OUTPUT)
+SHOWN_ON_TERMINALS = {"verbose": True}  # defaults that differ from Python's
+# Forms and examples of fields whose values in Python are lists and mappings; `parsing` reads them.
+TEXT_FORMS = {
+    "schedule": ("PHASE:LENGTH,...", "flow_matching:4000,mle:60s"),
+    "transforms": ("WORD:COUNT,...", "maf:3 or nsf:2,maf:2"),
+    "regularizers": ("WORD:WEIGHT,...", "kinetic:0.01,jacobian:0.01"),
+    "dequantize": ("auto|NAME,...", "age,score:0.5"),
+    "support": ("WORD,...", "positive or real,bounded:0:1"),
+}
 
 
 class Widths(click.ParamType):
@@ -27,49 +35,186 @@ class Widths(click.ParamType):
         try:
             return tuple(int(part) for part in str(value).split(","))
         except ValueError:
-            self.fail(f"{value!r} is not a list of whole numbers like 128,128", param, ctx)
+            self.fail(f"{value!r} is not a list of whole numbers such as 128,128", param, ctx)
 
 
-KINDS: dict[str, Any] = {"str": click.STRING, "int": click.INT, "float": click.FLOAT, "tuple[int, ...]": Widths()}
-ON_A_TERMINAL = {"verbose": True}
+TYPES: dict[str, tuple[click.ParamType, str]] = {
+    "int": (click.INT, "INT"),
+    "float": (click.FLOAT, "FLOAT"),
+    "tuple[int, ...]": (Widths(), "INT,..."),
+}
 
 
-def field_options(command: Command) -> Command:
-    """Give a command an option for each field of FFJORD."""
-    for f in reversed(fields(FFJORD)):
-        command = _option(f)(command)
-    return command
+class HeadedOption(click.Option):
+    """An option that the help lists under a heading.
+
+    Args:
+        param_decls: Names of the option.
+        heading: Heading in HELP_ORDER.
+        attrs: Further arguments of `click.Option`.
+    """
+
+    def __init__(self, param_decls: list[str], *, heading: str, **attrs: Any) -> None:
+        super().__init__(param_decls, **attrs)
+        self.heading = heading
 
 
-def chosen_fields(values: dict[str, Any]) -> dict[str, Any]:
-    """The part of a command's parameters that are fields of FFJORD."""
-    return {f.name: values[f.name] for f in fields(FFJORD)}
+class HeadedCommand(click.Command):
+    """A command whose help groups the options under headings, the main ones first."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {heading: [] for heading in HELP_ORDER}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx) if isinstance(param, click.Option) else None
+            if record is not None:
+                groups[param.heading if isinstance(param, HeadedOption) else OUTPUT].append(record)
+        for heading, records in groups.items():
+            if records:
+                with formatter.section(f"{heading} options"):
+                    formatter.write_dl(records)
 
 
-def was_given(context: click.Context) -> list[str]:
-    """The names of the command's parameters that were given on the command line."""
+class FieldCommand(HeadedCommand):
+    """A command with an option for each field of the estimators, which are imported when its options are needed."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Return all parameters; the fields become options at the first call."""
+        known = {param.name for param in self.params}
+        self.params.extend(option for option in map(_option, fit_fields()) if option.name not in known)
+        return super().get_params(ctx)
+
+
+class FitField(NamedTuple):
+    """A field of the estimators as an option of `fit`.
+
+    Attributes:
+        name: Name of the field.
+        kind: Its annotation without None.
+        default: Default value.
+        text: Help.
+        choices: Words that the value may be; none for any value.
+        heading: Heading in HELP_ORDER.
+    """
+
+    name: str
+    kind: str
+    default: Any
+    text: str
+    choices: tuple[str, ...]
+    heading: str
+
+
+def fit_fields() -> list[FitField]:
+    """Return the fields of both estimators; a field of both has the words of both.
+
+    Returns:
+        The fields: those of tables in their order, then those that only images have.
+    """
+    from ffjord_kit.estimator.fields import ImageFields, TableFields  # loads torch: only where fields are needed
+
+    tables, images = ({field.name: field for field in fields(kind)} for kind in (TableFields, ImageFields))
+    names = [*tables, *(name for name in images if name not in tables)]
+    return [_merged(tables.get(name), images.get(name)) for name in names]
+
+
+def field_values(kind: type, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those parameters of a command that are fields of an estimator.
+
+    Args:
+        kind: Estimator, or its class of fields.
+        options: Parameters of the command by name.
+
+    Returns:
+        Values by field, as the command line gave them.
+    """
+    return {field.name: options[field.name] for field in fields(kind)}
+
+
+def command_line_options(context: click.Context) -> list[str]:
+    """Return the parameters that the command line names; all others have their defaults.
+
+    Args:
+        context: Context of the running command.
+
+    Returns:
+        Names of parameters.
+    """
     source = click.core.ParameterSource.COMMANDLINE
     return [name for name in context.params if context.get_parameter_source(name) is source]
 
 
-def check_free(path: str, force: bool) -> None:
-    """Raise ValueError for a file that is there and may not be replaced."""
-    if Path(path).exists() and not force:
-        raise ValueError(f"{path} exists: choose another name, or pass --force")
+def flag(name: str) -> str:
+    """Return the option of a parameter.
+
+    Args:
+        name: Name of the parameter.
+
+    Returns:
+        The option, e.g. "--batch-size".
+
+    Example:
+        >>> flag("batch_size")
+        '--batch-size'
+    """
+    return "--" + name.replace("_", "-")
 
 
-def _option(f: Field) -> Callable[[Command], Command]:
-    flag = "--" + f.name.replace("_", "-")
-    default = ON_A_TERMINAL.get(f.name, None if f.default is MISSING else f.default)
-    shown = {"default": default, "show_default": default not in (None, ""), "help": f.metadata["help"]}
-    if f.type == "bool":
-        return click.option(f"{flag}/--no-{flag[2:]}", f.name, **shown)
-    kind = KINDS[f.type.removesuffix(" | None")]
-    if f.metadata["choices"]:
-        kind = click.Choice(f.metadata["choices"])
-    names = (flag, "--seed") if f.name == "random_state" else (flag,)
-    return click.option(*names, f.name, type=kind, metavar=_metavar(f), **shown)
+def headed(*names: str, heading: str, **options: Any) -> Callable[[C], C]:
+    """Declare an option of a `HeadedCommand`.
+
+    Args:
+        names: Names of the option.
+        heading: Heading in HELP_ORDER.
+        options: Further arguments of `click.option`.
+
+    Returns:
+        The decorator.
+    """
+    return click.option(*names, cls=HeadedOption, heading=heading, **options)
 
 
-def _metavar(f: Field) -> str | None:
-    return None if f.metadata["choices"] else f.type.removesuffix(" | None").split("[")[0].upper()
+def _merged(table: Field[Any] | None, image: Field[Any] | None) -> FitField:
+    """Return the option for a field that one of the estimators has, or both."""
+    both = [field for field in (table, image) if field is not None]
+    first = both[0]
+    choices = dict.fromkeys(word for field in both for word in field.metadata["choices"])
+    heading = IMAGES if table is None else first.metadata["heading"]
+    kind = str(first.type).removesuffix(" | None")
+    return FitField(first.name, kind, _default(first), _help(table, image), tuple(choices), heading)
+
+
+def _help(table: Field[Any] | None, image: Field[Any] | None) -> str:
+    """Return the help of a field as a sentence, with an example of values that are written in a form of their own."""
+    both = [field for field in (table, image) if field is not None]
+    text = "; images: ".join(dict.fromkeys(field.metadata["help"] for field in both))
+    if both[0].name in TEXT_FORMS:
+        text = text.partition(", e.g.")[0]  # the example is written as the command line takes it
+    example = f", e.g. {TEXT_FORMS[both[0].name][1]}" if both[0].name in TEXT_FORMS else ""
+    return f"{text[0].upper()}{text[1:]}{example}{' (tables)' if image is None else ''}."
+
+
+def _default(field: Field[Any]) -> Any:
+    default = None if field.default is MISSING else field.default
+    return SHOWN_ON_TERMINALS.get(field.name, default)
+
+
+def _option(field: FitField) -> HeadedOption:
+    """Return the option of a field."""
+    shown = field.default not in (None, "")
+    options: dict[str, Any] = {"default": field.default, "show_default": shown, "help": field.text}
+    if field.kind == "bool":
+        names = [f"{flag(field.name)}/--no-{flag(field.name)[2:]}", field.name]
+    else:
+        names = [flag(field.name), *(["--seed"] if field.name == "random_state" else []), field.name]
+        options.update(_value_options(field))
+    return HeadedOption(names, heading=field.heading, **options)
+
+
+def _value_options(field: FitField) -> dict[str, Any]:
+    """Return the type and the placeholder of an option that takes a value."""
+    if field.choices:
+        return {"type": click.Choice(field.choices)}
+    if field.name in TEXT_FORMS:
+        return {"type": click.STRING, "metavar": TEXT_FORMS[field.name][0]}
+    kind, metavar = TYPES.get(field.kind, (click.STRING, "TEXT"))
+    return {"type": kind, "metavar": metavar}

@@ -1,144 +1,228 @@
-"""The command that scores data under a run."""
+"""The command `score`: log-likelihoods, their numerical errors, bits per dimension, and outlier scores."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import click
 import numpy as np
-from rich.table import Table
 
-from ffjord_kit import datasets, metrics
-from ffjord_kit.cli.image_score import score_images
-from ffjord_kit.cli.options import PLAIN, check_free
-from ffjord_kit.cli.outliers import score_outliers
-from ffjord_kit.cli.sources import Source, rows_like
-from ffjord_kit.estimator import FFJORD
-from ffjord_kit.estimator.errors import LogDensities
-from ffjord_kit.runs import Run
+from ffjord_kit import datasets, metrics, plots
+from ffjord_kit.cli.output import CONSOLE, check_replaceable, plain_table, print_rows, with_error
+from ffjord_kit.cli.sources import LoadedData, held_out, load_fitted, load_for_run
+from ffjord_kit.estimator import DensityModel
+from ffjord_kit.estimator.scoring import LogDensities
+from ffjord_kit.progress import progress
+from ffjord_kit.run import Run
 
-IMAGES = 256
+IMAGES = 256  # scored by default, as each one takes a solve
+CAUTION = (
+    "The likelihood alone may rate simpler data of another kind higher than the run's own (Nalisnick et al. 2019): "
+    "look at the other scores too."
+)
+
+Columns = dict[str, np.ndarray]
+Rows = Iterator[tuple[str, str]]
 
 
-@click.command()
-@click.argument("run", type=click.Path())
-@click.argument("source", metavar="DATA")
-@click.argument("other", metavar="[OTHER]", required=False)
-@click.option("--out", type=click.Path(), help="File for what is found of each row of DATA.")
-@click.option("--rows", type=click.IntRange(min=2), help="Score a random subset of so many (default: all; 256 images).")
-@click.option("--error", "with_error", is_flag=True, help="State the error of each row; three times the work.")
-@click.option("--target", type=float, help="Solve finer, row by row, until each has this error in nats.")
-@click.option("--probes", type=int, help="Probes of Hutchinson's trace (default: exact; of images 2).")
-@click.option("--draws", type=click.IntRange(min=1), default=1, help="Draws of the noise on images, weighted.")
-@click.option("--ood", is_flag=True, help="How far from what the run knows: likelihood, typicality, gradient.")
-@click.option("--picture", type=click.Path(), help="With --ood and OTHER: a picture of the scores, .png.")
-@click.option("--force", is_flag=True, help="Replace the file if it is there.")
 def score(
     run: str,
     source: str,
     other: str | None,
     out: str | None,
     rows: int | None,
-    with_error: bool,
-    target: float | None,
+    certify: bool,
+    error: float | None,
     probes: int | None,
     draws: int,
-    ood: bool,
+    outliers: bool,
     picture: str | None,
     force: bool,
 ) -> None:
-    """Score DATA under a RUN: the mean log-likelihood with its standard error, in nats and in bits per dimension.
+    """Score data under a run, print the result, and write that of each row to a file.
 
-    With --ood each row's scores as an outlier, and, where OTHER data are named, how well each score parts the two.
+    Args:
+        run: Run folder.
+        source: Data.
+        other: Data to separate from the first by outlier scores, or None.
+        out: File for the result of each row, or None.
+        rows: Size of a random subset; None for all rows, or 256 images.
+        certify: Whether to state the numerical error of each row.
+        error: Numerical error in nats that every row should meet, or None.
+        probes: Number of Hutchinson probes; None for the exact trace, or 2 for images.
+        draws: Number of draws of the noise on images.
+        outliers: Whether to compute outlier scores.
+        picture: PNG file for the outlier scores of both data, or None.
+        force: Whether to replace existing files.
+
+    Raises:
+        ValueError: If a file exists or cannot be written, or the data do not suit the run.
     """
-    if (other is not None or picture is not None) and not ood:
-        raise click.UsageError("OTHER data and --picture are for --ood")
-    if ood and (with_error or target is not None or probes is not None or draws > 1):
-        raise click.UsageError("--ood takes neither --error, --target, --probes nor --draws")
     for path in filter(None, (out, picture)):
-        check_free(path, force)
+        check_replaceable(path, force=force)
     if out is not None:
         datasets.check_writable(out)
-    opened, model = Run.open(run), FFJORD.load(run)
-    if draws > 1 and (model.images is None or with_error or target is not None):
-        raise click.UsageError("--draws are of the noise on images, without --error or --target")
-    read = _few(opened, source, rows, model)
-    if ood:
-        sets = {source: read, **({} if other is None else {other: _few(opened, other, rows, model)})}
-        columns = score_outliers(opened, model, sets, picture and Path(picture))
-    elif read.is_images and target is None and not with_error:
-        columns = score_images(model, read, draws, probes)
-    elif with_error or target is not None or probes is not None:
-        columns = _certified(model, read, target, probes)
+    opened, model = Run.open(run), DensityModel.load(run)
+    if draws > 1 and not model.is_image:
+        raise ValueError("--draws is for runs on images, whose grey levels get noise: leave it out")
+    data = _load(opened, source, rows)
+    certified = certify or error is not None
+    if outliers:
+        sets = {source: data} if other is None else {source: data, other: _load(opened, other, rows)}
+        columns = _score_outliers(opened, model, sets, picture)
+    elif data.is_images and not certified:
+        columns = _score_images(model, data, draws, probes)
+    elif certified or probes is not None:
+        columns = _certify(model, data, error, probes)
     else:
-        columns = _scored(model, read)
+        columns = _evaluate(model, data)
     if out is not None:
         datasets.write(out, np.stack(list(columns.values()), axis=1), list(columns))
         click.echo(f"each row's {' and '.join(columns)} in {out}")
 
 
-def _few(run: Run, source: str, rows: int | None, model: FFJORD) -> Source:
-    """The data, or some of them; of images a few unless they are asked for, as each takes a solve."""
-    if rows is not None or model.images is None:
-        return rows_like(run, source, rows=rows)
-    read = rows_like(run, source)
-    if len(read.x) <= IMAGES:
-        return read
-    click.echo(f"{IMAGES} of {len(read.x)} images, a random subset (--rows for more)")
-    return rows_like(run, source, rows=IMAGES)
+def _load(run: Run, source: str, rows: int | None) -> LoadedData:
+    """Return the data or a random subset, by default a subset of many images."""
+    data = load_for_run(run, source, rows=rows)
+    if rows is not None or not data.is_images or len(data.x) <= IMAGES:
+        return data
+    click.echo(f"{IMAGES} of {len(data.x)} images, a random subset (--rows for more)")
+    return load_for_run(run, source, rows=IMAGES)
 
 
-def _scored(model: FFJORD, read: Source) -> dict[str, np.ndarray]:
-    result = model.evaluate(read.x, context=read.context)
-    table = _table(read, result.log_prob)
-    table.add_row("evaluations", f"{result.nfe} (exact trace, each row to tolerance {model.tolerance:g})")
-    solver = model.solver_error(read.x, context=read.context)
-    table.add_row("solver's error", f"{solver:.1e} nats a row (mean of what is stated for up to 64 rows; --error: all)")
-    _close(table, read, result.log_prob)
+def _evaluate(model: DensityModel, data: LoadedData) -> Columns:
+    """Score a table by the solve of reports."""
+    result, tolerance = model.evaluate(data.x, context=data.context), model.config.fields.tolerance
+    solver = model.solver_error(data.x, context=data.context)
+    print_rows([
+        *_likelihood(data, result.log_prob),
+        ("evaluations", f"{result.nfe} (exact trace, each row to tolerance {tolerance:g})"),
+        ("solver's error", f"{solver:.1e} nats a row (mean over up to 64 rows; --certify for each row)"),
+        *_divergence(data, result.log_prob),
+    ])  # fmt: skip
     return {"log_likelihood": result.log_prob}
 
 
-def _certified(model: FFJORD, read: Source, target: float | None, probes: int | None) -> dict[str, np.ndarray]:
-    found = model.certify(read.x, context=read.context, error=target, probes=probes)
-    table = _table(read, found.log_prob)
-    table.add_row("error of a row", _spread(found.error) + ", for about 99 % of rows")
+def _certify(model: DensityModel, data: LoadedData, error: float | None, probes: int | None) -> Columns:
+    """Score data with the numerical error of each row."""
+    result = model.certify(data.x, context=data.context, error=error, probes=probes)
+    print_rows([
+        *_likelihood(data, result.log_prob),
+        *_errors(result, error, probes),
+        ("steps of a row", f"{_spread(result.accepted, 'd')}; rejected besides: {result.rejected.mean():.1f}"),
+        *_divergence(data, result.log_prob),
+    ])  # fmt: skip
+    return {"log_likelihood": result.log_prob, "error": result.error}
+
+
+def _likelihood(data: LoadedData, log_prob: np.ndarray) -> Rows:
+    """Yield the mean log-likelihood and bits per dimension."""
+    dimensions = int(np.prod(data.x.shape[1:]))
+    yield "rows", f"{len(log_prob)}, {dimensions} {'pixels' if data.is_images else 'columns'}"
+    yield "log-likelihood", f"{with_error(log_prob)} nats a row"
+    yield "bits/dim", with_error(metrics.bits_per_dim(-log_prob, dimensions))
+
+
+def _divergence(data: LoadedData, log_prob: np.ndarray) -> Rows:
+    """Yield the divergence from the true density where it is known."""
+    if data.log_prob is not None:
+        kl, error = metrics.kl_divergence(data.log_prob(data.x), log_prob)
+        yield "KL(truth | model)", f"{kl:.4f} ± {error:.4f} nats"
+
+
+def _errors(result: LogDensities, error: float | None, probes: int | None) -> Rows:
+    """Yield the numerical errors of the rows."""
+    yield "error of a row", _spread(result.error) + ", for about 99 % of rows"
     if probes is not None:
-        table.add_row("  of the solver", _spread(found.solver_error))
-        table.add_row("  of the trace", _spread(found.trace_error) + ", one standard error")
-    if target is not None:
-        table.add_row(f"error of {target:g}", _met(found))
-    table.add_row("steps of a row", f"{_spread(found.taken, 'd')}; refused besides: {found.refused.mean():.1f}")
-    _close(table, read, found.log_prob)
-    return {"log_likelihood": found.log_prob, "error": found.error}
-
-
-def _table(read: Source, log_prob: np.ndarray) -> Table:
-    mean, error = metrics.mean_and_standard_error(log_prob)
-    dimensions = int(np.prod(read.x.shape[1:]))
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_row("rows", f"{len(log_prob)}, {dimensions} {'pixels' if read.is_images else 'columns'}")
-    table.add_row("log-likelihood", f"{mean:.4f} ± {error:.4f} nats a row")
-    bits, bits_error = (metrics.bits_per_dim(value, dimensions) for value in (-mean, error))
-    table.add_row("bits/dim", f"{bits:.4f} ± {bits_error:.4f}")
-    return table
-
-
-def _close(table: Table, read: Source, log_prob: np.ndarray) -> None:
-    """The divergence from the truth, where it is known; then print."""
-    if read.log_prob is not None:
-        kl, kl_error = metrics.kl_divergence(read.log_prob(read.x), log_prob)
-        table.add_row("KL(truth | model)", f"{kl:.4f} ± {kl_error:.4f} nats")
-    PLAIN.print(table)
+        yield "  of the solver", _spread(result.solver_error)
+        yield "  of the trace", _spread(result.trace_error) + ", one standard error"
+    if error is not None:
+        yield f"error of {error:g}", _format_met(result.met)
 
 
 def _spread(values: np.ndarray, form: str = ".1e") -> str:
+    """Return the median and the largest value."""
     kind = int if form == "d" else float
     return f"median {kind(np.median(values)):{form}}, largest {kind(values.max()):{form}}"
 
 
-def _met(found: LogDensities) -> str:
-    unmet = np.flatnonzero(~found.met)
+def _format_met(met: np.ndarray) -> str:
+    """Return how many rows met the requested error, and the first ones that did not."""
+    unmet = np.flatnonzero(~met)
     if not len(unmet):
         return "met by every row"
     rows = ", ".join(map(str, unmet[:5])) + (", ..." if len(unmet) > 5 else "")
-    return f"met by {found.met.sum()} of {len(found.met)} rows; not by rows {rows}"
+    return f"met by {met.sum()} of {len(met)} rows; not by rows {rows}"
+
+
+def _score_images(model: DensityModel, data: LoadedData, draws: int, probes: int | None) -> Columns:
+    """Score images in bits per dimension, with every error of the figure."""
+    options = {} if probes is None else {"probes": probes}
+    with progress(f"{len(data.x)} images") as on_progress:
+        result = model.bits_per_dim(data.x, context=data.context, draws=draws, on_progress=on_progress, **options)
+    values = result.values.numpy()
+    nats, tolerance = -values * model.n_features * np.log(2), model.config.fields.tolerance
+    print_rows([
+        ("images", f"{len(values)} of {' x '.join(map(str, model.event_shape))}, {result.bits} bits"),
+        ("bits/dim", f"{result.mean:.4f} ± {result.standard_error:.4f}"),
+        ("log-likelihood", f"{with_error(nats, digits=2)} nats an image"),
+        ("noise", f"{result.noise}, {result.draws} draw{'s' * (result.draws > 1)} (an upper bound on the bits)"),
+        ("grey levels", _scaling(model)),
+        ("trace", f"{result.probes} probes an image; their error is part of the standard error"),
+        ("solver's error", f"{result.solver_error:.1e} bits/dim an image, at tolerance {tolerance:g}"),
+        ("evaluations", f"{result.nfe} (the largest number of a batch)"),
+    ])  # fmt: skip
+    return {"log_likelihood": nats, "bits_per_dim": values}
+
+
+def _scaling(model: DensityModel) -> str:
+    """Return the scaling of grey levels."""
+    scaling = model.config.fields.scaling
+    return f"logit with alpha {model.image_domain.alpha:g}" if scaling == "logit" else scaling
+
+
+def _score_outliers(run: Run, model: DensityModel, sets: Mapping[str, LoadedData], picture: str | None) -> Columns:
+    """Score one or two sets as outliers; of two, measure how well each score separates them."""
+    first, *others = sets
+    reference = _reference(run, model, sets[first])
+    scores = {}
+    for name, data in sets.items():
+        with progress(name) as on_progress:
+            scores[name] = model.outlier_scores(
+                data.x, context=data.context, reference=reference, on_progress=on_progress
+            )
+    inside = scores[first]
+    if not others:
+        _print_outliers(scores, {})
+        return inside
+    outside = scores[others[0]]
+    areas = {word: metrics.auroc(values, outside[word]) for word, values in inside.items()}
+    _print_outliers(scores, areas)
+    if picture is not None:
+        pairs = {word: (values, outside[word]) for word, values in inside.items()}
+        figure = plots.outlier_histograms(
+            pairs, {word: area for word, (area, _) in areas.items()}, names=(first, others[0])
+        )
+        plots.save(figure, Path(picture))
+        click.echo(f"picture: {picture}")
+    return inside
+
+
+def _print_outliers(scores: Mapping[str, Columns], areas: Mapping[str, tuple[float, float]]) -> None:
+    """Print the medians of each score, and the areas under the ROC curve of two sets."""
+    first, *others = scores
+    table = plain_table("score (higher: further)", *(f"median of {name}" for name in scores), *["AUROC"] * len(others))
+    for word in scores[first]:
+        medians = (f"{np.median(values[word]):.2f}" for values in scores.values())
+        table.add_row(word, *medians, *("{:.3f} ± {:.3f}".format(*areas[word]) for _ in others))
+    CONSOLE.print(table, soft_wrap=True)
+    if others and areas["likelihood"][0] < 0.5:
+        click.echo(f"{others[0]} is more likely than {first}: the known failure of the likelihood as a score.")
+    click.echo(CAUTION)
+
+
+def _reference(run: Run, model: DensityModel, data: LoadedData) -> float:
+    """Return the mean log-density of rows that the run held out; of the data if the run does not name its own."""
+    rows = held_out(model, load_fitted(run)) if "source" in run.config["data"] else data
+    return model.score(rows.x, context=rows.context)

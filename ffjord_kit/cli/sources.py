@@ -1,4 +1,4 @@
-"""The data of a command: loaded, split into columns to model and columns to condition on, and remembered in a run."""
+"""Data of a command: reading them, reading them again for a run, and contexts that an option gives."""
 
 from __future__ import annotations
 
@@ -10,21 +10,25 @@ import numpy as np
 
 from ffjord_kit import datasets
 from ffjord_kit.datasets.dataset import listing
-from ffjord_kit.estimator import FFJORD
-from ffjord_kit.estimator.arrays import held_out_rows
-from ffjord_kit.estimator.images import split_of
-from ffjord_kit.runs import Run
+from ffjord_kit.estimator import DensityModel
+from ffjord_kit.run import Run
 
-Rows = tuple[np.ndarray | None, np.ndarray | None]
-LABEL = "label"  # what images may be conditioned on
-SAID = ("rows", "seed", "context_columns", "size", "grey")  # of its source, in a run's config
+LABEL = "label"  # the column that images can be conditioned on
+RECORDED = ("rows", "seed", "context_columns", "size", "grey")  # arguments of `load` that a run records
 
 
 @dataclass(frozen=True)
-class Source:
-    """Rows to model (n, d), their context (n, c) or None, names of both, and what is known of the set.
+class LoadedData:
+    """Data of a command, split into the part to model and the context.
 
-    Or images (n, c, h, w), and their labels (n,), numbers of `classes`, as the context.
+    Attributes:
+        x: Rows (n, d), or images of uint8 (n, c, h, w).
+        context: Contexts (n, c) of rows, labels (n,) of images, or None.
+        columns: Names of the d columns; none for images.
+        note: Source and options of `load`, as a run records them.
+        log_prob: True log-density, from points (n, d) to nats (n,); None if it is unknown.
+        image_shape: Shape of an image, also of rows that are the pixels of one; None otherwise.
+        classes: Names of the classes that number the labels.
     """
 
     x: np.ndarray
@@ -37,145 +41,148 @@ class Source:
 
     @property
     def is_images(self) -> bool:
-        """Whether it holds images (n, c, h, w) of uint8, not rows."""
+        """Whether the data are images, not rows of a table."""
         return self.x.ndim == 4
 
-    @property
-    def pair(self) -> Rows:
-        """The rows and their context."""
-        return self.x, self.context
+    def take(self, rows: Any) -> LoadedData:
+        """Return some of the rows.
+
+        Args:
+            rows: Indices, a mask or a slice.
+
+        Returns:
+            The data with these rows alone.
+        """
+        return replace(self, x=self.x[rows], context=None if self.context is None else self.context[rows])
 
 
-def open_source(
-    name: str,
+def load(
+    source: str,
     *,
-    rows: int | None,
-    seed: int,
-    context_columns: Sequence[str],
+    rows: int | None = None,
+    seed: int = 0,
+    context_columns: Sequence[str] = (),
     size: int | None = None,
     grey: bool = False,
-) -> Source:
-    """Load a data set or a file, and take the context columns out of it; images at a size, and in grey.
+) -> LoadedData:
+    """Read a named data set, a file or a folder of pictures.
 
-    Raises ValueError for what cannot be read, or is not there.
+    Args:
+        source: Name or path, with a split or key where it has one.
+        rows: Number of rows of a toy, or of a random subset; None for all.
+        seed: Seed of a toy's rows, or of the subset.
+        context_columns: Columns to condition on.
+        size: Side that images are cropped and averaged to.
+        grey: Whether to convert images to grey levels.
+
+    Returns:
+        The data.
+
+    Raises:
+        ValueError: If the source cannot be read, or a column is not there.
     """
-    if datasets.is_image_source(name):
-        return _open_images(name, rows, seed, context_columns, size, grey)
+    if datasets.is_image_source(source):
+        return _load_images(source, rows=rows, seed=seed, context_columns=context_columns, size=size, grey=grey)
     if size is not None or grey:
-        raise ValueError(f"--size and --grey are for images; {name} is a table")
-    dataset = datasets.load(name, rows=rows, seed=seed)
+        raise ValueError(f"--size and --grey are for images; {source} is a table")
+    dataset = datasets.load(source, rows=rows, seed=seed)
     note = {
-        "source": datasets.locate(name),
+        "source": datasets.locate(source),
         "rows": rows,
         "seed": seed,
         "context_columns": list(context_columns),
         "image_shape": None if dataset.image_shape is None else list(dataset.image_shape),
     }
     if not context_columns:
-        return Source(dataset.x, None, dataset.columns, note, dataset.log_prob, dataset.image_shape)
-    parts = datasets.split_columns(dataset, context_columns)
-    return Source(parts.x, parts.context, parts.columns, note, None, None)
+        return LoadedData(dataset.x, None, dataset.columns, note, dataset.log_prob, dataset.image_shape)
+    split = datasets.split_columns(dataset, context_columns)
+    return LoadedData(split.x, split.context, split.columns, note, None, None)
 
 
-def _open_images(
-    name: str, rows: int | None, seed: int, context_columns: Sequence[str], size: int | None, grey: bool
-) -> Source:
-    found = datasets.load_images(name, rows=rows, seed=seed, size=size, grey=grey)
-    odd = [column for column in context_columns if column != LABEL]
-    if odd or (context_columns and found.labels is None):
-        there = f"only {LABEL!r}" if found.labels is not None else "none: its images have no labels"
-        raise ValueError(f"no column {(odd or [LABEL])[0]!r} in {name} to condition on; there is {there}")
-    note = {
-        "source": datasets.locate_images(name), "rows": rows, "seed": seed, "context_columns": list(context_columns),
-        "size": size, "grey": grey, "classes": list(found.classes), "bits": found.bits,
-    }  # fmt: skip
-    labels = found.labels if context_columns else None
-    return Source(found.images, labels, (), note, None, tuple(found.images.shape[1:]), found.classes)
+def load_fitted(run: Run) -> LoadedData:
+    """Read the data that a run was fitted to.
 
+    Args:
+        run: The run.
 
-def bits_of(name: str) -> int:
-    """The bits of the grey levels of a set of images; 8 of anything else."""
-    named = datasets.IMAGE_SETS.get(name.partition(":")[0])
-    return 8 if named is None else named.bits
+    Returns:
+        The data.
 
-
-def source_of(run: Run) -> Source:
-    """The data that a run was fitted to. Raises ValueError where the run does not say, or they have gone."""
+    Raises:
+        ValueError: If the run does not name its data, or they cannot be read.
+    """
     note = run.config["data"]
     if "source" not in note:
         raise ValueError(
             f"{run.path} was made in Python and does not name its data: resume it there, or plot --data FILE"
         )
-    return open_source(note["source"], **{name: note[name] for name in SAID if name in note})
+    return load(note["source"], **{name: note[name] for name in RECORDED if name in note})
 
 
-def rows_like(run: Run, name: str, *, rows: int | None = None, seed: int = 0) -> Source:
-    """The columns of the run out of a data set or a file, by name, or by place where either has no names.
+def load_for_run(run: Run, source: str, *, rows: int | None = None, seed: int = 0) -> LoadedData:
+    """Read data in the form of a run's: its columns by name, or by position where either side has no names.
 
-    Images come at the size, and in the colours, of the run's. Raises ValueError that says which column is missing.
+    Images come at the size and in the colours of the run's, with labels that number its classes.
+
+    Args:
+        run: The run.
+        source: Name or path.
+        rows: Number of rows of a toy, or of a random subset; None for all.
+        seed: Seed of a toy's rows, or of the subset.
+
+    Returns:
+        The data.
+
+    Raises:
+        ValueError: If a column is missing, or the data are of another kind or shape.
     """
     config = run.config
     if config.get("images") is not None:
-        return _images_like(config, name, rows, seed)
-    if datasets.is_image_source(name):
-        raise ValueError(f"{name} holds images, and {run.path} is a run on a table of {listing(config['columns'])}")
-    source = open_source(name, rows=rows, seed=seed, context_columns=config["data"].get("context_columns", []))
+        return _load_images_for_run(config, source, rows, seed)
+    if datasets.is_image_source(source):
+        raise ValueError(f"{source} holds images, and {run.path} is a run on a table of {listing(config['columns'])}")
+    data = load(source, rows=rows, seed=seed, context_columns=config["data"].get("context_columns", []))
     expected = tuple(config["columns"])
-    if set(expected) <= set(source.columns):
-        places = [source.columns.index(column) for column in expected]
-        return replace(source, x=source.x[:, places], columns=expected)
-    unnamed = datasets.default_columns(len(expected)) in (source.columns, expected)
-    if unnamed and len(source.columns) == len(expected):
-        return source
-    missing = next(column for column in expected if column not in source.columns)
-    raise ValueError(f"{name} has no column {missing!r}, which the run has; its columns are {listing(source.columns)}")
+    if set(expected) <= set(data.columns):
+        positions = [data.columns.index(column) for column in expected]
+        return replace(data, x=data.x[:, positions], columns=expected)
+    unnamed = datasets.default_columns(len(expected)) in (data.columns, expected)
+    if unnamed and len(data.columns) == len(expected):
+        return data
+    missing = next(column for column in expected if column not in data.columns)
+    raise ValueError(f"{source} has no column {missing!r}, which the run has; its columns are {listing(data.columns)}")
 
 
-def _images_like(config: Mapping[str, Any], name: str, rows: int | None, seed: int) -> Source:
-    channels, height, width = config["images"]["shape"]
-    if not datasets.is_image_source(name):
-        raise ValueError(f"{name} holds no images, and this run is on images of {channels} x {height} x {width}")
-    note = config["data"]
-    columns = note.get("context_columns", [LABEL] if config["images"]["classes"] else [])
-    size = height if height == width else None
-    source = open_source(name, rows=rows, seed=seed, context_columns=columns, size=size, grey=channels == 1)
-    if source.image_shape != (channels, height, width):
-        found = " x ".join(map(str, source.image_shape))
-        raise ValueError(f"{name} has images of {found}; the run's are {channels} x {height} x {width}")
-    return _with_classes(source, note.get("classes", []), name)
+def held_out(model: DensityModel, fitted: LoadedData) -> LoadedData:
+    """Return the rows that a model held out of its training data.
+
+    Args:
+        model: The model.
+        fitted: Data that the model was fitted to.
+
+    Returns:
+        The rows held out; all rows of a set so small that none were.
+    """
+    _, rows = model.split_indices(fitted.x)
+    return fitted.take(rows) if len(rows) else fitted
 
 
-def _with_classes(source: Source, classes: Sequence[str], name: str) -> Source:
-    """The images with labels that are numbers of a run's classes, by name. Raises ValueError for another class."""
-    found, known = list(source.classes), list(classes)
-    nameless = found == [str(i) for i in range(len(found))] and len(found) <= len(known)
-    if source.context is None or not known or nameless or found == known:
-        return source
-    odd = [word for word in source.classes if word not in classes]
-    if odd:
-        raise ValueError(f"{name} has the class {odd[0]!r}, which the run has not; its classes are {listing(classes)}")
-    numbers = np.array([known.index(word) for word in found])
-    return replace(source, context=numbers[source.context], classes=tuple(classes))
+def parse_context(run: Run, text: str | None, count: int) -> np.ndarray | None:
+    """Read the option --context of a command that uses a run.
 
+    Args:
+        run: The run.
+        text: Values "1.0,2.5" for all rows, a file with a row for each, or classes of images, used in turn.
+        count: Number of rows.
 
-def held_out_of(model: FFJORD, fitted: Source | None) -> Rows:
-    """The rows of its data that a model held out, and their context; of a small set that held out none, all."""
-    if fitted is None:
-        return None, None
-    if fitted.is_images:
-        _, which = split_of(len(fitted.x), fitted.x[0].size, model.validation_fraction, model.seed_)
-        x, context = (part if part is None else part[which.numpy()] for part in fitted.pair)
-        return (x, context) if len(x) else fitted.pair
-    _, held_out = held_out_rows(fitted.x, fitted.context, model.validation_fraction, model.seed_)
-    if held_out is None:
-        return fitted.pair
-    return held_out[0].numpy(), None if held_out[1] is None else held_out[1].numpy()
+    Returns:
+        Contexts (count, c), labels (count,) of images, or None for a run without context.
 
-
-def context_rows(run: Run, text: str | None, count: int) -> np.ndarray | None:
-    """The context that an option gives: numbers '1.0,2.5' for all rows, or a file with a row for each."""
+    Raises:
+        ValueError: If the text does not suit the run.
+    """
     if run.config.get("images") is not None and run.config["images"]["classes"]:
-        return _labels(run, text, count)
+        return _parse_labels(run, text, count)
     expected = run.config["context_dim"]
     names = run.config["data"].get("context_columns", [])
     if not expected:
@@ -184,25 +191,78 @@ def context_rows(run: Run, text: str | None, count: int) -> np.ndarray | None:
         return None
     if text is None:
         raise ValueError(f"this run is conditional: pass --context with values of {', '.join(names) or expected}")
-    try:
-        rows = np.broadcast_to(np.array([float(part) for part in text.split(",")]), (count, text.count(",") + 1))
-    except ValueError:
-        rows = datasets.load(text).x
+    rows = _read_contexts(text, count)
     if rows.shape != (count, expected):
-        raise ValueError(f"--context must give {expected} values ({', '.join(names)}), or a file of {count} rows of "
-                         f"them; got shape {rows.shape}")  # fmt: skip
+        raise ValueError(
+            f"--context must give {expected} values ({', '.join(names)}), or a file of {count} rows of them; "
+            f"got shape {rows.shape}"
+        )
     return rows
 
 
-def _labels(run: Run, text: str | None, count: int) -> np.ndarray:
-    """The labels that an option gives: one class or several, by name or number, in turn over all images."""
+def _load_images(
+    source: str, *, rows: int | None, seed: int, context_columns: Sequence[str], size: int | None, grey: bool
+) -> LoadedData:
+    image_set = datasets.load_images(source, rows=rows, seed=seed, size=size, grey=grey)
+    unknown = [column for column in context_columns if column != LABEL]
+    if unknown or (context_columns and image_set.labels is None):
+        known = f"only {LABEL!r}" if image_set.labels is not None else "none: its images have no labels"
+        raise ValueError(f"no column {(unknown or [LABEL])[0]!r} in {source} to condition on; there is {known}")
+    note = {
+        "source": datasets.locate_images(source), "rows": rows, "seed": seed, "context_columns": list(context_columns),
+        "size": size, "grey": grey, "classes": list(image_set.classes), "bits": image_set.bits,
+    }  # fmt: skip
+    labels = image_set.labels if context_columns else None
+    shape = tuple(image_set.images.shape[1:])
+    return LoadedData(image_set.images, labels, (), note, None, shape, tuple(image_set.classes))
+
+
+def _load_images_for_run(config: Mapping[str, Any], source: str, rows: int | None, seed: int) -> LoadedData:
+    channels, height, width = config["images"]["shape"]
+    if not datasets.is_image_source(source):
+        raise ValueError(f"{source} holds no images, and this run is on images of {channels} x {height} x {width}")
+    note = config["data"]
+    columns = note.get("context_columns", [LABEL] if config["images"]["classes"] else [])
+    size = height if height == width else None
+    data = load(source, rows=rows, seed=seed, context_columns=columns, size=size, grey=channels == 1)
+    if data.x.shape[1:] != (channels, height, width):
+        shape = " x ".join(map(str, data.x.shape[1:]))
+        raise ValueError(f"{source} has images of {shape}; the run's are {channels} x {height} x {width}")
+    return _number_classes(data, note.get("classes", []), source)
+
+
+def _number_classes(data: LoadedData, classes: Sequence[str], source: str) -> LoadedData:
+    """Return images whose labels number the classes of a run, matched by name."""
+    ours, known = list(data.classes), list(classes)
+    unnamed = ours == [str(i) for i in range(len(ours))] and len(ours) <= len(known)
+    if data.context is None or not known or unnamed or ours == known:
+        return data
+    unknown = [word for word in ours if word not in known]
+    if unknown:
+        raise ValueError(
+            f"{source} has the class {unknown[0]!r}, which the run has not; its classes are {listing(known)}"
+        )
+    numbers = np.array([known.index(word) for word in ours])
+    return replace(data, context=numbers[data.context], classes=tuple(known))
+
+
+def _read_contexts(text: str, count: int) -> np.ndarray:
+    """Return values for all rows, or else the rows of a file."""
+    try:
+        return np.broadcast_to(np.array([float(part) for part in text.split(",")]), (count, text.count(",") + 1))
+    except ValueError:
+        return datasets.load(text).x
+
+
+def _parse_labels(run: Run, text: str | None, count: int) -> np.ndarray:
+    """Return labels from classes, given by name or number and repeated in turn."""
     number = run.config["images"]["classes"]
     classes = [*map(str, run.config["data"].get("classes", []))] or [str(i) for i in range(number)]
     if text is None:
         raise ValueError(f"this run is conditional: pass --context with classes, e.g. {listing(classes)}")
     words = [word.strip() for word in text.split(",")]
-    odd = [word for word in words if word not in classes and not (word.isdecimal() and int(word) < number)]
-    if odd:
-        raise ValueError(f"no class {odd[0]!r}; the classes are {listing(classes, limit=20)}")
+    unknown = [word for word in words if word not in classes and not (word.isdecimal() and int(word) < number)]
+    if unknown:
+        raise ValueError(f"no class {unknown[0]!r}; the classes are {listing(classes, limit=20)}")
     labels = [classes.index(word) if word in classes else int(word) for word in words]
     return np.resize(np.array(labels, np.int64), count)

@@ -1,7 +1,8 @@
-"""Named data sets, and readers of a user's files: everything that `load` can give.
+"""Data sets with a name, and readers of a user's files.
 
-To add a data set, write a function and give it a word in DATASETS: a function that returns a Density (a toy in the
-plane, whose truth is known) or one that reads a Dataset (a real table).
+`load` gives a table, `load_images` a set of images, `write` writes a table. To add a data set, write a function and
+give it a word in DATASETS: a function that returns a Density (a toy in the plane, whose density is known) or one that
+reads a Dataset (a real table).
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ from ffjord_kit.datasets.dataset import (
     Columns,
     Dataset,
     DataWarning,
+    Density,
     ImageSet,
     default_columns,
     split_columns,
     suggestion,
 )
-from ffjord_kit.datasets.density import Density
+from ffjord_kit.datasets.files import check_writable, write
 from ffjord_kit.datasets.images import (
     IMAGE_SETS,
     ImageDescription,
@@ -34,8 +36,7 @@ from ffjord_kit.datasets.images import (
     load_images,
     locate_images,
 )
-from ffjord_kit.datasets.subsets import SPLITS, check_numbers, random_stream, split_rows, subset_rows
-from ffjord_kit.datasets.writing import check_writable, write
+from ffjord_kit.datasets.splits import SPLITS, check_numbers, random_stream, split_rows, subset_rows
 
 __all__ = [
     "DATASETS",
@@ -48,6 +49,7 @@ __all__ = [
     "ImageDescription",
     "ImageSet",
     "check_writable",
+    "default_columns",
     "describe",
     "describe_images",
     "is_image_source",
@@ -63,36 +65,75 @@ TOY_ROWS = 10_000
 
 
 class Description(NamedTuple):
-    """A row of the list of data sets; `rows` is None where as many are drawn as asked for."""
+    """A row of the list of data sets.
+
+    Args:
+        name: Word in DATASETS.
+        summary: What the rows are.
+        dimensions: Number of columns.
+        rows: Number of rows; None for a toy, which draws any number.
+        truth_known: Whether the exact density is known.
+        source: Author and licence.
+    """
 
     name: str
-    what: str
+    summary: str
     dimensions: int
     rows: int | None
     truth_known: bool
     source: str
 
 
-class Spec(ABC):
-    """How the data set behind a word is made."""
+class NamedDataset(ABC):
+    """A data set that has a word in DATASETS, with a summary and its source."""
 
-    what: str
+    summary: str
     source: str
 
     @abstractmethod
     def load(self, name: str, *, split: str | None, rows: int | None, seed: int) -> Dataset:
-        """Make the data set, or one split of it."""
+        """Make the data set, or one split of it.
+
+        Args:
+            name: Name that the result gets.
+            split: "train", "test", or None.
+            rows: Number of rows to draw; None for the usual number.
+            seed: Seed of everything random.
+
+        Returns:
+            The table.
+
+        Raises:
+            ValueError: If `rows` exceeds the number of rows there are.
+        """
 
     @abstractmethod
     def describe(self, name: str) -> Description:
-        """Say what it is."""
+        """Describe the data set.
+
+        Args:
+            name: Its word in DATASETS.
+
+        Returns:
+            A row of the list of data sets.
+        """
 
 
 @dataclass(frozen=True)
-class Toy(Spec):
-    """Points drawn from a density in the plane; the splits are independent draws, and no split is the train one."""
+class Toy(NamedDataset):
+    """Points drawn from a density in the plane; its splits are independent draws, and no split is the train one.
 
-    what: str
+    Args:
+        summary: What the density looks like.
+        density: Function that returns it.
+        source: Where its shape comes from.
+
+    Example:
+        >>> DATASETS["moons"].load("moons", split="test", rows=4, seed=0).x.shape
+        (4, 2)
+    """
+
+    summary: str
     density: Callable[[], Density]
     source: str = "generated, after Grathwohl et al. 2019"
 
@@ -102,32 +143,61 @@ class Toy(Spec):
         return Dataset(name, x, default_columns(2), log_prob=density.log_prob)
 
     def describe(self, name: str) -> Description:
-        return Description(name, self.what, 2, None, True, self.source)
+        return Description(name, self.summary, 2, None, True, self.source)
 
 
 @dataclass(frozen=True)
-class Table(Spec):
-    """Rows that somebody measured; the splits are parts of one fixed permutation, 80 and 20 per cent."""
+class Table(NamedDataset):
+    """Measured rows; the splits are 80 and 20 per cent of one fixed permutation.
 
-    what: str
+    Args:
+        summary: What was measured.
+        read: Function that reads the table; its argument is the source of noise, where noise is added.
+        source: Author and licence.
+
+    Example:
+        >>> DATASETS["iris"].load("iris", split="test", rows=None, seed=0).x.shape
+        (30, 4)
+    """
+
+    summary: str
     read: Callable[[np.random.Generator], Dataset]
     source: str
 
     def load(self, name: str, *, split: str | None, rows: int | None, seed: int) -> Dataset:
         dataset = replace(self.read(random_stream(seed, "noise")), name=name)
-        return _take(_part(dataset, split), rows=rows, seed=seed)
+        return _take(_split(dataset, split), rows=rows, seed=seed)
 
     def describe(self, name: str) -> Description:
         rows, dimensions = self.read(random_stream(0, "noise")).x.shape
-        return Description(name, self.what, dimensions, rows, False, self.source)
+        return Description(name, self.summary, dimensions, rows, False, self.source)
 
 
 def load(source: str | os.PathLike[str], *, rows: int | None = None, seed: int = 0) -> Dataset:
-    """Load a data set by its word in DATASETS, `image:PATH` for a picture, or the path of a file.
+    """Load a table by name or from a file.
 
-    A word takes a split, as in `moons:test`. `rows` is how many to draw from a toy, or a random subset of a table in
-    the table's order; `seed` fixes all that is random. Raises ValueError for a source that is unknown or wrong, and
-    for more rows than there are; ImportError for Parquet without pyarrow.
+    A name takes a split, as in `moons:test`.
+
+    Args:
+        source: A word in DATASETS, `image:PATH` for the density of a picture, the path of a file (.csv, .tsv, .txt,
+            .npy, .npz, .parquet), or `file.npz:KEY` for one array of several.
+        rows: Number of points to draw from a toy, or of rows to draw from a table, which keep their order; None for
+            10,000 points, or all rows.
+        seed: Seed of everything random.
+
+    Returns:
+        The table, with its exact log-density where that is known.
+
+    Raises:
+        ValueError: If the source is unknown or damaged, or `rows` exceeds the number of rows.
+        ImportError: If the file is Parquet and pyarrow is missing.
+
+    Example:
+        >>> moons = load("moons", rows=5)
+        >>> moons.x.shape, moons.columns, moons.log_prob(moons.x).shape
+        ((5, 2), ('x0', 'x1'), (5,))
+        >>> load("iris:test").x.shape
+        (30, 4)
     """
     source = os.fspath(source)
     check_numbers(rows=rows, seed=seed)
@@ -142,7 +212,14 @@ def load(source: str | os.PathLike[str], *, rows: int | None = None, seed: int =
 
 
 def locate(source: str) -> str:
-    """The source as `load` finds it from any folder: a file's or picture's absolute path, a name as it is."""
+    """Return a source as `load` finds it from any folder.
+
+    Args:
+        source: A name or a path, as `load` takes it.
+
+    Returns:
+        The absolute path of a file or picture, or the name unchanged.
+    """
     name, split = _name_and_split(source)
     if name.startswith("image:"):
         return f"image:{os.path.abspath(name.removeprefix('image:'))}" + (f":{split}" if split else "")
@@ -150,8 +227,12 @@ def locate(source: str) -> str:
 
 
 def describe() -> list[Description]:
-    """List the data sets of DATASETS, in its order."""
-    return [spec.describe(name) for name, spec in DATASETS.items()]
+    """List the data sets that have a name.
+
+    Returns:
+        A description of each data set, in the order of DATASETS.
+    """
+    return [dataset.describe(name) for name, dataset in DATASETS.items()]
 
 
 def _name_and_split(source: str) -> tuple[str, str | None]:
@@ -161,10 +242,10 @@ def _name_and_split(source: str) -> tuple[str, str | None]:
 
 
 def _picture(name: str) -> Toy:
-    return replace(DATASETS["image"], density=partial(pictures.picture, name.removeprefix("image:")))
+    return Toy(_PICTURE, partial(pictures.picture, name.removeprefix("image:")), "a picture of the user's")
 
 
-def _part(dataset: Dataset, split: str | None) -> Dataset:
+def _split(dataset: Dataset, split: str | None) -> Dataset:
     return dataset if split is None else replace(dataset, x=dataset.x[split_rows(len(dataset.x), split)])
 
 
@@ -181,13 +262,14 @@ def _unknown(source: str) -> str:
     if colon and word in DATASETS:
         return f"{source!r}: the splits of {word} are {' and '.join(SPLITS)}; got {split!r}"
     known = f"the data sets are {', '.join(DATASETS)}; of images {', '.join(IMAGE_SETS)}"
-    asked = suggestion(word, [*DATASETS, *IMAGE_SETS])
-    return f"no data set and no file {source!r}{asked}; {known}; or give a file's path"
+    hint = suggestion(word, [*DATASETS, *IMAGE_SETS])
+    return f"no data set and no file {source!r}{hint}; {known}; or give a file's path"
 
 
+_PICTURE = "the brightness of a picture: a flower, or image:PATH"
 _UCI = "UCI repository, CC BY 4.0; carried by scikit-learn"
 
-DATASETS: dict[str, Spec] = {
+DATASETS: dict[str, NamedDataset] = {
     "moons": Toy("two half circles", curves.moons),
     "circles": Toy("two circles, one inside the other", toys.circles),
     "rings": Toy("four thin circles", toys.rings),
@@ -197,7 +279,7 @@ DATASETS: dict[str, Spec] = {
     "swissroll": Toy("one spiral arm, denser inside", curves.swissroll),
     "checkerboard": Toy("uniform on eight squares", toys.checkerboard),
     "image": Toy(
-        "the brightness of a picture: a flower, or image:PATH",
+        _PICTURE,
         pictures.sample_picture,
         "photograph by vultilion, CC BY 2.0; carried by scikit-learn",
     ),

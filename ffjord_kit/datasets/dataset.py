@@ -1,7 +1,8 @@
-"""A data set: a table of numbers with names, and its true density where somebody knows it; or a set of images."""
+"""Tables, sets of images and densities in the plane: the types that the other modules read, draw and return."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -9,17 +10,79 @@ from typing import NamedTuple
 
 import numpy as np
 
+CHUNK = 1024  # points evaluated at a time, so that memory does not grow with the number of points
+HORIZON = 1e100  # beyond it squared distances overflow, and log p is -inf in floating point
+
 
 class DataWarning(UserWarning):
     """Data that can be read, but whose density is likely to be misjudged."""
 
 
+class Density(ABC):
+    """A probability density on the plane that draws points and evaluates its exact log-density.
+
+    x ~ p, and log p(x) is a closed form, or a quadrature that is converged to 1e-6 at any distance.
+
+    Example:
+        >>> from ffjord_kit.datasets.toys import checkerboard
+        >>> density = checkerboard()
+        >>> density.sample(3, np.random.default_rng(0)).shape
+        (3, 2)
+        >>> bool(np.isclose(density.log_prob(np.array([[-3.0, -3.0]]))[0], -np.log(32)))
+        True
+    """
+
+    @abstractmethod
+    def sample(self, n: int, rng: np.random.Generator) -> np.ndarray:
+        """Draw independent points.
+
+        Args:
+            n: Number of points.
+            rng: Source of all random numbers.
+
+        Returns:
+            Points, shape (n, 2).
+        """
+
+    @abstractmethod
+    def _log_prob(self, x: np.ndarray) -> np.ndarray:
+        """Evaluate the log-density of finite points: (n, 2) -> (n,)."""
+
+    def log_prob(self, x: np.ndarray) -> np.ndarray:
+        """Evaluate the exact log-density.
+
+        Args:
+            x: Points, shape (n, 2).
+
+        Returns:
+            Log-densities in nats, shape (n,): -inf outside the support, nan where `x` is nan.
+
+        Raises:
+            ValueError: If `x` does not have shape (n, 2).
+        """
+        points = _as_points(x)
+        result = np.where(np.isnan(points).any(axis=1), np.nan, -np.inf)
+        inside = np.flatnonzero(np.all(np.abs(points) < HORIZON, axis=1))
+        for start in range(0, len(inside), CHUNK):
+            rows = inside[start : start + CHUNK]
+            result[rows] = self._log_prob(points[rows])
+        return result
+
+
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A table of n rows and d columns, float64, or a large one of float32 that stays in its file (`numpy.memmap`).
+    """A table of n rows and d columns, with its exact density where that is known.
 
-    `log_prob` maps (m, d) to the exact log-densities (m,) in nats, or is None where nobody knows them; `image_shape`
-    is the shape of a row that is a flattened picture, or None.
+    Args:
+        name: Name of the data set, or path of its file.
+        x: Values, shape (n, d): float64, or float32 where a large file is mapped into memory (`numpy.memmap`).
+        columns: Names of the d columns.
+        log_prob: Exact log-density in nats, (m, d) -> (m,); None where it is unknown.
+        image_shape: Shape of the picture that each row is flattened from; None for other tables.
+
+    Example:
+        >>> Dataset("pairs", np.zeros((5, 2)), ("a", "b")).x.shape
+        (5, 2)
     """
 
     name: str
@@ -31,10 +94,18 @@ class Dataset:
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Images (n, channels, height, width) of uint8, and their classes where they have any.
+    """Images of one shape, with their classes where they have labels.
 
-    `labels` (n,) of int64 count the names in `classes` from 0; without labels they are None and (). The levels fill
-    the highest `bits` of a byte. The images may be a view whose memory lies in another order.
+    Args:
+        name: Name of the set, or its path.
+        images: Grey levels, uint8, shape (n, channels, height, width); possibly a view with another memory order.
+        labels: Class of each image, int64, shape (n,), counted from 0; None without labels.
+        classes: Names of the classes; empty without labels.
+        bits: Number of bits in use: the levels fill the highest `bits` of a byte.
+
+    Example:
+        >>> ImageSet("black", np.zeros((2, 1, 4, 4), dtype=np.uint8), None, ()).images.shape
+        (2, 1, 4, 4)
     """
 
     name: str
@@ -45,7 +116,7 @@ class ImageSet:
 
 
 class Columns(NamedTuple):
-    """A table in two parts: x (n, d - k) with its columns, and the context (n, k) with its own."""
+    """A table divided into data `x` (n, d - k) and context (n, k), each with the names of its columns."""
 
     x: np.ndarray
     context: np.ndarray
@@ -54,46 +125,97 @@ class Columns(NamedTuple):
 
 
 def split_columns(dataset: Dataset, names: Sequence[str]) -> Columns:
-    """Separate the columns called `names`, the context, from the rest.
+    """Separate the context columns of a table from the rest.
 
-    A name is that of a column or, where no column is called so, an index written as text ("0" is the first column,
-    "-1" the last). The context keeps the order of `names`, the rest the order of the table. Raises ValueError for an
-    unknown name, a column named twice, or nothing left over.
+    Args:
+        dataset: Table with d columns.
+        names: Context columns, each by its name or, where no column has that name, by its index written as text
+            ("0" is the first column, "-1" the last).
+
+    Returns:
+        The two parts: the context in the order of `names`, the rest in the order of the table.
+
+    Raises:
+        ValueError: If a name is unknown, a column is named twice, or no column is left.
+
+    Example:
+        >>> parts = split_columns(Dataset("people", np.zeros((5, 3)), ("age", "sex", "size")), ["sex"])
+        >>> parts.x.shape, parts.context.shape, parts.context_columns
+        ((5, 2), (5, 1), ('sex',))
     """
-    chosen = [_position(name, dataset.columns) for name in names]
-    _refuse_repeats(chosen, dataset.columns)
-    rest = [i for i in range(len(dataset.columns)) if i not in chosen]
+    columns = dataset.columns
+    positions = {name: i for i, name in reversed(list(enumerate(columns)))}
+    chosen = [_position(name, columns, positions) for name in names]
+    _check_named_once(chosen, columns)
+    context = set(chosen)
+    rest = [i for i in range(len(columns)) if i not in context]
     if not rest:
         raise ValueError(f"all {len(chosen)} columns are context; leave at least one to be modelled")
-    columns, context_columns = _pick(dataset.columns, rest), _pick(dataset.columns, chosen)
-    return Columns(dataset.x[:, rest], dataset.x[:, chosen], columns, context_columns)
+    return Columns(dataset.x[:, rest], dataset.x[:, chosen], _pick(columns, rest), _pick(columns, chosen))
 
 
 def default_columns(count: int) -> tuple[str, ...]:
-    """Names x0, x1, ... of columns that have none."""
+    """Return names for columns that have none.
+
+    Args:
+        count: Number of columns.
+
+    Returns:
+        The names x0, x1, ...
+    """
     return tuple(f"x{i}" for i in range(count))
 
 
 def pixel_columns(shape: Sequence[int]) -> tuple[str, ...]:
-    """Names pixel_0_0, pixel_0_1, ... of the columns of a flattened picture of this shape, row by row."""
+    """Return names for the columns of a flattened picture.
+
+    Args:
+        shape: Shape of the picture.
+
+    Returns:
+        The names pixel_0_0, pixel_0_1, ..., row by row.
+    """
     return tuple("_".join(["pixel", *map(str, index)]) for index in np.ndindex(*shape))
 
 
 def listing(words: Sequence[str], *, limit: int = 8) -> str:
-    """Words in one line, the first `limit` of them."""
+    """Join words into one line for a message.
+
+    Args:
+        words: Words to list.
+        limit: Number of words to show; the others are counted.
+
+    Returns:
+        For example "a, b and 3 more".
+    """
     more = f" and {len(words) - limit} more" if len(words) > limit else ""
     return ", ".join(words[:limit]) + more
 
 
 def suggestion(word: str, known: Sequence[str]) -> str:
-    """Ask " (did you mean 'moons'?)" for the closest known word, or say nothing when none is close."""
+    """Return a hint at the known word that is closest to a mistyped one.
+
+    Args:
+        word: Word that was not recognised.
+        known: Words to compare with.
+
+    Returns:
+        For example " (did you mean 'moons'?)", or "" when no known word is close.
+    """
     close = get_close_matches(word, known, n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
-def _position(name: str, columns: tuple[str, ...]) -> int:
-    if name in columns:
-        return columns.index(name)
+def _as_points(x: np.ndarray) -> np.ndarray:
+    points = np.asarray(x, dtype=np.float64)
+    if points.ndim != 2 or points.shape[1] != 2:
+        raise ValueError(f"x must have shape (n, 2); got {points.shape}")
+    return points
+
+
+def _position(name: str, columns: tuple[str, ...], positions: dict[str, int]) -> int:
+    if name in positions:
+        return positions[name]
     count = len(columns)
     if _is_index(name) and -count <= int(name) < count:
         return int(name) % count
@@ -104,10 +226,12 @@ def _is_index(name: str) -> bool:
     return name.removeprefix("-").isdecimal()
 
 
-def _refuse_repeats(chosen: list[int], columns: tuple[str, ...]) -> None:
+def _check_named_once(chosen: list[int], columns: tuple[str, ...]) -> None:
+    seen: set[int] = set()
     for i in chosen:
-        if chosen.count(i) > 1:
+        if i in seen:
             raise ValueError(f"column {columns[i]!r} is named twice as context; name it once")
+        seen.add(i)
 
 
 def _pick(columns: tuple[str, ...], positions: list[int]) -> tuple[str, ...]:

@@ -1,85 +1,136 @@
-"""Sets of images that are too large to carry: found on this machine, or fetched once from openml.org.
+"""Image sets that are too large to carry: found on this machine, or downloaded once by pooch.
 
-They are looked for as NPZ files (see `archives`) in the folder that FFJORD_KIT_DATA names, then in the cache: `data/`
-of a checkout, `~/.cache/ffjord_kit` elsewhere (or that of XDG_CACHE_HOME). What is fetched is written to the cache.
+Each set is an NPZ file (see `image_files`). It is looked for in the folder that FFJORD_KIT_DATA names, then in the
+cache: `data/` of a checkout, else `~/.cache/ffjord_kit` (or `ffjord_kit` in the folder that XDG_CACHE_HOME names).
+Where there is none, the original files are downloaded from their publishers, each is compared with its SHA-256, and
+the NPZ file is written to the cache. The checksums of the original files are those of TensorFlow Datasets.
+
+What is read is checked too: the shape, the classes, and the SHA-256 of the levels where it is known.
 """
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import logging
 import os
-import socket
 import sys
+import tarfile
 import tempfile
-import warnings
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.client import HTTPException
 from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
-from sklearn.datasets import fetch_openml
-from sklearn.utils import Bunch
 
 from ffjord_kit.atomic import replacing
-from ffjord_kit.datasets.archives import Arrays, channels_first, read_archive
+from ffjord_kit.datasets.files import DATA_FOLDER
+from ffjord_kit.datasets.image_files import Arrays, channels_first, read_archive
+from ffjord_kit.datasets.splits import SPLITS
 
-ROOM = "FFJORD_KIT_DATA"
 CHECKOUT = Path(__file__).parents[2]
-PATIENCE = 60.0  # seconds without a byte
-NETWORK = (OSError, ValueError, EOFError, HTTPException, zlib.error)
+TIMEOUT = 60.0  # seconds without a byte
+RETRIES = 1
+
+
+class LabelledImages(NamedTuple):
+    """A split in the original files: images (n, h, w) or (n, h, w, c) and labels (n,), both uint8."""
+
+    x: np.ndarray
+    y: np.ndarray
+
+
+Unpack = Callable[[Sequence[Path]], dict[str, LabelledImages]]  # both splits, by name
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a set of images comes from, and by what it is known.
+    """Where a set of images comes from, and how it is recognised.
 
-    `shape` is that of an image, (c, h, w), `counts` the images of each class by split, `digests` the SHA-256 of the
-    bytes of all images (n, c, h, w), then all labels, by split, where somebody has measured it. OpenML has the train
-    images first; `planes` tells that it has the colours of an image one after the other, not pixel by pixel. `parts`
-    are files that serve where the whole is missing.
+    Args:
+        name: Name of the set; its file is `name.npz`.
+        files: SHA-256 of each original file by its URL, in the order that `unpack` takes them.
+        unpack: Function that reads both splits out of the original files.
+        shape: Shape of an image, (c, h, w).
+        counts: Number of images of each class, by split.
+        digests: SHA-256 of the bytes of all images (n, c, h, w), then all labels, by split, where it is known.
+        partial_files: Files that serve where the whole set is not on this machine.
+
+    Example:
+        >>> MNIST.file, MNIST.rows
+        ('mnist.npz', (60000, 10000))
     """
 
     name: str
-    openml: str
-    shape: tuple[int, ...]
+    files: Mapping[str, str]
+    unpack: Unpack
+    shape: tuple[int, int, int]
     counts: Mapping[str, tuple[int, ...]]
     digests: Mapping[str, str] = field(default_factory=dict)
-    planes: bool = False
-    parts: tuple[str, ...] = ()
+    partial_files: tuple[str, ...] = ()
 
     @property
     def file(self) -> str:
-        """The name of its file."""
+        """Name of the NPZ file."""
         return f"{self.name}.npz"
+
+    @property
+    def rows(self) -> tuple[int, int]:
+        """Number of train images and of test images."""
+        train, test = (sum(self.counts[split]) for split in SPLITS)
+        return train, test
+
+
+# ---- finding and downloading
 
 
 def read_fetched(origin: Origin, split: str) -> Arrays:
-    """Read a split of a set that is fetched where it has to be.
+    """Read a split of a set, which is downloaded where it is not on this machine.
 
-    Raises ValueError when it can be neither found nor fetched, or is not what it should be.
+    Args:
+        origin: The set.
+        split: "train" or "test".
+
+    Returns:
+        Images and labels.
+
+    Raises:
+        ValueError: If the set can neither be found nor downloaded, or its file holds something else.
     """
     path = find(origin) or fetch(origin)
     arrays = read_archive(str(path), split)
-    _check(str(path), arrays, origin)
-    _check_digest(str(path), arrays, origin.digests.get(split), split)
+    _check_split(str(path), arrays, origin, split)
     return arrays
 
 
 def find(origin: Origin) -> Path | None:
-    """The file of a set on this machine. Raises ValueError where FFJORD_KIT_DATA names no folder."""
-    named = os.environ.get(ROOM)
+    """Find the file of a set on this machine.
+
+    Args:
+        origin: The set.
+
+    Returns:
+        The path of its NPZ file, or of a partial one, or None.
+
+    Raises:
+        ValueError: If FFJORD_KIT_DATA names no folder.
+    """
+    named = os.environ.get(DATA_FOLDER)
     if named and not os.path.isdir(named):
-        raise ValueError(f"{ROOM} must name a folder; got {named!r}")
+        raise ValueError(f"{DATA_FOLDER} must name a folder; got {named!r}")
     folders = [Path(named), cache_folder()] if named else [cache_folder()]
-    places = [folder / file for folder in folders for file in (origin.file, *origin.parts)]
+    places = [folder / file for folder in folders for file in (origin.file, *origin.partial_files)]
     return next((place for place in places if place.exists()), None)
 
 
 def cache_folder() -> Path:
-    """Where fetched sets are kept: `data/` of a checkout that may be written, else the user's cache."""
+    """Return the folder that keeps downloaded sets.
+
+    Returns:
+        `data/` of a checkout that may be written, else the user's cache.
+    """
     data = CHECKOUT / "data"
     if (CHECKOUT / "setup.cfg").exists() and (data / "README.md").exists() and os.access(data, os.W_OK):
         return data
@@ -87,98 +138,248 @@ def cache_folder() -> Path:
 
 
 def fetch(origin: Origin) -> Path:
-    """Fetch a set from openml.org and write its file in the cache, whole or not at all.
+    """Download a set, and write its NPZ file to the cache, whole or not at all.
 
-    Raises ValueError when it cannot be fetched, or is not what it should be.
+    Args:
+        origin: The set.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        ValueError: If the set cannot be downloaded, or holds something else.
     """
     path = cache_folder() / origin.file
     path.parent.mkdir(parents=True, exist_ok=True)
-    print(f"fetching {origin.name} from openml.org, once, into {path} ...", file=sys.stderr, flush=True)
-    splits = _splits(_download(origin, path.parent), origin)
+    print(f"fetching {origin.name} from {_hosts(origin)}, once, into {path} ...", file=sys.stderr, flush=True)
+    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=path.parent) as folder:
+        splits = origin.unpack(_download(origin, folder))
+    for split in SPLITS:
+        _check_download(f"{origin.name} of {_hosts(origin)}", splits[split], origin, split)
     with replacing(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, **{f"{key}_{split}": array for split, pair in splits.items() for key, array in pair.items()})
+        _write_archive(file, **splits)
     return path
 
 
-def _download(origin: Origin, folder: Path) -> Bunch:
-    """OpenML's table, through a folder that goes: only the NPZ file is kept."""
+def _write_archive(file: BinaryIO, *, train: LabelledImages, test: LabelledImages) -> None:
+    np.savez(file, x_train=train.x, y_train=train.y, x_test=test.x, y_test=test.y)
+
+
+def _hosts(origin: Origin) -> str:
+    return " and ".join(dict.fromkeys(url.split("/")[2] for url in origin.files))
+
+
+def _download(origin: Origin, folder: str) -> list[Path]:
+    """Download the original files with pooch, which compares each with its SHA-256."""
+    import pooch
+
+    urls = {url.rpartition("/")[2]: url for url in origin.files}
+    registry = {name: f"sha256:{origin.files[url]}" for name, url in urls.items()}
+    source = pooch.create(folder, base_url="", registry=registry, urls=urls, retry_if_failed=RETRIES)
     try:
-        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder) as home, _patient(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "A network error|Invalid cache")  # the error itself says all
-            parser = "liac-arff"  # slower than pandas, which may be missing, and whose 3.1 stumbles over the classes
-            return fetch_openml(origin.openml, version=1, as_frame=False, parser=parser, data_home=home, n_retries=1)
-    except NETWORK as error:
+        with _quiet(pooch.get_logger()):
+            return [Path(source.fetch(name, downloader=pooch.HTTPDownloader(timeout=TIMEOUT))) for name in urls]
+    except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        advice = f"go on line, or set {ROOM} to a folder that holds {origin.file}"
+        advice = f"go on line, or set {DATA_FOLDER} to a folder that holds {origin.file}"
         raise ValueError(f"{origin.name} is not on this machine and cannot be fetched ({reason}): {advice}") from error
 
 
 @contextmanager
-def _patient() -> Iterator[None]:
-    """Connections that give up after PATIENCE, instead of never."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(PATIENCE)
+def _quiet(logger: logging.Logger) -> Iterator[None]:
+    """Silence a logger below errors; the exception says the rest."""
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        socket.setdefaulttimeout(before)
+        logger.setLevel(level)
 
 
-def _splits(table: Bunch, origin: Origin) -> dict[str, dict[str, np.ndarray]]:
-    """x and y of each split as the file has them, checked."""
-    label, train = f"{origin.openml} of openml.org", sum(origin.counts["train"])
-    x, y = _images(label, table, origin), _labels(label, table, origin)
-    splits = {"train": slice(0, train), "test": slice(train, None)}
-    for split, rows in splits.items():
-        _check_counts(label, y[rows], origin.counts[split], split)
-        _check_digest(label, Arrays(channels_first(x[rows]), y[rows]), origin.digests.get(split), split)
-    return {split: {"x": x[rows], "y": y[rows]} for split, rows in splits.items()}
+# ---- the original files
 
 
-def _images(label: str, table: Bunch, origin: Origin) -> np.ndarray:
-    """(n, h, w) or (n, h, w, c)."""
-    channels, height, width = origin.shape
-    expected = (sum(map(sum, origin.counts.values())), channels * height * width)
-    if table.data.shape != expected:
-        raise ValueError(f"{label}: a table of shape {table.data.shape}; expected {expected}")
-    with np.errstate(invalid="ignore"):
-        levels = table.data.astype(np.uint8)
-    if not np.array_equal(levels, table.data):
-        raise ValueError(f"{label}: levels must be whole numbers, 0 to 255; got others")
-    if origin.planes:
-        return levels.reshape(-1, channels, height, width).transpose(0, 2, 3, 1)
-    return levels.reshape(-1, height, width, *([channels] if channels > 1 else []))
+def read_idx_files(paths: Sequence[Path]) -> dict[str, LabelledImages]:
+    """Read images and labels in MNIST's format.
+
+    Args:
+        paths: Compressed IDX files: train images, train labels, test images, test labels.
+
+    Returns:
+        The splits: images (n, h, w), labels (n,).
+    """
+    train_images, train_labels, test_images, test_labels = map(_read_idx, paths)
+    return {
+        "train": LabelledImages(train_images, train_labels),
+        "test": LabelledImages(test_images, test_labels),
+    }
 
 
-def _labels(label: str, table: Bunch, origin: Origin) -> np.ndarray:
-    try:
-        numbers = table.target.astype(np.float64).astype(np.uint8)
-    except ValueError as error:
-        raise ValueError(f"{label}: classes must be numbers ({error})") from error
-    return numbers % len(origin.counts["train"])  # SVHN calls the digit 0 the class 10
+def _read_idx(path: Path) -> np.ndarray:
+    """Read unsigned bytes of any shape: a magic number whose last byte counts the axes, the shape, then the bytes."""
+    with gzip.open(path) as file:
+        content = file.read()
+    shape = np.frombuffer(content, dtype=">u4", count=content[3], offset=4)
+    return np.frombuffer(content, dtype=np.uint8, offset=4 + 4 * content[3]).reshape(shape)
 
 
-def _check(label: str, arrays: Arrays, origin: Origin) -> None:
-    """Raise ValueError unless images have the set's shape, and labels its classes."""
-    shape, classes = arrays.images.shape[1:], len(origin.counts["train"])
-    if shape != origin.shape:
-        raise ValueError(f"{label}: images of {origin.name} have shape {origin.shape}; got {shape}")
-    if arrays.labels is None or arrays.labels.max() >= classes:
+def read_cifar_files(paths: Sequence[Path]) -> dict[str, LabelledImages]:
+    """Read images and labels in the binary format of CIFAR-10.
+
+    Args:
+        paths: The compressed archive alone, with five files of train images and one of test images.
+
+    Returns:
+        The splits: images (n, 32, 32, 3), labels (n,).
+    """
+    with tarfile.open(paths[0]) as archive:
+        train = np.concatenate([_read_cifar_batch(archive, f"data_batch_{i}.bin") for i in range(1, 6)])
+        test = _read_cifar_batch(archive, "test_batch.bin")
+    return {"train": _split_cifar_records(train), "test": _split_cifar_records(test)}
+
+
+def _read_cifar_batch(archive: tarfile.TarFile, name: str) -> np.ndarray:
+    member = archive.extractfile(f"cifar-10-batches-bin/{name}")
+    if member is None:
+        raise ValueError(f"{name} of CIFAR-10 is not a file")
+    return np.frombuffer(member.read(), dtype=np.uint8).reshape(-1, 1 + 3 * 32 * 32)
+
+
+def _split_cifar_records(records: np.ndarray) -> LabelledImages:
+    """Divide records of a label and the levels of red, green and blue, one after the other."""
+    return LabelledImages(records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), records[:, 0])
+
+
+def read_svhn_files(paths: Sequence[Path]) -> dict[str, LabelledImages]:
+    """Read images and labels in SVHN's format of cropped digits.
+
+    Args:
+        paths: MATLAB files: train, then test.
+
+    Returns:
+        The splits: images (n, 32, 32, 3), labels (n,); the class 10 becomes the digit 0.
+    """
+    from scipy.io import loadmat
+
+    train, test = map(loadmat, paths)
+    return {"train": _from_matlab(train["X"], train["y"]), "test": _from_matlab(test["X"], test["y"])}
+
+
+def _from_matlab(x: np.ndarray, y: np.ndarray) -> LabelledImages:
+    return LabelledImages(x.transpose(3, 0, 1, 2), (y.ravel() % 10).astype(np.uint8))
+
+
+# ---- checks
+
+
+def _check_download(label: str, images: LabelledImages, origin: Origin, split: str) -> None:
+    """Check all that is known of a split before it is kept."""
+    counts = tuple(np.bincount(images.y, minlength=len(origin.counts[split])).tolist())
+    if counts != origin.counts[split]:
+        expected = f"images of each class {counts}; expected {origin.counts[split]}"
+        raise ValueError(f"{label}: not the standard {split} split: {expected}")
+    _check_split(label, Arrays(channels_first(images.x), images.y), origin, split)
+
+
+def _check_split(label: str, arrays: Arrays, origin: Origin, split: str) -> None:
+    """Check the shape, the classes and, where it is known, the SHA-256 of a split."""
+    (images, labels), classes = arrays, len(origin.counts["train"])
+    if images.shape[1:] != origin.shape:
+        raise ValueError(f"{label}: images of {origin.name} have shape {origin.shape}; got {images.shape[1:]}")
+    if labels is None or labels.max() >= classes:
         raise ValueError(f"{label}: {origin.name} needs labels 0 .. {classes - 1} (y_train, y_test); got others")
-
-
-def _check_counts(label: str, labels: np.ndarray, expected: tuple[int, ...], split: str) -> None:
-    """Raise ValueError unless each class has as many images as the standard split."""
-    got = tuple(np.bincount(labels, minlength=len(expected)).tolist())
-    if got != expected:
-        raise ValueError(f"{label}: not the standard {split} split: images of each class {got}; expected {expected}")
-
-
-def _check_digest(label: str, arrays: Arrays, expected: str | None, split: str) -> None:
-    if expected is None:
-        return
-    digest = hashlib.sha256(arrays.images.reshape(-1))
-    digest.update(arrays.labels.astype(np.uint8))
-    if digest.hexdigest() != expected:
-        text = f"SHA-256 of x_{split} and y_{split}: expected {expected}, got {digest.hexdigest()}"
+    expected = origin.digests.get(split)
+    if expected is not None and (digest := _digest(images, labels)) != expected:
+        text = f"SHA-256 of x_{split} and y_{split}: expected {expected}, got {digest}"
         raise ValueError(f"{label}: {text}: damaged, or another file of that name; remove it")
+
+
+def _digest(images: np.ndarray, labels: np.ndarray) -> str:
+    """Return the SHA-256 of the levels of all images (n, c, h, w), then of all labels, a byte each."""
+    digest = hashlib.sha256(np.ascontiguousarray(images).data)
+    digest.update(labels.astype(np.uint8).data)
+    return digest.hexdigest()
+
+
+# ---- the sets
+
+_MNIST_FOLDER = "https://storage.googleapis.com/cvdf-datasets/mnist"
+_FASHION_FOLDER = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
+_SVHN_FOLDER = "http://ufldl.stanford.edu/housenumbers"
+
+MNIST = Origin(
+    "mnist",
+    {
+        f"{_MNIST_FOLDER}/train-images-idx3-ubyte.gz": (
+            "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609"
+        ),
+        f"{_MNIST_FOLDER}/train-labels-idx1-ubyte.gz": (
+            "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c"
+        ),
+        f"{_MNIST_FOLDER}/t10k-images-idx3-ubyte.gz": (
+            "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6"
+        ),
+        f"{_MNIST_FOLDER}/t10k-labels-idx1-ubyte.gz": (
+            "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"
+        ),
+    },
+    read_idx_files,
+    (1, 28, 28),
+    {
+        "train": (5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949),
+        "test": (980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009),
+    },
+    {
+        "train": "edc0d1098aa497be14ace79ddd5171e5a3dcf9c4d196c015389203eb3ba1f59b",
+        "test": "c3f9adf9c66efb572b1f9326c3a511b45910c7173b97be66ceceeeeaef6b802b",
+    },
+)
+FASHION_MNIST = Origin(
+    "fashion_mnist",
+    {
+        f"{_FASHION_FOLDER}/train-images-idx3-ubyte.gz": (
+            "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84"
+        ),
+        f"{_FASHION_FOLDER}/train-labels-idx1-ubyte.gz": (
+            "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845"
+        ),
+        f"{_FASHION_FOLDER}/t10k-images-idx3-ubyte.gz": (
+            "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073"
+        ),
+        f"{_FASHION_FOLDER}/t10k-labels-idx1-ubyte.gz": (
+            "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5"
+        ),
+    },
+    read_idx_files,
+    (1, 28, 28),
+    {"train": (6000,) * 10, "test": (1000,) * 10},
+    {
+        "train": "16d82e2b505296aa2b78bd5ea0992634f30419a4c97def7c907d154a35ac6157",
+        "test": "9f1ec356a747bfe4ebab3cfb722d3694c9ca737e2570f6f90cf31d7b6fd689d4",
+    },
+)
+CIFAR10 = Origin(
+    "cifar10",
+    {
+        "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz": (
+            "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
+        )
+    },
+    read_cifar_files,
+    (3, 32, 32),
+    {"train": (5000,) * 10, "test": (1000,) * 10},
+    partial_files=("cifar10_first4000.npz",),
+)
+SVHN = Origin(
+    "svhn",
+    {
+        f"{_SVHN_FOLDER}/train_32x32.mat": "435e94d69a87fde4fd4d7f3dd208dfc32cb6ae8af2240d066de1df7508d083b8",
+        f"{_SVHN_FOLDER}/test_32x32.mat": "cdce80dfb2a2c4c6160906d0bd7c68ec5a99d7ca4831afa54f09182025b6a75b",
+    },
+    read_svhn_files,
+    (3, 32, 32),
+    {
+        "train": (4948, 13861, 10585, 8497, 7458, 6882, 5727, 5595, 5045, 4659),
+        "test": (1744, 5099, 4149, 2882, 2523, 2384, 1977, 2019, 1660, 1595),
+    },
+)

@@ -1,80 +1,83 @@
-"""A user's own files: text, NumPy's NPY and NPZ, Parquet. Nothing pickled is ever loaded."""
+"""A user's own tables: text, NumPy's NPY and NPZ, and Parquet. No pickled object is ever loaded.
+
+Files are written whole or not at all: the new file is written beside the old one, then takes its name.
+"""
 
 from __future__ import annotations
 
 import os
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
+from ffjord_kit.atomic import replacing
 from ffjord_kit.datasets.dataset import Dataset, default_columns, listing, pixel_columns, suggestion
-from ffjord_kit.datasets.faults import refuse_empty, refuse_not_finite, warn_of_discrete
-from ffjord_kit.datasets.parquet import read_parquet
-from ffjord_kit.datasets.text import read_text
+from ffjord_kit.datasets.text import is_text, read_text
+from ffjord_kit.datasets.validation import (
+    check_distinct_names,
+    check_finite,
+    check_not_empty,
+    warn_of_discrete_columns,
+)
 
-STREAMED_BYTES = 1 << 28
-MEMORY_SHARE = 0.5
+if TYPE_CHECKING:
+    import pandas as pd
+
+DATA_FOLDER = "FFJORD_KIT_DATA"  # environment variable that names the folder of larger sets
+STREAMED_BYTES = 1 << 28  # an NPY file of this size is mapped into memory, not read
+MEMORY_SHARE = 0.5  # an array of an NPZ file may unpack to this share of the memory
 DAMAGE = (ValueError, OSError, EOFError, KeyError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
 KINDS = {"O": "Python objects", "c": "complex numbers", "U": "text", "S": "text", "M": "dates", "V": "named fields"}
 
 
-def read(source: str) -> Dataset:
-    """Read the table in a file: its path, or `file.npz:KEY` for one array of several.
-
-    Arrays (n, height, width) are flattened and get an `image_shape`. Raises ValueError, in one line, for whatever is
-    wrong with the file, and ImportError for Parquet without pyarrow; warns with DataWarning of discrete columns.
-    """
-    path, key = _path_and_key(source)
-    path = in_data_folder(path)
-    reader = _reader(path)
-    try:
-        dataset = reader(path) if key is None else read_npz(path, key=key)
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
-    warn_of_discrete(source, dataset.x, dataset.columns)
-    return dataset
+# ---- paths
 
 
 def looks_like_path(source: str) -> bool:
-    """Whether a source can only mean a file: it exists, has a folder in it, or ends like a file."""
+    """Return whether a source can only be a file: it exists, has a folder in it, or has an extension.
+
+    Args:
+        source: A path, or `file.npz:KEY`.
+
+    Returns:
+        True for a path.
+    """
     path, _ = _path_and_key(source)
     return os.path.exists(path) or os.path.dirname(path) != "" or Path(path).suffix != ""
 
 
-def read_npy(path: str) -> Dataset:
-    """Read one array of an NPY file; a large table of floats stays in it, mapped into memory."""
-    with explained(path), open(path, "rb") as file:
-        if os.path.getsize(path) >= STREAMED_BYTES:
-            mapped = np.load(path, mmap_mode="r", allow_pickle=False)
-            if mapped.ndim == 2 and mapped.dtype in (np.float32, np.float64):
-                return _as_table(path, mapped)
-        array = np.lib.format.read_array(file, allow_pickle=False)
-    return _as_table(path, array)
+def absolute(source: str) -> str:
+    """Return the absolute path of a file, with its key if it has one.
 
+    Args:
+        source: A path, or `file.npz:KEY`.
 
-def read_npz(path: str, *, key: str | None = None) -> Dataset:
-    """Read an array of an NPZ file: `key`, or the one called x, or the only one.
-
-    The columns are named by the array of text called `columns`, when it has one name for each.
+    Returns:
+        The source as it can be read from any folder.
     """
-    with open_npz(path) as arrays:
-        chosen = _choose(path, arrays.files, key)
-        with explained(f"{path}:{chosen}"):
-            array = np.asarray(arrays[chosen])
-        return _as_table(path if key is None else f"{path}:{key}", array, _stored_columns(path, arrays))
+    path, key = _path_and_key(source)
+    return os.path.abspath(in_data_folder(path)) + (f":{key}" if key else "")
 
 
-def open_npz(path: str) -> np.lib.npyio.NpzFile:
-    """Open an NPZ file, whose arrays are read when they are asked for. Raises ValueError for what is none."""
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path}: damaged, or not an NPZ file")
-    _refuse_bombs(path)
-    with explained(path):
-        return np.load(path, allow_pickle=False)
+def in_data_folder(path: str) -> str:
+    """Look for a relative path that does not exist here in the folder that FFJORD_KIT_DATA names.
+
+    Args:
+        path: Path of a file or folder.
+
+    Returns:
+        The path in that folder where it exists there alone, else `path` itself.
+    """
+    folder = os.environ.get(DATA_FOLDER)
+    there = os.path.join(folder, path) if folder else path
+    return there if not os.path.exists(path) and os.path.exists(there) else path
 
 
 def _path_and_key(source: str) -> tuple[str, str | None]:
@@ -86,17 +89,138 @@ def _path_and_key(source: str) -> tuple[str, str | None]:
     return head, tail
 
 
-def absolute(source: str) -> str:
-    """A file's source, with its key if it has one, by its absolute path."""
+# ---- reading
+
+
+def read(source: str) -> Dataset:
+    """Read the table in a file.
+
+    Args:
+        source: Path of the file, or `file.npz:KEY` for one array of several.
+
+    Returns:
+        The table. Arrays (n, height, width) are flattened and get an `image_shape`.
+
+    Raises:
+        ValueError: If anything is wrong with the file, in one line.
+        ImportError: If the file is Parquet and pyarrow is missing.
+
+    Warns:
+        DataWarning: If a column has few distinct values.
+    """
     path, key = _path_and_key(source)
-    return os.path.abspath(in_data_folder(path)) + (f":{key}" if key else "")
+    path = in_data_folder(path)
+    reader = _reader(path)
+    try:
+        dataset = reader(path) if key is None else read_npz(path, key=key)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
+    warn_of_discrete_columns(source, dataset.x, dataset.columns)
+    return dataset
 
 
-def in_data_folder(path: str) -> str:
-    """A relative path that is not here, looked for in the folder of larger sets that FFJORD_KIT_DATA names."""
-    folder = os.environ.get("FFJORD_KIT_DATA")
-    there = os.path.join(folder, path) if folder else path
-    return there if not os.path.exists(path) and os.path.exists(there) else path
+def read_npy(path: str) -> Dataset:
+    """Read the array of an NPY file; a large table of floats is mapped into memory instead.
+
+    Args:
+        path: Path of the file.
+
+    Returns:
+        The table.
+
+    Raises:
+        ValueError: If the file is damaged, or is not a table of finite numbers.
+    """
+    with explained(path), open(path, "rb") as file:
+        if os.path.getsize(path) >= STREAMED_BYTES:
+            mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+            if mapped.ndim == 2 and mapped.dtype in (np.float32, np.float64):
+                return _as_dataset(path, mapped)
+        array = np.lib.format.read_array(file, allow_pickle=False)
+    return _as_dataset(path, array)
+
+
+def read_npz(path: str, *, key: str | None = None) -> Dataset:
+    """Read an array of an NPZ file.
+
+    Args:
+        path: Path of the file.
+        key: Name of the array; None for the array called x, or the only one.
+
+    Returns:
+        The table. An array of text called `columns` names its columns, where it has one name for each.
+
+    Raises:
+        ValueError: If the file is damaged, lacks the array, or the array is not a table of finite numbers.
+    """
+    with open_npz(path) as arrays:
+        name = _choose_array(path, arrays.files, key)
+        with explained(f"{path}:{name}"):
+            array = np.asarray(arrays[name])
+        return _as_dataset(path if key is None else f"{path}:{key}", array, _stored_columns(path, arrays))
+
+
+def open_npz(path: str) -> np.lib.npyio.NpzFile:
+    """Open an NPZ file, whose arrays are read on access.
+
+    Args:
+        path: Path of the file.
+
+    Returns:
+        The open file, a context manager.
+
+    Raises:
+        ValueError: If it is no NPZ file, or an array would unpack to more than a share of the memory.
+    """
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path}: damaged, or not an NPZ file")
+    _check_unpacked_size(path)
+    with explained(path):
+        return np.load(path, allow_pickle=False)
+
+
+def read_parquet(path: str) -> Dataset:
+    """Read a Parquet file whose columns are numbers; an index that pandas stored is left out.
+
+    Args:
+        path: Path of the file.
+
+    Returns:
+        The table.
+
+    Raises:
+        ValueError: If the file is damaged, a column is of another type, or a value is missing or infinite.
+        ImportError: If pyarrow is missing.
+    """
+    frame = _load_parquet(path)
+    names = tuple(map(str, frame.columns))
+    check_not_empty(path, frame.shape)
+    check_distinct_names(path, names)
+    x = np.stack([_numeric_column(path, str(name), column) for name, column in frame.items()], axis=1)
+    check_finite(path, x, names)
+    return Dataset(path, x, names)
+
+
+@contextmanager
+def explained(label: str) -> Iterator[None]:
+    """Turn the errors that NumPy raises about a bad file into a ValueError of one line.
+
+    Args:
+        label: Path of the file, for the message.
+
+    Yields:
+        None, around the statements that read the file.
+
+    Raises:
+        ValueError: If they raise.
+    """
+    try:
+        yield
+    except DAMAGE as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if "allow_pickle" in reason:
+            raise ValueError(f"{label}: pickled Python objects, which are never loaded; save plain numbers") from error
+        raise ValueError(f"{label}: damaged, or not a NumPy file ({reason})") from error
 
 
 def _reader(path: str) -> Callable[[str], Dataset]:
@@ -117,20 +241,7 @@ def _siblings(path: str) -> list[str]:
     return os.listdir(folder) if os.path.isdir(folder) else []
 
 
-@contextmanager
-def explained(label: str) -> Iterator[None]:
-    """Turn what NumPy raises about a bad file into one line, a ValueError."""
-    try:
-        yield
-    except DAMAGE as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if "allow_pickle" in reason:
-            raise ValueError(f"{label}: pickled Python objects, which are never loaded; save plain numbers") from error
-        raise ValueError(f"{label}: damaged, or not a NumPy file ({reason})") from error
-
-
-def _refuse_bombs(path: str) -> None:
-    """Raise ValueError where an array unpacks to more than a share of this machine's memory."""
+def _check_unpacked_size(path: str) -> None:
     with explained(path), zipfile.ZipFile(path) as archive:
         largest = max(archive.infolist(), key=lambda entry: entry.file_size, default=None)
     if largest is not None and largest.file_size > MEMORY_SHARE * _memory():
@@ -142,14 +253,14 @@ def _refuse_bombs(path: str) -> None:
 
 
 def _memory() -> float:
-    """Bytes of memory of this machine; infinite where the system does not say."""
+    """Return this machine's memory in bytes; infinite where the system does not say."""
     try:
         return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     except (AttributeError, ValueError, OSError):
         return float("inf")
 
 
-def _choose(path: str, names: list[str], key: str | None) -> str:
+def _choose_array(path: str, names: list[str], key: str | None) -> str:
     if key is not None and key not in names:
         raise ValueError(f"{path}: no array {key!r}{suggestion(key, names)}; it holds {listing(names)}")
     arrays = [name for name in names if name != "columns"]
@@ -167,13 +278,13 @@ def _stored_columns(path: str, arrays: np.lib.npyio.NpzFile) -> tuple[str, ...] 
     return tuple(names.tolist()) if names.dtype.kind == "U" and names.ndim == 1 else None
 
 
-def _as_table(label: str, array: np.ndarray, columns: tuple[str, ...] | None = None) -> Dataset:
+def _as_dataset(label: str, array: np.ndarray, columns: tuple[str, ...] | None = None) -> Dataset:
     _check_array(label, array)
     image_shape = array.shape[1:] if array.ndim == 3 else None
     x = array if isinstance(array, np.memmap) else array.reshape(len(array), -1).astype(np.float64)
     if columns is None or len(columns) != x.shape[1]:
         columns = default_columns(x.shape[1]) if image_shape is None else pixel_columns(image_shape)
-    refuse_not_finite(label, x, columns, "row {} (counted from 0)".format)
+    check_finite(label, x, columns)
     return Dataset(label, x, columns, image_shape=image_shape)
 
 
@@ -184,7 +295,35 @@ def _check_array(label: str, array: np.ndarray) -> None:
         advice = "; for one column save x[:, None]" if array.ndim == 1 else ""
         expected = "expected (rows, columns) or (pictures, height, width)"
         raise ValueError(f"{label}: shape {array.shape}; {expected}{advice}")
-    refuse_empty(label, array.shape)
+    check_not_empty(label, array.shape)
+
+
+def _import_pyarrow() -> ModuleType:
+    try:
+        import pyarrow
+    except ImportError as error:
+        raise ImportError("a .parquet file needs pyarrow: pip install ffjord-kit[parquet]") from error
+    return pyarrow
+
+
+def _load_parquet(path: str) -> pd.DataFrame:
+    pyarrow = _import_pyarrow()
+    import pandas as pd
+
+    try:
+        with open(path, "rb") as file:  # from a path, pandas would add columns from folders called key=value
+            return pd.read_parquet(file, engine="pyarrow", dtype_backend="pyarrow")
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"{path}: damaged, or not a Parquet file ({str(error).splitlines()[0]})") from error
+
+
+def _numeric_column(path: str, name: str, column: pd.Series) -> np.ndarray:
+    from pandas.api.types import is_bool_dtype, is_numeric_dtype
+
+    if not (is_numeric_dtype(column.dtype) or is_bool_dtype(column.dtype)):
+        kind = str(column.dtype).removesuffix("[pyarrow]")
+        raise ValueError(f"{path}: column {name!r} holds {kind}; expected numbers: drop it, or write it as numbers")
+    return column.to_numpy(dtype=np.float64, na_value=np.nan)
 
 
 READERS: dict[str, Callable[[str], Dataset]] = {
@@ -194,4 +333,107 @@ READERS: dict[str, Callable[[str], Dataset]] = {
     ".npy": read_npy,
     ".npz": read_npz,
     ".parquet": read_parquet,
+}
+
+
+# ---- writing
+
+
+def write(path: str | os.PathLike[str], x: np.ndarray, columns: Sequence[str]) -> None:
+    """Write a table in the format that the extension of the path names.
+
+    Numbers in text have as many digits as reading them back exactly needs. An NPY file has no place for names, and a
+    text file whose names are all numbers would be read as a table without a header: there they become x0, x1, ...
+    A crash leaves the old file or the new one, never a part.
+
+    Args:
+        path: Path of the file: .csv, .tsv, .npy, .npz or .parquet.
+        x: Values, shape (n, d).
+        columns: Names of the d columns.
+
+    Raises:
+        ValueError: If the file cannot be written there (see `check_writable`), `x` is not a table of real numbers, or
+            the names do not fit it.
+        ImportError: If the file is Parquet and pyarrow is missing.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write(f"{folder}/pairs.csv", np.array([[0.5, 1.0], [2.0, 3.0]]), ["a", "b"])
+        ...     print(Path(folder, "pairs.csv").read_text())
+        a,b
+        0.5,1.0
+        2.0,3.0
+        <BLANKLINE>
+    """
+    check_writable(path)
+    table = _check_table(x, columns)
+    check_distinct_names(str(path), columns)
+    with replacing(os.path.realpath(path)) as temporary, open(temporary, "wb") as file:
+        WRITERS[Path(path).suffix.lower()](file, table, tuple(columns))
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Check that `write` can write to a path. Call it before the work whose result is to be written.
+
+    Args:
+        path: Path of the file.
+
+    Raises:
+        ValueError: If the extension is unknown, or the folder does not exist or may not be written.
+        ImportError: If the file is Parquet and pyarrow is missing.
+    """
+    suffix, folder = Path(path).suffix.lower(), Path(os.path.realpath(path)).parent
+    if suffix not in WRITERS:
+        raise ValueError(f"{path}: unknown extension {suffix!r}; known: {', '.join(WRITERS)}")
+    if os.path.isdir(path):
+        raise ValueError(f"{path}: a folder; give the name of a file")
+    if not folder.is_dir():
+        raise ValueError(f"{path}: no folder {str(folder)!r}; make it first")
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"{path}: the folder {str(folder)!r} may not be written")
+    if suffix == ".parquet":
+        _import_pyarrow()
+
+
+def _check_table(x: np.ndarray, columns: Sequence[str]) -> np.ndarray:
+    table = np.asarray(x)
+    if table.ndim != 2 or table.shape[1] != len(columns):
+        raise ValueError(f"x must have shape (rows, {len(columns)}), a column for each name; got {table.shape}")
+    if table.dtype.kind not in "biuf":
+        raise ValueError(f"x must hold real numbers; got {table.dtype}")
+    return table
+
+
+def _write_text(file: BinaryIO, x: np.ndarray, columns: tuple[str, ...], *, delimiter: str) -> None:
+    import pandas as pd
+
+    names = columns if any(map(is_text, columns)) else default_columns(len(columns))
+    numbers = x if x.dtype.kind in "iu" else x.astype(np.float64)
+    frame = pd.DataFrame(numbers, columns=list(names))
+    frame.to_csv(file, mode="wb", sep=delimiter, index=False, lineterminator="\n", na_rep="nan")
+
+
+def _write_npy(file: BinaryIO, x: np.ndarray, columns: tuple[str, ...]) -> None:
+    np.save(file, x, allow_pickle=False)
+
+
+def _write_npz(file: BinaryIO, x: np.ndarray, columns: tuple[str, ...]) -> None:
+    np.savez(file, x=x, columns=np.array(columns, dtype=np.str_))
+
+
+def _write_parquet(file: BinaryIO, x: np.ndarray, columns: tuple[str, ...]) -> None:
+    import pandas as pd
+
+    pd.DataFrame(x, columns=list(columns)).to_parquet(file, engine="pyarrow", index=False)
+
+
+Writer = Callable[[BinaryIO, np.ndarray, tuple[str, ...]], None]
+
+WRITERS: dict[str, Writer] = {
+    ".csv": partial(_write_text, delimiter=","),
+    ".tsv": partial(_write_text, delimiter="\t"),
+    ".npy": _write_npy,
+    ".npz": _write_npz,
+    ".parquet": _write_parquet,
 }

@@ -1,6 +1,7 @@
-"""Sets of images: those that have a name, archives of arrays, and folders of pictures.
+"""Sets of images: those with a name, NPZ files of arrays, and folders of pictures.
 
-To add one, write a function that reads a split, (name of the split) -> Arrays, and give it a word in IMAGE_SETS.
+To add a set, write a function that reads a split, (name of the split) -> Arrays, or an `Origin` in `fetching` that
+says where it is downloaded from, and give it a word in IMAGE_SETS.
 """
 
 from __future__ import annotations
@@ -14,20 +15,35 @@ from typing import NamedTuple
 import numpy as np
 from sklearn.datasets import load_digits
 
-from ffjord_kit.datasets.archives import Arrays, class_count, holds_images, read_archive
 from ffjord_kit.datasets.dataset import ImageSet, suggestion
-from ffjord_kit.datasets.fetching import Origin, read_fetched
+from ffjord_kit.datasets.fetching import CIFAR10, FASHION_MNIST, MNIST, SVHN, Origin, read_fetched
 from ffjord_kit.datasets.files import in_data_folder
-from ffjord_kit.datasets.folders import holds_pictures, read_folder
-from ffjord_kit.datasets.resampling import resampled
-from ffjord_kit.datasets.subsets import SPLITS, check_numbers, split_rows, subset_rows
+from ffjord_kit.datasets.image_files import (
+    Arrays,
+    class_count,
+    holds_images,
+    holds_pictures,
+    read_archive,
+    read_folder,
+)
+from ffjord_kit.datasets.pictures import resize
+from ffjord_kit.datasets.splits import SPLITS, check_numbers, split_rows, subset_rows
 
 
 class ImageDescription(NamedTuple):
-    """A row of the list of sets of images: `shape` in words, channels x height x width, and rows of each split."""
+    """A row of the list of image sets.
+
+    Args:
+        name: Word in IMAGE_SETS.
+        summary: What the images show.
+        shape: Channels x height x width, as text.
+        train: Number of train images.
+        test: Number of test images.
+        source: Author and licence.
+    """
 
     name: str
-    what: str
+    summary: str
     shape: str
     train: int
     test: int
@@ -36,9 +52,23 @@ class ImageDescription(NamedTuple):
 
 @dataclass(frozen=True)
 class NamedImages:
-    """How the set behind a word is read, and what is known without reading it: `shape` (c, h, w), rows by split."""
+    """A set of images that has a word in IMAGE_SETS.
 
-    what: str
+    Args:
+        summary: What the images show.
+        shape: Shape of an image, (c, h, w).
+        rows: Number of train images and of test images.
+        classes: Names of the classes.
+        source: Author and licence.
+        read: Function that reads the split of a name.
+        bits: Number of bits in use: the levels fill the highest `bits` of a byte.
+
+    Example:
+        >>> IMAGE_SETS["mnist"].shape, IMAGE_SETS["mnist"].rows
+        ((1, 28, 28), (60000, 10000))
+    """
+
+    summary: str
     shape: tuple[int, int, int]
     rows: tuple[int, int]
     classes: tuple[str, ...]
@@ -55,13 +85,30 @@ def load_images(
     size: int | None = None,
     grey: bool = False,
 ) -> ImageSet:
-    """Load images by a word in IMAGE_SETS, or the path of a folder of pictures or of an NPZ file with x_train.
+    """Load images by name or from the user's files.
 
-    All take a split, as in `mnist:test`; without one it is the train split, so that what is scored later was never
-    trained on. A folder has splits where it holds `train` and `test`; an NPZ without x_test is taken whole. `rows` is
-    a random subset, in order. With a `size` the square in the middle of each image is averaged over areas to size x
-    size pixels; `grey` makes luma of colours. Raises ValueError for a source that is unknown or wrong, for more rows
-    than there are, and for a set that has to be fetched and cannot be.
+    Every source takes a split, as in `mnist:test`. Without one it is the train split, so that images scored later were
+    not trained on. A folder has splits where it holds `train` and `test`; an NPZ file without x_test is taken whole.
+
+    Args:
+        source: A word in IMAGE_SETS, or the path of a folder of pictures or of an NPZ file with x_train.
+        rows: Number of images to draw at random; None for all. They keep their order.
+        seed: Seed of the draw.
+        size: Side in pixels to which the square in the middle of each image is averaged; None keeps the shape.
+        grey: Whether to replace colours by their luma.
+
+    Returns:
+        The images, with labels where they have classes.
+
+    Raises:
+        ValueError: If the source is unknown or damaged, `rows` exceeds the number of images, or a set must be
+            downloaded and cannot be.
+
+    Example:
+        >>> load_images("digits8:test").images.shape
+        (360, 1, 8, 8)
+        >>> load_images("digits8", rows=5, size=4).labels.shape
+        (5,)
     """
     source = os.fspath(source)
     check_numbers(rows=rows, seed=seed)
@@ -73,11 +120,18 @@ def load_images(
         return read_folder(source, path, split, rows=rows, seed=seed, size=size, grey=grey)
     whole = _take(_whole(source, name, path, split), rows=rows, seed=seed)
     _check_size(source, whole.images, size)
-    return replace(whole, images=resampled(whole.images, size=size, grey=grey, bits=whole.bits))
+    return replace(whole, images=resize(whole.images, size=size, grey=grey, bits=whole.bits))
 
 
 def is_image_source(source: str) -> bool:
-    """Whether a source is for `load_images`: a word in IMAGE_SETS, a folder of pictures, or an NPZ with x_train."""
+    """Return whether a source is one for `load_images`.
+
+    Args:
+        source: A name or a path, with or without a split.
+
+    Returns:
+        True for a word in IMAGE_SETS, a folder of pictures, or an NPZ file with x_train.
+    """
     if source.partition(":")[0] in IMAGE_SETS:
         return True
     path = in_data_folder(_name_and_split(source)[0])
@@ -85,7 +139,14 @@ def is_image_source(source: str) -> bool:
 
 
 def locate_images(source: str) -> str:
-    """The source as `load_images` finds it from any folder: an absolute path, or a name as it is."""
+    """Return a source as `load_images` finds it from any folder.
+
+    Args:
+        source: A name or a path, with or without a split.
+
+    Returns:
+        The absolute path with its split, or the name unchanged.
+    """
     name, split = _name_and_split(source)
     if name in IMAGE_SETS:
         return source
@@ -93,10 +154,14 @@ def locate_images(source: str) -> str:
 
 
 def describe_images() -> list[ImageDescription]:
-    """List the sets of IMAGE_SETS, in its order, without reading them."""
+    """List the sets of images, without reading them.
+
+    Returns:
+        A description of each set, in the order of IMAGE_SETS.
+    """
     return [
-        ImageDescription(name, spec.what, " x ".join(map(str, spec.shape)), *spec.rows, spec.source)
-        for name, spec in IMAGE_SETS.items()
+        ImageDescription(name, images.summary, " x ".join(map(str, images.shape)), *images.rows, images.source)
+        for name, images in IMAGE_SETS.items()
     ]
 
 
@@ -106,7 +171,7 @@ def _name_and_split(source: str) -> tuple[str, str | None]:
 
 
 def _whole(source: str, name: str, path: str, split: str | None) -> ImageSet:
-    """All images of a split of a named set or an archive."""
+    """Return all images of a split of a named set or of an NPZ file."""
     if name in IMAGE_SETS:
         spec = IMAGE_SETS[name]
         return ImageSet(source, *spec.read(split or "train"), spec.classes, spec.bits)
@@ -142,7 +207,7 @@ def _check_size(source: str, images: np.ndarray, size: int | None) -> None:
 
 
 def _digits(split: str) -> Arrays:
-    """scikit-learn's digits of 17 grey levels, split as the table `digits` is."""
+    """Read scikit-learn's digits of 17 grey levels, split as the table `digits` is."""
     digits = load_digits()
     rows = split_rows(len(digits.images), split)
     return Arrays(digits.images[rows, None].astype(np.uint8) << 3, digits.target[rows].astype(np.int64))
@@ -150,52 +215,11 @@ def _digits(split: str) -> Arrays:
 
 _DIGITS = tuple("0123456789")
 _CLOTHES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
-_THINGS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-_MNIST = Origin(
-    "mnist",
-    "mnist_784",
-    (1, 28, 28),
-    {
-        "train": (5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949),
-        "test": (980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009),
-    },
-    {
-        "train": "edc0d1098aa497be14ace79ddd5171e5a3dcf9c4d196c015389203eb3ba1f59b",
-        "test": "c3f9adf9c66efb572b1f9326c3a511b45910c7173b97be66ceceeeeaef6b802b",
-    },
-)
-_FASHION_MNIST = Origin(
-    "fashion_mnist",
-    "Fashion-MNIST",
-    (1, 28, 28),
-    {"train": (6000,) * 10, "test": (1000,) * 10},
-    {
-        "train": "16d82e2b505296aa2b78bd5ea0992634f30419a4c97def7c907d154a35ac6157",
-        "test": "9f1ec356a747bfe4ebab3cfb722d3694c9ca737e2570f6f90cf31d7b6fd689d4",
-    },
-)
-_CIFAR10 = Origin(
-    "cifar10",
-    "CIFAR_10",
-    (3, 32, 32),
-    {"train": (5000,) * 10, "test": (1000,) * 10},
-    planes=True,
-    parts=("cifar10_first4000.npz",),
-)
-_SVHN = Origin(
-    "svhn",
-    "SVHN",
-    (3, 32, 32),
-    {
-        "train": (4948, 13861, 10585, 8497, 7458, 6882, 5727, 5595, 5045, 4659),
-        "test": (1744, 5099, 4149, 2882, 2523, 2384, 1977, 2019, 1660, 1595),
-    },
-)
+_OBJECTS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
-def _fetched(what: str, origin: Origin, classes: tuple[str, ...], source: str) -> NamedImages:
-    rows = tuple(sum(origin.counts[split]) for split in SPLITS)
-    return NamedImages(what, origin.shape, rows, classes, source, partial(read_fetched, origin))
+def _fetched(summary: str, origin: Origin, classes: tuple[str, ...], source: str) -> NamedImages:
+    return NamedImages(summary, origin.shape, origin.rows, classes, source, partial(read_fetched, origin))
 
 
 IMAGE_SETS: dict[str, NamedImages] = {
@@ -208,12 +232,10 @@ IMAGE_SETS: dict[str, NamedImages] = {
         _digits,
         bits=5,
     ),
-    "mnist": _fetched("handwritten digits", _MNIST, _DIGITS, "LeCun et al. 1998, CC BY-SA 3.0; fetched from OpenML"),
-    "fashion_mnist": _fetched("clothes", _FASHION_MNIST, _CLOTHES, "Zalando 2017, MIT; fetched from OpenML"),
-    "cifar10": _fetched(
-        "small photographs", _CIFAR10, _THINGS, "Krizhevsky 2009, no licence stated; fetched from OpenML"
-    ),
+    "mnist": _fetched("handwritten digits", MNIST, _DIGITS, "LeCun et al. 1998, CC BY-SA 3.0; downloaded"),
+    "fashion_mnist": _fetched("clothes", FASHION_MNIST, _CLOTHES, "Zalando 2017, MIT; downloaded"),
+    "cifar10": _fetched("small photographs", CIFAR10, _OBJECTS, "Krizhevsky 2009, no licence stated; downloaded"),
     "svhn": _fetched(
-        "house numbers in photographs", _SVHN, _DIGITS, "Netzer et al. 2011, no licence stated; fetched from OpenML"
+        "house numbers in photographs", SVHN, _DIGITS, "Netzer et al. 2011, no licence stated; downloaded"
     ),
 }

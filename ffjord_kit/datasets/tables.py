@@ -1,4 +1,4 @@
-"""Real data that scikit-learn carries with it: nothing is fetched.
+"""Real tables that scikit-learn carries; nothing is downloaded.
 
 Digits are whole numbers k in 0..16. A density of whole numbers is unbounded, so each gets uniform noise u in [0, 1),
 and the density of k + u averages to at most the log-probability of k (Theis, van den Oord, Bethge, "A note on the
@@ -15,30 +15,65 @@ from ffjord_kit.datasets.dataset import Dataset, pixel_columns
 
 
 def digits(rng: np.random.Generator) -> Dataset:
-    """Handwritten digits, 1797 pictures of 8 by 8, dequantised: values in [0, 17)."""
+    """Load 1797 handwritten digits of 8 by 8 pixels with uniform noise.
+
+    Args:
+        rng: Source of the noise.
+
+    Returns:
+        Values in [0, 17), shape (1797, 64).
+    """
     levels = sklearn_datasets.load_digits().data
     return Dataset("digits", levels + rng.random(levels.shape), pixel_columns((8, 8)), image_shape=(8, 8))
 
 
 def breast_cancer(rng: np.random.Generator) -> Dataset:
-    """Measures of 569 cell nuclei, 30 columns."""
-    return _table("breast_cancer", sklearn_datasets.load_breast_cancer())
+    """Load the measures of 569 cell nuclei.
+
+    Args:
+        rng: Not used.
+
+    Returns:
+        Values as measured, shape (569, 30).
+    """
+    return _dataset("breast_cancer", sklearn_datasets.load_breast_cancer())
 
 
 def wine(rng: np.random.Generator) -> Dataset:
-    """Chemical analysis of 178 wines, 13 columns."""
-    return _table("wine", sklearn_datasets.load_wine())
+    """Load the chemical analysis of 178 wines.
+
+    Args:
+        rng: Not used.
+
+    Returns:
+        Values as measured, shape (178, 13).
+    """
+    return _dataset("wine", sklearn_datasets.load_wine())
 
 
 def iris(rng: np.random.Generator) -> Dataset:
-    """Sepals and petals of 150 irises, 4 columns in centimetres."""
-    return _table("iris", sklearn_datasets.load_iris())
+    """Load the lengths and widths of sepals and petals of 150 irises.
+
+    Args:
+        rng: Not used.
+
+    Returns:
+        Values in centimetres, shape (150, 4).
+    """
+    return _dataset("iris", sklearn_datasets.load_iris())
 
 
 def diabetes(rng: np.random.Generator) -> Dataset:
-    """Age, sex, body mass, blood pressure and serum of 442 patients, 10 columns, unscaled."""
-    return _table("diabetes", sklearn_datasets.load_diabetes(scaled=False))
+    """Load age, sex, body mass, blood pressure and serum of 442 patients.
+
+    Args:
+        rng: Not used.
+
+    Returns:
+        Values as measured, not scaled, shape (442, 10).
+    """
+    return _dataset("diabetes", sklearn_datasets.load_diabetes(scaled=False))
 
 
-def _table(name: str, bunch: Bunch) -> Dataset:
+def _dataset(name: str, bunch: Bunch) -> Dataset:
     return Dataset(name, np.asarray(bunch.data, dtype=np.float64), tuple(map(str, bunch.feature_names)))

@@ -18,20 +18,31 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import i0e, logsumexp
 
-from ffjord_kit.datasets.density import Density
+from ffjord_kit.datasets.dataset import Density
 
 LOG_TWO_PI = np.log(2 * np.pi)
 
 
 @dataclass(frozen=True)
 class NoisyCircles(Density):
-    """Concentric circles of equal weight, blurred by isotropic Gaussian noise of deviation `noise`."""
+    """Concentric circles of equal weight, blurred by isotropic Gaussian noise.
+
+    The density is the mean over the circles of p(x) = exp(-(r - R)^2 / 2 s^2) i0e(r R / s^2) / (2 pi s^2).
+
+    Args:
+        radii: Radius R of each circle.
+        noise: Standard deviation s of the noise along each axis.
+
+    Example:
+        >>> NoisyCircles(radii=(1.0,), noise=0.1).log_prob(np.array([[1.0, 0.0]])).round(3)
+        array([-0.453])
+    """
 
     radii: tuple[float, ...]
     noise: float
 
     def sample(self, n: int, rng: np.random.Generator) -> np.ndarray:
-        """Draw n independent points, (n, 2)."""
+        """Draw independent points, shape (n, 2)."""
         radius = rng.choice(self.radii, size=n)
         points = radius[:, None] * _directions(2 * np.pi * rng.random(n))
         return points + self.noise * rng.standard_normal((n, 2))
@@ -45,9 +56,21 @@ class NoisyCircles(Density):
 
 @dataclass(frozen=True)
 class GaussianArms(Density):
-    """Gaussians at `radius` along equally spaced directions, then twisted by `twist` radians per unit of |x|.
+    """Gaussian arms of equal weight along equally spaced directions, then twisted about the origin.
 
-    `radial` and `tangential` are the deviations along an arm and across it, in units of x.
+    The twist turns each circle about the origin by w |x|, so that it preserves area: p(x) is the mean of the Gaussians
+    at the untwisted point.
+
+    Args:
+        arms: Number of arms.
+        radius: Distance R of the centre of each arm from the origin.
+        radial: Standard deviation along an arm.
+        tangential: Standard deviation across an arm.
+        twist: Angle w in radians per unit of |x|.
+
+    Example:
+        >>> GaussianArms(arms=1, radius=1.0, radial=1.0, tangential=1.0).log_prob(np.array([[1.0, 0.0]])).round(3)
+        array([-1.838])
     """
 
     arms: int
@@ -57,7 +80,7 @@ class GaussianArms(Density):
     twist: float = 0.0
 
     def sample(self, n: int, rng: np.random.Generator) -> np.ndarray:
-        """Draw n independent points, (n, 2)."""
+        """Draw independent points, shape (n, 2)."""
         along_across = rng.standard_normal((n, 2)) * [self.radial, self.tangential] + [self.radius, 0.0]
         directions = 2 * np.pi * rng.integers(self.arms, size=n) / self.arms
         return _rotate(along_across, directions + self.twist * np.hypot(*along_across.T))
@@ -74,16 +97,24 @@ class GaussianArms(Density):
 
 @dataclass(frozen=True)
 class Checkerboard(Density):
-    """Uniform on the black squares of a board of `squares` by `squares`, each of side `side`, centred at 0.
+    """Uniform density on the black squares of a board centred at the origin.
 
-    The square at the lower left is black, and `squares` is even, so that half of them are.
+    The square at the lower left is black; with side a and m by m squares, p(x) = 2 / (m a)^2 on black ones.
+
+    Args:
+        squares: Number m of squares along each axis, an even number, so that half of all squares are black.
+        side: Side a of a square, in units of x.
+
+    Example:
+        >>> Checkerboard(squares=2, side=1.0).log_prob(np.array([[-0.5, -0.5], [0.5, -0.5]]))
+        array([-0.69314718,        -inf])
     """
 
     squares: int = 4
     side: float = 2.0
 
     def sample(self, n: int, rng: np.random.Generator) -> np.ndarray:
-        """Draw n independent points, (n, 2)."""
+        """Draw independent points, shape (n, 2)."""
         column = rng.integers(self.squares, size=n)
         row = 2 * rng.integers(self.squares // 2, size=n) + column % 2
         corner = np.stack([column, row], axis=1) - self.squares / 2
@@ -96,27 +127,47 @@ class Checkerboard(Density):
 
 
 def circles() -> Density:
-    """Two circles, one inside the other."""
+    """Return the density of two circles, one inside the other.
+
+    Returns:
+        The density.
+    """
     return NoisyCircles(radii=(1.5, 3.0), noise=0.24)
 
 
 def rings() -> Density:
-    """Four thin circles."""
+    """Return the density of four thin circles.
+
+    Returns:
+        The density.
+    """
     return NoisyCircles(radii=(0.75, 1.5, 2.25, 3.0), noise=0.08)
 
 
 def eight_gaussians() -> Density:
-    """Eight round Gaussians on a circle."""
+    """Return the density of eight round Gaussians on a circle.
+
+    Returns:
+        The density.
+    """
     return GaussianArms(arms=8, radius=2.0 * np.sqrt(2), radial=0.25 * np.sqrt(2), tangential=0.25 * np.sqrt(2))
 
 
 def pinwheel() -> Density:
-    """Five Gaussian arms, twisted."""
+    """Return the density of five Gaussian arms, twisted.
+
+    Returns:
+        The density.
+    """
     return GaussianArms(arms=5, radius=2.0, radial=0.6, tangential=0.2, twist=0.4)
 
 
 def checkerboard() -> Density:
-    """Eight squares of side two."""
+    """Return the uniform density on eight squares of side two.
+
+    Returns:
+        The density.
+    """
     return Checkerboard()
 
 

@@ -1,7 +1,12 @@
-"""What tells how far a flow, and what it is made of, can be trusted."""
+"""Diagnostics of a flow: its integral, solves, fit and gradients, bits per dimension, and outlier scores."""
 
+from ffjord_kit.diagnostics.bits_per_dim import BitsPerDim, bits_per_dim
 from ffjord_kit.diagnostics.diagnosis import Diagnosis, diagnose
 from ffjord_kit.diagnostics.findings import VERDICTS, Finding
 from ffjord_kit.diagnostics.gradients import GradientCheck, check_gradients, gradient_table
+from ffjord_kit.diagnostics.outliers import SCORES, outlier_scores
 
-__all__ = ["VERDICTS", "Diagnosis", "Finding", "GradientCheck", "check_gradients", "diagnose", "gradient_table"]
+__all__ = [
+    "SCORES", "VERDICTS", "BitsPerDim", "Diagnosis", "Finding", "GradientCheck", "bits_per_dim", "check_gradients",
+    "diagnose", "gradient_table", "outlier_scores",
+]  # fmt: skip

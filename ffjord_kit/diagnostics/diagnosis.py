@@ -1,35 +1,40 @@
-"""A flow's health in one page: each check a line with a plain verdict, and what the pictures are made of."""
+"""Diagnosis of a flow: checks of its integral, solves, fit and stiffness, each with a measurement and a verdict."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from textwrap import wrap
 
 import torch
 from torch import Tensor
 
-from ffjord_kit.diagnostics import integral, likeness, solves, stiffness
-from ffjord_kit.diagnostics.case import Case
-from ffjord_kit.diagnostics.findings import BAD, FAIR, GOOD, UNSURE, Finding
+from ffjord_kit.data import Batch
+from ffjord_kit.diagnostics import goodness_of_fit, integral, solves, stiffness
+from ffjord_kit.diagnostics.examination import Examination
+from ffjord_kit.diagnostics.findings import BAD, Finding, worst_verdict
 from ffjord_kit.diagnostics.solves import Setting
 from ffjord_kit.diagnostics.stiffness import Spectrum
 from ffjord_kit.flow import Flow
-from ffjord_kit.solver import Solver
+from ffjord_kit.ode import Solver
 
 ROWS = 1000
-INDENT, WIDTH = 33, 84
 
-Tell = Callable[[str], None]
+OnProgress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What was found, line by line, and what it was found from.
+    """Findings about a flow, and the measurements behind them, which pictures are made of.
 
-    `settings` are solves and their errors; `at_base` the rows at the base (n, *event), `base_draws` as many of the base
-    itself; `log_densities` and `drawn_log_densities` those of the rows and of draws, (n,), nats; `steps` those of each
-    row, (n,); `spectrum` is None where there is none to see.
+    Args:
+        findings: Findings, in order.
+        settings: Solver settings with their errors; empty for a flow without continuous transforms.
+        at_base: Rows at the base, shape (n, *event).
+        base_draws: Draws from the base itself, shape (n, *event).
+        log_densities: Log-densities of the rows, nats, shape (n,).
+        drawn_log_densities: Log-densities of samples of the flow, nats, shape (n,).
+        steps: Accepted steps of each row, shape (n,).
+        spectrum: Spectrum of the Jacobian along the paths; None where it was not computed.
     """
 
     findings: tuple[Finding, ...]
@@ -43,15 +48,24 @@ class Diagnosis:
 
     @property
     def verdict(self) -> str:
-        """The worst verdict of all; what could not be told is no worse than fair."""
-        found = {finding.verdict for finding in self.findings}
-        return next(word for word in (BAD, FAIR, UNSURE, GOOD) if word in found)
+        """Worst verdict of all findings; "unsure" ranks between good and fair."""
+        return worst_verdict(self.findings)
 
     def __str__(self) -> str:
-        return "\n".join(line for finding in self.findings for line in _lines(finding))
+        return "\n".join(line for finding in self.findings for line in finding.lines())
 
     def __getitem__(self, name: str) -> Finding:
-        """The finding of that name. Raises KeyError where there is none."""
+        """Return the finding of a name.
+
+        Args:
+            name: Name of the finding.
+
+        Returns:
+            The finding.
+
+        Raises:
+            KeyError: If there is none.
+        """
         for finding in self.findings:
             if finding.name == name:
                 return finding
@@ -66,82 +80,86 @@ def diagnose(
     solvers: Mapping[str, Solver] | None = None,
     rows: int = ROWS,
     seed: int = 0,
-    tell: Tell | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Diagnosis:
-    """Examine a flow on held-out rows x (n, *event) with contexts (n, context_dim), of which at most `rows` are drawn.
+    """Examine a flow on held-out rows.
 
-    `solvers` are judged by name (default: that of the flow's own continuous layers). `tell` hears what is looked at
-    next. The flow stays as it is, and its work is done in float64; all noise comes from the seed.
-    Raises ValueError for rows that are not the flow's own, or of which none can be solved.
+    The flow stays as it is: a copy in float64 does the work. All noise comes from the seed.
+
+    Args:
+        flow: Flow.
+        x: Held-out rows, shape (n, *event).
+        context: Contexts, shape (n, context_dim), or None.
+        solvers: Solvers to judge, by name; the solver of the flow's first continuous transform if None.
+        rows: Largest number of rows to use, chosen at random.
+        seed: Seed of the choice and of all noise.
+        on_progress: Called with the name of each part before it begins.
+
+    Returns:
+        Findings and measurements.
+
+    Raises:
+        ValueError: If rows or contexts do not fit the flow, or none of the rows can be solved.
+
+    Example:
+        >>> from ffjord_kit.transforms import Standardize
+        >>> x = torch.randn(100, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        >>> diagnosis = diagnose(Flow([Standardize.of(x)]), x)
+        >>> diagnosis.verdict
+        'good'
+        >>> diagnosis["stiffness"].measured
+        'no continuous transform'
     """
+    report = on_progress or (lambda name: None)
     with torch.no_grad():
-        return _Examination(Case.of(flow, x, context, rows, seed), solvers, tell or (lambda name: None)).diagnosis()
+        report("rows")
+        exam = Examination.begin(flow, Batch(x, context), rows=rows, seed=seed)
+        own = {"of the flow": exam.continuous[0].solver} if exam.continuous else {}
+        return _run_checks(exam, own if solvers is None else solvers, report)
 
 
-class _Examination:
-    """One flow, looked at from all sides."""
-
-    def __init__(self, case: Case, solvers: Mapping[str, Solver] | None, tell: Tell) -> None:
-        own = {"of the flow": case.continuous[0].solver} if case.continuous else {}
-        self.solvers, self.tell = own if solvers is None else solvers, tell
-        tell("rows")
-        self.solved, self.drawn = case.carried[0].isfinite(), case.samples[1].isfinite()
-        kept = self.solved & self.drawn
-        if not bool(kept.any()):
-            raise ValueError(f"none of {len(case.x)} rows, or of as many draws, can be solved: score one to see why")
-        self.case = case.only(kept)
-        self.settings: list[Setting] = []
-        self.spectrum: Spectrum | None = None
-
-    def diagnosis(self) -> Diagnosis:
-        case, findings = self.case, list(self._findings())
-        draws = case.flow.base.sample(len(case.x), case.generator())
-        steps = solves.steps_of(case)[0] if case.continuous else torch.zeros(len(case.x))
-        log_prob, moved = case.carried
-        return Diagnosis(
-            tuple(findings), tuple(self.settings), moved.x, draws, log_prob, case.samples[1], steps, self.spectrum
-        )
-
-    def _findings(self) -> Iterator[Finding]:
-        case, tell = self.case, self.tell
-        for name, solved in (("rows", self.solved), ("draws", self.drawn)):
-            if not bool(solved.all()):
-                yield _unsolved(name, solved)
-        tell("integral")
-        yield integral.check_integral(case)
-        tell("determinant")
-        yield integral.check_determinant(case)
-        tell("round trip")
-        yield solves.check_round_trip(case)
-        tell("solves")
-        yield from self._of_solves()
-        tell("base")
-        yield from likeness.check_base(case)
-        tell("samples")
-        yield from likeness.check_samples(case)
-        yield likeness.check_coverage(case)
-        tell("stiffness")
-        self.spectrum = stiffness.spectrum(case)
-        yield stiffness.check_stiffness(case, self.spectrum)
-
-    def _of_solves(self) -> Iterator[Finding]:
-        case = self.case
-        if not case.continuous:
-            return
-        yield from solves.check_solvers(case, self.solvers)
-        self.settings = solves.sweep(case)
-        yield solves.cheapest(self.settings)
-        yield solves.check_probes(case, solves.probe_sweep(case))
-        yield solves.check_steps(case)
+def _run_checks(exam: Examination, solvers: Mapping[str, Solver], report: OnProgress) -> Diagnosis:
+    """Run all checks on the rows that can be solved."""
+    findings = [*_check_failures("rows", exam.row_log_probs), *_check_failures("draws", exam.sample_log_probs)]
+    exam = _solvable(exam)
+    report("integral")
+    findings.append(integral.check_integral(exam))
+    report("determinant")
+    findings.append(integral.check_determinant(exam))
+    report("round trip")
+    findings.append(solves.check_round_trip(exam))
+    report("solves")
+    settings = solves.sweep(exam)
+    findings += solves.check_solves(exam, solvers, settings)
+    report("base")
+    findings += goodness_of_fit.check_base(exam)
+    report("samples")
+    findings += [*goodness_of_fit.check_samples(exam), goodness_of_fit.check_coverage(exam)]
+    report("stiffness")
+    spectrum = stiffness.spectrum(exam)
+    findings.append(stiffness.check_stiffness(exam, spectrum))
+    draws = exam.flow.base.sample(len(exam), exam.generator())
+    return Diagnosis(
+        tuple(findings), tuple(settings), exam.at_base, draws, exam.row_log_probs, exam.sample_log_probs,
+        exam.accepted, spectrum,
+    )  # fmt: skip
 
 
-def _unsolved(name: str, solved: Tensor) -> Finding:
-    rows = (~solved).nonzero().flatten()
-    measured = f"{len(rows)} of {len(solved)} {name} cannot be solved (first: {rows[:5].tolist()}); the others follow"
-    return Finding(name, BAD, measured, "the field is not smooth there, or blows up; score such rows to see why")
+def _solvable(exam: Examination) -> Examination:
+    """Keep the rows that can be solved, with samples that can be solved."""
+    solvable = exam.row_log_probs.isfinite() & exam.sample_log_probs.isfinite()
+    if not bool(solvable.any()):
+        raise ValueError(f"none of {len(exam)} rows, or of as many draws, can be solved: score one to see why")
+    return exam.subset(solvable)
 
 
-def _lines(finding: Finding) -> list[str]:
-    first, *rest = wrap(finding.measured, WIDTH)
-    lines = [f"{finding.verdict:<7}{finding.name:<26}{first}", *(" " * INDENT + line for line in rest)]
-    return lines + [" " * INDENT + line for line in wrap("-> " + finding.remedy, WIDTH) if finding.remedy]
+def _check_failures(name: str, log_probs: Tensor) -> list[Finding]:
+    """Report rows or draws that cannot be solved; no finding where all can."""
+    failed = (~log_probs.isfinite()).nonzero().flatten()
+    if not len(failed):
+        return []
+    measured = (
+        f"{len(failed)} of {len(log_probs)} {name} cannot be solved (first: {failed[:5].tolist()}); the checks below "
+        "leave them out"
+    )
+    return [Finding(name, BAD, measured, "the field is not smooth there, or blows up; score such rows to see why")]

@@ -2,10 +2,10 @@ r"""Gradients of the log-likelihood against finite differences, for any dynamics
 
 For the mean log-likelihood L(theta, x) in float64, and unit directions u in the space of parameters and rows,
 
-    error = max over u of |<grad L, u> - (L(+ h u) - L(- h u)) / 2h| / |grad L|,
+    error = max over u of |<grad L, u> - (L(+ h u) - L(- h u)) / 2h| / |grad L|.
 
-where the differences are those of the same fixed steps, or, of an adaptive method, of a solve so fine that the
-roughness of its steps is not felt. The adjoint's error is thus that of its own integration too.
+The differences are taken by the same fixed steps, or, for an adaptive method, by a solve so fine that the changes of
+its steps do not matter. So the error of an adjoint includes that of its own integration.
 """
 
 from __future__ import annotations
@@ -19,33 +19,40 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ffjord_kit.data import Batch
 from ffjord_kit.flow import Flow
-from ffjord_kit.solver import GRADIENTS, SolveError, Solver
+from ffjord_kit.ode import ADJOINTS, AdaptiveSolver, FixedSolver, PerRowSolver, Solver
+from ffjord_kit.ode.errors import SolveError
 from ffjord_kit.trace import ExactTrace, TraceEstimator
 
 STEP = 1e-5
-REFERENCE = 1e-10  # tolerance
-GOOD = 1e-2  # an error that no training feels, below its own noise by far
-SOLVERS = (Solver("dopri5"), Solver("rk4", steps=20))
+REFERENCE_TOLERANCE, REFERENCE_MAX_NFE = 1e-10, 10**6
+MAX_ERROR = 1e-2  # far below the noise of training
+SOLVERS = (AdaptiveSolver("dopri5"), FixedSolver("rk4", steps=20))
 
 
 @dataclass(frozen=True)
 class GradientCheck:
-    """One way to a gradient: its relative error, its seconds, and the bytes that the way forward keeps for it.
+    """A gradient by one solver and one adjoint.
 
-    `failure` says why there is none.
+    Args:
+        solver: Solver, whose `adjoint` says how the gradient runs back.
+        error: Relative error; NaN where there is no gradient.
+        seconds: Seconds of the way forward and back.
+        saved_bytes: Bytes that the way forward saves for the way back.
+        failure: Why there is no gradient; empty where there is one.
     """
 
     solver: Solver
     error: float = float("nan")
     seconds: float = float("nan")
-    kept_bytes: int = 0
+    saved_bytes: int = 0
     failure: str = ""
 
     @property
     def good(self) -> bool:
-        """Whether training may rely on it."""
-        return self.error <= GOOD
+        """Whether the error is small enough for training."""
+        return self.error <= MAX_ERROR
 
 
 def check_gradients(
@@ -58,108 +65,161 @@ def check_gradients(
     directions: int = 4,
     seed: int = 0,
 ) -> list[GradientCheck]:
-    """Each solver with each way back that it has, checked on the rows x (batch, *event), context (batch, context_dim).
+    """Check the gradients of each solver with each adjoint against finite differences.
 
-    The flow stays as it is. A stochastic trace has the same noise throughout. Raises ValueError for a flow without
-    parameters, or rows that are not its own.
+    The flow stays as it is: a copy in float64 does the work. A stochastic trace has the same noise throughout.
+
+    Args:
+        flow: Flow.
+        x: Rows, shape (batch, *event).
+        context: Contexts, shape (batch, context_dim), or None.
+        solvers: Solvers to check; their own adjoints do not matter.
+        trace: Trace estimator; exact if None.
+        directions: Number of random directions.
+        seed: Seed of the directions and of the trace's noise.
+
+    Returns:
+        One check for each solver and each word of ADJOINTS.
+
+    Raises:
+        ValueError: If the flow has no parameters, or the rows do not fit it.
+
+    Example:
+        >>> from ffjord_kit.nn import ConcatDynamics
+        >>> from ffjord_kit.transforms import CNF
+        >>> flow = Flow([CNF(ConcatDynamics((1,), hidden=(4,)), (1,))])
+        >>> checks = check_gradients(flow, torch.ones(2, 1), solvers=[FixedSolver("rk4", steps=2)], directions=1)
+        >>> [check.solver.adjoint for check in checks]
+        ['backprop', 'checkpointed', 'adjoint', 'seminorm']
     """
-    flow, x = copy.deepcopy(flow).double().requires_grad_(True), x.detach().double()
-    context = None if context is None else context.detach().double()
-    flow.check(x, context)
-    loss = _Loss(flow, context, trace or ExactTrace(), seed)
+    flow = copy.deepcopy(flow).double().requires_grad_(True)
+    batch = Batch(x.detach().double(), None if context is None else context.detach().double())
+    flow.check(batch.x, batch.context)
+    loss = _Loss(flow, batch, trace or ExactTrace(), seed)
     if not loss.parameters:
         raise ValueError("this flow has no parameters, so there are no gradients to check")
-    found = []
+    checks = []
     for solver in solvers:
-        slopes = loss.differences(x, _reference(solver), directions, seed)
-        for gradient in GRADIENTS:
-            try:
-                found.append(_checked(loss, x, replace(solver, gradient=gradient), slopes))
-            except (ValueError, SolveError) as error:
-                found.append(GradientCheck(replace(solver, gradient="backprop"), failure=f"{gradient}: {error}"))
-    return found
+        slopes = loss.central_differences(_reference(solver), directions)
+        checks += [_check(loss, solver, adjoint, slopes) for adjoint in ADJOINTS]
+    return checks
 
 
 def gradient_table(checks: Sequence[GradientCheck]) -> str:
-    """The checks as lines of text, and which way to use: of the good ones the fastest, and the one that keeps least."""
-    lines = [f"{'solver':<16}{'gradient':<15}{'error':>9}{'ms':>9}{'kept, kB':>10}"]
+    """Format checks as a table, and name the fastest good gradient and the one that saves the fewest bytes.
+
+    Args:
+        checks: Checks of `check_gradients`.
+
+    Returns:
+        Lines of text: a header, one for each check, and advice.
+
+    Example:
+        >>> check = GradientCheck(FixedSolver("rk4", steps=4), error=1e-9, seconds=0.004, saved_bytes=2000)
+        >>> print(gradient_table([check]))
+        solver          adjoint            error       ms saved, kB
+        rk4 x 4         backprop         1.0e-09      4.0         2
+        use rk4 with backprop for speed, rk4 with backprop for memory
+    """
+    lines = [f"{'solver':<16}{'adjoint':<15}{'error':>9}{'ms':>9}{'saved, kB':>10}"]
     for check in checks:
-        name = check.solver.method if check.solver.steps is None else f"{check.solver.method} x {check.solver.steps}"
-        numbers = f"{check.error:>9.1e}{1e3 * check.seconds:>9.1f}{check.kept_bytes / 1e3:>10.0f}"
-        lines.append(f"{name:<16}" + (check.failure or f"{check.solver.gradient:<15}{numbers}"))
+        solver = check.solver
+        name = f"{solver.method} x {solver.steps}" if isinstance(solver, FixedSolver) else solver.method
+        numbers = f"{check.error:>9.1e}{1e3 * check.seconds:>9.1f}{check.saved_bytes / 1e3:>10.0f}"
+        lines.append(f"{name:<16}" + (check.failure or f"{solver.adjoint:<15}{numbers}"))
     good = [check for check in checks if check.good]
     if not good:
-        return "\n".join([*lines, f"no gradient is right to {GOOD:g}: is a layer or the dynamics not differentiable?"])
-    fast, small = min(good, key=lambda c: c.seconds), min(good, key=lambda c: c.kept_bytes)
-    told = [f"{check.solver.method} with {check.solver.gradient}" for check in (fast, small)]
-    return "\n".join([*lines, f"use {told[0]} for speed, {told[1]} for memory"])
+        advice = f"no gradient is right to {MAX_ERROR:g}: is a transform or the dynamics not differentiable?"
+        return "\n".join([*lines, advice])
+    best = min(good, key=lambda check: check.seconds), min(good, key=lambda check: check.saved_bytes)
+    fastest, smallest = (f"{check.solver.method} with {check.solver.adjoint}" for check in best)
+    return "\n".join([*lines, f"use {fastest} for speed, {smallest} for memory"])
 
 
 class _Loss:
-    """The mean log-likelihood of rows as a function of parameters and rows."""
+    """The mean log-likelihood as a function of parameters and rows."""
 
-    def __init__(self, flow: Flow, context: Tensor | None, trace: TraceEstimator, seed: int) -> None:
-        self.flow, self.context, self.trace, self.seed = flow, context, trace, seed
+    def __init__(self, flow: Flow, batch: Batch, trace: TraceEstimator, seed: int) -> None:
+        self.flow, self.batch, self.trace, self.seed = flow, batch, trace, seed
         self.parameters = list(flow.parameters())
 
     def __call__(self, x: Tensor, solver: Solver) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed)
-        return self.flow.log_prob(x, self.context, trace=self.trace, solver=solver, generator=generator).mean()
+        context = self.batch.context
+        return self.flow.log_prob(x, context, trace=self.trace, solver=solver, generator=generator).mean()
 
     @torch.no_grad()
-    def differences(self, x: Tensor, solver: Solver, count: int, seed: int) -> list[tuple[list[Tensor], float]]:
-        """Unit directions in parameters and rows, and the central difference along each."""
-        generator, found = torch.Generator().manual_seed(seed), []
+    def central_differences(self, solver: Solver, count: int) -> list[tuple[list[Tensor], float]]:
+        """Return unit directions in parameters and rows, and the central difference along each."""
+        generator, slopes = torch.Generator().manual_seed(self.seed), []
         for _ in range(count):
-            like = [*self.parameters, x]
-            direction = [torch.randn(value.shape, generator=generator, dtype=value.dtype) for value in like]
+            points = [*self.parameters, self.batch.x]
+            direction = [torch.randn(p.shape, generator=generator, dtype=p.dtype).to(p.device) for p in points]
             size = torch.stack([part.square().sum() for part in direction]).sum().sqrt()
             direction = [part / size for part in direction]
-            ends = [self._moved(x, solver, direction, sign * STEP) for sign in (1, -1)]
-            found.append((direction, (ends[0] - ends[1]) / (2 * STEP)))
-        return found
+            above, below = (self._shifted(solver, direction, sign * STEP) for sign in (1, -1))
+            slopes.append((direction, (above - below) / (2 * STEP)))
+        return slopes
 
-    def _moved(self, x: Tensor, solver: Solver, direction: list[Tensor], step: float) -> float:
+    def _shifted(self, solver: Solver, direction: Sequence[Tensor], step: float) -> float:
+        """Evaluate at parameters and rows that are shifted along a direction; the parameters are put back."""
         for parameter, part in zip(self.parameters, direction, strict=False):
             parameter.add_(part, alpha=step)
         try:
-            return float(self(x + step * direction[-1], solver))
+            return float(self(self.batch.x + step * direction[-1], solver))
         finally:
             for parameter, part in zip(self.parameters, direction, strict=False):
                 parameter.sub_(part, alpha=step)
 
 
 def _reference(solver: Solver) -> Solver:
-    """The solver of the differences: the same fixed steps, or a fine solve."""
-    return solver if solver.steps is not None else Solver("dopri5", REFERENCE, REFERENCE, max_nfe=10**6)
+    """Return the solver of the differences: the same fixed steps, or a fine solve."""
+    if isinstance(solver, FixedSolver):
+        return solver
+    return AdaptiveSolver("dopri5", REFERENCE_TOLERANCE, REFERENCE_TOLERANCE, max_nfe=REFERENCE_MAX_NFE)
 
 
-def _checked(loss: _Loss, x: Tensor, solver: Solver, slopes: Sequence[tuple[list[Tensor], float]]) -> GradientCheck:
-    point = x.clone().requires_grad_()
-    begun = time.perf_counter()
-    with _counting() as kept:
+def _check(loss: _Loss, solver: Solver, adjoint: str, slopes: Sequence[tuple[list[Tensor], float]]) -> GradientCheck:
+    """Check one adjoint of a solver; a solver without it gets a failure."""
+    try:
+        return _compare(loss, _with_adjoint(solver, adjoint), slopes)
+    except (ValueError, SolveError) as error:
+        return GradientCheck(_with_adjoint(solver, "backprop"), failure=f"{adjoint}: {error}")
+
+
+def _compare(loss: _Loss, solver: Solver, slopes: Sequence[tuple[list[Tensor], float]]) -> GradientCheck:
+    point = loss.batch.x.clone().requires_grad_()
+    start = time.perf_counter()
+    with _count_saved_bytes() as saved:
         value = loss(point, solver)
     gradients = torch.autograd.grad(value, [*loss.parameters, point], allow_unused=True)
-    seconds = time.perf_counter() - begun
+    seconds = time.perf_counter() - start
     size = float(torch.stack([g.square().sum() for g in gradients if g is not None]).sum().sqrt())
-    apart = [abs(_along(gradients, direction) - slope) for direction, slope in slopes]
-    return GradientCheck(solver, max(apart) / max(size, torch.finfo(x.dtype).tiny), seconds, sum(kept.values()))
+    differences = [abs(_inner_product(gradients, direction) - slope) for direction, slope in slopes]
+    error = max(differences) / max(size, torch.finfo(point.dtype).tiny)
+    return GradientCheck(solver, error, seconds, sum(saved.values()))
 
 
-def _along(gradients: Sequence[Tensor | None], direction: Sequence[Tensor]) -> float:
+def _with_adjoint(solver: Solver, adjoint: str) -> Solver:
+    if isinstance(solver, (AdaptiveSolver, FixedSolver, PerRowSolver)):
+        return replace(solver, adjoint=adjoint)
+    raise TypeError(f"expected an adaptive, fixed or per-row solver; got {type(solver).__name__}")
+
+
+def _inner_product(gradients: Sequence[Tensor | None], direction: Sequence[Tensor]) -> float:
     pairs = zip(gradients, direction, strict=True)
-    return float(sum((g * part).sum() for g, part in pairs if g is not None))
+    return float(sum((gradient * part).sum() for gradient, part in pairs if gradient is not None))
 
 
 @contextmanager
-def _counting() -> Iterator[dict[int, int]]:
-    """The bytes of each memory that is kept for the way back, by its address."""
-    kept: dict[int, int] = {}
+def _count_saved_bytes() -> Iterator[dict[int, int]]:
+    """Collect the bytes of each memory that autograd saves, by its address."""
+    saved: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         memory = tensor.untyped_storage()
-        kept[memory.data_ptr()] = memory.nbytes()
+        saved[memory.data_ptr()] = memory.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        yield kept
+        yield saved

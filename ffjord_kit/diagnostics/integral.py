@@ -1,11 +1,13 @@
-r"""Is it a density? Its integral, and its log-determinants against finite differences.
+r"""Integral of the density, and its log-determinants against finite differences.
 
-On up to three dimensions, midpoints of a grid over a box that holds the rows and the flow's draws; its error is the
-difference from the grid of every second point. Otherwise, and where a grid is too coarse, importance sampling:
+In up to three dimensions the integral is the sum over midpoints of a grid, over a box that holds the rows and samples
+of the flow; its error is the difference from the grid of every second point. In more dimensions, and where a grid is
+too coarse, it is estimated by importance sampling:
 
-    integral p(x) dx = E_q[p(x) / q(x)],     q a Gaussian mixture fitted to draws of the flow, half of it twice as wide,
+    integral p(x) dx = E_q[p(x) / q(x)],     q = (q_1 + q_2) / 2,
 
-which knows p by its log-densities alone. Its standard error is honest where many draws carry the mean.
+where q_1 is a Gaussian mixture fitted to samples of the flow, and q_2 is q_1 widened by two about their mean. This
+uses p by its log-densities alone. The standard error is honest where many samples carry the mean.
 """
 
 from __future__ import annotations
@@ -17,107 +19,139 @@ import torch
 from torch import Tensor
 
 from ffjord_kit import metrics
-from ffjord_kit.diagnostics.case import FINE, Case, flat, forgiving, moving
-from ffjord_kit.diagnostics.findings import UNSURE, Finding, judged
+from ffjord_kit.data import Batch
+from ffjord_kit.diagnostics.examination import REFERENCE_TOLERANCE, Examination, flat, lenient_solver, states_only
+from ffjord_kit.diagnostics.findings import UNSURE, Finding, grade
 
 GRIDS = {1: 4000, 2: 120, 3: 32}  # midpoints along each axis, by dimension
 MARGIN = 0.15  # of the range, on each side
-DRAWN, DRAWN_ELEMENTS, COMPONENTS = 4000, 40_000, (1, 4, 16)
-EFFECTIVE = 50  # draws that must carry a mean
+MAX_SAMPLES, SAMPLE_ELEMENTS, COMPONENTS = 4000, 40_000, (1, 4, 16)
+MIN_EFFECTIVE = 50  # effective number of samples that a mean needs
 CLOSE, NEAR = 0.01, 0.05  # of 1
-ROUGH = 1e-4
-LARGEST_DETERMINANT, DETERMINANTS = 128, 3  # elements of an event, rows
-STEPS = (1e-4, 1e-5)  # of finite differences, in deviations of a column
+TOLERANCE = 1e-4
+MAX_SIZE, DETERMINANT_ROWS = 128, 3  # elements of an event, and rows
+STEPS = (1e-4, 1e-5)  # of finite differences, in standard deviations of an element
 
 
 class Integral(NamedTuple):
-    """An integral, its error, and how it was made."""
+    """An integral with its error.
+
+    Attributes:
+        value: The integral.
+        error: Its error; infinite where it cannot be stated.
+        method: How it was computed.
+    """
 
     value: float
     error: float
-    how: str
+    method: str
 
 
-def check_integral(case: Case) -> Finding:
-    """Does the density integrate to 1? Given the first row's context."""
-    if case.size in GRIDS:
-        found = _by_grid(case)
-        found = found if found.error < CLOSE else min(found, _by_importance(case), key=lambda each: each.error)
-    else:
-        found = _by_importance(case)
-    measured = f"{found.value:.4f} ± {found.error:.4f} by {found.how}"
-    if not found.error < NEAR:
-        return Finding("integral", UNSURE, measured, "no sum of this size tells: see the determinant")
-    away = max(abs(found.value - 1) - 3 * found.error, 0.0)
-    return Finding("integral", judged(away, CLOSE, NEAR), measured, "a layer's log-determinant, or a solve, is wrong")
+def check_integral(exam: Examination) -> Finding:
+    """Check that the density integrates to 1, given the context of the first row.
+
+    Args:
+        exam: Examination.
+
+    Returns:
+        The finding; unsure where the error is too large.
+    """
+    result = _integrate(exam)
+    measured = f"{result.value:.4f} ± {result.error:.4f} by {result.method}"
+    if not result.error < NEAR:
+        return Finding("integral", UNSURE, measured, "no sum of this size decides: see the determinant")
+    distance = max(abs(result.value - 1) - 3 * result.error, 0.0)
+    advice = "the log-determinant of a transform, or a solve, is wrong"
+    return Finding("integral", grade(distance, good=CLOSE, fair=NEAR), measured, advice)
 
 
-def check_determinant(case: Case) -> Finding:
-    """Log-determinants of the way to the base against those of finite differences."""
-    if case.size > LARGEST_DETERMINANT:
-        return Finding("determinant", UNSURE, f"not looked at above {LARGEST_DETERMINANT} dimensions")
-    x, context = case.few(DETERMINANTS)
-    told = case.log_prob(x, context, FINE) - case.flow.base.log_prob(_carried(case, x, context))
-    apart = min(float((told - _by_differences(case, x, context, step)).abs().max()) for step in STEPS)
-    measured = f"log-determinants {apart:.1e} nats from finite differences, at most, of {len(x)} rows"
-    advice = "a layer gives a wrong log-determinant: its likelihoods are none"
-    return Finding("determinant", judged(apart, CLOSE, NEAR), measured, advice)
+def check_determinant(exam: Examination) -> Finding:
+    """Check log-determinants of the way to the base against finite differences.
+
+    Args:
+        exam: Examination.
+
+    Returns:
+        The finding, with the largest difference in nats; unsure above 128 dimensions.
+    """
+    if exam.size > MAX_SIZE:
+        return Finding("determinant", UNSURE, f"not computed above {MAX_SIZE} dimensions")
+    batch = exam.batch[:DETERMINANT_ROWS]
+    log_base = exam.flow.base.log_prob(_to_base(exam, batch))
+    log_prob = exam.log_prob(batch, REFERENCE_TOLERANCE)
+    log_det = log_prob - log_base.to(log_prob)
+    difference = min(float((log_det - _log_det_by_differences(exam, batch, step)).abs().max()) for step in STEPS)
+    measured = f"log-determinants differ from finite differences by at most {difference:.1e} nats, in {len(batch)} rows"
+    advice = "the log-determinant of a transform is wrong, and so are all likelihoods"
+    return Finding("determinant", grade(difference, good=CLOSE, fair=NEAR), measured, advice)
 
 
-def _by_grid(case: Case) -> Integral:
-    points, sizes = GRIDS[case.size], case.size
-    both = torch.cat([flat(case.x), flat(_drawn(case, len(case.x)))])
+def _integrate(exam: Examination) -> Integral:
+    """Integrate by a grid where it is fine enough, else by whichever method has the smaller error."""
+    if exam.size not in GRIDS:
+        return _by_importance_sampling(exam)
+    by_grid = _by_grid(exam)
+    if by_grid.error < CLOSE:
+        return by_grid
+    return min(by_grid, _by_importance_sampling(exam), key=lambda integral: integral.error)
+
+
+def _by_grid(exam: Examination) -> Integral:
+    points, size = GRIDS[exam.size], exam.size
+    both = torch.cat([flat(exam.batch.x), flat(_sample(exam, len(exam)))])
     low, high = both.amin(0), both.amax(0)
     width = (high - low) * (1 + 2 * MARGIN)
-    axes = [low[i] - MARGIN * (high - low)[i] + width[i] * (torch.arange(points) + 0.5) / points for i in range(sizes)]
-    places = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).to(case.x)
-    density = _density(case, places.reshape(-1, sizes)).exp().reshape((points,) * sizes)
+    midpoints = (torch.arange(points) + 0.5).to(low.device)
+    axes = [low[i] - MARGIN * (high - low)[i] + width[i] * midpoints / points for i in range(size)]
+    places = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).to(exam.batch.x)
+    density = _log_density(exam, places.reshape(-1, size)).exp().reshape((points,) * size)
     value = float(density.mean() * width.prod())
-    coarse = float(density[(slice(None, None, 2),) * sizes].mean() * width.prod())
-    return Integral(value, abs(value - coarse), f"a grid of {' x '.join([str(points)] * sizes)}")
+    coarse = float(density[(slice(None, None, 2),) * size].mean() * width.prod())
+    return Integral(value, abs(value - coarse), f"a grid of {' x '.join([str(points)] * size)}")
 
 
-def _by_importance(case: Case) -> Integral:
-    count = min(DRAWN, DRAWN_ELEMENTS // case.size)
-    drawn = flat(_drawn(case, count)).numpy(force=True)
-    mixture = metrics.best_gaussian_mixture(drawn[::2], drawn[1::2], seed=case.seed, components=COMPONENTS)
-    chosen = torch.as_tensor(mixture.sample(count)[0]).to(case.x)
-    wide = torch.rand(count, generator=case.generator()) < 0.5
-    centre = torch.as_tensor(drawn.mean(0)).to(case.x)
-    points = torch.where(wide[:, None].to(case.x.device), centre + 2 * (chosen - centre), chosen)
-    narrow, broad = points.numpy(force=True), (centre + (points - centre) / 2).numpy(force=True)
-    log_q = torch.as_tensor(mixture.score_samples(narrow)), torch.as_tensor(mixture.score_samples(broad))
-    log_q = torch.logaddexp(log_q[0], log_q[1] - case.size * math.log(2)) - math.log(2)
-    weights = (_density(case, points) - log_q.to(case.x)).exp()
-    carriers = float(weights.sum() ** 2 / weights.square().sum())
+def _by_importance_sampling(exam: Examination) -> Integral:
+    count = min(MAX_SAMPLES, SAMPLE_ELEMENTS // exam.size)
+    samples = flat(_sample(exam, count)).numpy(force=True)
+    mixture = metrics.best_gaussian_mixture(samples[::2], samples[1::2], seed=exam.seed, components=COMPONENTS)
+    narrow = torch.as_tensor(mixture.sample(count)[0]).to(exam.batch.x)
+    wide = torch.rand(count, generator=exam.generator()) < 0.5
+    centre = torch.as_tensor(samples.mean(0)).to(exam.batch.x)
+    points = torch.where(wide[:, None].to(narrow.device), centre + 2 * (narrow - centre), narrow)
+    log_narrow = mixture.score_samples(points.numpy(force=True))
+    log_wide = mixture.score_samples((centre + (points - centre) / 2).numpy(force=True))
+    log_q = torch.logaddexp(
+        torch.as_tensor(log_narrow), torch.as_tensor(log_wide) - exam.size * math.log(2)
+    ) - math.log(2)
+    weights = (_log_density(exam, points) - log_q.to(points)).exp()
+    effective = float(weights.sum() ** 2 / weights.square().sum())
     value, error = metrics.mean_and_standard_error(weights.numpy(force=True))
-    how = f"importance sampling ({carriers:.0f} of {count} draws carry it)"
-    return Integral(value, error if carriers >= EFFECTIVE else math.inf, how)
+    method = f"importance sampling ({effective:.0f} of {count} samples carry it)"
+    return Integral(value, error if effective >= MIN_EFFECTIVE else math.inf, method)
 
 
-def _drawn(case: Case, count: int) -> Tensor:
-    """Draws of the flow, given the first row's context."""
-    context = None if case.context is None else case.context[0]
-    drawn = case.flow.sample(count, context, solver=forgiving(ROUGH), generator=case.generator())
-    return drawn[flat(drawn).isfinite().all(1)]
+def _sample(exam: Examination, count: int) -> Tensor:
+    """Draw from the flow, given the context of the first row; draws that cannot be solved are left out."""
+    context = None if exam.batch.context is None else exam.batch.context[0]
+    draws = exam.flow.sample(count, context, solver=lenient_solver(TOLERANCE), generator=exam.generator())
+    return draws[flat(draws).isfinite().all(1)]
 
 
-def _density(case: Case, points: Tensor) -> Tensor:
-    """Log-densities at points (n, d), given the first row's context; none where they cannot be solved."""
-    context = None if case.context is None else case.context[:1].expand(len(points), -1)
-    found = case.log_prob(points.reshape(-1, *case.flow.event_shape), context, ROUGH)
-    return found.nan_to_num(nan=-math.inf)
+def _log_density(exam: Examination, points: Tensor) -> Tensor:
+    """Return log-densities at points (m, d), given the context of the first row; -inf where a solve fails."""
+    context = None if exam.batch.context is None else exam.batch.context[:1].expand(len(points), -1)
+    batch = Batch(points.reshape(-1, *exam.flow.event_shape), context)
+    return exam.log_prob(batch, TOLERANCE).nan_to_num(nan=-math.inf)
 
 
-def _carried(case: Case, x: Tensor, context: Tensor | None) -> Tensor:
-    return case.flow.to_base(x, context, integration=moving(FINE))[0]
+def _to_base(exam: Examination, batch: Batch) -> Tensor:
+    return exam.flow.to_base(batch.x, batch.context, options=states_only(REFERENCE_TOLERANCE))[0]
 
 
-def _by_differences(case: Case, x: Tensor, context: Tensor | None, step: float) -> Tensor:
-    """log|det dz/dx|, (batch,), by central differences."""
-    size, scale = case.size, case.scale
-    moves = (step * scale).diag().reshape(size, 1, *x.shape[1:])
-    ends = torch.cat([x + moves, x - moves]).reshape(-1, *x.shape[1:])
-    given = None if context is None else context.repeat(2 * size, 1)
-    there = flat(_carried(case, ends, given)).reshape(2, size, len(x), size)
-    return torch.linalg.slogdet((there[0] - there[1]).movedim(1, 0) / (2 * step * scale)[:, None]).logabsdet
+def _log_det_by_differences(exam: Examination, batch: Batch, step: float) -> Tensor:
+    """Return log|det dz/dx|, (batch,), by central differences."""
+    size, scale, x = exam.size, exam.scale, batch.x
+    shifts = (step * scale).diag().reshape(size, 1, *x.shape[1:])
+    shifted = torch.cat([x + shifts, x - shifts]).reshape(-1, *x.shape[1:])
+    z = flat(_to_base(exam, batch.repeat(2 * size).with_x(shifted))).to(x).reshape(2, size, len(x), size)
+    return torch.linalg.slogdet((z[0] - z[1]).movedim(1, 0) / (2 * step * scale)[:, None]).logabsdet

@@ -1,8 +1,9 @@
-r"""How stiff the field is along the paths: the spectrum of its Jacobian.
+r"""Stiffness of the field along the paths: the spectrum of its Jacobian.
 
 An explicit method of a fixed step h is stable where |h lambda| stays below about 3 for each eigenvalue lambda of
-df/dx, so the largest modulus says how many steps are needed at least, and the largest real part how fast paths part.
-Eigenvalues are those of a whole layer's time, T lambda, so that layers of any end time compare.
+df/dx. So the largest modulus gives the least number of steps, and the largest real part gives the rate at which
+neighbouring paths diverge. Eigenvalues are scaled by the end time T of their transform, T lambda, so that transforms
+of any end time compare.
 """
 
 from __future__ import annotations
@@ -12,23 +13,27 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ffjord_kit.cnf import CNF, Integration
-from ffjord_kit.diagnostics.case import Case
-from ffjord_kit.diagnostics.findings import GOOD, UNSURE, Finding, judged
-from ffjord_kit.solver import Solver
-from ffjord_kit.trace import ExactTrace, evaluate
+from ffjord_kit.diagnostics.examination import Examination, preprocessed
+from ffjord_kit.diagnostics.findings import GOOD, UNSURE, Finding, grade
+from ffjord_kit.ode import PerRowSolver
+from ffjord_kit.trace import ExactTrace, evaluate_field
+from ffjord_kit.transforms.base import Transform
+from ffjord_kit.transforms.cnf import CNF, SolveOptions
 
-LARGEST, ROWS, PLACES = 128, 32, 17
+MAX_SIZE, ROWS, TIMES = 128, 32, 17  # elements of an event, rows, and times in each continuous transform
 MILD, STIFF = 100.0, 1000.0
-STABLE = 2.8  # the interval of stability of Runge and Kutta's method of fourth order
-ROUGH = Solver("dopri5_by_row", 1e-4, 1e-4)
+STABILITY_LIMIT = 2.8  # of |h lambda|, for Runge-Kutta methods of fourth order
+PATH_OPTIONS = SolveOptions(trace=None, solver=PerRowSolver(1e-4, 1e-4))
 
 
 @dataclass(frozen=True)
 class Spectrum:
-    """The largest real part and modulus of the Jacobian's eigenvalues over some rows, at places along the flow's time.
+    """Extremes of the Jacobian's eigenvalues over some rows, at times from data to base.
 
-    All are (places,), from data to base; times are the flow's.
+    Args:
+        times: Times of the flow, in [0, 1], shape (T,).
+        real: Largest real part, shape (T,).
+        modulus: Largest modulus, shape (T,).
     """
 
     times: Tensor
@@ -37,40 +42,56 @@ class Spectrum:
 
 
 @torch.no_grad()
-def spectrum(case: Case) -> Spectrum | None:
-    """The spectrum along the paths of some rows; None for a flow without continuous layers, or of too many columns."""
-    if not case.continuous or case.size > LARGEST:
+def spectrum(exam: Examination) -> Spectrum | None:
+    """Compute the spectrum along the paths of the first rows.
+
+    Args:
+        exam: Examination.
+
+    Returns:
+        The spectrum; None for a flow without continuous transforms, or with more than 128 elements of an event.
+    """
+    if not exam.continuous or exam.size > MAX_SIZE:
         return None
-    (x, context), total = case.few(ROWS), sum(layer.end_time for layer in case.continuous)
-    context, end, parts = case.flow.scaled_context(context), 1.0, []
-    for layer in case.flow.layers:
-        if isinstance(layer, CNF):
-            clock = torch.linspace(layer.end_time, 0.0, PLACES, dtype=torch.float64)
-            path = layer.transport(x, clock, context=context, integration=Integration(trace=None, solver=ROUGH))
-            along = zip(clock, path.x, strict=True)
-            values = torch.stack([_eigenvalues(layer, t, state, context) for t, state in along])
-            parts.append((end - (layer.end_time - clock) / total, values.real.amax((1, 2)), values.abs().amax((1, 2))))
-            x, end = path.x[-1], end - layer.end_time / total
-        else:
-            x = layer.to_base(x, context)[0]
-    return Spectrum(*(torch.cat([part[i].cpu() for part in parts]) for i in range(3)))
+    batch, _ = preprocessed(exam.flow, exam.batch[:ROWS])
+    x, context, end, chunks = batch.x, batch.context, 1.0, []
+    total = sum(transform.end_time for transform in exam.continuous)
+    for transform in exam.flow.transforms:
+        if isinstance(transform, CNF):
+            clock = torch.linspace(transform.end_time, 0.0, TIMES, dtype=torch.float64)
+            path = transform.integrate(x, clock, context=context, options=PATH_OPTIONS)
+            values = torch.stack([_eigenvalues(transform, t, s, context) for t, s in zip(clock, path.x, strict=True)])
+            times = end - (transform.end_time - clock) / total
+            chunks.append((times, values.real.amax((1, 2)).cpu(), values.abs().amax((1, 2)).cpu()))
+            x, end = path.x[-1], end - transform.end_time / total
+        elif isinstance(transform, Transform):
+            x = transform.to_base(x, context)[0]
+    return Spectrum(*(torch.cat(parts) for parts in zip(*chunks, strict=True)))
 
 
-def check_stiffness(case: Case, found: Spectrum | None) -> Finding:
-    """How many explicit steps the field needs to stay stable."""
-    if found is None:
-        why = "no continuous layer" if not case.continuous else f"not looked at above {LARGEST} columns"
-        return Finding("stiffness", GOOD if not case.continuous else UNSURE, why)
-    place, modulus = int(found.modulus.argmax()), float(found.modulus.max())
+def check_stiffness(exam: Examination, spectrum: Spectrum | None) -> Finding:
+    """Report the least number of explicit steps that stay stable.
+
+    Args:
+        exam: Examination.
+        spectrum: Spectrum along the paths; None where there is none.
+
+    Returns:
+        The finding.
+    """
+    if not exam.continuous:
+        return Finding("stiffness", GOOD, "no continuous transform")
+    if spectrum is None:
+        return Finding("stiffness", UNSURE, f"not computed above {MAX_SIZE} columns")
+    modulus, time = float(spectrum.modulus.max()), float(spectrum.times[int(spectrum.modulus.argmax())])
     measured = (
-        f"largest modulus of the Jacobian's eigenvalues {modulus:.0f}, at t = {float(found.times[place]):.2f}, largest "
-        f"real part {float(found.real.max()):.0f}: equal rk4 steps need at least {max(1, round(modulus / STABLE))}"
+        f"largest modulus of the Jacobian's eigenvalues {modulus:.0f}, at t = {time:.2f}, largest real part "
+        f"{float(spectrum.real.max()):.0f}: rk4 needs at least {max(1, round(modulus / STABILITY_LIMIT))} equal steps"
     )
-    verdict = judged(modulus, MILD, STIFF)
-    return Finding("stiffness", verdict, measured, "a regularizer, or adaptive steps")
+    return Finding("stiffness", grade(modulus, good=MILD, fair=STIFF), measured, "regularize, or use adaptive steps")
 
 
-def _eigenvalues(layer: CNF, t: Tensor, x: Tensor, context: Tensor | None) -> Tensor:
-    """Those of the Jacobian at rows x (n, *event), (n, d), times the layer's end time."""
-    products = evaluate(layer.dynamics, t.to(x), x, ExactTrace().draw(x), context).products
-    return layer.end_time * torch.linalg.eigvals(products.reshape(len(products), len(x), -1).movedim(1, 0))
+def _eigenvalues(transform: CNF, t: Tensor, x: Tensor, context: Tensor | None) -> Tensor:
+    """Return the Jacobian's eigenvalues at rows x (n, *event), (n, d), times the end time."""
+    products = evaluate_field(transform.dynamics, t.to(x), x, ExactTrace().draw(x), context).products
+    return transform.end_time * torch.linalg.eigvals(products.reshape(len(products), len(x), -1).movedim(1, 0))

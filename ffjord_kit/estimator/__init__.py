@@ -1,9 +1,7 @@
-"""The scikit-learn face: FFJORD, whose fields are the configuration, and what else a fitted one can be asked."""
+"""Fitted flows on arrays: FFJORD for tables, ImageFFJORD for images, and the DensityModel behind both."""
 
-from ffjord_kit.estimator.bits import class_probabilities, image_bits
-from ffjord_kit.estimator.drawing import interpolate
-from ffjord_kit.estimator.examine import examine
-from ffjord_kit.estimator.ffjord import FFJORD
-from ffjord_kit.estimator.outliers import outlier_scores
+from ffjord_kit.diagnostics.columns import DegenerateDataWarning
+from ffjord_kit.estimator.ffjord import FFJORD, ImageFFJORD, from_run, load
+from ffjord_kit.estimator.model import DensityModel
 
-__all__ = ["FFJORD", "class_probabilities", "examine", "image_bits", "interpolate", "outlier_scores"]
+__all__ = ["FFJORD", "DegenerateDataWarning", "DensityModel", "ImageFFJORD", "from_run", "load"]

@@ -1,51 +1,76 @@
-"""FFJORD: the scikit-learn face of a flow. Its fields are the configuration of the command line and of a run."""
+"""FFJORD and ImageFFJORD: scikit-learn's face of a density model, for tables and for images."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from sklearn.base import BaseEstimator, DensityMixin
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.validation import check_is_fitted, validate_data
 
-from ffjord_kit.cnf import Integration
-from ffjord_kit.estimator import build, reports
-from ffjord_kit.estimator.defaults import settled
-from ffjord_kit.estimator.dequantize import Grid
-from ffjord_kit.estimator.drawing import draw, follow, samples_of, split, states
-from ffjord_kit.estimator.errors import LogDensities, with_errors
-from ffjord_kit.estimator.few_steps import solver_of
-from ffjord_kit.estimator.fields import Fields, check_kinds
-from ffjord_kit.estimator.given import Given, given
-from ffjord_kit.estimator.images import Images, refuse_images
-from ffjord_kit.estimator.loading import configured, loaded
-from ffjord_kit.estimator.plan import Plan, plan
-from ffjord_kit.estimator.results import Evaluation, NumpyTrajectory
-from ffjord_kit.estimator.resume import configuration
-from ffjord_kit.estimator.straighten import Straightening, straightened
-from ffjord_kit.estimator.together import chosen_together, compare, folder
-from ffjord_kit.progress import progress_bar
-from ffjord_kit.runs import Run, claimed
-from ffjord_kit.training import Workers, fit
-from ffjord_kit.training.compiled import compiled
+from ffjord_kit.data import Batch
+from ffjord_kit.estimator.config import Config, build_flow, resolve
+from ffjord_kit.estimator.data import Arrays, Domain, TrainingData, check_context, tensor, to_numpy
+from ffjord_kit.estimator.fields import CommonFields, ImageFields, TableFields, check_kinds
+from ffjord_kit.estimator.image import ImageDomain
+from ffjord_kit.estimator.model import DensityModel
+from ffjord_kit.estimator.persistence import (
+    check_workers,
+    field_values,
+    load_model,
+    new_record,
+    prepare_reports,
+    read_fields,
+    run_folder,
+)  # fmt: skip
+from ffjord_kit.estimator.scoring import to_data
+from ffjord_kit.estimator.search import choose
+from ffjord_kit.estimator.table import TableDomain
+from ffjord_kit.flow import Flow
+from ffjord_kit.ode import FixedSolver
+from ffjord_kit.precision import compiled
+from ffjord_kit.progress import training_progress
+from ffjord_kit.run import Run
+from ffjord_kit.training import History, Workers, fit_flow
+from ffjord_kit.training.micro_batches import check_micro_batches
 
-JUDGED_ROWS = 64  # of the solver's error
-FEW_STEPS = "midpoint"
+SHOWN_SAMPLES = 64  # draws of a flow in training
+QUICK_SOLVER = FixedSolver("midpoint", 8, grading=2.0)
+
+OnStep = Callable[[dict[str, Any]], None]
+OnSamples = Callable[[dict[str, Any], np.ndarray], None]
 
 
-@dataclass(eq=False, repr=False)
-class FFJORD(Fields, DensityMixin, BaseEstimator):
-    """A continuous normalizing flow with scikit-learn's verbs: fit, score_samples, score, sample.
+def _of_model(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Make an estimator's method of a model's, whose first argument is no data."""
 
-    The constructor only stores; what is learned ends in an underscore (`flow_`, `history_`, `seed_`). Log-densities
-    are exact-trace solves by tolerance, in float64 where the device has it, each row independent of the others.
-    X may also be images, uint8 (n, h, w) or (n, channels, h, w): their log-densities are those of grey levels with
-    noise, which bounds the log-probability from below, by Hutchinson's trace, noise and probes each image's own.
-    Source: Grathwohl et al. 2019 (FFJORD), Lipman et al. 2023 (flow matching).
-    """
+    @wraps(method)
+    def call(self: DensityEstimator, *args: Any, **options: Any) -> Any:
+        check_is_fitted(self, "model_")
+        return method(self.model_, *args, **options)
+
+    return call
+
+
+def _of_model_on_data(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Make an estimator's method of a model's, whose first argument is data like the fit's."""
+
+    @wraps(method)
+    def call(self: DensityEstimator, X: Any, *args: Any, **options: Any) -> Any:
+        check_is_fitted(self, "model_")
+        return method(self.model_, self._checked(X), *args, **options)
+
+    return call
+
+
+class DensityEstimator(DensityMixin, BaseEstimator, CommonFields):
+    """The verbs of both estimators: fit, and those of a fitted model (see `DensityModel`)."""
 
     def fit(
         self,
@@ -58,225 +83,348 @@ class FFJORD(Fields, DensityMixin, BaseEstimator):
         force: bool = False,
         resume: bool = False,
         data: Mapping[str, Any] | None = None,
-        on_step: Callable[[dict[str, Any]], None] | None = None,
-        on_samples: Callable[[dict[str, Any], np.ndarray], None] | None = None,
-    ) -> FFJORD:
-        """Learn the density of the rows of X (n, d), given context (n, c) where it is passed; y is ignored.
+        on_step: OnStep | None = None,
+        on_samples: OnSamples | None = None,
+    ) -> Any:
+        """Learn the density of the rows of X.
 
-        `columns` name the columns where X does not. `run` is a folder to keep log, model and checkpoints in: `force`
-        lets it replace a run, `resume` goes on from its checkpoint, `data` is kept in its config as it is. Rows of a
-        `numpy.memmap` stay in their file, and are fetched batch by batch. `on_samples` is given the record of each
-        validation, and some draws (by few steps).
-        Raises ValueError for data or fields that cannot be used, TrainingDiverged, RunError.
+        Args:
+            X: Rows (n, d), a pandas frame among them, or a `numpy.memmap`, whose rows stay in their file; images for
+                ImageFFJORD.
+            y: Ignored.
+            context: Contexts (n, c), for the density given these; labels (n,) of images.
+            columns: Names of the columns, if X does not carry them.
+            run: Folder to keep log, model and checkpoints in; None for no run.
+            force: Whether to replace a run that is there.
+            resume: Whether to go on from the run's last checkpoint.
+            data: Note on the data, kept in the run's config.
+            on_step: Called with the record of each step.
+            on_samples: Called with the record of each validation, and some draws by few steps.
+
+        Returns:
+            The estimator itself.
+
+        Raises:
+            ValueError: If data or fields cannot be used.
+            TrainingDiverged: If numbers are not finite, and lower learning rates do not help.
+            RunError: If the run folder cannot be used.
         """
         check_kinds(self)
-        read, about = given(self, X, context, columns)
-        self.event_shape_, workers = read.event, Workers.here()
-        compare(workers, self.get_params(), about, resume=resume)
-        config = workers.told(lambda: configuration(self, run, {**about, "data": dict(data or {})}, resume))
-        read = read._replace(x=Grid.kept(config.get("grid"), len(read.names)).noisy(read.x, config["seed"]))
-        made = plan(self, read, config["seed"], config.get("chosen", {}))  # errors come before the folder
-        with folder(workers, run, config, force=force, resume=resume) as kept:
-            self._train(made, read, config, kept, resume, on_step, on_samples)
-        self.settle()
+        arrays, domain = self._read(X, context, columns)
+        workers, about = Workers.here(), {**domain.record(), **arrays.facts()}
+        check_workers(workers, field_values(self), about, resume=resume)
+        about = {**about, "data": dict(data or {})}
+        record = workers.broadcast(lambda: new_record(self, run, about, resume=resume))
+        config, rows, flow = self._prepare(arrays, domain, record, workers)  # errors come before the folder
+        with run_folder(workers, run, record, force=force, resume=resume) as folder:
+            before, going_on = None, workers.broadcast(lambda: folder is not None and resume and folder.has_checkpoint)
+            if self.schedule == "auto" and not going_on:
+                config, flow, record, before = self._search(domain, rows, config, flow, record, folder, workers)
+            history = self._train(flow, rows, config, folder, resume, before, on_step, on_samples and _sampler(
+                flow, domain, arrays.context, config.train.seed, on_samples
+            ))  # fmt: skip
+        prepare_reports(flow, config, domain)
+        self.model_ = DensityModel(flow, config, domain, record, history)
         return self
+
+    def check(self, X: Any, *, context: Any = None, columns: Sequence[str] | None = None) -> None:
+        """Check data and fields as `fit` does before any training.
+
+        Args:
+            X: Rows or images.
+            context: Contexts.
+            columns: Names of the columns.
+
+        Raises:
+            ValueError: If data or fields cannot be used.
+        """
+        check_kinds(self)
+        arrays, domain = self._read(X, context, columns)
+        self._prepare(arrays, domain, {"seed": 0}, Workers())
+
+    score_samples = _of_model_on_data(DensityModel.score_samples)
+    score = _of_model_on_data(DensityModel.score)
+    evaluate = _of_model_on_data(DensityModel.evaluate)
+    certify = _of_model_on_data(DensityModel.certify)
+    draft = _of_model_on_data(DensityModel.draft)
+    solver_error = _of_model_on_data(DensityModel.solver_error)
+    outlier_scores = _of_model_on_data(DensityModel.outlier_scores)
+    sample = _of_model(DensityModel.sample)
+    states = _of_model(DensityModel.states)
+    interpolate = _of_model(DensityModel.interpolate)
+    split = _of_model(DensityModel.split)
+    save = _of_model(DensityModel.save)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Any:
+        """Load the fitted estimator of a run folder, on the device that its fields name here.
+
+        Args:
+            path: Run folder.
+
+        Returns:
+            The estimator.
+
+        Raises:
+            RunError: If the folder is missing, damaged, without weights yet, or of another version.
+            ValueError: If the run is of images and the estimator of tables, or the other way round.
+        """
+        estimator = load(path)
+        if not isinstance(estimator, cls):
+            name = type(estimator).__name__
+            raise ValueError(f"{path} is a run of {name}: load it by {name}.load")
+        return estimator
+
+    def set_params(self, **params: Any) -> Any:
+        """Set fields; those that concern reports take effect at once on a fitted estimator.
+
+        Args:
+            **params: Fields.
+
+        Returns:
+            The estimator itself.
+        """
+        super().set_params(**params)
+        if "model_" in vars(self) and params:
+            self.model_ = self.model_.with_fields(self)
+        return self
+
+    @property
+    def flow_(self) -> Flow:
+        """Fitted flow."""
+        return self.model_.flow
+
+    @property
+    def history_(self) -> History:
+        """History of the fit."""
+        return self.model_.history
+
+    @property
+    def seed_(self) -> int:
+        """Seed of the fit."""
+        return self.model_.seed
+
+    @property
+    def config_(self) -> dict[str, Any]:
+        """Content of a run's config.json."""
+        return self.model_.record
+
+    @property
+    def event_shape_(self) -> tuple[int, ...]:
+        """Shape of a row or an image."""
+        return self.model_.event_shape
+
+    @abstractmethod
+    def _read(self, X: Any, context: Any, columns: Sequence[str] | None) -> tuple[Arrays, Domain]:
+        """Check data of a fit, and find their domain."""
+
+    @abstractmethod
+    def _checked(self, X: Any) -> Any:
+        """Check data to be scored by scikit-learn's conventions."""
+
+    def _prepare(
+        self, arrays: Arrays, domain: Domain, record: Mapping[str, Any], workers: Workers
+    ) -> tuple[Config, TrainingData, Flow]:
+        """Resolve the fields, hold rows out, and make the untrained flow."""
+        seed = record["seed"]
+        config = resolve(self, domain, seed=seed, chosen=record.get("chosen"))
+        rows = domain.training_data(arrays, config.fields.validation_fraction, seed)
+        count = config.train.micro_batches or workers.size
+        check_micro_batches(count, min(config.train.batch_size, len(rows.x)), workers)
+        return config, rows, build_flow(config, domain, rows.fitting, seed)
+
+    def _search(
+        self,
+        domain: Domain,
+        rows: TrainingData,
+        config: Config,
+        flow: Flow,
+        record: dict[str, Any],
+        folder: Run | None,
+        workers: Workers,
+    ) -> tuple[Config, Flow, dict[str, Any], History]:
+        """Let the first worker try out what is left open, and settle it for all."""
+        choice = workers.run_on_first(lambda: choose(self, domain, rows, config, flow))
+        values, before = workers.broadcast(lambda: (choice.values, vars(choice.before)) if choice else ({}, {}))
+        record = {**record, "chosen": values} if folder is None else folder.amend(chosen=values)
+        settled = resolve(self, domain, seed=config.train.seed, chosen=values)
+        if choice is None:
+            return settled, build_flow(settled, domain, rows.fitting, config.train.seed), record, History(**before)
+        return settled, choice.flow, record, History(**before)
 
     def _train(
         self,
-        made: Plan,
-        read: Given,
-        config: dict[str, Any],
-        kept: Run | None,
+        flow: Flow,
+        rows: TrainingData,
+        config: Config,
+        folder: Run | None,
         resume: bool,
-        on_step: Callable[[dict[str, Any]], None] | None,
-        on_samples: Callable[[dict[str, Any], np.ndarray], None] | None,
-    ) -> None:
-        seed, before, workers = config["seed"], None, Workers.here()
-        if self.schedule == "auto" and not workers.told(lambda: resume and kept.has_checkpoint):
-            made, config, before = chosen_together(workers, self, made, read, config, kept)
-        shown = self.verbose and workers.first
-        with progress_bar(made.schedule, shown, on_step) as tell, compiled(made.flow, self.compile):
-            history = fit(
-                made.flow, made.rows[0], context=made.rows[1], validation=made.held_out, schedule=made.schedule,
-                **made.options, seed=seed, before=before, run=kept, resume=resume, on_step=tell,
-                on_validation=None if on_samples is None else samples_of(made.flow, read, seed, on_samples),
+        before: History | None,
+        on_step: OnStep | None,
+        on_validation: OnStep | None,
+    ) -> History:
+        workers = Workers.here()
+        shown = self.verbose and workers.is_first
+        with (
+            training_progress(config.phases, shown=shown, on_step=on_step) as listener,
+            compiled(flow, config.fields.compile),
+        ):
+            return fit_flow(
+                flow, rows.x, context=rows.context, validation=rows.held_out, schedule=config.phases,
+                evaluation=config.validation, config=config.train, workers=workers, run=folder, resume=resume,
+                before=before, on_step=listener, on_validation=on_validation,
             )  # fmt: skip
-        self.config_, self.seed_, self.history_, self.flow_ = config, seed, history, made.flow
 
-    @property
-    def grid(self) -> Grid:
-        """The steps of the columns of the fit."""
-        return Grid.kept(self.config_.get("grid"), len(self.config_["columns"]))
 
-    @property
-    def images(self) -> Images | None:
-        """What is kept of the images of the fit; None of a table."""
-        return Images.kept(self.config_.get("images"))
+@dataclass(eq=False, repr=False)
+class FFJORD(DensityEstimator, TableFields):
+    """A continuous normalizing flow on the rows of a table, with scikit-learn's verbs.
 
-    @property
-    def settled(self) -> Fields:
-        """The fields, with those that were left open as the fit settled them."""
-        return settled(self, self.config_.get("chosen", {}), self.event_shape_)
+    Fitted to rows x, it holds a density
 
-    @property
-    def integration(self) -> Integration:
-        """How reported likelihoods are solved for."""
-        return build.reporting(self.settled, self.event_shape_)
+        log p(x) = log p_base(z) + integral of tr(df/dx) dt,    dx/dt = f(t, x),    z = x(0),  x = x(1),
 
-    def check(self, X: Any, *, context: Any = None, columns: Sequence[str] | None = None) -> None:
-        """Raise, before any training, what `fit` would raise for these fields and rows (n, d), or images."""
-        check_kinds(self)
-        read, about = given(self, X, context, columns)
-        plan(self, read._replace(x=Grid.kept(about.get("grid"), len(read.names)).noisy(read.x, 0)), 0, {})
+    solved by the exact trace in float64, each row by steps of its own. The constructor stores its fields; fitted
+    attributes end in an underscore: `model_` (a `DensityModel`), `flow_`, `history_`, `seed_`, `config_`.
 
-    def score_samples(
-        self, X: Any, *, context: Any = None, time: float = 1.0, return_error: bool = False
-    ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
-        """Log-density of each row of X (n, d), (n,), in nats and the units of X; of the state at `time` if not 1.
+    Example:
+        >>> import numpy as np
+        >>> x = np.random.default_rng(0).normal(size=(100, 2))
+        >>> model = FFJORD(schedule=[("flow_matching", 10)], hidden=(8,), random_state=0).fit(x)
+        >>> model.score_samples(x[:3]).shape
+        (3,)
+        >>> model.sample(5, random_state=0).shape
+        (5, 2)
 
-        With `return_error` also the error of each, (n,), which bounds it for about 99 % of rows; three times the work.
+    References:
+        Grathwohl et al. 2019, FFJORD, https://arxiv.org/abs/1810.01367; Lipman et al. 2023, flow matching,
+        https://arxiv.org/abs/2210.02747.
+    """
+
+    trajectory = _of_model(DensityModel.trajectory)
+    velocity = _of_model_on_data(DensityModel.velocity)
+    diagnose = _of_model_on_data(DensityModel.diagnose)
+    few_step_sample_errors = _of_model(DensityModel.few_step_sample_errors)
+    few_step_score_errors = _of_model_on_data(DensityModel.few_step_score_errors)
+
+    def reflow(self, X: Any = None, **options: Any) -> FFJORD:
+        """Return a new estimator that samples in a few steps; see `DensityModel.reflow`.
+
+        Args:
+            X: Rows of the fit, to validate the new model on those held out, or None.
+            **options: Those of `DensityModel.reflow`.
+
+        Returns:
+            The new, fitted estimator; this one stays as it is.
+
+        Raises:
+            ValueError: If X are not the rows of the fit, or a context is missing or of no use.
         """
-        if not return_error:
-            return self.evaluate(X, context=context, time=time).log_prob
-        found = self.certify(X, context=context, time=time)
-        return found.log_prob, found.error
+        check_is_fitted(self, "model_")
+        return _with_model(self.model_.reflow(X, **options))
 
-    def certify(
-        self,
-        X: Any,
-        *,
-        context: Any = None,
-        time: float = 1.0,
-        error: float | None = None,
-        probes: int | None = None,
-        random_state: int = 0,
-    ) -> LogDensities:
-        """Log-densities of the rows of X (n, d) with the errors of solver and trace, each (n,).
+    def _read(self, X: Any, context: Any, columns: Sequence[str] | None) -> tuple[Arrays, Domain]:
+        if getattr(X, "ndim", 2) in (3, 4):
+            raise ValueError(f"FFJORD is for tables (n, d); got shape {np.shape(X)}: use ImageFFJORD for images")
+        dtype: Any = [np.float64, np.float32] if isinstance(X, np.memmap) else np.float64
+        x = validate_data(self, X, dtype=dtype, ensure_min_samples=2, ensure_all_finite=False)
+        names = getattr(self, "feature_names_in_", None)  # scikit-learn sets it where X carries names
+        domain = TableDomain.of(self, x, columns if names is None else names, named=names is not None)
+        return Arrays(x, check_context(context, len(x)), isinstance(X, np.memmap)), domain
 
-        Where an `error` in nats is asked for, tolerance and probes follow until each row has it; `met` says which do.
-        The trace is exact, or Hutchinson's of so many `probes`.
-        """
-        given = {"time": time, "error": error, "probes": probes, "random_state": random_state}
-        return with_errors(self, X, context, **given)
+    def _checked(self, X: Any) -> Any:
+        return validate_data(self, X, dtype=np.float64, reset=False, ensure_all_finite=False)
 
-    def evaluate(self, X: Any, *, context: Any = None, time: float = 1.0) -> Evaluation:
-        """Log-density of each row of X (n, d), and the evaluations of the dynamics that it took."""
-        return reports.evaluate(self, X, context, time)
 
-    def solver_error(self, X: Any, *, context: Any = None) -> float:
-        """The mean error of the solver in the log-densities of up to 64 rows of X (n, d), nats: see `certify`."""
-        few = np.linspace(0, len(X) - 1, min(len(X), JUDGED_ROWS)).astype(int)
-        context = None if context is None else np.asarray(context)[few]
-        return float(self.certify(np.asarray(X)[few], context=context).solver_error.mean())
+@dataclass(eq=False, repr=False)
+class ImageFFJORD(DensityEstimator, ImageFields):
+    """A continuous normalizing flow on images of whole grey levels, uint8 (n, h, w) or (n, channels, h, w).
 
-    def draft(
-        self, X: Any, *, context: Any = None, time: float = 1.0, steps: int | None = None, method: str = "rk4"
-    ) -> np.ndarray:
-        """Log-density of each row of X (n, d), (n,), to some hundredths of a nat: what a picture needs, and cheap.
+    The density is that of levels with uniform noise, which bounds the probability of the levels from below. It is
+    solved by Hutchinson's trace; noise and probes belong to each image. Labels as context give a density of each class.
 
-        In float32, with one step size for all rows, or, with `steps`, by so many fixed ones of a method of METHODS;
-        not for reporting.
-        """
-        return reports.draft(self, X, context, time, reports.DRAFT if steps is None else solver_of(self, method, steps))
+    Example:
+        >>> import numpy as np
+        >>> images = np.random.default_rng(0).integers(0, 256, size=(12, 4, 4), dtype=np.uint8)
+        >>> model = ImageFFJORD(schedule=[("flow_matching", 2)], hidden=(8,), random_state=0).fit(images)
+        >>> model.sample(3, random_state=0).shape
+        (3, 4, 4)
 
-    def score(self, X: Any, y: None = None, *, context: Any = None) -> float:
-        """The mean log-likelihood of the rows of X (n, d), nats; y is ignored."""
-        return float(self.score_samples(X, context=context).mean())
+    References:
+        Theis et al. 2016, https://arxiv.org/abs/1511.01844, on noise and bits per dimension.
+    """
 
-    def sample(
-        self,
-        n_samples: int = 1,
-        *,
-        context: Any = None,
-        random_state: Any = None,
-        steps: int | None = None,
-        method: str = FEW_STEPS,
-        guidance: float = 1.0,
-    ) -> np.ndarray:
-        """Draw rows (n_samples, d); context is one row (c,) for all, or one for each (n_samples, c).
+    bits_per_dim = _of_model_on_data(DensityModel.bits_per_dim)
+    class_probabilities = _of_model_on_data(DensityModel.class_probabilities)
 
-        Columns of equal steps (`dequantize`) are on their grid; images are uint8 of the shape of the fit's, a context
-        of classes their number, or one each. By a converged solve; with `steps`, by so many fixed ones of a method of
-        METHODS, in float32: fast, and as good as the paths are straight (see `straighten`). With `guidance` above 1
-        draws are further into their context than the data are (it needs `context_dropout` in the fit).
-        """
-        return draw(self, n_samples, context, random_state, steps, method, guidance)
+    def _read(self, X: Any, context: Any, columns: Sequence[str] | None) -> tuple[Arrays, Domain]:
+        x = np.asarray(X)
+        if x.ndim not in (3, 4):
+            raise ValueError(
+                f"ImageFFJORD is for images (n, h, w) or (n, channels, h, w); got shape {x.shape}: use FFJORD for "
+                "tables"
+            )
+        domain = ImageDomain.of(self, x, context)
+        images = domain.images(x).numpy()
+        if len(images) < 2:
+            raise ValueError("images must be 2 or more; got 1")
+        self.n_features_in_ = domain.size
+        return Arrays(images, domain.contexts(context, len(images), None)), domain
 
-    def states(
-        self, n_samples: int, times: Sequence[float], *, context: Any = None, random_state: Any = None
-    ) -> np.ndarray:
-        """Follow new samples, without densities: their states at the times, (T, n_samples, ...), in the units of X."""
-        return states(self, n_samples, times, context, random_state)
+    def _checked(self, X: Any) -> Any:
+        return X
 
-    def trajectory(
-        self, n_samples: int = 200, *, frames: int = 41, context: Any = None, random_state: Any = None
-    ) -> NumpyTrajectory:
-        """Follow new samples from the base (t = 0) to the data (t = 1), with their log-density along the way."""
-        return follow(self, n_samples, frames, context, random_state)
 
-    def velocity(self, X: Any, time: float, *, context: Any = None) -> np.ndarray:
-        """The field dx/dt (n, d) at the states X (n, d) and a time in [0, 1], in the units of X."""
-        refuse_images(self, "velocity", "its `states` show the way")
-        return reports.velocity(self, X, context, time)
+def load(path: str | Path) -> FFJORD | ImageFFJORD:
+    """Load the fitted estimator of a run folder, of tables or images.
 
-    def split(self, X: Any) -> tuple[np.ndarray, np.ndarray]:
-        """The rows of X, the data of the fit, that trained this model, and those held out for validation."""
-        check_is_fitted(self, "flow_")
-        return split(self, X)
+    Args:
+        path: Run folder.
 
-    def straighten(
-        self,
-        X: Any = None,
-        *,
-        context: Any = None,
-        pairs: int = 20_000,
-        steps: int = 4_000,
-        learning_rate: float = 8e-3,
-        hidden: Sequence[int] | None = None,
-        random_state: Any = None,
-        source: str | None = None,
-        on_step: Callable[[dict[str, Any]], None] | None = None,
-    ) -> FFJORD:
-        """A new model that samples in a few steps: its continuous layers, trained again on this one's own `pairs`.
+    Returns:
+        The estimator.
 
-        `hidden` gives it a network of other widths, which begins anew: straight paths need less of one, and of a single
-        width the exact trace has a closed form. Its density is its own. X (n, d), the rows of the fit, are not trained
-        on: those that the fit held out validate the new model. A conditional model draws the contexts of its pairs
-        from `context` (n, c). `source` is noted in `config_`.
-        Source: reflow, Liu et al. 2023. Raises ValueError for a context that is missing or to spare.
-        """
-        check_is_fitted(self, "flow_")
-        how = Straightening(pairs, steps, learning_rate, None if hidden is None else tuple(hidden))
-        return straightened(self, X, context, how, random_state, source, on_step)
+    Raises:
+        RunError: If the folder is missing, damaged, without weights yet, or of another version.
+    """
+    return _with_model(DensityModel(**vars(load_model(Run.open(path)))))
 
-    def save(self, path: str | Path, *, force: bool = False) -> None:
-        """Write the model as a run folder that `load` and the command line read."""
-        check_is_fitted(self, "flow_")
-        with claimed(path):
-            run = Run.create(path, self.config_, force=force)
-            for record in self.history_.records:
-                run.record(record)
-            run.save_model(self.flow_)
 
-    @classmethod
-    def load(cls, path: str | Path) -> FFJORD:
-        """The model of a run folder, on the device that its `device` field names here.
+def from_run(run: Run) -> FFJORD | ImageFFJORD:
+    """Return an estimator with the fields of a run, unfitted.
 
-        Raises RunError where the folder is missing, damaged, without weights yet, or of another version.
-        """
-        return loaded(cls, Run.open(path))
+    Args:
+        run: The run.
 
-    @classmethod
-    def configured(cls, run: Run) -> FFJORD:
-        """An estimator with a run's fields and no weights. Raises RunError where the fields are not FFJORD's."""
-        return configured(cls, run)
+    Returns:
+        The estimator.
 
-    def settle(self) -> None:
-        """Leave the flow where and how it reports: fixed, and in the widest floats that the device has.
+    Raises:
+        RunError: If the fields are not an estimator's.
+    """
+    return _estimator_of(read_fields(run))
 
-        That of images stays in the floats that it learned in.
-        """
-        device = build.build_device(self.device)
-        if self.images is None:
-            self.flow_.to(device=device, dtype=build.reporting_dtype(device))
-        build.on_device(self.flow_, device).requires_grad_(False)
+
+def _estimator_of(fields: CommonFields) -> FFJORD | ImageFFJORD:
+    kind = ImageFFJORD if isinstance(fields, ImageFields) else FFJORD
+    return kind(**field_values(fields))
+
+
+def _with_model(model: DensityModel) -> Any:
+    """Return the fitted estimator of a model."""
+    estimator = _estimator_of(model.requested_fields)
+    estimator.model_, estimator.n_features_in_ = model, model.n_features
+    if model.record.get("named"):
+        estimator.feature_names_in_ = np.array(model.record["columns"], dtype=object)
+    return estimator
+
+
+def _sampler(flow: Flow, domain: Domain, context: np.ndarray | None, seed: int, on_samples: OnSamples) -> OnStep:
+    """Return a listener to validations that draws, always from the same noise, given the first contexts."""
+    contexts = None if context is None else tensor(np.resize(context, (SHOWN_SAMPLES, context.shape[1])))
+
+    def on_validation(record: dict[str, Any]) -> None:
+        z = flow.base.sample(SHOWN_SAMPLES, torch.Generator().manual_seed(seed))
+        on_samples(record, domain.restore(to_numpy(to_data(flow, Batch(z, contexts), QUICK_SOLVER))))
+
+    return on_validation

@@ -1,29 +1,33 @@
-"""The configuration: every hyper-parameter once, with its default, its help, and the words that it may be.
+"""The hyper-parameters of the estimators: each once, with its default, its help and its choices.
 
-The constructor of FFJORD, the options of the command line and config.json are made from these fields.
+The constructors of FFJORD and ImageFFJORD, the options of the command line and a run's config.json are made from these
+fields. Fields that are small languages hold structured values, e.g. schedule=[("flow_matching", 4000), ("mle", "60s")].
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ffjord_kit.activations import ACTIVATIONS
-from ffjord_kit.couplings import COUPLINGS
-from ffjord_kit.dynamics import DYNAMICS
-from ffjord_kit.heavy_tails import BASES
-from ffjord_kit.images import IMAGE_DYNAMICS, IMAGE_SCALINGS
-from ffjord_kit.objectives import TIME_DENSITIES
-from ffjord_kit.scalings import SCALINGS
-from ffjord_kit.solver import GRADIENTS, METHODS
+from ffjord_kit.distributions import BASES
+from ffjord_kit.nn import ACTIVATIONS, DYNAMICS, IMAGE_DYNAMICS
+from ffjord_kit.objectives import COUPLINGS, OBJECTIVES, TIME_DENSITIES
+from ffjord_kit.ode import ADJOINTS, METHODS
+from ffjord_kit.precision import COMPILE_MODES, PRECISIONS
+from ffjord_kit.regularizers import REGULARIZERS
 from ffjord_kit.trace import TRACE_ESTIMATORS
-from ffjord_kit.training.compiled import MODES
-from ffjord_kit.training.precision import PRECISIONS
+from ffjord_kit.transforms import IMAGE_SCALINGS, SCALINGS
+from ffjord_kit.transforms.zuko import ZUKO_TRANSFORMS
 
+HEADINGS = ("Main", "Network", "Training", "Likelihood training", "Validation", "Accuracy", "Machine")
+OPEN = ("auto", None)  # values of a field that is left open
+FREE = ("random_state",)  # checked by data.seed_from
 KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
     "str": (str, "text"),
     "int": (Integral, "a whole number"),
@@ -32,104 +36,346 @@ KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
     "tuple[int, ...]": (Sequence, "widths"),
     "None": (type(None), "None"),
 }
-FREE = ("random_state",)  # of what scikit-learn takes for one
+
+Schedule = str | Sequence[Any]
+Transforms = Sequence[tuple[str, int]] | None
+Regularizers = Mapping[str, float] | None
+Support = str | Sequence[Any]
+Dequantize = str | Sequence[str] | Mapping[str, float | None] | None
 
 
-def option(default: Any, text: str, choices: Iterable[str] = ()) -> Any:
-    """A field with the help, and the choices, that the command line shows."""
-    return field(default=default, metadata={"help": text, "choices": tuple(choices)})
+def option(default: Any, heading: str, text: str, choices: Iterable[str] = ()) -> Any:
+    """Return a field with the help that the command line shows.
+
+    Args:
+        default: Default value.
+        heading: Heading of HEADINGS under which the help lists the field.
+        text: Help.
+        choices: Words that the value may be; none for any value.
+
+    Returns:
+        The field of a dataclass.
+    """
+    return field(default=default, metadata={"help": text, "choices": tuple(choices), "heading": heading})
 
 
 @dataclass(eq=False, repr=False)
-class Fields:
-    """The fields of FFJORD; they are stored as they come and checked where they are used."""
+class CommonFields:
+    """Fields of every estimator; they are stored as they come, and checked by `check_kinds` and `resolve`."""
 
-    schedule: str = option(
-        "auto", "auto, or phases of training in steps or seconds, e.g. flow_matching:4000,mle:60s; mle: plain FFJORD"
+    schedule: Schedule = option(
+        "auto", "Main", "auto, or phases of training in steps or seconds, e.g. flow_matching 4000, mle 60s"
     )
     max_seconds: float | None = option(
-        None, "CPU seconds (on a GPU: on the wall) that auto may work (default: a fixed number of steps)"
+        None, "Main", "seconds of work (CPU time; on a GPU wall time) allowed to schedule auto (default: counted steps)"
     )
-    time_density: str = option("auto", "density of t in flow matching; auto: tried out", ("auto", *TIME_DENSITIES))
-    coupling: str = option("independent", "which base point a row is carried from, in flow matching", COUPLINGS)
-    dynamics: str = option(
-        "auto", "the network that gives dx/dt (auto: residual; of images unet)", ("auto", *DYNAMICS, *IMAGE_DYNAMICS)
+    time_density: str = option(
+        "auto", "Training", "density of t in flow matching; auto: tried out", ("auto", *TIME_DENSITIES)
     )
+    coupling: str = option("independent", "Training", "pairing of base points and rows in flow matching", COUPLINGS)
     hidden: tuple[int, ...] | None = option(
         None,
-        "widths of its hidden layers, e.g. 128,128 (default: three of 64 for up to 3 columns, else of 128); "
-        "of a U-Net its channels, from fine to coarse",
+        "Network",
+        "widths of the hidden layers, e.g. 128,128 (default: three of 64 for up to 3 columns, else of 128); of a U-Net "
+        "its channels, from fine to coarse",
     )
-    activation: str | None = option(None, "its activation (default: the network's own)", ACTIVATIONS)
-    octaves: int | None = option(
-        None, "octaves of sines and cosines among the inputs of 'residual' (default: tried out, up to 3 columns)"
+    activation: str | None = option(None, "Network", "activation (default: the network's own)", ACTIVATIONS)
+    blocks: int = option(1, "Network", "number of continuous transforms in a row")
+    end_time: float = option(1.0, "Network", "end time of each continuous transform")
+    learn_end_time: bool = option(False, "Network", "learn the end time, starting from end_time")
+    learning_rate: float | None = option(
+        None, "Training", "peak learning rate of flow matching (default: 8e-3; images 2e-3)"
     )
-    blocks: int = option(1, "continuous layers in a row")
-    end_time: float = option(1.0, "where the time of each continuous layer ends")
-    learn_end_time: bool = option(False, "learn that time, beginning there")
-    layers: str = option("", "layers between scaling and the continuous ones, e.g. maf:3 or nsf:2,maf:2 (by zuko)")
-    scaling: str = option(
-        "auto", "fitted layer next to the data; auto: tried out; of images logit", ("auto", *SCALINGS, *IMAGE_SCALINGS)
-    )
-    base: str = option("normal", "law at the base; student: heavy tails, their degrees of freedom learned", BASES)
-    dequantize: str = option(
-        "", "columns of whole numbers or equal steps, to be given noise as wide: auto, or names, e.g. age,score:0.5"
-    )
-    support: str = option("real", "where the data live: real, positive or bounded:LOW:HIGH; one word, or one a column")
-    bits: int = option(8, "bits of grey levels that a flow of images models; fewer make them coarser")
-    alpha: float = option(1e-6, "margin of the logit of grey levels")
-    scales: int = option(1, "scales of a flow of images, half of the channels left behind at each; by mle alone")
-    flip: bool = option(False, "flip images left to right at random while training")
-    context_dropout: float = option(
-        0.0, "share of rows whose context is left out in flow matching, for guided sampling, e.g. 0.1"
-    )
-    learning_rate: float | None = option(None, "peak learning rate of flow matching (default: 8e-3; of images 2e-3)")
-    mle_learning_rate: float = option(2e-3, "peak learning rate of maximum likelihood")
-    batch_size: int | None = option(None, "rows in a step (default: 512; of images 64)")
+    mle_learning_rate: float = option(2e-3, "Likelihood training", "peak learning rate of maximum likelihood")
+    batch_size: int | None = option(None, "Training", "rows in a step (default: 512; images 64)")
     micro_batches: int | None = option(
-        None,
-        "parts that a batch is made in, one after another or over workers (default: one a worker)",
+        None, "Machine", "equal parts of a batch, computed in turn or by several workers (default: one a worker)"
     )
-    weight_decay: float = option(0.0, "weight decay of AdamW")
-    warmup_steps: int = option(200, "steps of warm-up, at most a tenth of a phase")
-    clip_norm: float = option(1.0, "largest norm of the gradient")
-    ema_decay: float = option(0.999, "decay of the moving average of the weights")
-    validation_fraction: float = option(0.1, "part of the rows held out for validation (at most 2000 rows)")
-    validate_every: int = option(500, "most steps between validations, of a phase of steps")
-    patience: int = option(10, "validations without a better one that end a phase")
-    trace: str = option("auto", "trace while training; auto: exact up to 8 columns", ("auto", *TRACE_ESTIMATORS))
-    probes: int = option(1, "noise vectors of a stochastic trace")
-    regularizers: str = option("", "costs along the path in mle, e.g. kinetic:0.01,jacobian:0.01")
-    steer: float = option(0.0, "part of the end time by which mle draws it anew each step (STEER), e.g. 0.5")
+    weight_decay: float = option(0.0, "Training", "weight decay of AdamW")
+    warmup_steps: int = option(200, "Training", "steps of warm-up, at most a tenth of a phase")
+    clip_norm: float = option(1.0, "Training", "largest norm of the gradient")
+    ema_decay: float = option(0.999, "Training", "decay of the moving average of the weights")
+    validation_fraction: float = option(
+        0.1, "Validation", "part of the rows held out for validation (at most 2000 rows)"
+    )
+    validate_every: int = option(500, "Validation", "most steps between validations, in a phase of steps")
+    patience: int = option(10, "Validation", "validations without improvement that end a phase")
+    trace: str = option(
+        "auto", "Likelihood training", "trace while training; auto: exact up to 8 columns", ("auto", *TRACE_ESTIMATORS)
+    )
+    probes: int = option(1, "Likelihood training", "noise vectors of a stochastic trace")
+    regularizers: Regularizers = option(
+        None, "Likelihood training", "weights of costs along the path in mle, e.g. kinetic 0.01, jacobian 0.01"
+    )
+    steer: float = option(
+        0.0, "Likelihood training", "half-width of the random end time of mle, as a part of it (STEER), e.g. 0.5"
+    )
     solver: str | None = option(
-        None, "method of integration while training by mle (default: dopri5; of images rk4 in 4 steps)", METHODS
+        None, "Likelihood training", "method of integration in mle (default: dopri5; images rk4 in 4 steps)", METHODS
     )
-    train_tolerance: float = option(1e-3, "tolerance of that method")
-    steps: int | None = option(None, "steps of that method, if it is one of fixed steps")
-    gradient: str | None = option(
+    train_tolerance: float = option(1e-3, "Likelihood training", "tolerance of an adaptive solver in mle")
+    solver_steps: int | None = option(None, "Likelihood training", "steps of a fixed-step solver in mle")
+    adjoint: str | None = option(
         None,
-        "the way back (default: backprop; of images checkpointed); adjoint, seminorm need little memory",
-        GRADIENTS,
+        "Likelihood training",
+        "how gradients run back (default: backprop; images checkpointed); adjoint, seminorm need little memory",
+        ADJOINTS,
     )
     compile: str | None = option(
-        None, "mode of torch.compile for the field while training (it pays on a GPU, if at all)", MODES
+        None, "Machine", "mode of torch.compile for the dynamics in training (pays on a GPU, if at all)", COMPILE_MODES
     )
     precision: str = option(
-        "float32", "numbers of the network while training; the state and the trace stay float32", PRECISIONS
+        "float32", "Machine", "numbers of the network in training; state and trace stay float32", PRECISIONS
     )
-    channels_last: bool = option(False, "lay images out channels last in memory, for the tensor cores of a GPU")
-    guard: float = option(0.1, "largest share of the loss's noise that mle leaves to the solver's error; 0: no guard")
-    tolerance: float = option(1e-5, "tolerance of every reported likelihood and of samples")
-    max_nfe: int = option(10_000, "most evaluations that one solve may take")
-    device: str = option("auto", "auto, cpu, cuda or mps")
-    random_state: int | None = option(None, "seed of everything")
-    verbose: bool = option(False, "show a progress bar")
+    guard: float = option(
+        0.1, "Likelihood training", "largest solver error in mle, as a share of the loss's noise; 0: unchecked"
+    )
+    tolerance: float = option(1e-5, "Accuracy", "tolerance of every reported likelihood and of samples")
+    max_nfe: int = option(10_000, "Accuracy", "largest number of evaluations of one solve")
+    device: str = option("auto", "Machine", "auto, cpu, cuda or mps")
+    random_state: int | None = option(None, "Main", "seed of everything")
+    verbose: bool = option(False, "Machine", "show a progress bar")
 
 
-def check_kinds(given: Fields) -> None:
-    """Raise ValueError for the first field whose value is of another kind than it may be."""
-    for each in fields(Fields):
-        value, kinds = getattr(given, each.name), str(each.type).split(" | ")
+@dataclass(eq=False, repr=False)
+class TableFields(CommonFields):
+    """Fields of FFJORD, the estimator of tables."""
+
+    dynamics: str = option("auto", "Network", "network of the velocity field (auto: residual)", ("auto", *DYNAMICS))
+    fourier_features: int | None = option(
+        None, "Network", "octaves of sines and cosines fed to 'residual' (default: tried out, up to 3 columns)"
+    )
+    transforms: Transforms = option(
+        None, "Network", "exact transforms before the continuous ones, e.g. maf 3 or nsf 2, maf 2 (by zuko)"
+    )
+    scaling: str = option("auto", "Network", "fitted scaling of the columns; auto: tried out", ("auto", *SCALINGS))
+    base: str = option(
+        "normal", "Network", "base distribution; student: heavy tails, degrees of freedom learned", BASES
+    )
+    dequantize: Dequantize = option(
+        None, "Main", "columns of equal steps that get noise as wide: auto, or names, e.g. age, score 0.5"
+    )
+    support: Support = option(
+        "real", "Main", "where the data live: real, positive or bounded LOW HIGH; one for all columns, or one each"
+    )
+
+
+@dataclass(eq=False, repr=False)
+class ImageFields(CommonFields):
+    """Fields of ImageFFJORD, the estimator of images."""
+
+    dynamics: str = option("auto", "Network", "network of the velocity field (auto: unet)", ("auto", *IMAGE_DYNAMICS))
+    scaling: str = option("auto", "Network", "scaling of grey levels (auto: logit)", ("auto", *IMAGE_SCALINGS))
+    bits: int = option(8, "Main", "bits of the grey levels, 1 to 8; fewer make them coarser")
+    alpha: float = option(1e-6, "Network", "margin of the logit of grey levels")
+    scales: int = option(1, "Network", "scales of a multi-scale flow, trained by mle alone")
+    flip: bool = option(False, "Training", "flip images left to right at random in training")
+    context_dropout: float = option(
+        0.0, "Training", "share of images whose class is hidden in flow matching, for guided sampling, e.g. 0.1"
+    )
+    channels_last: bool = option(False, "Machine", "memory layout with channels last, for tensor cores of a GPU")
+
+
+def check_kinds(fields: CommonFields) -> None:
+    """Check the types of all fields.
+
+    Args:
+        fields: Fields.
+
+    Raises:
+        ValueError: If a field has a value of another type than it may have; the first one is named.
+    """
+    for each in dataclasses.fields(kind_of(fields)):
+        value, kinds = getattr(fields, each.name), str(each.type).split(" | ")
+        if each.name in FREE or kinds[0] not in KINDS:
+            continue
         wrong = isinstance(value, bool) and "bool" not in kinds
-        if each.name not in FREE and (wrong or not any(isinstance(value, KINDS[kind][0]) for kind in kinds)):
+        if wrong or not any(isinstance(value, KINDS[kind][0]) for kind in kinds):
             raise ValueError(f"{each.name} must be {' or '.join(KINDS[kind][1] for kind in kinds)}; got {value!r}")
+
+
+def kind_of(fields: CommonFields) -> type[TableFields] | type[ImageFields]:
+    """Return the class of fields that an estimator has.
+
+    Args:
+        fields: Fields, or an estimator.
+
+    Returns:
+        TableFields or ImageFields.
+    """
+    return TableFields if isinstance(fields, TableFields) else ImageFields
+
+
+class PhaseSpec(NamedTuple):
+    """A phase of a schedule: the word of its objective, and its end by steps or by seconds, infinite if unlimited."""
+
+    objective: str
+    steps: float = math.inf
+    seconds: float = math.inf
+
+    def __str__(self) -> str:
+        """Return the phase as the command line writes it, e.g. 'mle:60s'."""
+        return "{}:{}".format(*self.value)
+
+    @property
+    def value(self) -> tuple[str, int | str]:
+        """The phase as a schedule holds it, e.g. ("mle", "60s")."""
+        return self.objective, f"{self.seconds:g}s" if self.steps == math.inf else int(self.steps)
+
+
+def phase_specs(schedule: Any) -> list[PhaseSpec]:
+    """Read a schedule.
+
+    Args:
+        schedule: Phases such as ("flow_matching", 4000), ("mle", "60s"), or mappings with the keys "objective" and
+            "steps" or "seconds".
+
+    Returns:
+        The phases.
+
+    Raises:
+        ValueError: If a phase cannot be read.
+    """
+    if isinstance(schedule, str) or not isinstance(schedule, Sequence) or not len(schedule):
+        raise _schedule_error(schedule)
+    return [_phase_spec(schedule, phase) for phase in schedule]
+
+
+def transform_counts(transforms: Any) -> tuple[tuple[str, int], ...]:
+    """Read a list of exact transforms.
+
+    Args:
+        transforms: Pairs (word, count) such as ("maf", 3), or None.
+
+    Returns:
+        The pairs.
+
+    Raises:
+        ValueError: If a word is unknown, or a count is no positive whole number.
+    """
+    pairs = () if transforms is None else transforms
+    try:
+        result = tuple((word, whole("count", count)) for word, count in pairs)
+    except (TypeError, ValueError):
+        result = (("", 0),)
+    if isinstance(pairs, (str, Mapping)) or any(word not in ZUKO_TRANSFORMS for word, _ in result):
+        words = ", ".join(ZUKO_TRANSFORMS)
+        raise ValueError(f"transforms must be pairs such as [('maf', 3), ('nsf', 2)] ({words}); got {transforms!r}")
+    return result
+
+
+def regularizer_weights(regularizers: Any) -> dict[str, float]:
+    """Read the weights of costs along the path.
+
+    Args:
+        regularizers: Weights by words of REGULARIZERS, or None.
+
+    Returns:
+        Weights by words.
+
+    Raises:
+        ValueError: If a word is unknown, or a weight is no number >= 0.
+    """
+    weights = {} if regularizers is None else regularizers
+    if not isinstance(weights, Mapping) or not all(
+        word in REGULARIZERS and isinstance(weight, Real) and float(weight) >= 0 for word, weight in weights.items()
+    ):
+        words = ", ".join(REGULARIZERS)
+        raise ValueError(
+            f"regularizers must be weights >= 0 such as {{'kinetic': 0.01}} ({words}); got {regularizers!r}"
+        )
+    return dict(weights)
+
+
+def choice(name: str, word: str, menu: Mapping[str, Any]) -> Any:
+    """Return an entry of a menu.
+
+    Args:
+        name: Field that names it, for the message.
+        word: Word of the menu.
+        menu: Entries by words.
+
+    Returns:
+        The entry.
+
+    Raises:
+        ValueError: If the word is not there; the message lists the words.
+    """
+    if not isinstance(word, str) or word not in menu:
+        raise ValueError(f"{name} must be one of {', '.join(menu)}; got {word!r}")
+    return menu[word]
+
+
+def positive(name: str, value: float | None) -> float:
+    """Check that a number is positive.
+
+    Args:
+        name: Its name, for the message.
+        value: The number.
+
+    Returns:
+        The number.
+
+    Raises:
+        ValueError: If it is not positive.
+    """
+    if value is None or not value > 0:
+        raise ValueError(f"{name} must be positive; got {value}")
+    return value
+
+
+def whole(name: str, value: Any) -> int:
+    """Check that a value is a whole number, at least 1.
+
+    Args:
+        name: Its name, for the message.
+        value: The value.
+
+    Returns:
+        The number.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be a whole number, at least 1; got {value!r}")
+    return int(value)
+
+
+def _phase_spec(schedule: Any, phase: Any) -> PhaseSpec:
+    """Read one phase of a schedule."""
+    if isinstance(phase, PhaseSpec):
+        return phase
+    parts: dict[str, Any] = {"steps": math.inf, "seconds": math.inf}
+    if isinstance(phase, Mapping):
+        parts |= phase
+    elif isinstance(phase, Sequence) and not isinstance(phase, str) and len(phase) == 2:
+        timed = isinstance(phase[1], str) and phase[1].endswith("s")
+        parts |= {"objective": phase[0], **({"seconds": _number(phase[1][:-1])} if timed else {"steps": phase[1]})}
+    if set(parts) != {"objective", "steps", "seconds"}:
+        raise _schedule_error(schedule)
+    return _checked_spec(schedule, **parts)
+
+
+def _checked_spec(schedule: Any, objective: Any, steps: Any, seconds: Any) -> PhaseSpec:
+    """Check the word and the lengths of a phase."""
+    counted = isinstance(steps, Integral) and not isinstance(steps, bool) and int(steps) > 0
+    timed = isinstance(seconds, Real) and not isinstance(seconds, bool) and 0 < float(seconds) < math.inf
+    known = isinstance(objective, str) and objective in OBJECTIVES
+    if not known or not (counted or steps == math.inf) or not (timed or seconds == math.inf) or not (counted or timed):
+        raise _schedule_error(schedule)
+    return PhaseSpec(objective, int(steps) if counted else math.inf, float(seconds))
+
+
+def _schedule_error(schedule: Any) -> ValueError:
+    return ValueError(
+        f"schedule must be 'auto', or a list such as [('flow_matching', 4000), ('mle', '60s')], steps or seconds "
+        f"({', '.join(OBJECTIVES)}); got {schedule!r}"
+    )
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

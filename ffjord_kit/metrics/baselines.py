@@ -1,6 +1,6 @@
-"""Two baselines that say what is possible without a flow, each with its settings chosen on validation rows.
+"""Baseline densities without a flow: a Gaussian mixture and a kernel density estimate, selected by validation.
 
-They work on standardised columns, z = (x - m) / s, and answer in the units of the data,
+Both work on standardised columns z = (x - m) / s and return log-densities in the units of the data:
 
     log p(x) = log p(z) - sum log s.
 """
@@ -19,32 +19,64 @@ from sklearn.preprocessing import StandardScaler
 
 COMPONENTS = (1, 2, 4, 8, 16, 32, 64)
 COVARIANCES = ("full", "diag")
-RIDGE = 1e-4  # added to the variances of standardised columns, so that no component falls onto a single row
+RIDGE = 1e-4  # added to the variances of standardised columns, so that no component collapses onto a single row
 BANDWIDTHS = np.geomspace(1 / 16, 2, 16)  # in units of Scott's rule, n^(-1 / (d + 4))
-KDE_PRECISION = 1e-4  # relative, of a density
+KDE_PRECISION = 1e-4  # relative precision of a density
 
 
 def best_gaussian_mixture(
     train: np.ndarray, validation: np.ndarray, *, seed: int, components: Sequence[int] = COMPONENTS
 ) -> GaussianMixture:
-    """The Gaussian mixture, fitted to `train` (n, d), under which `validation` (m, d) is likeliest.
+    """Fit Gaussian mixtures and return the one with the highest likelihood of the validation data.
 
-    The choice is among numbers of `components` and COVARIANCES, without those that have fewer rows than components or,
-    for full covariances, than dimensions times components. It answers in the units of the data: `score_samples` gives
-    nats.
+    Candidates are all pairs of a number of components k and a covariance type in COVARIANCES, except those with
+    n < k d for full and n < k for diagonal covariances.
+
+    Args:
+        train: Training data, shape (n, d), n at least 2.
+        validation: Validation data, shape (m, d), m at least 1.
+        seed: Seed of the initial components.
+        components: Numbers of components to try.
+
+    Returns:
+        The mixture in the units of the data; `score_samples` returns log-densities in nats.
+
+    Raises:
+        ValueError: If the shapes do not match or there are too few rows.
+
+    Example:
+        >>> x = np.random.default_rng(0).normal(size=(200, 1)) + np.array([[-5.0], [5.0]] * 100)
+        >>> best_gaussian_mixture(x[:100], x[100:], seed=0, components=[1, 2]).n_components
+        2
     """
     _check_tables(train, validation)
     scaler = StandardScaler().fit(train)
     z, z_validation = scaler.transform(train), scaler.transform(validation)
-    mixtures = [_fit_mixture(z, count, kind, seed) for count, kind in _choices(*train.shape, components)]
+    candidates = _candidates(len(train), train.shape[1], components)
+    mixtures = [_fit_mixture(z, count, covariance, seed) for count, covariance in candidates]
     return _in_data_units(max(mixtures, key=lambda mixture: mixture.score(z_validation)), scaler)
 
 
 def best_kde(train: np.ndarray, validation: np.ndarray) -> StandardizedKDE:
-    """The Gaussian kernel density estimate on `train` (n, d) whose bandwidth makes `validation` (m, d) likeliest.
+    """Fit Gaussian kernel density estimates and return the one with the highest likelihood of the validation data.
 
-    One bandwidth for the standardised columns, among BANDWIDTHS; log-densities have a relative precision of
-    KDE_PRECISION in the density.
+    The candidates differ in their bandwidth, which is the same for all standardised columns. Densities have a relative
+    precision of 1e-4.
+
+    Args:
+        train: Training data, shape (n, d), n at least 2.
+        validation: Validation data, shape (m, d), m at least 1.
+
+    Returns:
+        The estimate in the units of the data.
+
+    Raises:
+        ValueError: If the shapes do not match or there are too few rows.
+
+    Example:
+        >>> x = np.random.default_rng(0).normal(size=(100, 2))
+        >>> best_kde(x[:50], x[50:]).score_samples(x).shape
+        (100,)
     """
     _check_tables(train, validation)
     scaler = StandardScaler().fit(train)
@@ -56,18 +88,37 @@ def best_kde(train: np.ndarray, validation: np.ndarray) -> StandardizedKDE:
 
 @dataclass(frozen=True, eq=False)
 class StandardizedKDE:
-    """A kernel density estimate on standardised columns that answers in the units of the data."""
+    """Kernel density estimate on standardised columns z = (x - m) / s, log p(x) = log p(z) - sum log s.
+
+    Args:
+        scaler: Fitted scaler of the columns.
+        kernels: Kernel density estimate, fitted to the scaled data.
+
+    Example:
+        >>> x = np.array([[0.0], [10.0]])
+        >>> scaler = StandardScaler().fit(x)
+        >>> kde = StandardizedKDE(scaler, KernelDensity(bandwidth=0.5).fit(scaler.transform(x)))
+        >>> print(kde.bandwidth, kde.score_samples(x).round(3))
+        0.5 [-2.528 -2.528]
+    """
 
     scaler: StandardScaler
     kernels: KernelDensity
 
     @property
     def bandwidth(self) -> float:
-        """The deviation of the kernel, in deviations of a column."""
+        """Standard deviation of the kernel, in standard deviations of a column."""
         return self.kernels.bandwidth
 
     def score_samples(self, x: np.ndarray) -> np.ndarray:
-        """Log-density in nats: (n, d) -> (n,)."""
+        """Compute the log-density in the units of the data.
+
+        Args:
+            x: Points, shape (n, d).
+
+        Returns:
+            Log-densities in nats, shape (n,).
+        """
         return self.kernels.score_samples(self.scaler.transform(x)) - np.log(self.scaler.scale_).sum()
 
 
@@ -79,7 +130,8 @@ def _check_tables(train: np.ndarray, validation: np.ndarray) -> None:
         raise ValueError(f"need two rows to train and one to validate; got {len(train)} and {len(validation)}")
 
 
-def _choices(rows: int, dimensions: int, components: Sequence[int]) -> list[tuple[int, str]]:
+def _candidates(rows: int, dimensions: int, components: Sequence[int]) -> list[tuple[int, str]]:
+    """Return the pairs of a number of components and a covariance type that the number of rows allows."""
     needed = {"full": dimensions, "diag": 1}
     return [(count, kind) for kind in COVARIANCES for count in components if rows >= count * needed[kind]]
 
@@ -87,7 +139,7 @@ def _choices(rows: int, dimensions: int, components: Sequence[int]) -> list[tupl
 def _fit_mixture(z: np.ndarray, components: int, covariance: str, seed: int) -> GaussianMixture:
     mixture = GaussianMixture(components, covariance_type=covariance, random_state=seed, reg_covar=RIDGE, tol=1e-4)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # a baseline that is still improving is a valid density
+        warnings.simplefilter("ignore", ConvergenceWarning)  # an unconverged mixture is still a valid density
         return mixture.fit(z)
 
 
@@ -96,12 +148,11 @@ def _fit_kernels(z: np.ndarray, bandwidth: float) -> KernelDensity:
 
 
 def _in_data_units(mixture: GaussianMixture, scaler: StandardScaler) -> GaussianMixture:
-    """Change z = (x - m) / s to x: covariances are multiplied by s s^T, and their inverses' factors divided by s."""
-    scale = scaler.scale_
-    both = np.outer(scale, scale) if mixture.covariance_type == "full" else scale**2
-    one = scale[:, None] if mixture.covariance_type == "full" else scale
+    """Transform a mixture from z = (x - m) / s to x: covariances times s s^T, Cholesky factors of inverses over s."""
+    scale, full = scaler.scale_, mixture.covariance_type == "full"
+    products = np.outer(scale, scale) if full else scale**2
     mixture.means_ = mixture.means_ * scale + scaler.mean_
-    mixture.covariances_ = mixture.covariances_ * both
-    mixture.precisions_ = mixture.precisions_ / both
-    mixture.precisions_cholesky_ = mixture.precisions_cholesky_ / one
+    mixture.covariances_ = mixture.covariances_ * products
+    mixture.precisions_ = mixture.precisions_ / products
+    mixture.precisions_cholesky_ = mixture.precisions_cholesky_ / (scale[:, None] if full else scale)
     return mixture

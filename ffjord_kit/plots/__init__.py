@@ -1,22 +1,19 @@
-"""Every picture of the package, and the only place that knows matplotlib.
+"""Figures of data, densities, flows, images and training runs; the only package that uses matplotlib.
 
-A leaf: it takes numpy arrays and plain callables, never a tensor or a model. matplotlib is imported when a picture is
-drawn and not before; no pyplot, no global state, the caller's rcParams stay as they are. Each function returns a
-`matplotlib.figure.Figure`, which a notebook shows by itself and `save` writes to a file; `density_gif` writes its file.
+Functions take numpy arrays and plain callables, never tensors or models, and return a `matplotlib.figure.Figure`, which
+a notebook displays and `save` writes to a file; `density_gif` writes its file itself. matplotlib is imported when a
+figure is drawn; pyplot is not used, and the caller's rcParams do not change.
 """
 
-from ffjord_kit.plots.animation import density_gif
 from ffjord_kit.plots.arrays import grid_points, robust_bounds
-from ffjord_kit.plots.canvas import save
 from ffjord_kit.plots.comparison import pair_plot, samples
-from ffjord_kit.plots.densities import density, density_strip
+from ffjord_kit.plots.densities import density, density_gif, density_strip
 from ffjord_kit.plots.diagnosis import diagnosis
-from ffjord_kit.plots.images import image_sheet
-from ffjord_kit.plots.motion import trajectories, vector_field
-from ffjord_kit.plots.neighbours import nearest_images
-from ffjord_kit.plots.outliers import extreme_images, outlier_histograms
-from ffjord_kit.plots.strips import image_strip, interpolation_strip
+from ffjord_kit.plots.figure import save
+from ffjord_kit.plots.images import extreme_images, image_sheet, image_strip, interpolation_strip, nearest_images
+from ffjord_kit.plots.outliers import outlier_histograms
 from ffjord_kit.plots.training import training_curves
+from ffjord_kit.plots.trajectories import trajectories, vector_field
 
 __all__ = [
     "density",

@@ -1,20 +1,30 @@
-"""Densities over the plane: beside the data and the truth, and as they change along the flow."""
+"""Densities in the plane: beside the data and the true density, and along the flow as panels or as an animated GIF."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ffjord_kit.atomic import replacing
 from ffjord_kit.plots import arrays
 from ffjord_kit.plots.arrays import Bounds, LogDensity
-from ffjord_kit.plots.canvas import COLOUR_MAP, colour_bar, panel_extent, panels, styled
+from ffjord_kit.plots.figure import COLOUR_MAP, add_colour_bar, file_format, image_extent, panel_grid, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from PIL.Image import Image
+
+GIF_WIDTH, FOOTER_HEIGHT, FOOTER_MARGIN = 256, 30, 12  # pixels
+LAST_FRAME_PAUSE = 1.5  # seconds
+SHADES = (128, 64, 32)  # colours of a GIF: the first number that keeps the file below MAX_BYTES
+MAX_BYTES = 1_900_000
 
 
 @styled
@@ -26,67 +36,189 @@ def density(
     bounds: Bounds | None = None,
     size: int = 200,
 ) -> Figure:
-    """Draw the data, the learned density and, where `truth` is given, the true one, on one colour scale.
+    """Draw the data, the learned density and, if known, the true density on one colour scale.
 
-    x is (n, 2); log_prob and truth map (m, 2) to log-densities (m,) in nats; `bounds` default to `robust_bounds(x)`
-    and `size` is the number of cells along each side. With `truth`, of which x must be a sample, the title carries
-    KL(truth || model), the mean of truth(x) - log_prob(x), with its standard error.
+    With `truth`, of which `x` must be a sample, the title states the Kullback-Leibler divergence
+    KL(truth || model) = E[truth(x) - log_prob(x)] in nats with its standard error.
+
+    Args:
+        x: Data, shape (n, 2).
+        log_prob: Learned log-density in nats, maps (m, 2) to (m,).
+        truth: True log-density in nats, maps (m, 2) to (m,).
+        bounds: Limits ((x0, x1), (y0, y1)); by default `robust_bounds(x)`.
+        size: Number of grid cells along each axis.
+
+    Returns:
+        The figure: panels of the data, the learned density and the true density.
+
+    Raises:
+        ValueError: If an array has another shape, a value is not finite, or `size` is below 2.
+
+    Example:
+        >>> x = np.random.default_rng(0).normal(size=(100, 2))
+        >>> figure = density(x, lambda x: -0.5 * (x**2).sum(-1) - np.log(2 * np.pi), size=20)
+        >>> figure.axes[1].get_title()
+        'learned density'
     """
-    x = arrays.array("x", x, ("n", 2))
+    x = arrays.checked_array("x", x, ("n", 2))
     bounds = arrays.robust_bounds(x) if bounds is None else arrays.check_bounds(bounds)
-    named = {"learned density": arrays.on_grid("log_prob", log_prob, bounds, size)}
+    densities = {"learned density": arrays.density_on_grid("log_prob", log_prob, bounds, size)}
     if truth is not None:
-        named["true density"] = arrays.on_grid("truth", truth, bounds, size)
-    top = arrays.ceiling(*named.values())
-    named = {f"data ({len(x):,} points, smoothed)": _data_density(x, bounds, size), **named}
-    figure, axes = panels(len(named), bounds, per_row=3, side=2.6)
-    _fill(figure, axes, list(named.values()), bounds, top)
-    for panel, title in zip(axes, named, strict=True):
+        densities["true density"] = arrays.density_on_grid("truth", truth, bounds, size)
+    limit = arrays.colour_limit(*densities.values())
+    densities = {f"data ({len(x):,} points, smoothed)": _data_density(x, bounds, size), **densities}
+    figure, axes = panel_grid(len(densities), bounds, per_row=3, side=2.6)
+    _draw_densities(figure, axes, list(densities.values()), bounds, limit)
+    for panel, title in zip(axes, densities, strict=True):
         panel.set_title(title)
     if truth is not None:
-        figure.suptitle(_divergence(x, log_prob, truth))
+        figure.suptitle(_divergence_title(x, log_prob, truth))
     return figure
 
 
 @styled
 def density_strip(times: ArrayLike, log_densities: ArrayLike, bounds: Bounds) -> Figure:
-    """Draw the density at each time as a row of panels from base to data, on one colour scale.
+    """Draw the density at several times from base to data, one panel each, on one colour scale.
 
-    times is (T,); log_densities is (T, size, size) in nats, its rows going up (see `grid_points`); `bounds` are those
-    of the grid. More than eight panels go on to the next row.
+    Args:
+        times: Times, shape (T,), in any order.
+        log_densities: Log-densities in nats on `grid_points(bounds, size)`, shape (T, size, size).
+        bounds: Limits ((x0, x1), (y0, y1)) of the grid.
+
+    Returns:
+        The figure: T panels in ascending time, eight in a row.
+
+    Raises:
+        ValueError: If an array has another shape, or a value is nan or plus infinity.
+
+    Example:
+        >>> figure = density_strip([0, 1], np.zeros((2, 8, 8)), ((0, 1), (0, 1)))
+        >>> [panel.get_xlabel() for panel in figure.axes[:2]]
+        ['t = 0', 't = 1']
     """
-    times, densities = ordered_densities(times, log_densities)
+    times, densities = _in_order(times, log_densities)
     bounds = arrays.check_bounds(bounds)
-    figure, axes = panels(len(times), bounds, per_row=8, side=1.3, ticks=False)
-    _fill(figure, axes, densities, bounds, arrays.ceiling(*densities))
+    figure, axes = panel_grid(len(times), bounds, per_row=8, side=1.3, ticks=False)
+    _draw_densities(figure, axes, list(densities), bounds, arrays.colour_limit(*densities))
     for panel, t in zip(axes, times, strict=True):
         panel.set_xlabel(f"t = {t:.3g}")
     return figure
 
 
-def ordered_densities(times: ArrayLike, log_densities: ArrayLike) -> tuple[NDArray, NDArray]:
-    """Return the times in ascending order, base first, and the densities (T, size, size) at them; both checked."""
-    times = arrays.array("times", times, ("T",))
+def density_gif(
+    path: str | os.PathLike[str],
+    times: ArrayLike,
+    log_densities: ArrayLike,
+    bounds: Bounds,
+    *,
+    seconds: float = 4,
+) -> Path:
+    """Write the density on its way from base to data to an animated GIF, 256 pixels wide.
+
+    There is one frame per time, all frames have one colour scale, and the animation pauses on the last frame. The
+    file is written atomically; missing folders are created.
+
+    Args:
+        path: File to write or replace; its suffix is .gif.
+        times: Times, shape (T,), in any order.
+        log_densities: Log-densities in nats on `grid_points(bounds, size)`, shape (T, size, size).
+        bounds: Limits ((x0, x1), (y0, y1)) of the grid.
+        seconds: Duration in seconds, without the pause.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        ValueError: If the suffix is not .gif, the duration is not positive, an array has another shape, or a value is
+            nan or plus infinity.
+    """
+    path = Path(path)
+    file_format(path, ("gif",))
+    if not seconds > 0:
+        raise ValueError(f"seconds must be positive; got {seconds}")
+    times, densities = _in_order(times, log_densities)
+    height = round(GIF_WIDTH * arrays.aspect_ratio(arrays.check_bounds(bounds)))
+    fractions = densities / arrays.colour_limit(*densities)
+    footers = [_footer(t, times) for t in times]
+    for shades in SHADES:
+        frames = [_frame(field, foot, height, shades) for field, foot in zip(fractions, footers, strict=True)]
+        content = _encode_gif(frames, seconds)
+        if len(content) < MAX_BYTES:
+            break
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+    return path
+
+
+def _in_order(times: ArrayLike, log_densities: ArrayLike) -> tuple[NDArray, NDArray]:
+    """Check times and log-densities and return the ascending times and the densities, (T,) and (T, size, size)."""
+    times = arrays.checked_array("times", times, ("T",))
     side = np.shape(log_densities)[-1] if np.ndim(log_densities) else "size"
-    values = arrays.array("log_densities", log_densities, (len(times), side, side), log=True)
+    values = arrays.checked_array("log_densities", log_densities, (len(times), side, side), minus_infinity=True)
     order = np.argsort(times)
-    return times[order], arrays.exponential(values[order])
+    return times[order], arrays.clipped_exp(values[order])
 
 
-def _fill(figure: Figure, axes: Sequence[Axes], densities: Sequence[NDArray], bounds: Bounds, top: float) -> None:
-    look = {"origin": "lower", "extent": panel_extent(bounds), "aspect": "auto", "interpolation": "bilinear"}
+def _draw_densities(
+    figure: Figure, axes: Sequence[Axes], densities: Sequence[NDArray], bounds: Bounds, limit: float
+) -> None:
+    """Draw one density per panel on a colour scale from 0 to `limit`, and the colour bar."""
+    options: dict[str, Any] = {"origin": "lower", "extent": image_extent(bounds), "aspect": "auto"}
     for panel, values in zip(axes, densities, strict=True):
-        drawn = panel.imshow(values, cmap=COLOUR_MAP, vmin=0.0, vmax=top, **look)
-    colour_bar(figure, drawn, axes, "density", densities)
+        image = panel.imshow(values, cmap=COLOUR_MAP, vmin=0.0, vmax=limit, interpolation="bilinear", **options)
+    add_colour_bar(figure, image, axes, "density", np.stack(densities))
 
 
 def _data_density(x: NDArray, bounds: Bounds, size: int) -> NDArray:
     blur = 0.06 * len(x) ** (-1 / 6)
-    return arrays.histogram(x, bounds, size, smooth=(blur, blur / arrays.box_ratio(bounds)))
+    return arrays.smooth_histogram(x, bounds, size, smooth=(blur, blur / arrays.aspect_ratio(bounds)))
 
 
-def _divergence(x: NDArray, log_prob: LogDensity, truth: LogDensity) -> str:
-    gaps = arrays.log_density("truth", truth, x) - arrays.log_density("log_prob", log_prob, x)
-    known = len(gaps) > 1 and bool(np.all(np.isfinite(gaps)))
-    error = f" ± {gaps.std(ddof=1) / np.sqrt(len(gaps)):.3f}" if known else ""
+def _divergence_title(x: NDArray, log_prob: LogDensity, truth: LogDensity) -> str:
+    gaps = arrays.checked_log_density("truth", truth, x) - arrays.checked_log_density("log_prob", log_prob, x)
+    has_error = len(gaps) > 1 and bool(np.all(np.isfinite(gaps)))
+    error = f" ± {gaps.std(ddof=1) / np.sqrt(len(gaps)):.3f}" if has_error else ""
     return f"KL(truth ‖ model) = {gaps.mean():.3f}{error} nats"
+
+
+def _encode_gif(frames: list[Image], seconds: float) -> bytes:
+    ends = np.rint(np.linspace(0, 100 * seconds, len(frames) + 1))  # a GIF counts in hundredths of a second
+    durations = (10 * np.maximum(np.diff(ends), 2)).astype(int).tolist()
+    durations[-1] += round(1000 * LAST_FRAME_PAUSE)
+    buffer = BytesIO()
+    frames[0].save(buffer, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
+    return buffer.getvalue()
+
+
+def _frame(fractions: NDArray, footer: NDArray, height: int, shades: int) -> Image:
+    """Return a frame: the density, given as fractions of the colour limit, over its footer."""
+    from PIL import Image
+
+    field = Image.fromarray(np.flipud(fractions).astype(np.float32))
+    field = field.resize((GIF_WIDTH, height), Image.Resampling.BICUBIC)
+    indices = np.rint(np.clip(np.asarray(field), 0, 1) * (shades - 1)) * (255 / (shades - 1))
+    frame = Image.fromarray(np.concatenate([indices.astype(np.uint8), footer]))
+    frame.putpalette(_palette())
+    return frame
+
+
+def _footer(t: float, times: NDArray) -> NDArray:
+    """Return the footer of a frame: the time as text and as a progress bar."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    footer = Image.new("L", (GIF_WIDTH, FOOTER_HEIGHT), 0)
+    pen = ImageDraw.Draw(footer)
+    start, end, middle = 80, GIF_WIDTH - FOOTER_MARGIN, FOOTER_HEIGHT // 2
+    pen.text((FOOTER_MARGIN, middle), f"t = {t:.2f}", fill=255, font=ImageFont.load_default(13), anchor="lm")
+    progress = (t - times[0]) / (times[-1] - times[0]) if times[-1] > times[0] else 1.0
+    pen.line([(start, middle), (end, middle)], fill=60, width=2)
+    pen.line([(start, middle), (start + progress * (end - start), middle)], fill=200, width=2)
+    return np.asarray(footer)
+
+
+def _palette() -> list[int]:
+    """Return the colour map as 256 triples of bytes."""
+    from matplotlib import colormaps
+
+    return np.rint(255 * colormaps[COLOUR_MAP](np.arange(256))[:, :3]).astype(int).ravel().tolist()

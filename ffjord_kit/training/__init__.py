@@ -1,15 +1,15 @@
-"""Training: a schedule of objectives on one flow, validated by exact likelihoods, resumable bit for bit."""
+"""Training: phases of objectives on one model, validated, guarded, and resumable bit for bit."""
 
-from ffjord_kit.training.data import Rows, Streamed
-from ffjord_kit.training.divergence import TrainingDiverged
+from ffjord_kit.training.config import Phase, TrainConfig
+from ffjord_kit.training.data import StreamedData, TensorData
+from ffjord_kit.training.dequantizer import fit_dequantizer
+from ffjord_kit.training.distributed import Workers, WorkersError
 from ffjord_kit.training.guard import Guard
-from ffjord_kit.training.loop import fit
-from ffjord_kit.training.optimization import Optimization
-from ffjord_kit.training.pairs import fit_pairs
-from ffjord_kit.training.phase import History, Phase
-from ffjord_kit.training.workers import Workers, WorkersError
+from ffjord_kit.training.history import History
+from ffjord_kit.training.loop import fit, fit_flow
+from ffjord_kit.training.state import TrainingDiverged
 
 __all__ = [
-    "Guard", "History", "Optimization", "Phase", "Rows", "Streamed", "TrainingDiverged", "Workers", "WorkersError",
-    "fit", "fit_pairs",
+    "Guard", "History", "Phase", "StreamedData", "TensorData", "TrainConfig", "TrainingDiverged", "Workers",
+    "WorkersError", "fit", "fit_dequantizer", "fit_flow",
 ]  # fmt: skip

@@ -1,295 +1,376 @@
-r"""The loop. All noise of step s, and the order of an epoch, are functions of (seed, s) and (seed, epoch) alone.
+r"""The training loop, for any model and objective.
 
-So the state of a run is its weights, their average, the best of them, the optimizer and a few numbers; no generator's
-state has to be saved, and a resumed run is the run that was never stopped.
+The noise of step s is a function of (seed, s) alone, and the order of an epoch of (seed, epoch). So the state of a run
+is its weights, their average, the best of them, the optimizer and a few numbers. No generator's state is saved, and a
+resumed run equals one that was never stopped, bit for bit.
 
-Workers (see `workers.py`) walk through it side by side. The first one has the run, and tells the time; whether a step
-failed, and whether somebody was asked to stop, they tell each other.
+Workers (see `distributed.py`) run the loop side by side. The first one writes to the run folder and reads the clock;
+all exchange whether a step failed, and whether a stop is requested.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
-from torch import Tensor, enable_grad
+from torch import Tensor, enable_grad, nn
 
-from ffjord_kit.cnf import Integration
-from ffjord_kit.failures import SolveError
+from ffjord_kit.data import Batch, Rows
 from ffjord_kit.flow import Flow
-from ffjord_kit.objectives import Objective
-from ffjord_kit.runs import Run
-from ffjord_kit.training.agreement import agree
-from ffjord_kit.training.checkpoints import Checkpoints
-from ffjord_kit.training.data import Batches, Rows, looked_at, peel, refuse_not_finite
-from ffjord_kit.training.divergence import LOWERED, RESTORES, TrainingDiverged, diverging
-from ffjord_kit.training.guard import EVERY, Guard, Verdict, guarded
-from ffjord_kit.training.interrupt import interruptible
-from ffjord_kit.training.log import Log, OnStep
-from ffjord_kit.training.optimization import Optimization, assign, exchanged
-from ffjord_kit.training.parts import Parts, together
-from ffjord_kit.training.phase import History, Phase
-from ffjord_kit.training.precision import check_precision, precise
-from ffjord_kit.training.state import State
-from ffjord_kit.training.validation import Score, score
-from ffjord_kit.training.watch import Watch
-from ffjord_kit.training.workers import Workers, WorkersError
+from ffjord_kit.objectives import Objective, SolvedObjective
+from ffjord_kit.ode import SolveError
+from ffjord_kit.precision import reduced_precision
+from ffjord_kit.run import Run
+from ffjord_kit.training.checkpoint import Checkpoints
+from ffjord_kit.training.config import Phase, TrainConfig
+from ffjord_kit.training.data import Batches, StreamedData, TrainingRows, check_finite, preprocessed, sample_rows
+from ffjord_kit.training.distributed import Workers, WorkersError, check_agreement
+from ffjord_kit.training.guard import EVERY, Guard, guarded
+from ffjord_kit.training.history import History, OnStep, Recorder
+from ffjord_kit.training.micro_batches import MicroBatches, broadcast_together
+from ffjord_kit.training.optim import assign, exchanged
+from ffjord_kit.training.runtime import Timer, interruptible
+from ffjord_kit.training.state import MAX_RESTORES, RATE_FACTOR, TrainingDiverged, TrainState, explain_divergence
+from ffjord_kit.training.validation import LikelihoodValidation, ValidationScore, Validator
+from ffjord_kit.transforms.cnf import SolveOptions
 
 
 @enable_grad()
 def fit(
-    flow: Flow,
-    x: Tensor | Rows,
-    *,
-    context: Tensor | None = None,
-    validation: tuple[Tensor, Tensor | None] | None = None,
+    model: nn.Module,
+    data: TrainingRows,
     schedule: Sequence[Phase],
-    batch_size: int = 512,
-    optimization: Optimization | None = None,
-    validate_every: int = 500,
-    patience: int = 10,
-    evaluation: Integration | None = None,
-    guard: float = 0.1,
-    precision: str = "float32",
-    micro_batches: int | None = None,
+    *,
+    config: TrainConfig | None = None,
+    validate: Validator | None = None,
+    saved: nn.Module | None = None,
     workers: Workers | None = None,
-    seed: int = 0,
-    before: History | None = None,
     run: Run | None = None,
     resume: bool = False,
+    before: History | None = None,
     on_step: OnStep | None = None,
     on_validation: OnStep | None = None,
 ) -> History:
-    """Train the flow in place, phase by phase; the best weights on the validation data are left in it.
+    """Train a model in place, phase by phase.
 
-    A phase ends early after `patience` validations without a better NLL; the next one starts from the best weights.
-    One of steps alone is validated after every `validate_every` of them, at least four times, one with an end in time
-    twenty times, or less often where that is dear. `before` is a fit that came before: its log and its seconds go on.
-    Ctrl-C ends the fit after the step under way with the best weights so far; a second one ends it at once. A `run` is
-    given a log, the model and checkpoints; with `resume` the fit goes on from its last one. `guard` is the largest
-    share of the loss's noise that the solver's error may take in training by likelihood (0: no guard). `on_step` is
-    told of every step, on a GPU ten times a second, `on_validation` of those, the weights' average in their place. A
-    batch is made in `micro_batches` parts by all `workers` (None: those of torchrun, a part each); the first has `run`.
-    Shapes: x (n, *event), or `Rows`, fetched batch by batch; context (n, context_dim), validation a pair of the same.
-    Raises ValueError for data that do not fit the flow, WorkersError, TrainingDiverged where lower rates do not help.
+    The model ends with the weights of the best validation, or, without validation, with their moving average. A phase
+    ends early after `config.patience` validations in a row without improvement; the next phase starts from the best
+    weights. A phase that is limited by steps alone is validated every `config.validate_every` steps, and at least four
+    times; a phase with a limit of time is validated twenty times, or less often if validations are expensive. Ctrl-C or
+    SIGTERM ends the fit after the present step; a second one ends it at once. Buffers, e.g. the running statistics of
+    batch normalisation, are neither averaged nor part of a checkpoint.
+
+    Args:
+        model: Model, whose parameters that require a gradient are trained.
+        data: Rows, as the model takes them.
+        schedule: Phases, in order.
+        config: How weights are updated, validated and guarded.
+        validate: Function that scores the model, lower being better; None for no validation.
+        saved: Model to save in the run, which shares the parameters of `model`; `model` itself if None.
+        workers: Workers that share each batch; this process alone if None.
+        run: Run folder for the log, the model and checkpoints, or None.
+        resume: Whether to continue from the run's last checkpoint, if it has one.
+        before: Earlier history, whose records and clocks are continued.
+        on_step: Callback, called with the record of each step, on a GPU at most ten times a second.
+        on_validation: Callback, called with the record of each validation while the model has the averaged weights.
+
+    Returns:
+        The history.
+
+    Raises:
+        ValueError: If there is nothing to train, or the schedule is not a list of phases.
+        TrainingDiverged: If numbers are not finite, and lower learning rates do not help.
+        WorkersError: If a worker is lost.
+
+    Example:
+        Least squares, with the targets in the place of the contexts:
+
+        >>> import torch
+        >>> from ffjord_kit.objectives import Loss
+        >>> from ffjord_kit.training import TensorData
+        >>> class LeastSquares(Objective):
+        ...     name = "least_squares"
+        ...
+        ...     def loss(self, model, batch, generator):
+        ...         return Loss((model(batch.x) - batch.context).square().mean(), {})
+        >>> x = torch.linspace(-1, 1, 32)[:, None]
+        >>> model = nn.Linear(1, 1)
+        >>> config = TrainConfig(batch_size=32, ema_decay=0.0)
+        >>> _ = fit(model, TensorData(Batch(x, 3 * x)), [Phase(LeastSquares(), 200, 0.1)], config=config)
+        >>> round(model.weight.item(), 2)
+        3.0
     """
-    workers = _checked(schedule, validation, precision, workers)
-    options = {"batch_size": batch_size, "seed": seed, "micro_batches": micro_batches, "resume": resume}
-    agree(workers, flow, (x, context), validation, schedule, options)
-    trainer = _Trainer(flow, History.following(before, seed), optimization or Optimization(), workers, run, on_step)
-    trainer.validate_every, trainer.patience, trainer.precision = validate_every, patience, precision
-    trainer.guard, trainer.evaluation, trainer.on_validation = Guard(guard), evaluation or Integration(), on_validation
-    trainer.feed((x, context), validation, batch_size)
-    trainer.begin(micro_batches, resume=resume)
-    return trainer.go(schedule)
+    _check_schedule(schedule)
+    trainer = _Trainer(model, data, config or TrainConfig(), workers or Workers(), before)
+    trainer.attach(run, model if saved is None else saved, validate, on_step, on_validation)
+    trainer.begin(resume=resume)
+    return trainer.train(schedule)
 
 
-def _checked(
+def fit_flow(
+    flow: Flow,
+    x: Tensor | Rows,
+    *,
     schedule: Sequence[Phase],
-    validation: tuple[Tensor, Tensor | None] | None,
-    precision: str,
-    workers: Workers | None,
-) -> Workers:
-    check_precision(precision)
+    context: Tensor | None = None,
+    validation: Batch | None = None,
+    evaluation: SolveOptions | None = None,
+    config: TrainConfig | None = None,
+    workers: Workers | None = None,
+    run: Run | None = None,
+    resume: bool = False,
+    before: History | None = None,
+    on_step: OnStep | None = None,
+    on_validation: OnStep | None = None,
+) -> History:
+    """Train a flow in place on rows in the units of the data; see `fit`.
+
+    Args:
+        flow: Flow to train; its preprocessing stays as it is.
+        x: Rows, shape (n, *event), or a source that fetches them batch by batch.
+        schedule: Phases, in order.
+        context: Contexts, shape (n, context_dim), or None.
+        validation: Held-out rows and contexts, scored by their likelihood; None for no validation.
+        evaluation: Trace and solver of validations; the exact trace and the flow's own solvers if None.
+        config: How weights are updated, validated and guarded.
+        workers: Workers that share each batch; the processes started by torchrun if None.
+        run: Run folder for the log, the model and checkpoints, or None.
+        resume: Whether to continue from the run's last checkpoint, if it has one.
+        before: Earlier history, whose records and clocks are continued.
+        on_step: Callback, called with the record of each step, on a GPU at most ten times a second.
+        on_validation: Callback, called with the record of each validation while the flow has the averaged weights.
+
+    Returns:
+        The history.
+
+    Raises:
+        ValueError: If the data do not fit the flow, or are not finite.
+        TrainingDiverged: If numbers are not finite, and lower learning rates do not help.
+        WorkersError: If the workers' data or options differ, or a worker is lost.
+
+    Example:
+        >>> import torch
+        >>> from ffjord_kit import CNF, ConcatDynamics, Flow, FlowMatching
+        >>> flow = Flow([CNF(ConcatDynamics((2,)), (2,))])
+        >>> history = fit_flow(flow, torch.randn(64, 2), schedule=[Phase(FlowMatching(), steps=3)])
+        >>> history.step
+        3
+    """
+    config, workers = config or TrainConfig(), workers or Workers.here()
+    _check_schedule(schedule)
+    if validation is not None and not isinstance(validation, Batch):
+        raise ValueError("validation must be a Batch(x, context), context None if the flow takes none")
+    check_agreement(workers, flow, (x, context), validation, schedule, config, resume=resume)
+    for rows in [sample_rows(x, context), *([] if validation is None else [validation])]:
+        flow.check(rows.x, rows.context)
+        check_finite(rows.x)
+    data = StreamedData(x, context, flow) if isinstance(x, Rows) else preprocessed(flow, Batch(x, context))
+    inner, validate = flow.inner, None
+    if validation is not None:
+        validate = LikelihoodValidation(inner, preprocessed(flow, validation), evaluation or SolveOptions())
+    return fit(
+        inner, data, schedule, config=config, validate=validate, saved=flow, workers=workers, run=run, resume=resume,
+        before=before, on_step=on_step, on_validation=on_validation,
+    )  # fmt: skip
+
+
+def _check_schedule(schedule: Sequence[Phase]) -> None:
     if not schedule or not all(isinstance(phase, Phase) for phase in schedule):
         raise ValueError(f"schedule must be a list of one or more Phase(objective, steps); got {schedule!r}")
-    if validation is not None and not isinstance(validation, tuple):
-        raise ValueError("validation must be a pair (x, context), context None where the flow takes none")
-    return workers or Workers.here()
 
 
 class _Trainer:
-    """One fit: the state that changes, and the few verbs that change it."""
+    """One fit: its state, and the steps that change it."""
 
     def __init__(
-        self,
-        flow: Flow,
-        history: History,
-        optimization: Optimization,
-        workers: Workers,
-        run: Run | None,
-        on_step: OnStep | None,
+        self, model: nn.Module, data: TrainingRows, config: TrainConfig, workers: Workers, before: History | None
     ) -> None:
-        self.flow, self.history, self.workers = flow, history, workers
-        self.fixed, self.inner = peel(flow)
-        self.parameters = [p for p in self.inner.parameters() if p.requires_grad]
+        self.model, self.config, self.workers = model, config, workers
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
         if not self.parameters:
-            raise ValueError("the flow has no parameters that require a gradient: there is nothing to train")
+            raise ValueError("the model has no parameters that require a gradient: there is nothing to train")
         self.device = self.parameters[0].device
-        self.watch = Watch(self.device, history.seconds, history.spent)
-        self.state = State(self.parameters, optimization)
-        run, on_step = (run, on_step) if workers.first else (None, None)
-        self.log = Log(history, run, on_step, self.device)
-        self.checkpoints = Checkpoints(run, workers, flow, self.state, history)
-        self.halted = False
+        self.history = History.following(before, config.seed)
+        self.timer = Timer(self.device, self.history.seconds, self.history.work_seconds)
+        self.state, self.guard = TrainState(self.parameters, config), Guard(config.guard)
+        prefetch = isinstance(data, StreamedData) and self.device.type == "cuda"
+        self.batches = Batches(data, config.batch_size, config.seed, prefetch=prefetch)
+        self.stopped = False
 
-    def feed(
+    def attach(
         self,
-        rows: tuple[Tensor | Rows, Tensor | None],
-        held_out: tuple[Tensor, Tensor | None] | None,
-        batch_size: int,
+        run: Run | None,
+        saved: nn.Module,
+        validate: Validator | None,
+        on_step: OnStep | None,
+        on_validation: OnStep | None,
     ) -> None:
-        for data in (rows, held_out):
-            if data is not None:
-                self.flow.check(*looked_at(*data))
-                refuse_not_finite(looked_at(*data)[0])
-        like = self.parameters[0]
-        fed, ahead = self.fixed.feed(*rows, like), isinstance(rows[0], Rows) and self.device.type == "cuda"
-        self.batches = Batches(fed, batch_size, self.history.seed, ahead=ahead)
-        self.held_out = None if held_out is None else self.fixed.prepare(*held_out, like)
+        """Connect the run, the validation and the callbacks; only the first worker has a run and callbacks."""
+        run, on_step, on_validation = (run, on_step, on_validation) if self.workers.is_first else (None, None, None)
+        self.recorder = Recorder(self.history, run, on_step, self.device)
+        self.checkpoints = Checkpoints(run, self.workers, saved, self.state, self.history)
+        self.validate, self.on_validation = validate, on_validation
 
-    def begin(self, micro_batches: int | None, *, resume: bool) -> None:
-        """Go on from the run's last checkpoint, if it had reached one, or start its log."""
-        if resume and self.checkpoints.take_up(micro_batches):
-            self.watch = Watch(self.device, self.history.seconds, self.history.spent)
+    def begin(self, *, resume: bool) -> None:
+        """Continue from the run's last checkpoint, if requested and there is one, or start its log."""
+        if resume and self.checkpoints.resume(self.config.micro_batches):
+            self.timer = Timer(self.device, self.history.seconds, self.history.work_seconds)
             self.batches.seed = self.history.seed
         else:
-            self.history.micro_batches = micro_batches or self.workers.size
-            self.log.begin()
-        self.parts = Parts(self.inner, self.batches, self.parameters, self.history.micro_batches, self.workers)
+            self.history.micro_batches = self.config.micro_batches or self.workers.size
+            self.recorder.begin()
+        self.micro_batches = MicroBatches(
+            self.model, self.batches, self.parameters, self.history.micro_batches, self.workers
+        )
 
-    def go(self, schedule: Sequence[Phase]) -> History:
+    def train(self, schedule: Sequence[Phase]) -> History:
+        """Train all phases that are left."""
         self.history.phases = len(schedule)
-        with interruptible() as self.asked, self._beside_others():
-            while self.history.phase < len(schedule) and not self._halts():
-                self._phase(schedule[self.history.phase])
+        with interruptible() as self.stop_requested, self._explain_lost_workers():
+            while self.history.phase < len(schedule) and not self._stops():
+                self._train_phase(schedule[self.history.phase])
         self.history.interrupted = self.history.phase < len(schedule)
         self.checkpoints.save()
-        assign(self.parameters, self.state.favourite)
+        assign(self.parameters, self.state.selected)
         return self.history
 
-    def _halts(self) -> bool:
-        """Whether somebody was asked to stop, which workers tell each other with every step."""
-        return self.asked() if self.workers.size == 1 else self.halted
+    def _stops(self) -> bool:
+        """Return whether a stop is requested; several workers learn of it with each step's sums."""
+        return self.stop_requested() if self.workers.size == 1 else self.stopped
 
-    @contextmanager
-    def _beside_others(self) -> Iterator[None]:
-        """Say where training was when a worker was lost, and how to go on."""
-        try:
-            yield
-        except WorkersError as error:
-            folder = self.checkpoints.folder
-            again = f"torchrun --standalone --nproc-per-node {self.workers.size} -m ffjord_kit fit --resume {folder}"
-            left = "" if folder is None else f"; what {folder} holds is intact: go on with `{again}`"
-            raise WorkersError(f"{error}; that was at step {self.history.step}{left}") from error
-
-    def _phase(self, phase: Phase) -> None:
-        self.state.begin(phase.learning_rate)
-        while not self.history.over(phase, self.patience):
+    def _train_phase(self, phase: Phase) -> None:
+        while not self.history.is_over(phase, self.config.patience):
             self._advance(phase)
-            if self._halts():
+            if self._stops():
                 return
             if self.checkpoints.due:
                 self.checkpoints.save()
-        self._end(phase)
+        self._end_phase(phase)
 
     def _advance(self, phase: Phase) -> None:
-        """A step, and a validation where one is due."""
+        """Make a step, and a validation if one is due; go back if either diverges."""
         begun = self.history.step
         try:
             self._step(phase)
-            if self.history.due(phase, self.validate_every):
+            if self.history.is_validation_due(phase, self.config.validate_every):
                 self._validate(phase)
                 self.checkpoints.save()
         except TrainingDiverged as error:
             if phase.trial:
                 self.history.broken = str(error)
-            elif not self._go_back(phase, error, self.history.step == begun):
+            elif not self._restore(phase, error, skip=self.history.step == begun):
                 raise
 
     def _step(self, phase: Phase) -> None:
-        here = self.history
-        share = here.share(phase)
-        peak = phase.learning_rate * LOWERED**here.restored
-        rate = self.state.how.rate(here.phase_step, phase.steps, peak, share)
-        with self._diverging(rate):
+        here, share = self.history, self.history.share(phase)
+        peak = phase.learning_rate * RATE_FACTOR**here.restored
+        rate = self.config.learning_rate(here.phase_step, phase.steps, peak, share)
+        with self._explain_divergence(rate):
             objective = self._objective(phase)
-            with precise(self.inner, self.precision):
-                loss, (asked, *clock) = self.parts.backward(objective, here.step, self._news)
-            norm = self.state.descent.update(loss.value, rate)
-        self.state.average.update(self.state.how.ema_decay)
+            with reduced_precision(self.model, self.config.precision):
+                loss, (stop, *clock) = self.micro_batches.backward(objective, here.step, self._status)
+            norm = self.state.optimizer.step(loss.value, rate)
+        self.state.average.update(self.config.ema_decay)
         here.step, here.phase_step = here.step + 1, here.phase_step + 1
-        (here.seconds, here.spent), self.halted = clock, asked > 0
-        self.log.step(phase, loss, {"learning_rate": rate, "gradient_norm": norm}, share)
+        (here.seconds, here.work_seconds), self.stopped = clock, stop > 0
+        self.recorder.add_step(phase, loss, {"learning_rate": rate, "gradient_norm": norm}, share)
 
-    def _news(self) -> tuple[float, ...]:
-        """Whether this worker was asked to stop, and the first one's clock."""
-        return float(self.asked()), *self.workers.own(self.watch.read())
+    def _status(self) -> tuple[float, ...]:
+        """Return whether this worker was requested to stop, and the first worker's clocks."""
+        return float(self.stop_requested()), *self.workers.first_only(self.timer.read())
 
-    def _go_back(self, phase: Phase, error: TrainingDiverged, skip: bool) -> bool:
-        """Restore the last good weights, lower the learning rate and `skip` a bad batch; whether that makes sense."""
+    def _restore(self, phase: Phase, error: TrainingDiverged, *, skip: bool) -> bool:
+        """Go back to the last good weights at a lower rate, past a bad batch if `skip`; return whether to continue."""
         here = self.history
-        if here.restored == RESTORES:
+        if here.restored == MAX_RESTORES:
             return False
-        self.state.go_back(phase.learning_rate)
+        self.state.restore()
         here.restored, here.step, here.phase_step = here.restored + 1, here.step + skip, here.phase_step + skip
-        went_back = f"went back to the last good weights, at {LOWERED**here.restored:.2g} of the learning rate"
-        self.log.note(phase, {"event": f"{went_back} ({here.restored} of {RESTORES} times): {error}"})
-        judged = self.held_out is None or self.state.best is not None
-        return judged or not here.over(phase, self.patience)
+        event = f"went back to the last good weights, at {RATE_FACTOR**here.restored:.2g} of the learning rate"
+        self.recorder.add(phase, {"event": f"{event} ({here.restored} of {MAX_RESTORES} times): {error}"})
+        finite_step = here.phase_step > here.restored  # each failed step has been skipped
+        succeeded = finite_step if self.validate is None else self.state.best is not None
+        return succeeded or not here.is_over(phase, self.config.patience)
 
-    def _objective(self, phase: Phase) -> Objective:
-        """The phase's objective, by the solver that the guard lets pass."""
-        here = self.history
-        if not self.guard.watches(self.inner, phase.objective, self.batches.size // self.parts.count):
-            return phase.objective
+    def _objective(self, phase: Phase) -> Objective[Any]:
+        """Return the phase's objective with the solver that the guard allows."""
+        here, objective, rows = self.history, phase.objective, self.batches.size // self.micro_batches.count
+        if not (isinstance(objective, SolvedObjective) and self.guard.applies(self.model, rows)):
+            return objective
         if here.phase_step % EVERY == 0:
-            verdict = together(self.workers, lambda: self._judged(phase) if self.workers.first else None)
-            said = self.workers.told(lambda: (verdict.level, verdict.grading, verdict.record()))
-            here.solver_level, here.solver_grading, record = said
-            self.log.note(phase, record)
-        return guarded(self.inner, phase.objective, here.solver_level, here.solver_grading)
+            level, grading, record = broadcast_together(self.workers, lambda: self._measure(objective))
+            here.solver_level, here.solver_grading = level, grading
+            self.recorder.add(phase, record)
+        return guarded(self.model, objective, here.solver_level, here.solver_grading)
 
-    def _judged(self, phase: Phase) -> Verdict:
+    def _measure(self, objective: SolvedObjective[Any]) -> tuple[int, float, dict[str, float | int]]:
+        """Measure the solver's error on the present batch; return the level and grading to use, and the record."""
         here = self.history
-        key, state = (here.seed, "guard", here.step), (here.solver_level, here.solver_grading)
-        part = self.parts.rows(here.step, 0)
-        return self.guard.judge(self.inner, phase.objective, part, key, state, self.batches.size)
+        result = self.guard.measure(
+            self.model, objective, self.micro_batches.part(here.step, 0), (here.seed, "guard", here.step),
+            level=here.solver_level, grading=here.solver_grading, size=self.batches.size,
+        )  # fmt: skip
+        return result.level, result.grading, result.record()
 
     def _validate(self, phase: Phase) -> None:
-        with self._diverging(None):
-            self.state.descent.check()
-        if self.held_out is None:
+        """Score the averaged weights, and keep them if they are the best."""
+        with self._explain_divergence(None):
+            self.state.optimizer.check()
+        if self.validate is None:
             self.state.keep()
             return
         here = self.history
-        self.workers.copy_([*self.parameters, *self.state.average.values])  # lest machines drift apart
+        self.workers.copy_from_first_([*self.parameters, *self.state.average.values])  # rounding differs by machine
         with exchanged(self.parameters, self.state.average.values):
-            with self._diverging(None):
-                found = score(self.inner, self.held_out, self.evaluation, self.workers, self.parts.count)
-            self._show(phase, found)
+            with self._explain_divergence(None):
+                score = self.validate(self.workers, self.micro_batches.count)
+            self._call_on_validation(phase, score)
         self.state.keep()
-        if here.best_nll is None or found.mean < here.best_nll:
-            here.best_nll, here.best_step, here.stale = found.mean, here.step, 0
-            self.state.improve()
+        if here.best_nll is None or score.mean < here.best_nll:
+            here.best_nll, here.best_step, here.stale = score.mean, here.step, 0
+            self.state.keep_best()
         else:
             here.stale += 1
-        before = here.spent
-        here.seconds, here.spent = self.workers.told(self.watch.read)
-        here.validated_at, here.validation_cost = here.spent, here.spent - before
-        self.log.note(phase, found.record())
+        before = here.work_seconds
+        here.seconds, here.work_seconds = self.workers.broadcast(self.timer.read)
+        here.validated_at, here.validation_cost = here.work_seconds, here.work_seconds - before
+        self.recorder.add(phase, score.record())
 
-    def _show(self, phase: Phase, found: Score) -> None:
-        """Tell of a validation; what a listener cannot do is noted, and training goes on."""
-        if self.on_validation is None or not self.workers.first:
+    def _call_on_validation(self, phase: Phase, score: ValidationScore) -> None:
+        """Call the callback; a failure of it is recorded, and training continues."""
+        if self.on_validation is None:
             return
         try:
-            self.on_validation({"step": self.history.step, "phase": phase.objective.name, **found.record()})
+            self.on_validation({"step": self.history.step, "phase": phase.objective.name, **score.record()})
         except (SolveError, ArithmeticError, OSError) as error:
-            self.log.note(phase, {"event": f"no samples shown: {' '.join(str(error).split())}"})
+            self.recorder.add(phase, {"event": f"no samples shown: {' '.join(str(error).split())}"})
 
-    def _end(self, phase: Phase) -> None:
+    def _end_phase(self, phase: Phase) -> None:
+        """Record the end of a phase, and prepare the next one."""
         here = self.history
-        why = here.why(phase, self.patience)
-        self.log.note(phase, {"event": f"{phase.objective.name} ended ({why})"})
-        self.state.end()
-        here.phase, here.phase_step, here.phase_spent, here.stale = here.phase + 1, 0, here.spent, 0
+        self.recorder.add(phase, {"event": f"{phase.objective.name} ended ({here.end_reason(phase)})"})
+        self.state.end_phase()
+        here.phase, here.phase_step, here.phase_start, here.stale = here.phase + 1, 0, here.work_seconds, 0
         here.solver_level, here.solver_grading, here.broken, here.restored = 0, 1.0, "", 0
         if here.phase == here.phases and here.best_nll is not None:
-            self.log.note(phase, {"event": f"kept step {here.best_step}: {here.best_nll:.4f} nats"})
+            self.recorder.add(phase, {"event": f"kept step {here.best_step}: {here.best_nll:.4f} nats"})
         self.checkpoints.save()
 
-    def _diverging(self, rate: float | None) -> AbstractContextManager[None]:
-        """Say where training was when the numbers ran out."""
+    def _explain_divergence(self, rate: float | None) -> AbstractContextManager[None]:
+        """Turn numerical failures of a step at some learning rate, or of a validation (None), into TrainingDiverged."""
         where = "in validation" if rate is None else f"at learning rate {rate:.3g}"
-        return diverging(self.history.step + (rate is not None), where, self.checkpoints.left())
+        return explain_divergence(self.history.step + (rate is not None), where, self.checkpoints.advice())
+
+    @contextmanager
+    def _explain_lost_workers(self) -> Iterator[None]:
+        """Add the step at which a worker was lost, and how to continue, to the message."""
+        try:
+            yield
+        except WorkersError as error:
+            advice, shared = "", self.checkpoints.shared_run
+            if shared is not None:
+                launch = f"torchrun --standalone --nproc-per-node {self.workers.size}"
+                command = f"{launch} -m ffjord_kit fit --resume {shared.path}"
+                advice = f"; what {shared.path} holds is intact: go on with `{command}`"
+            raise WorkersError(f"{error}; that was at step {self.history.step}{advice}") from error

@@ -1,34 +1,37 @@
-"""The held-out likelihood that training is judged by: exact, from a solve by tolerance, its solver's error measured."""
+"""Validation of a flow by the likelihood of held-out rows, with the measured error of its solve."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ffjord_kit.cnf import Integration
-from ffjord_kit.failures import SolveError
+from ffjord_kit.data import scoring_batch_size
 from ffjord_kit.flow import Flow
-from ffjord_kit.portions import scored_at_once
-from ffjord_kit.solver import FINEST_SINGLE
-from ffjord_kit.trace import OwnTrace
-from ffjord_kit.training.data import Data
-from ffjord_kit.training.parts import together
-from ffjord_kit.training.precision import all_digits
-from ffjord_kit.training.workers import Workers
+from ffjord_kit.ode import FINEST_SINGLE, AdaptiveSolver, PerRowSolver, SolveError
+from ffjord_kit.precision import full_precision
+from ffjord_kit.trace import PerRowTrace
+from ffjord_kit.training.data import TensorData
+from ffjord_kit.training.distributed import Workers
+from ffjord_kit.training.micro_batches import run_together
+from ffjord_kit.transforms.cnf import SolveOptions
 
-JUDGED_ROWS = 32
-FINER = 0.1  # times the tolerance: the solve that measures the solver's error
+ERROR_ROWS = 32
+FINER = 0.1  # factor of the tolerance for the solve that measures the solver's error
 
 
 @dataclass(frozen=True)
-class Score:
-    """A negative log-likelihood in nats and the units of the data: its mean, the mean's standard error, the solver's.
+class ValidationScore:
+    """A negative log-likelihood, nats, in the units of the data.
 
-    The solver's error is the mean over some rows of how far each is from a solve ten times finer; None where the
-    solver has no tolerance to be finer in.
+    Attributes:
+        mean: Mean over the rows.
+        standard_error: Standard error of the mean.
+        solver_error: Mean absolute difference of some rows from a solve ten times finer; None for a solver without a
+            tolerance.
     """
 
     mean: float
@@ -36,47 +39,78 @@ class Score:
     solver_error: float | None
 
     def record(self) -> dict[str, float]:
-        """What the log shows."""
+        """Return the score as plain numbers for the log.
+
+        Returns:
+            Numbers by name.
+        """
         nll = {"validation_nll": self.mean, "validation_standard_error": self.standard_error}
         return nll if self.solver_error is None else {**nll, "validation_solver_error": self.solver_error}
 
 
-@torch.no_grad()
-def score(flow: Flow, data: Data, how: Integration, workers: Workers | None = None, parts: int = 1) -> Score:
-    """The score of all rows, in at least so many parts, which workers share. Raises SolveError where it is not finite.
+Validator = Callable[[Workers, int], ValidationScore]  # from the workers, and the least number of pieces to share
 
-    The first worker measures the solver's error.
+
+@dataclass(frozen=True)
+class LikelihoodValidation:
+    """Score a flow by the likelihood of held-out rows.
+
+    Args:
+        flow: Flow behind its preprocessing.
+        data: Preprocessed held-out rows.
+        options: Trace and solver.
     """
-    workers = workers or Workers()
-    most = scored_at_once(data.x.shape[1:], data.device.type)
-    rows = min(most, math.ceil(len(data) / parts))
-    nll = torch.zeros(len(data), dtype=torch.float64)
 
-    def mine() -> float | None:
-        for start in range(0, len(data), rows)[workers.rank :: workers.size]:
-            nll[start : start + rows] = _nll(flow, data, slice(start, start + rows), how)
-        if not bool(nll.isfinite().all()):
-            raise SolveError("the validation NLL is not finite")
-        return _solver_error(flow, data, how, nll[: min(JUDGED_ROWS, rows)]) if workers.first else None
+    flow: Flow
+    data: TensorData
+    options: SolveOptions
 
-    error = together(workers, mine)
-    solver_error = workers.told(lambda: error)
-    workers.sum_(nll)
-    return Score(float(nll.mean()), float(nll.std() / math.sqrt(len(nll))), solver_error)
+    @torch.no_grad()
+    def __call__(self, workers: Workers, pieces: int) -> ValidationScore:
+        """Score all rows.
 
+        Args:
+            workers: Workers that share the rows; the first one measures the solver's error.
+            pieces: Least number of pieces into which the rows are divided.
 
-def _solver_error(flow: Flow, data: Data, how: Integration, nll: Tensor) -> float | None:
-    solver, few = how.solver, slice(0, len(nll))
-    if solver is None or solver.steps is not None:
-        return None
-    rtol, atol = (max(tolerance * FINER, FINEST_SINGLE) for tolerance in (solver.rtol, solver.atol))
-    finer = replace(how, solver=replace(solver, rtol=rtol, atol=atol))
-    return float((nll - _nll(flow, data, few, finer)).abs().mean())
+        Returns:
+            The score.
 
+        Raises:
+            SolveError: If a log-density is not finite.
+        """
+        most = scoring_batch_size(self.data.batch.x.shape[1:], self.data.device.type)
+        rows = min(most, math.ceil(len(self.data) / pieces))
+        nll = torch.zeros(len(self.data), dtype=torch.float64)
 
-def _nll(flow: Flow, data: Data, part: slice, how: Integration) -> Tensor:
-    context = None if data.context is None else data.context[part]
-    how = replace(how, trace=how.trace.of(data.x[part])) if isinstance(how.trace, OwnTrace) else how
-    with all_digits():
-        log_prob, _ = flow.evaluate_log_prob(data.x[part], context, integration=how)
-    return -(log_prob.cpu().double() + data.log_det[part])
+        def score_own() -> float | None:
+            for start in range(0, len(self.data), rows)[workers.rank :: workers.size]:
+                piece = slice(start, start + rows)
+                nll[piece] = self._nll(piece, self.options)
+            if not bool(nll.isfinite().all()):
+                raise SolveError("the validation NLL is not finite")
+            return self._solver_error(nll[: min(ERROR_ROWS, rows)]) if workers.is_first else None
+
+        error = run_together(workers, score_own)
+        solver_error = workers.broadcast(lambda: error)
+        workers.all_reduce_(nll)
+        return ValidationScore(float(nll.mean()), float(nll.std() / math.sqrt(len(nll))), solver_error)
+
+    def _solver_error(self, nll: Tensor) -> float | None:
+        """Return the mean absolute difference of the first rows' values from a finer solve."""
+        solver = self.options.solver
+        if not isinstance(solver, (AdaptiveSolver, PerRowSolver)):
+            return None
+        rtol, atol = (max(tolerance * FINER, FINEST_SINGLE) for tolerance in (solver.rtol, solver.atol))
+        finer = replace(self.options, solver=replace(solver, rtol=rtol, atol=atol))
+        return float((nll - self._nll(slice(0, len(nll)), finer)).abs().mean())
+
+    def _nll(self, rows: slice, options: SolveOptions) -> Tensor:
+        """Return the negative log-likelihood of some rows in float64, nats, shape (batch,)."""
+        batch = self.data.batch[rows]
+        if isinstance(options.trace, PerRowTrace):
+            options = replace(options, trace=options.trace.of(batch.x))
+        with full_precision():
+            log_prob, _ = self.flow.evaluate_log_prob(batch.x, batch.context, options=options)
+        log_det = 0.0 if self.data.log_det is None else self.data.log_det[rows]
+        return -(log_prob.cpu().double() + log_det)

@@ -1,0 +1,175 @@
+"""The command `fit`: read data, fit the estimator that suits them, and report."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from ffjord_kit import datasets
+from ffjord_kit.cli.info import CHECKPOINT, best_validation, option_text
+from ffjord_kit.cli.options import field_values, flag
+from ffjord_kit.cli.output import write_training_sheet
+from ffjord_kit.cli.parsing import (
+    parse_dequantize,
+    parse_regularizers,
+    parse_schedule,
+    parse_support,
+    parse_transforms,
+)  # fmt: skip
+from ffjord_kit.cli.sources import LoadedData, load, load_fitted
+from ffjord_kit.estimator import FFJORD, ImageFFJORD, from_run
+from ffjord_kit.estimator.fields import ImageFields, TableFields
+from ffjord_kit.estimator.persistence import same_fields
+from ffjord_kit.run import Run
+from ffjord_kit.training.distributed import Workers, current_workers, restarted
+
+PARSERS = {
+    "schedule": parse_schedule,
+    "transforms": parse_transforms,
+    "regularizers": parse_regularizers,
+    "support": parse_support,
+    "dequantize": parse_dequantize,
+}
+INTERRUPTED = 130
+
+Estimator = FFJORD | ImageFFJORD
+
+
+def fit(options: Mapping[str, Any], explicit: Sequence[str]) -> None:
+    """Fit an estimator to a data set or a file, and keep it in a run folder.
+
+    Args:
+        options: Parameters of the command.
+        explicit: Those that the command line names.
+
+    Raises:
+        ValueError: If the data or an option cannot be used.
+        Exit: If Ctrl-C has ended the training, with exit code 130.
+    """
+    source, out = options["source"], None if options["out"] is None else Path(options["out"])
+    workers = Workers.here()
+    model = _make_estimator(source, options, explicit)
+    resume = out is not None and workers.broadcast(lambda: _is_restarted_run(out, model))
+    seed = workers.broadcast(lambda: _seed(out if resume else None, model.random_state))
+    model.set_params(random_state=seed)
+    with Console(stderr=True).status(f"reading {source}"):
+        data = load(source, seed=seed, **_load_options(options))
+    if options["dry_run"]:
+        _print_configuration(model, data)
+    elif out is not None:
+        _train(model, data, out, resume=resume, force=options["force"] and not resume)
+
+
+def resume(path: str, verbose: bool) -> None:
+    """Continue an interrupted run with its own data and options.
+
+    Args:
+        path: Run folder.
+        verbose: Whether to show a progress bar.
+
+    Raises:
+        RunError: If the run cannot be read.
+        ValueError: If its data cannot be read, or have changed.
+        Exit: If Ctrl-C has ended the training, with exit code 130.
+    """
+    run = Run.open(path)
+    model = from_run(run).set_params(verbose=verbose)
+    checkpoint = run.load_checkpoint()
+    with run.explained(CHECKPOINT):
+        finished = checkpoint is not None and checkpoint[1]["phase"] >= checkpoint[1]["phases"]
+    _train(model, load_fitted(run), run.path, resume=True)
+    if finished and current_workers().is_first:
+        click.echo("the run was complete already: no steps were left")
+
+
+def _make_estimator(source: str, options: Mapping[str, Any], explicit: Sequence[str]) -> Estimator:
+    """Return the estimator for tables or for images, with the options as its fields."""
+    is_images = datasets.is_image_source(source)
+    kind, other = (ImageFields, TableFields) if is_images else (TableFields, ImageFields)
+    names = {field.name for field in fields(kind)}
+    foreign = [field.name for field in fields(other) if field.name in explicit and field.name not in names]
+    if foreign:
+        own, other_kind = ("a set of images", "tables") if is_images else ("a table", "images")
+        raise ValueError(f"{flag(foreign[0])} is for {other_kind}; {source} is {own}: leave it out")
+    values = field_values(kind, options)
+    values |= {name: PARSERS[name](value) for name, value in values.items() if name in PARSERS and value is not None}
+    if is_images and "bits" not in explicit:
+        values["bits"] = _bits(source)
+    return ImageFFJORD(**values) if is_images else FFJORD(**values)
+
+
+def _bits(source: str) -> int:
+    """Return the bits of the grey levels of a named set of images; 8 for all others."""
+    named = datasets.IMAGE_SETS.get(source.partition(":")[0])
+    return 8 if named is None else named.bits
+
+
+def _load_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that say which data to read."""
+    columns = [name.strip() for name in options["context_columns"].split(",") if name.strip()]
+    return {"context_columns": columns, **{name: options[name] for name in ("rows", "size", "grey")}}
+
+
+def _is_restarted_run(path: Path, model: Estimator) -> bool:
+    """Say whether torchrun has restarted these workers, whose own run is in the folder and is to be continued."""
+    return restarted() and (path / "config.json").exists() and same_fields(Run.open(path), model.get_params())
+
+
+def _seed(run: Path | None, requested: int | None) -> int:
+    """Return the requested seed, or else that of a run to continue, or a new one."""
+    if requested is not None:
+        return requested
+    return secrets.randbits(31) if run is None else Run.open(run).config["seed"]
+
+
+def _print_configuration(model: Estimator, data: LoadedData) -> None:
+    """Check the data and the fields, and print both as JSON."""
+    columns = {} if data.is_images else {"columns": data.columns}
+    model.check(data.x, context=data.context, **columns)
+    shape = {"rows": len(data.x), "columns": list(data.columns), "event_shape": list(data.x.shape[1:])}
+    click.echo(json.dumps({"estimator": model.get_params(), "data": {**data.note, **shape}}, indent=2))
+
+
+def _train(model: Estimator, data: LoadedData, path: Path, **options: Any) -> None:
+    """Fit, and report; the first Ctrl-C ends training after a step, the second one at once."""
+    if data.is_images:
+        options["on_samples"] = partial(write_training_sheet, path / "samples", data.x.shape[1:])
+    else:
+        options["columns"] = data.columns
+    try:
+        model.fit(data.x, context=data.context, run=path, data=data.note, **options)
+    except KeyboardInterrupt:
+        if current_workers().is_first and (path / "config.json").exists():
+            _print_how_to_continue(path)
+        raise
+    if current_workers().is_first:
+        _print_result(model, path)
+    if model.history_.interrupted:
+        raise click.exceptions.Exit(INTERRUPTED)
+
+
+def _print_result(model: Estimator, path: Path) -> None:
+    """Print how training went."""
+    history = model.history_
+    done = "interrupted" if history.interrupted else "done"
+    click.echo(f"{done} after {history.step} steps, {history.seconds:.1f} s ({history.work_seconds:.1f} s of work)")
+    pixels = model.n_features_in_ if isinstance(model, ImageFFJORD) else None
+    click.echo(f"validation NLL: {best_validation(history.records, pixels)}")
+    if "chosen" in model.config_:
+        words = ", ".join(f"{name}={option_text(value)}" for name, value in model.config_["chosen"].items())
+        click.echo(f"chosen: {words}")
+    click.echo(f"run: {path}   seed: {history.seed}")
+    if history.interrupted:
+        _print_how_to_continue(path)
+
+
+def _print_how_to_continue(path: Path) -> None:
+    click.echo(f"go on with: ffjord-kit fit --resume {path}", err=True)

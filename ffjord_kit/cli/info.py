@@ -1,0 +1,143 @@
+"""The commands `info` and `data`: describe a run, and list the named data sets."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import click
+
+from ffjord_kit import datasets, metrics
+from ffjord_kit.cli.output import CONSOLE, plain_table, print_rows
+from ffjord_kit.run import Run
+
+CHECKPOINT = "checkpoint/state.safetensors"
+COLUMNS_SHOWN = 8
+
+
+def describe_run(run: str) -> None:
+    """Print the data, options, progress and result of a run.
+
+    Args:
+        run: Run folder.
+
+    Raises:
+        RunError: If the folder holds no run, or a file of it is damaged.
+    """
+    opened = Run.open(run)
+    config = opened.config
+    print_rows([*_data(config), *_origin(config), *_outcome(opened), *_fields(config)])
+
+
+def list_data() -> None:
+    """Print the named data sets, and the other forms of data."""
+    tables = plain_table("name", "what", "columns", "rows", "exact density")
+    for row in datasets.describe():
+        known = "yes" if row.truth_known else ""
+        tables.add_row(row.name, row.summary, str(row.dimensions), str(row.rows or "any"), known)
+    images = plain_table("images", "what", "shape", "train", "test")
+    for each in datasets.describe_images():
+        images.add_row(each.name, each.summary, each.shape, str(each.train), str(each.test))
+    CONSOLE.print(tables)
+    CONSOLE.print(images)
+    click.echo(
+        "A name takes a split, as in moons:test. Any other DATA is a file (CSV, TSV, NPY, NPZ[:KEY], Parquet) or a\n"
+        "folder of pictures, whose sub-folders are classes. Images without a split are the train images.\n"
+        "Sources and licences: data/README.md"
+    )
+
+
+def best_validation(records: Sequence[Mapping[str, Any]], pixels: int | None) -> str:
+    """Return the best validation of a log with its standard error and the solver's error.
+
+    Args:
+        records: Records of the log.
+        pixels: Number of pixels of an image, for bits per dimension; None for tables.
+
+    Returns:
+        The text; "none" if nothing was validated.
+
+    Example:
+        >>> best_validation([{"step": 8, "validation_nll": 1.5, "validation_standard_error": 0.25}], None)
+        '1.5000 ± 0.2500 nats at step 8'
+    """
+    validations = [record for record in records if "validation_nll" in record]
+    if not validations:
+        return "none"
+    best = min(validations, key=lambda record: record["validation_nll"])
+    solver = f", solver's error {best['validation_solver_error']:.1e}" if "validation_solver_error" in best else ""
+    nll, error = best["validation_nll"], best["validation_standard_error"]
+    nats = f"{nll:.4f} ± {error:.4f} nats at step {best['step']}{solver}"
+    if pixels is None:
+        return nats
+    return f"{metrics.bits_per_dim(nll, pixels):.4f} ± {metrics.bits_per_dim(error, pixels):.4f} bits/dim, {nats}"
+
+
+def option_text(value: Any) -> str:
+    """Return the value of a field as the command line writes it.
+
+    Args:
+        value: Value of a field, as a run records it.
+
+    Returns:
+        The text; "default" for None.
+
+    Example:
+        >>> option_text([["flow_matching", 4000], ["mle", "60s"]]), option_text({"kinetic": 0.01})
+        ('flow_matching:4000,mle:60s', 'kinetic:0.01')
+    """
+    if value is None:
+        return "default"
+    entries = list(value.items()) if isinstance(value, Mapping) else value
+    if not isinstance(entries, (list, tuple)):
+        return str(value)
+    return ",".join(":".join(map(str, entry)) if isinstance(entry, (list, tuple)) else str(entry) for entry in entries)
+
+
+def _data(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the data of a run."""
+    yield "data", f"{config['data'].get('source', 'from Python')}, {config['rows']} rows"
+    columns, images = config["columns"], config.get("images")
+    if images is None:
+        more = f", ... {len(columns)} in all" if len(columns) > COLUMNS_SHOWN else ""
+        yield "columns", ", ".join(columns[:COLUMNS_SHOWN]) + more
+    else:
+        yield "images", " x ".join(map(str, images["shape"])) + f", {images['bits']} bits"
+    yield "context", _context(config)
+
+
+def _context(config: Mapping[str, Any]) -> str:
+    """Return the names of the context of a run."""
+    classes = (config.get("images") or {}).get("classes", 0)
+    if classes:
+        return f"{classes} classes: {', '.join(config['data'].get('classes', [])) or 'numbers from 0'}"
+    return ", ".join(config["data"].get("context_columns", [])) or ("unnamed" if config["context_dim"] else "none")
+
+
+def _origin(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the runs that a run was made from, and the version that wrote it."""
+    for note in config.get("reflow", []):
+        yield "reflow of", f"{note['source'] or 'a model in Python'}, weights {note['weights'][:12]}"
+    yield "written by", f"ffjord_kit {config['version']}, seed {config['seed']}"
+
+
+def _outcome(run: Run) -> Iterator[tuple[str, str]]:
+    """Yield how far a run came, and how well it did."""
+    checkpoint, records = run.load_checkpoint(), run.records()
+    last = checkpoint[1] if checkpoint else records[-1] if records else {"step": 0, "seconds": 0.0}
+    with run.explained(CHECKPOINT if checkpoint else "metrics.jsonl"):
+        steps = f"{last['step']} in {last['seconds']:.1f} s"
+        images = run.config.get("images")
+        best = best_validation(records, math.prod(images["shape"]) if images else None)
+    yield "steps", steps
+    yield "best validation NLL", best
+    yield "weights", "model.safetensors" if (run.path / "model.safetensors").exists() else "none yet"
+
+
+def _fields(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the estimator's fields, and the values chosen for open ones."""
+    chosen = config.get("chosen", {})
+    for name, value in config["estimator"].items():
+        settled = f", chosen: {option_text(chosen[name])}" if name in chosen else ""
+        yield f"  {name}", option_text(value) + settled

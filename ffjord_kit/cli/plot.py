@@ -1,0 +1,378 @@
+"""The command `plot`: pictures of a run on a table or on images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from ffjord_kit import metrics, plots
+from ffjord_kit.cli.output import as_picture
+from ffjord_kit.cli.sources import LoadedData, held_out, load_fitted, load_for_run, parse_context
+from ffjord_kit.estimator import DensityModel
+from ffjord_kit.run import Run
+
+STRIP_TIMES = np.linspace(0.0, 1.0, 8)
+GIF_TIMES = np.sin(np.linspace(0.0, np.pi / 2, 21))  # denser towards the data, where the density changes most
+IMAGE_TIMES = np.sin(np.linspace(0.0, np.pi / 2, 9))
+FIELD_TIMES = (0.0, 0.5, 0.9, 1.0)
+GRID, GIF_GRID = 120, 48
+PATHS, FRAMES = 200, 41
+POINTS = 4000
+DIGITS = 50  # on the sheet of a table of pixels
+SHEET, STRIPS, STEPS, NEIGHBOURS = 100, 8, 9, 5
+SCORED, EXTREMES = 64, 10
+NEAR_ROWS = 200  # least number of rows beside a picture at one context
+
+Records = Sequence[Mapping[str, Any]]
+Draw = Callable[[Path], object]
+
+
+@dataclass(frozen=True)
+class TableSubject:
+    """A model of a table to draw, and the data beside it.
+
+    Attributes:
+        model: The model.
+        data: Rows to draw beside it.
+        context: Context (c,) of every picture, or None.
+        seed: Seed of the samples.
+    """
+
+    model: DensityModel
+    data: LoadedData
+    context: np.ndarray | None
+    seed: int
+
+    def density(self, x: np.ndarray, time: float = 1.0) -> np.ndarray:
+        """Return log-densities, as precise as a picture needs.
+
+        Args:
+            x: Points, shape (n, d).
+            time: Time of the flow, 1 for the data.
+
+        Returns:
+            Log-densities, shape (n,), nats.
+        """
+        return self.model.draft(x, context=self.contexts(len(x)), time=time)
+
+    def samples(self, n: int) -> np.ndarray:
+        """Draw samples.
+
+        Args:
+            n: Number of samples.
+
+        Returns:
+            Samples, shape (n, d).
+        """
+        return self.model.sample(n, context=self.contexts(n), random_state=self.seed)
+
+    def velocity(self, time: float, x: np.ndarray) -> np.ndarray:
+        """Return the velocity field.
+
+        Args:
+            time: Time of the flow.
+            x: Points, shape (n, d).
+
+        Returns:
+            Velocities, shape (n, d).
+        """
+        return self.model.velocity(x, time, context=self.contexts(len(x)))
+
+    def contexts(self, n: int) -> np.ndarray | None:
+        """Return the context of n rows.
+
+        Args:
+            n: Number of rows.
+
+        Returns:
+            Contexts, shape (n, c), or None.
+        """
+        return None if self.context is None else np.broadcast_to(self.context, (n, len(self.context)))
+
+
+@dataclass(frozen=True)
+class ImageSubject:
+    """A model of images to draw, and the data beside it.
+
+    Attributes:
+        model: The model.
+        data: Images to draw beside it.
+        labels: Labels that samples have in turn, shape (k,), or None.
+        seed: Seed of the samples.
+        fitted: Whether the model was fitted to the data.
+    """
+
+    model: DensityModel
+    data: LoadedData
+    labels: np.ndarray | None
+    seed: int
+    fitted: bool = True
+
+    @property
+    def unseen(self) -> LoadedData:
+        """Images that the model was not fitted to."""
+        return held_out(self.model, self.data) if self.fitted else self.data
+
+    def contexts(self, n: int) -> np.ndarray | None:
+        """Return labels of n samples.
+
+        Args:
+            n: Number of samples.
+
+        Returns:
+            Labels in turn, shape (n,), or None.
+        """
+        return None if self.labels is None else np.resize(self.labels, n)
+
+    def samples(self, n: int) -> np.ndarray:
+        """Draw samples.
+
+        Args:
+            n: Number of samples.
+
+        Returns:
+            Images of uint8, shape (n, c, h, w).
+        """
+        return self.with_channels(self.model.sample(n, context=self.contexts(n), random_state=self.seed))
+
+    def with_channels(self, images: np.ndarray) -> np.ndarray:
+        """Return images of the model with an axis of channels.
+
+        Args:
+            images: Images, shape (..., h, w) or (..., c, h, w).
+
+        Returns:
+            Images, shape (..., c, h, w).
+        """
+        leading = images.ndim - (3 if self.model.image_domain.channels else 2)
+        return images.reshape(*images.shape[:leading], *self.model.event_shape)
+
+
+def plot(run: str, out: str, context: str | None, random_state: int, source: str | None, force: bool) -> None:
+    """Draw every picture that suits a run.
+
+    Args:
+        run: Run folder.
+        out: Folder for the pictures.
+        context: Values or classes; None for the median of the data, or all classes.
+        random_state: Seed of the samples.
+        source: Data to draw beside; None for the data of the fit.
+        force: Whether to replace existing pictures.
+
+    Raises:
+        ValueError: If a picture exists, or the data or the context do not suit the run.
+    """
+    opened, model = Run.open(run), DensityModel.load(run)
+    data = load_fitted(opened) if source is None else load_for_run(opened, source)
+    if model.is_image:
+        images = ImageSubject(model, data, _labels(opened, context), random_state, fitted=source is None)
+        paths = draw_images(images, opened.records(), Path(out), force=force)
+    else:
+        paths = draw_table(_table_subject(opened, model, data, context, random_state), opened.records(), Path(out),
+                           force=force)  # fmt: skip
+    for path in paths:
+        click.echo(path)
+
+
+def draw_table(subject: TableSubject, records: Records, folder: Path, *, force: bool) -> Iterator[Path]:
+    """Draw every picture of a model of a table.
+
+    Args:
+        subject: Model and data.
+        records: Log of the training.
+        folder: Folder for the pictures.
+        force: Whether to replace existing pictures.
+
+    Yields:
+        Path of each picture, once it is written.
+
+    Raises:
+        ValueError: If a picture exists, before any is drawn.
+    """
+    yield from _draw(_training_picture(records) | _table_pictures(subject), folder, force=force)
+
+
+def draw_images(subject: ImageSubject, records: Records, folder: Path, *, force: bool) -> Iterator[Path]:
+    """Draw every picture of a model of images.
+
+    Args:
+        subject: Model and data.
+        records: Log of the training.
+        folder: Folder for the pictures.
+        force: Whether to replace existing pictures.
+
+    Yields:
+        Path of each picture, once it is written.
+
+    Raises:
+        ValueError: If a picture exists, before any is drawn.
+    """
+    yield from _draw(_training_picture(records) | _image_pictures(subject), folder, force=force)
+
+
+def _draw(pictures: Mapping[str, Draw], folder: Path, *, force: bool) -> Iterator[Path]:
+    """Draw pictures into a folder, and yield their paths."""
+    existing = [folder / name for name in pictures if (folder / name).exists()]
+    if existing and not force:
+        raise ValueError(f"{existing[0]} exists: choose another folder, or pass --force")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, draw in pictures.items():
+        draw(folder / name)
+        yield folder / name
+
+
+def _table_subject(run: Run, model: DensityModel, data: LoadedData, text: str | None, seed: int) -> TableSubject:
+    """Return what to draw of a table; of a conditional run at one context, with the rows nearest to it."""
+    context = _one_context(run, data, text)
+    if context is None:
+        return TableSubject(model, data, None, seed)
+    near = _near(data, context)
+    names = run.config["data"].get("context_columns", [])
+    values = ", ".join(f"{name} = {value:g}" for name, value in zip(names, context, strict=True))
+    click.echo(f"all pictures are at {values}; the data beside them are the {len(near.x)} rows nearest to it")
+    return TableSubject(model, near, context, seed)
+
+
+def _one_context(run: Run, data: LoadedData, text: str | None) -> np.ndarray | None:
+    """Return the context of all pictures: that of the option, or the median of the data."""
+    if data.context is not None and text is None:
+        return np.median(data.context, axis=0)
+    context = parse_context(run, text, 1)
+    return None if context is None else context[0]
+
+
+def _near(data: LoadedData, context: np.ndarray) -> LoadedData:
+    """Return the tenth of the rows, at least 200, whose contexts are nearest in standard deviations, ties included."""
+    if data.context is None:
+        return data
+    scale = np.where(np.ptp(data.context, axis=0) > 0, data.context.std(axis=0), 1.0)
+    distance = np.linalg.norm((data.context - context) / scale, axis=1)
+    count = min(len(distance), max(NEAR_ROWS, len(distance) // 10))
+    return data.take(distance <= np.partition(distance, count - 1)[count - 1])
+
+
+def _labels(run: Run, text: str | None) -> np.ndarray | None:
+    """Return the labels of an option, or those of all classes."""
+    classes = run.config["images"]["classes"]
+    text = text or (",".join(map(str, range(classes))) if classes else None)
+    return parse_context(run, text, max(1, (text or "").count(",") + 1))
+
+
+def _training_picture(records: Records) -> dict[str, Draw]:
+    """Return the picture of the training curves by its file."""
+    return {"training.png": lambda path: plots.save(plots.training_curves(records), path)} if records else {}
+
+
+def _table_pictures(subject: TableSubject) -> dict[str, Draw]:
+    """Return the pictures of a table by their files."""
+    pictures: dict[str, Draw] = {}
+    if subject.data.image_shape is not None:
+        pictures["sheet.png"] = lambda path: _draw_digits(subject, path)
+    if subject.data.x.shape[1] == 2:
+        return pictures | _plane_pictures(subject)
+    return pictures | {"pairs.png": lambda path: _draw_pairs(subject, path)}
+
+
+def _plane_pictures(subject: TableSubject) -> dict[str, Draw]:
+    """Return the pictures of a density on the plane by their files."""
+    data = subject.data
+    x, bounds = data.x[:POINTS], plots.robust_bounds(data.x)
+    return {
+        "density.png": lambda path: plots.save(
+            plots.density(x, subject.density, truth=data.log_prob, bounds=bounds, size=GRID), path
+        ),
+        "samples.png": lambda path: plots.save(plots.samples(x, subject.samples(len(x)), data.columns), path),
+        "trajectories.png": lambda path: _draw_trajectories(subject, path),
+        "field.png": lambda path: plots.save(plots.vector_field(subject.velocity, FIELD_TIMES, bounds), path),
+        "flow.png": lambda path: plots.save(
+            plots.density_strip(STRIP_TIMES, _densities(subject, STRIP_TIMES, GRID // 2), bounds), path
+        ),
+        "flow.gif": lambda path: plots.density_gif(path, GIF_TIMES, _densities(subject, GIF_TIMES, GIF_GRID), bounds),
+    }
+
+
+def _densities(subject: TableSubject, times: np.ndarray, size: int) -> np.ndarray:
+    """Return log-densities on a grid at the times, shape (T, size, size)."""
+    points = plots.grid_points(plots.robust_bounds(subject.data.x), size)
+    return np.stack([subject.density(points, time=float(t)).reshape(size, size) for t in times])
+
+
+def _draw_trajectories(subject: TableSubject, path: Path) -> None:
+    trajectory = subject.model.trajectory(
+        PATHS, frames=FRAMES, context=subject.contexts(PATHS), random_state=subject.seed
+    )
+    plots.save(plots.trajectories(trajectory.times, trajectory.x, trajectory.log_prob), path)
+
+
+def _draw_pairs(subject: TableSubject, path: Path) -> None:
+    x = subject.data.x[:POINTS]
+    plots.save(plots.pair_plot(x, subject.samples(len(x)), subject.data.columns), path)
+
+
+def _draw_digits(subject: TableSubject, path: Path) -> None:
+    """Draw rows that are the pixels of an image, samples beside data."""
+    shape, x = subject.data.image_shape or (), subject.data.x
+    low, high = float(x.min()), float(x.max())
+    samples, data = (
+        np.clip((rows - low) / (high - low), 0, 1).reshape(-1, *shape) for rows in (subject.samples(DIGITS), x[:DIGITS])
+    )
+    plots.save(plots.image_sheet(samples, beside=data), path)
+
+
+def _image_pictures(subject: ImageSubject) -> dict[str, Draw]:
+    """Return the pictures of images by their files; nearest training images only beside the data of the fit."""
+    pictures: dict[str, Draw] = {
+        "strip.png": lambda path: _draw_strip(subject, path),
+        "sheet.png": lambda path: _draw_sheet(subject, path),
+        "interpolation.png": lambda path: _draw_interpolation(subject, path),
+        "extremes.png": lambda path: _draw_extremes(subject, path),
+    }
+    return pictures | ({"nearest.png": lambda path: _draw_nearest(subject, path)} if subject.fitted else {})
+
+
+def _draw_strip(subject: ImageSubject, path: Path) -> None:
+    """Draw samples on their way from noise to images."""
+    model = subject.model
+    states = model.states(STRIPS, IMAGE_TIMES.tolist(), context=subject.contexts(STRIPS), random_state=subject.seed)
+    levels = np.clip(subject.with_channels(states) / 2**model.image_domain.bits, 0, 1) * 255
+    plots.save(plots.image_strip(IMAGE_TIMES, as_picture(levels)), path)
+
+
+def _draw_sheet(subject: ImageSubject, path: Path) -> None:
+    """Draw samples beside data."""
+    samples, data = subject.samples(SHEET), subject.data.x[:SHEET]
+    plots.save(plots.image_sheet(as_picture(samples), beside=as_picture(data)), path)
+
+
+def _draw_interpolation(subject: ImageSubject, path: Path) -> None:
+    """Draw interpolations between pairs of images that the model has not seen."""
+    unseen, frame = subject.unseen, subject.model.domain.frame
+    count = min(STRIPS, len(unseen.x) // 2)
+    starts, ends = unseen.take(slice(0, 2 * count, 2)), unseen.take(slice(1, 2 * count, 2))
+    contexts = None if unseen.context is None else (starts.context, ends.context)
+    images = subject.model.interpolate(frame(starts.x), frame(ends.x), steps=STEPS, contexts=contexts)
+    plots.save(plots.interpolation_strip(as_picture(subject.with_channels(images))), path)
+
+
+def _draw_nearest(subject: ImageSubject, path: Path) -> None:
+    """Draw samples beside the nearest training images."""
+    samples = subject.samples(STRIPS)
+    train, _ = subject.model.split(subject.data.x)
+    indices, distances = metrics.nearest(samples, train, NEIGHBOURS)
+    plots.save(plots.nearest_images(as_picture(samples), as_picture(train[indices]), distances), path)
+
+
+def _draw_extremes(subject: ImageSubject, path: Path) -> None:
+    """Draw the least and the most likely of images that the model has not seen."""
+    unseen = subject.unseen.take(slice(SCORED))
+    log_prob = subject.model.draft(unseen.x, context=unseen.context)
+    bits = metrics.bits_per_dim(-log_prob, subject.model.n_features)
+    order, count = np.argsort(-bits), min(EXTREMES, len(bits) // 2)
+    least, most = order[:count], order[::-1][:count]
+    x = as_picture(unseen.x)
+    plots.save(plots.extreme_images(x[least], x[most], bits[least], bits[most]), path)

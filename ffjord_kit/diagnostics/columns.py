@@ -1,0 +1,138 @@
+"""Checks of a table's columns: for which data a density exists, and for which its likelihood misleads."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+
+LOOK = 10_000  # rows
+FLAT = 1e-5  # the least eigenvalue of the columns' correlations
+LARGEST = 1e150
+FAR = 100.0
+REPEATED, MOST_ROWS = 0.1, 200_000  # the share of rows; of more rows it would take long
+TIED, FEW_ROWS = 0.05, 100  # the share of rows with one value; fewer rows show nothing
+
+
+class DegenerateDataWarning(UserWarning):
+    """Warn of data for which the likelihood has no bound, or of too few rows to trust one."""
+
+
+def check_columns(x: np.ndarray, names: Sequence[str], *, heavy_tails: bool = False) -> None:
+    """Refuse constant columns, and warn where the likelihood has no bound or follows too few rows.
+
+    Args:
+        x: Rows, shape (n, d).
+        names: Names of the columns.
+        heavy_tails: Whether rows far out are expected, so that they are no reason to warn.
+
+    Raises:
+        ValueError: If columns are constant, or too large for floats; it names them.
+    """
+    _refuse_constant(x, names)
+    _refuse_extreme(x, names)
+    if not _warn_of_duplicates(x, names):
+        _warn_of_dependence(x, names)
+    _warn_of_ties(x, names)
+    _warn_of_repeats(x)
+    if not heavy_tails:
+        _warn_of_outliers(x, names)
+    if len(x) < x.shape[1]:
+        _warn(f"{len(x)} rows for {x.shape[1]} columns: the density will follow the rows, not what they came from")
+
+
+def _refuse_constant(x: np.ndarray, names: Sequence[str]) -> None:
+    constant = [names[i] for i in np.flatnonzero(np.ptp(x, axis=0) == 0).tolist()]
+    if constant:
+        raise ValueError(
+            f"column {_listed(constant)} has one value in all rows (n_samples={len(x)}), so its density is infinite: "
+            "drop it, or add noise to it"
+        )
+
+
+def _refuse_extreme(x: np.ndarray, names: Sequence[str]) -> None:
+    low, high = x.min(axis=0).astype(np.float64), x.max(axis=0).astype(np.float64)
+    extreme = (np.maximum(np.abs(low), np.abs(high)) > LARGEST) | (high - low < 1 / LARGEST)
+    for column in np.flatnonzero(extreme).tolist():
+        raise ValueError(
+            f"column {names[column]!r} goes from {low[column]:.3g} to {high[column]:.3g}, whose squares no float "
+            "holds: change its unit"
+        )
+
+
+def _warn_of_duplicates(x: np.ndarray, names: Sequence[str]) -> bool:
+    """Warn of equal columns; return whether there are any."""
+    order, found = np.argsort(x[0], kind="stable"), False
+    for a, b in zip(order[:-1], order[1:], strict=True):
+        if x[0, a] == x[0, b] and np.array_equal(x[:, a], x[:, b]):
+            _warn(f"columns {names[a]!r} and {names[b]!r} are equal: the likelihood has no bound; drop one of them")
+            found = True
+    return found
+
+
+def _warn_of_dependence(x: np.ndarray, names: Sequence[str]) -> None:
+    """Warn of columns of which one is nearly a sum of multiples of the others: the data lie close to a plane."""
+    if x.shape[1] < 2 or len(x) <= x.shape[1]:
+        return
+    some = x[:: max(1, len(x) // LOOK)] if len(x) > LOOK >= 10 * x.shape[1] else x
+    spread = some.std(0)
+    if not (spread > 0).all():  # constant among the rows looked at alone
+        return
+    values, vectors = np.linalg.eigh(np.corrcoef(some, rowvar=False))
+    if values[0] < FLAT:
+        weights = np.abs(vectors[:, 0])
+        found = [names[i] for i in np.argsort(-weights) if weights[i] > weights.max() / 10]
+        _warn(
+            f"columns {_listed(found)} are linearly dependent, but for {max(values[0], 0.0):.1e} of their variance: "
+            "the likelihood can be made as large as one likes; drop one of them"
+        )
+
+
+def _warn_of_ties(x: np.ndarray, names: Sequence[str]) -> None:
+    """Warn of columns with one value in many rows."""
+    some = x[:: max(1, len(x) // LOOK)]
+    if len(some) < FEW_ROWS:
+        return
+    shares = [float(np.unique(column, return_counts=True)[1].max() / len(some)) for column in some.T]
+    tied = [f"{name!r} ({share:.0%})" for name, share in zip(names, shares, strict=True) if share > TIED]
+    if tied:
+        shown = ", ".join(tied[:5]) + (f" and {len(tied) - 5} more" if len(tied) > 5 else "")
+        _warn(
+            f"one value in many rows of column {shown}: the likelihood can be made as large as one likes there; use it "
+            "as context, or pass dequantize='auto', for noise of the width of its steps"
+        )
+
+
+def _warn_of_repeats(x: np.ndarray) -> None:
+    """Warn of rows that occur more than once, which a validation would have seen in training."""
+    if not FEW_ROWS <= len(x) <= MOST_ROWS:
+        return
+    _, counts = np.unique(x, axis=0, return_counts=True)
+    share = counts[counts > 1].sum() / len(x)
+    if share > REPEATED:
+        _warn(
+            f"{share:.0%} of the rows occur more than once: those held out are trained on too, so validation flatters "
+            "the model; drop the copies, e.g. by numpy.unique(X, axis=0)"
+        )
+
+
+def _warn_of_outliers(x: np.ndarray, names: Sequence[str]) -> None:
+    """Warn of columns with a value very far out, in widths of the column's middle half."""
+    low, middle, high = np.quantile(x[:: max(1, len(x) // LOOK)], [0.25, 0.5, 0.75], axis=0)
+    reach, width = np.maximum(middle - x.min(axis=0), x.max(axis=0) - middle), high - low
+    for column in np.flatnonzero((width > 0) & (reach > FAR * width)).tolist():
+        row = int(np.abs(x[:, column] - middle[column]).argmax())
+        _warn(
+            f"column {names[column]!r} reaches {reach[column] / width[column]:.1e} times the width of its middle half "
+            f"(row {row}, {x[row, column]:g}): drop that row if it is an error, or pass base='student', for heavy tails"
+        )
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, DegenerateDataWarning, stacklevel=4)
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(repr(name) for name in names[:5]) + more

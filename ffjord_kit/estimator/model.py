@@ -1,0 +1,588 @@
+"""DensityModel: a fitted flow on arrays, which scores, draws, follows and examines."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ffjord_kit import diagnostics
+from ffjord_kit.data import Batch, Pixels, sampling_batch_size
+from ffjord_kit.diagnostics.bits_per_dim import BitsPerDim, bits_per_dim
+from ffjord_kit.diagnostics.outliers import outlier_scores
+from ffjord_kit.estimator.config import Config, resolve, slow_transforms
+from ffjord_kit.estimator.data import Arrays, check_context, seed_from, tensor, to_numpy
+from ffjord_kit.estimator.fields import CommonFields, ImageFields, TableFields
+from ffjord_kit.estimator.image import REPORT_PROBES, ImageDomain
+from ffjord_kit.estimator.persistence import fields_of_record, load_model, prepare_reports, save_model
+from ffjord_kit.estimator.scoring import ScoringModel, placed, spread, to_data
+from ffjord_kit.flow import Flow
+from ffjord_kit.objectives import class_log_probs, guided
+from ffjord_kit.objectives.reflow import Reflow, stack_pairs
+from ffjord_kit.ode import FINEST_SINGLE
+from ffjord_kit.precision import single_precision
+from ffjord_kit.progress import training_progress
+from ffjord_kit.run import Run
+from ffjord_kit.training.reflow import (
+    ReflowSettings,
+    best_grading,
+    draw_pairs,
+    prepare_flow,
+    train_on_pairs,
+    weights_digest,
+)  # fmt: skip
+from ffjord_kit.transforms.cnf import SolveOptions
+
+STEP_COUNTS = (1, 2, 4, 8)
+STEP_METHODS = ("euler", "midpoint")
+ERROR_ROWS = 32  # of the solver's error that a reflow records
+
+
+class NumpyTrajectory(NamedTuple):
+    """States along the way and their log-densities.
+
+    Attributes:
+        times: Times, shape (T,).
+        x: States, shape (T, n, d).
+        log_prob: Log-densities under p_t, nats, shape (T, n).
+    """
+
+    times: np.ndarray
+    x: np.ndarray
+    log_prob: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class DensityModel(ScoringModel):
+    """A fitted flow on arrays.
+
+    Rows X of a table are (n, d); images are uint8, (n, h, w) or (n, channels, h, w), and noise and probes belong to
+    each of them. Log-densities are those of
+
+        log p(x) = log p_base(z) + log|det dz/dx|,    z = to_base(x),
+
+    solved by adaptive steps of each row, by the exact trace for tables and Hutchinson's for images.
+
+    Args:
+        flow: Flow, where and in the type in which it reports.
+        config: Configuration.
+        domain: Domain of the data.
+        record: What a run's config.json holds.
+        history: History of the fit.
+
+    Example:
+        >>> from ffjord_kit import FFJORD
+        >>> x = np.random.default_rng(0).normal(size=(60, 2))
+        >>> fitted = FFJORD(schedule=[("flow_matching", 5)], hidden=(8,), random_state=0).fit(x)
+        >>> model = fitted.model_
+        >>> model.score_samples(x[:3]).shape, model.sample(4, random_state=0).shape
+        ((3,), (4, 2))
+        >>> model.config.fields.scaling
+        'standardize'
+    """
+
+    @classmethod
+    def load(cls, path: str | Path) -> DensityModel:
+        """Load the model of a run folder, on the device that its fields name here.
+
+        Args:
+            path: Run folder.
+
+        Returns:
+            The model.
+
+        Raises:
+            RunError: If the folder is missing, damaged, without weights yet, or of another version.
+        """
+        return cls(**vars(load_model(Run.open(path))))
+
+    def save(self, path: str | Path, *, force: bool = False) -> None:
+        """Write the model as a run folder that `load` and the command line read.
+
+        Args:
+            path: Folder.
+            force: Whether to replace a run that is there.
+
+        Raises:
+            RunError: If the folder cannot be used.
+        """
+        save_model(path, self.flow, self.record, self.history, force=force)
+
+    @property
+    def requested_fields(self) -> TableFields | ImageFields:
+        """Fields of the fit as they were given, open ones included."""
+        return fields_of_record(self.record)
+
+    def with_fields(self, fields: CommonFields) -> DensityModel:
+        """Return the model with other fields, e.g. another tolerance of its reports.
+
+        Args:
+            fields: Fields.
+
+        Returns:
+            The model; the flow is shared.
+
+        Raises:
+            ValueError: If a field cannot be used.
+        """
+        chosen = self.record.get("chosen", {})
+        return replace(self, config=resolve(fields, self.domain, seed=self.seed, chosen=chosen))
+
+    def sample(
+        self,
+        n_samples: int = 1,
+        *,
+        context: Any = None,
+        random_state: Any = None,
+        steps: int | None = None,
+        method: str = "midpoint",
+        guidance: float = 1.0,
+    ) -> np.ndarray:
+        """Draw new rows or images.
+
+        Args:
+            n_samples: Number of draws.
+            context: One context (c,) for all, or one for each (n_samples, c); of images labels, one or each.
+            random_state: Seed, or None.
+            steps: Number of fixed steps, in float32: fast, and as good as the paths are straight (see `FFJORD.reflow`);
+                None for a converged solve.
+            method: Method of the fixed steps.
+            guidance: Above 1, draws are further into their context than the data are; it needs `context_dropout` in
+                the fit.
+
+        Returns:
+            Draws in the form of the data, columns of equal steps on their grid.
+
+        Raises:
+            ValueError: If a number is out of range, or the context does not fit.
+        """
+        generator, context = self._prepare_draws(n_samples, context, random_state)
+        solver = self._solver if steps is None else self.few_step_solver(method, steps)
+        flow = self.flow if guidance == 1 else self._guided(guidance)
+        flow = flow if steps is None else single_precision(flow)
+        rows = sampling_batch_size(self.event_shape, self.flow.like.device.type)
+        draws = []
+        for start in range(0, n_samples, rows):
+            end = min(start + rows, n_samples)
+            z = self.flow.base.sample(end - start, generator)
+            draws.append(to_numpy(to_data(flow, Batch(z, None if context is None else context[start:end]), solver)))
+        return self.domain.restore(np.concatenate(draws))
+
+    def states(
+        self, n_samples: int, times: Sequence[float], *, context: Any = None, random_state: Any = None
+    ) -> np.ndarray:
+        """Follow new draws, without densities.
+
+        Args:
+            n_samples: Number of draws.
+            times: Times in [0, 1], from base to data.
+            context: Contexts, as in `sample`.
+            random_state: Seed, or None.
+
+        Returns:
+            States in the units of the data, shape (T, n_samples, ...).
+        """
+        seed, states = seed_from(random_state), []
+        for time in times:
+            generator, contexts = self._prepare_draws(n_samples, context, seed)
+            z = self.flow.base.sample(n_samples, generator)
+            states.append(to_numpy(to_data(self.flow, Batch(z, contexts), self._solver, time=time)))
+        return self.domain.frame(np.stack(states))
+
+    def trajectory(
+        self, n_samples: int = 200, *, frames: int = 41, context: Any = None, random_state: Any = None
+    ) -> NumpyTrajectory:
+        """Follow new draws of a table from the base (t = 0) to the data (t = 1), with their log-densities.
+
+        Args:
+            n_samples: Number of draws.
+            frames: Number of times, at least 2.
+            context: Contexts, as in `sample`.
+            random_state: Seed, or None.
+
+        Returns:
+            Times, states and log-densities.
+
+        Raises:
+            ValueError: If there are fewer than two frames, or the data are images.
+        """
+        if frames < 2:
+            raise ValueError(f"frames must be at least 2; got {frames}")
+        self.domain.require_table("trajectory", "its states, without densities, come by `states`")
+        generator, context = self._prepare_draws(n_samples, context, random_state)
+        times = np.linspace(0.0, 1.0, frames)
+        with torch.no_grad():
+            start = self.flow.sample(n_samples, context, time=0.0, generator=generator)
+            path = self.flow.trajectory(start, times.tolist(), context, solver=self._solver)
+        return NumpyTrajectory(times, to_numpy(path.x), to_numpy(path.log_prob))
+
+    def velocity(self, X: Any, time: float, *, context: Any = None) -> np.ndarray:
+        """Return the field dx/dt of a table's states.
+
+        Args:
+            X: States, shape (n, d).
+            time: Time, in [0, 1].
+            context: Contexts.
+
+        Returns:
+            Velocities in the units of X, shape (n, d); 0 outside the support.
+
+        Raises:
+            ValueError: If the data are images.
+        """
+        self.domain.require_table("velocity", "its `states` show the way")
+        batch, inside = self._batch(X, context)
+        field = np.zeros((len(inside), self.n_features))
+        if inside.any():
+            batch = placed(self.flow, batch)
+            field[inside] = to_numpy(self.flow.velocity(batch.x, time, batch.context))
+        return field
+
+    def interpolate(
+        self, start: Any, end: Any, *, steps: int = 9, contexts: tuple[Any, Any] | None = None
+    ) -> np.ndarray:
+        """Return ways between data, along great circles between their places at the base (Shoemake 1985).
+
+        A straight line between two draws of a normal law of many dimensions would pass where it has hardly any mass.
+
+        Args:
+            start: Data, n of them.
+            end: As many other data.
+            steps: Number of places on a way, at least 3.
+            contexts: Contexts of both ends; those between are interpolated.
+
+        Returns:
+            Data on the ways, shape (n, steps, ...), the given ones at the ends.
+
+        Raises:
+            ValueError: If there are too few steps, the data do not pair, or some lie outside the support.
+        """
+        if steps < 3 or len(start) != len(end):
+            raise ValueError(
+                f"interpolate takes pairs of data and 3 steps or more; got {len(start)}, {len(end)}, {steps}"
+            )
+        pairs = zip((start, end), contexts or (None, None), strict=True)
+        first, last = (self._batch_inside(x, context, "interpolate") for x, context in pairs)
+        z, z_last = self._to_base(first), self._to_base(last)
+        between = []
+        for share in np.linspace(0, 1, steps)[1:-1].tolist():
+            c = first.context
+            if c is not None and last.context is not None:
+                c = torch.lerp(c, last.context, share)
+            place = Batch(_on_great_circle(z, z_last, share), c)
+            between.append(self.domain.restore(to_numpy(to_data(self.flow, place, self._solver))))
+        return np.stack([np.asarray(start), *between, np.asarray(end)], axis=1)
+
+    def diagnose(
+        self,
+        X: Any,
+        *,
+        context: Any = None,
+        rows: int = 1000,
+        seed: int = 0,
+        on_progress: Callable[[str], None] | None = None,
+    ) -> diagnostics.Diagnosis:
+        """Examine the model on rows that it has not seen; see `ffjord_kit.diagnostics.diagnose`.
+
+        The solver of its reports is judged, and that of a training by likelihood that no guard watched.
+
+        Args:
+            X: Held-out rows, shape (n, d).
+            context: Contexts.
+            rows: Largest number of rows to use.
+            seed: Seed of all noise.
+            on_progress: Called with the name of each part before it begins.
+
+        Returns:
+            The diagnosis.
+
+        Raises:
+            ValueError: If rows lie outside the support, or the data are images.
+        """
+        self.domain.require_table("diagnose", "score its bits per dimension, and look at its pictures")
+        batch = self._batch_inside(X, context, "diagnose")
+        noisy = batch.with_x(tensor(self.domain.add_noise(batch.x.numpy(), seed)))
+        batch = placed(self.flow, noisy)
+        solvers = {"of reports": self._solver}
+        if not self.config.train.guard and any(phase.objective.name == "mle" for phase in self.config.phases):
+            solvers["in training"] = self.config.solver
+        return diagnostics.diagnose(
+            self.flow, batch.x, batch.context, solvers=solvers, rows=rows, seed=seed, on_progress=on_progress
+        )
+
+    def outlier_scores(
+        self,
+        X: Any,
+        *,
+        context: Any = None,
+        reference: float,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Score how far rows are from what the model knows; see `ffjord_kit.diagnostics.outliers`.
+
+        Args:
+            X: Rows or images.
+            context: Contexts.
+            reference: Mean log-density of held-out rows, nats.
+            on_progress: Called with the number of rows done and of all rows.
+
+        Returns:
+            Scores by name, each of shape (n,), the higher the further; infinite outside the support.
+        """
+        batch, inside = self._batch(X, context)
+        scores = outlier_scores(
+            self.flow, placed(self.flow, batch), reference=reference, options=self.config.reporting,
+            rows=self._rows_at_once, on_progress=on_progress,
+        )  # fmt: skip
+        return {name: spread(to_numpy(values), inside, np.inf) for name, values in scores.items()}
+
+    def bits_per_dim(
+        self,
+        X: Any,
+        *,
+        context: Any = None,
+        draws: int = 1,
+        probes: int = REPORT_PROBES,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> BitsPerDim:
+        """Return the bits per dimension of images, with every error of the figure.
+
+        Args:
+            X: Images.
+            context: Contexts, or labels.
+            draws: Number of draws of the noise.
+            probes: Number of probes of the trace.
+            on_progress: Called with the number of solves done and of all solves.
+
+        Returns:
+            Bits per dimension; of one draw, what `score_samples` says in nats.
+
+        Raises:
+            ValueError: If the data are a table.
+        """
+        if not isinstance(self.domain, ImageDomain):
+            raise ValueError("bits_per_dim is for images, and this model is of a table: take score_samples")
+        contexts = self.domain.contexts(context, len(X), self.flow.context_dim)
+        return bits_per_dim(
+            self.flow, Pixels(self.domain.images(X), self.domain.bits),
+            None if contexts is None else tensor(contexts), batch_size=self._rows_at_once, draws=draws, probes=probes,
+            solver=self._solver, on_progress=on_progress,
+        )  # fmt: skip
+
+    def class_probabilities(self, X: Any) -> np.ndarray:
+        """Return the probabilities P(c | x) of classes by Bayes' rule, all classes being as likely before.
+
+        Args:
+            X: Images.
+
+        Returns:
+            Probabilities, shape (n, classes).
+
+        Raises:
+            ValueError: If the model was not fitted with labels.
+        """
+        if not isinstance(self.domain, ImageDomain) or not self.domain.classes:
+            raise ValueError("class_probabilities needs a model of images that was fitted with context=labels")
+
+        def log_prob(x: Tensor, context: Tensor) -> Tensor:
+            return torch.from_numpy(self.evaluate_batch(Batch(x, context)).log_prob)
+
+        x, _ = self.domain.rows(X)
+        return class_log_probs(log_prob, x, self.domain.classes).exp().numpy()
+
+    def reflow(
+        self,
+        X: Any = None,
+        *,
+        context: Any = None,
+        pairs: int = 20_000,
+        steps: int = 4_000,
+        learning_rate: float = 8e-3,
+        hidden: Sequence[int] | None = None,
+        random_state: Any = None,
+        source: str | None = None,
+        on_step: Callable[[dict[str, Any]], None] | None = None,
+    ) -> DensityModel:
+        """Return a new model that samples in a few steps: this one's network, trained again on its own pairs.
+
+        Its density is its own. Rows are not trained on: those that the fit held out validate the new model.
+
+        Args:
+            X: Rows of the fit, all and in their order, or None.
+            context: Contexts of the pairs, of a conditional model.
+            pairs: Number of pairs to draw.
+            steps: Steps of training.
+            learning_rate: Peak learning rate.
+            hidden: Widths of a new network; of a single width the exact trace has a closed form. None for the old one.
+            random_state: Seed, or None.
+            source: Note on where this model comes from.
+            on_step: Called with the record of each step.
+
+        Returns:
+            The new model; this one stays as it is.
+
+        Raises:
+            ValueError: If X are not the rows of the fit, a context is missing or of no use, or the data are images.
+
+        References:
+            Liu et al. 2023, reflow, https://arxiv.org/abs/2209.03003.
+        """
+        settings = ReflowSettings(pairs, steps, learning_rate, None if hidden is None else tuple(hidden))
+        self.domain.require_table("reflow", "sample it with few fixed steps")
+        rows = None if X is None else np.asarray(X, np.float64)
+        contexts = self._contexts_of_pairs(rows, context)
+        if rows is not None and Arrays(rows, contexts).facts()["sha256"] != self.record["sha256"]:
+            raise ValueError(
+                "X and context must be the rows of the fit, all and in their order: others cannot validate it"
+            )
+        seed = seed_from(random_state)
+        train, held_out = (None, None) if rows is None else self.split_indices(rows)
+        drawn = contexts if contexts is None or train is None else contexts[train]
+        note = {"source": source, "weights": weights_digest(self.flow), "seed": seed, **asdict(settings)}
+        model = self._reflowed(settings, None if drawn is None else tensor(drawn), note, on_step)
+        if rows is not None and held_out is not None and len(held_out):
+            noisy = self.domain.add_noise(rows, self.seed)[held_out]
+            _record_validation(model, noisy, None if contexts is None else contexts[held_out])
+        return model
+
+    def few_step_sample_errors(
+        self, *, n: int = 2_000, context: Any = None, random_state: Any = 0
+    ) -> dict[tuple[str, int], float]:
+        """Return the errors of samples by a few fixed steps, against converged samples of the same noise.
+
+        Args:
+            n: Number of samples.
+            context: Contexts.
+            random_state: Seed of the noise.
+
+        Returns:
+            Root mean square errors in standard deviations, by (method, steps).
+        """
+        truth, errors = self.sample(n, context=context, random_state=random_state), {}
+        for method in STEP_METHODS:
+            for steps in STEP_COUNTS:
+                rows = self.sample(n, context=context, random_state=random_state, steps=steps, method=method)
+                errors[method, steps] = float(np.sqrt((((rows - truth) / truth.std(0)) ** 2).mean()))
+        return errors
+
+    def few_step_score_errors(self, X: Any, log_prob: np.ndarray, *, context: Any = None) -> dict[int, float]:
+        """Return the mean errors of log-densities by a few steps of rk4.
+
+        Args:
+            X: Rows.
+            log_prob: Converged log-densities, shape (n,).
+            context: Contexts.
+
+        Returns:
+            Errors in nats by number of steps.
+        """
+        drafts = {steps: self.draft(X, context=context, steps=steps) for steps in STEP_COUNTS}
+        return {steps: float(np.abs(draft - log_prob).mean()) for steps, draft in drafts.items()}
+
+    def _prepare_draws(self, n: int, context: Any, random_state: Any) -> tuple[torch.Generator, Tensor | None]:
+        if n < 1:
+            raise ValueError(f"n_samples must be at least 1; got {n}")
+        contexts = self.domain.contexts(context, n, self.flow.context_dim)
+        generator = torch.Generator().manual_seed(seed_from(random_state))
+        return generator, None if contexts is None else tensor(contexts)
+
+    def _reflowed(
+        self,
+        settings: ReflowSettings,
+        contexts: Tensor | None,
+        note: dict[str, Any],
+        on_step: Callable[[dict[str, Any]], None] | None,
+    ) -> DensityModel:
+        """Train a copy on its own pairs; the note of it gets what was measured."""
+        seed, old = note["seed"], single_precision(self.flow)
+        config, record = self._successor(settings.hidden, note)
+        tolerance = max(self.config.fields.tolerance, FINEST_SINGLE)
+        start, end, seen = draw_pairs(old, contexts, settings.pairs, seed, tolerance)
+        new = settings.hidden is not None
+        layers = slow_transforms(config, self.domain, self.flow.context_dim, seed) if new else None
+        flow, end, aligned = prepare_flow(old, layers, start, end)
+        note.update({"aligned": True} if aligned else {})
+        options = replace(config.train, seed=seed, micro_batches=None, precision="float32")
+        with training_progress([settings.phase], shown=config.fields.verbose, on_step=on_step) as listener:
+            history = train_on_pairs(flow, Batch(stack_pairs(start, end), seen), settings, options, listener)
+        prepare_reports(flow, config, self.domain)
+        note["grading"] = best_grading(flow, contexts, seed)
+        return DensityModel(flow, config, self.domain, record, history)
+
+    def _successor(self, hidden: tuple[int, ...] | None, note: dict[str, Any]) -> tuple[Config, dict[str, Any]]:
+        """Return the configuration and the record of a model made from this one: new widths and a note."""
+        changed: dict[str, Any] = {} if hidden is None else {"hidden": hidden}
+        chosen = {name: value for name, value in self.record.get("chosen", {}).items() if name not in changed}
+        record = {
+            **self.record,
+            "estimator": {**self.record["estimator"], **changed},
+            "chosen": chosen,
+            "reflow": [*self.record.get("reflow", []), note],
+        }
+        fields = replace(self.config.fields, **changed, max_seconds=None)
+        return resolve(fields, self.domain, seed=self.seed, chosen=chosen), record
+
+    def _contexts_of_pairs(self, rows: np.ndarray | None, context: Any) -> np.ndarray | None:
+        """Check the contexts of a reflow's pairs."""
+        dim = self.flow.context_dim
+        if dim and context is None:
+            raise ValueError(
+                f"this model is conditional, so its pairs need contexts: pass context=, rows (n, {dim}) like the fit's"
+            )
+        if not dim and context is not None:
+            raise ValueError("this model takes no context: leave it out")
+        if context is None:
+            return None
+        contexts = check_context(context, len(np.asarray(context)) if rows is None else len(rows), dim)
+        if contexts is not None and contexts.shape[1] != dim:
+            raise ValueError(f"context must have shape (rows, {dim}); got {contexts.shape}")
+        return contexts
+
+    def _guided(self, guidance: float) -> Flow:
+        if not guidance >= 0:
+            raise ValueError(f"guidance must be at least 0, and above 1 to go further; got {guidance}")
+        if not isinstance(self.domain, ImageDomain) or not self.domain.context_dropout:
+            raise ValueError(
+                "guidance needs a model of images that was fitted with context_dropout=0.1; this one always had its "
+                "context"
+            )
+        return guided(self.flow, guidance)
+
+    @torch.no_grad()
+    def _to_base(self, batch: Batch) -> Tensor:
+        batch = placed(self.flow, batch)
+        return self.flow.to_base(batch.x, batch.context, options=SolveOptions(trace=None, solver=self._solver))[0]
+
+
+def _on_great_circle(start: Tensor, end: Tensor, share: float) -> Tensor:
+    """Return points between rows (n, *event), by angle and, in proportion, by length."""
+    a, b = start.flatten(1).double(), end.flatten(1).double()
+    lengths = [part.norm(dim=1, keepdim=True) for part in (a, b)]
+    cosine = ((a / lengths[0]) * (b / lengths[1])).sum(1, keepdim=True).clamp(-1 + 1e-9, 1 - 1e-9)
+    angle = cosine.acos()
+    turned = ((1 - share) * angle).sin() * a / lengths[0] + (share * angle).sin() * b / lengths[1]
+    length = lengths[0] ** (1 - share) * lengths[1] ** share
+    return (turned / angle.sin() * length).reshape(start.shape).to(start)
+
+
+def _record_validation(model: ScoringModel, x: np.ndarray, context: np.ndarray | None) -> None:
+    """Record the likelihood of held-out rows."""
+    batch = Batch(tensor(x), None if context is None else tensor(context))
+    nll, history = -model.evaluate_batch(batch).log_prob, model.history
+    history.best_nll, history.best_step = float(nll.mean()), history.step
+    few = slice(0, ERROR_ROWS)
+    record = {
+        "step": history.step,
+        "phase": Reflow().name,
+        "seconds": round(history.seconds, 3),
+        "validation_nll": history.best_nll,
+        "validation_standard_error": float(nll.std(ddof=1) / math.sqrt(len(nll))),
+        "validation_solver_error": model.solver_error(x[few], context=None if context is None else context[few]),
+    }
+    history.records.append(record)

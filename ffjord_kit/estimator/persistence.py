@@ -1,0 +1,350 @@
+"""Fitted models in run folders: what config.json records, what can be resumed, and how weights come back."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from dataclasses import fields as fields_of
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ffjord_kit.estimator.config import Config, blank_flow, find_device, report_dtype, resolve
+from ffjord_kit.estimator.data import Domain, seed_from
+from ffjord_kit.estimator.fields import (
+    OPEN,
+    CommonFields,
+    ImageFields,
+    TableFields,
+    check_kinds,
+    kind_of,
+    whole,
+)  # fmt: skip
+from ffjord_kit.estimator.image import ImageDomain
+from ffjord_kit.estimator.table import TableDomain
+from ffjord_kit.flow import Flow
+from ffjord_kit.run import Run, RunError, claimed, to_json
+from ffjord_kit.training import History, Workers
+from ffjord_kit.training.reflow import with_alignment
+from ffjord_kit.transforms import Affine
+
+FREE_ON_RESUME = ("verbose", "device", "random_state")
+SEQUENCES = ("schedule", "transforms", "support")  # fields whose entries are tuples
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """A model as a run keeps it.
+
+    Attributes:
+        flow: Flow, where and in the type in which it reports.
+        config: Configuration.
+        domain: Domain of the data.
+        record: Content of config.json.
+        history: History of the fit.
+    """
+
+    flow: Flow
+    config: Config
+    domain: Domain
+    record: dict[str, Any]
+    history: History
+
+
+def new_record(
+    fields: CommonFields, path: str | Path | None, about: Mapping[str, Any], *, resume: bool
+) -> dict[str, Any]:
+    """Return the content of config.json for a fit: of a new run, or of the one to resume.
+
+    Args:
+        fields: Fields of the estimator.
+        path: Run folder, or None.
+        about: Facts about the data.
+        resume: Whether the run goes on.
+
+    Returns:
+        The content, with the seed settled.
+
+    Raises:
+        ValueError: If there is no run to resume.
+        RunError: If the run has other fields or data, or is damaged.
+    """
+    params = field_values(fields)
+    if not resume:
+        seed = seed_from(params["random_state"])
+        return {"estimator": {**params, "random_state": seed}, "seed": seed, **about}
+    if path is None:
+        raise ValueError("resume needs the run to go on with: pass run=")
+    run = Run.open(path)
+    with run.explained("config.json"):
+        read_fields(run)
+        check_resumable(run, params, about)
+    return run.config
+
+
+def check_resumable(run: Run, params: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+    """Check that a run has the same data and fields, but for those that say where and how loudly to work.
+
+    Args:
+        run: Run to resume.
+        params: Fields by name.
+        about: Facts about the data.
+
+    Raises:
+        RunError: If something differs; it names the first difference.
+    """
+    record = run.config
+    if "reflow" in record:
+        raise RunError(f"{run.path} was made by reflow, not fitted: it has no steps left to make; reflow the fit again")
+    if record["sha256"] != about["sha256"]:
+        raise RunError(f"{run.path} was fitted to other data: resume it with the same rows and columns")
+    name, mine, its = next(_differences(record, params), ("", None, None))
+    if name:
+        raise RunError(f"{run.path} has {name}={its!r}; got {mine!r}: resume it with its own")
+
+
+def same_fields(run: Run, params: Mapping[str, Any]) -> bool:
+    """Say whether a run has the same fields, and their seed if one is given.
+
+    Args:
+        run: The run.
+        params: Fields by name.
+
+    Returns:
+        True if it has.
+    """
+    record, seed = run.config, params["random_state"]
+    return not any(_differences(record, params)) and seed in (None, record["seed"])
+
+
+def check_workers(workers: Workers, params: Mapping[str, Any], about: Mapping[str, Any], *, resume: bool) -> None:
+    """Check that all workers have the same fields and data.
+
+    Args:
+        workers: The workers.
+        params: Fields by name.
+        about: Facts about the data.
+        resume: Whether the fit goes on.
+
+    Raises:
+        WorkersError: On all of them, if something differs.
+    """
+    free = {name for name in FREE_ON_RESUME if name != "random_state"}
+    compared = {name: value for name, value in params.items() if name not in free}
+    data = {"number of rows": about["rows"], "columns": about["columns"], "data (SHA-256)": about["sha256"]}
+    workers.check_equal({**compared, **data, "resume": resume})
+
+
+@contextmanager
+def run_folder(
+    workers: Workers, path: str | Path | None, record: Mapping[str, Any], *, force: bool, resume: bool
+) -> Iterator[Run | None]:
+    """Make or open a run folder, and keep other processes out of it meanwhile.
+
+    Args:
+        workers: The workers; the first one alone gets the run.
+        path: Folder, or None for no run.
+        record: Content of config.json of a new run.
+        force: Whether to replace a run that is there.
+        resume: Whether to open the run that is there.
+
+    Yields:
+        The run, or None.
+    """
+    with ExitStack() as stack:
+
+        def opened() -> Run | None:
+            stack.enter_context(claimed(path))
+            if path is None:
+                return None
+            return Run.open(path) if resume else Run.create(path, record, force=force)
+
+        yield workers.run_on_first(opened)
+
+
+def read_fields(run: Run) -> TableFields | ImageFields:
+    """Return the fields of a run.
+
+    Args:
+        run: The run.
+
+    Returns:
+        Fields of a table, or of images.
+
+    Raises:
+        RunError: If they are not an estimator's.
+    """
+    with run.explained("config.json"):
+        fields = fields_of_record(run.config)
+        check_kinds(fields)
+        return fields
+
+
+def fields_of_record(record: Mapping[str, Any]) -> TableFields | ImageFields:
+    """Return the fields of a run's record, with tuples where JSON has made lists of them.
+
+    Args:
+        record: Content of config.json.
+
+    Returns:
+        Fields of a table, or of images.
+    """
+    kind = ImageFields if "images" in record else TableFields
+    return kind(**{name: _restored(name, value) for name, value in record["estimator"].items()})
+
+
+def read_domain(run: Run, fields: TableFields | ImageFields) -> Domain:
+    """Return the domain of a run.
+
+    Args:
+        run: The run.
+        fields: Its fields.
+
+    Returns:
+        The domain.
+
+    Raises:
+        RunError: If its record makes no sense.
+    """
+    with run.explained("config.json"):
+        if isinstance(fields, ImageFields):
+            return ImageDomain.from_record(fields, run.config)
+        return TableDomain.from_record(fields, run.config)
+
+
+def load_model(run: Run) -> StoredModel:
+    """Load the fitted model of a run.
+
+    Args:
+        run: The run.
+
+    Returns:
+        The model, on the device that its fields name here.
+
+    Raises:
+        RunError: If the run is damaged, or has no weights yet.
+        ValueError: If this machine does not have the device.
+    """
+    record, fields = run.config, read_fields(run)
+    domain = read_domain(run, fields)
+    find_device(fields.device)  # its error does not mean that the run is damaged
+    with run.explained("config.json"):
+        seed, context_dim = int(record["seed"]), int(record["context_dim"])
+        whole("context_dim + 1", context_dim + 1)
+        config = resolve(fields, domain, seed=seed, chosen=record.get("chosen", {}))
+    _check_size(run, config, domain, context_dim)
+    with run.explained("config.json"):
+        flow = blank_flow(config, domain, context_dim, seed)
+        for note in record.get("reflow", []):
+            grading = note.get("grading", 1.0)
+            if not 0 < grading < math.inf:
+                raise ValueError(f"grading must be positive; got {grading}")
+            flow = with_alignment(flow, blank_alignment(domain)) if "aligned" in note else flow
+    run.load_model(flow)
+    prepare_reports(flow, config, domain)
+    return StoredModel(flow, config, domain, record, History(seed, records=run.records()))
+
+
+def save_model(path: str | Path, flow: Flow, record: Mapping[str, Any], history: History, *, force: bool) -> None:
+    """Write a model as a run folder.
+
+    Args:
+        path: Folder.
+        flow: Its flow.
+        record: Content of config.json.
+        history: Its history.
+        force: Whether to replace a run that is there.
+
+    Raises:
+        RunError: If the folder cannot be used.
+    """
+    with claimed(path):
+        run = Run.create(path, record, force=force)
+        for entry in history.records:
+            run.record(entry)
+        run.save_model(flow)
+
+
+def prepare_reports(flow: Flow, config: Config, domain: Domain) -> None:
+    """Freeze a flow, and put it in the type in which it reports; that of images stays as it was trained.
+
+    Args:
+        flow: The flow.
+        config: Configuration.
+        domain: Domain of the data.
+    """
+    dtype = report_dtype(config.device) if domain.dtype is torch.float64 else flow.like.dtype
+    flow.to(device=config.device, dtype=dtype).requires_grad_(False)
+
+
+def blank_alignment(domain: Domain) -> Affine:
+    """Return the affine transform of a reflow before any data, to load weights into.
+
+    Args:
+        domain: Domain of the data.
+
+    Returns:
+        The transform.
+    """
+    shapes = (domain.event_shape, (domain.size, domain.size))
+    return Affine(*(torch.zeros(shape, dtype=torch.float64) for shape in shapes))
+
+
+def field_values(fields: CommonFields) -> dict[str, Any]:
+    """Return the values of all fields.
+
+    Args:
+        fields: Fields, or an estimator.
+
+    Returns:
+        Values by name.
+    """
+    return {each.name: getattr(fields, each.name) for each in fields_of(kind_of(fields))}
+
+
+def _differences(record: Mapping[str, Any], params: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Yield the fields that a run has otherwise: name, given value, and the run's.
+
+    A field that is left open now may be what it would have become.
+    """
+    mine, its = json.loads(to_json(params)), record["estimator"]
+    usual = json.loads(to_json(_usual(record, params)))
+    for name, value in mine.items():
+        as_usual = value in OPEN and its.get(name) == usual.get(name)
+        if name not in FREE_ON_RESUME and value != its.get(name) and not as_usual:
+            yield name, value, its.get(name)
+
+
+def _usual(record: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the defaults of open fields for a run's data."""
+    if "images" in record:
+        return ImageDomain.from_record(ImageFields(**params), record).defaults()
+    return TableDomain.from_record(replace(TableFields(**params), support="real"), record).defaults()
+
+
+def _restored(name: str, value: Any) -> Any:
+    """Return a field as it was before JSON made lists of its tuples."""
+    if name == "hidden" and isinstance(value, list):
+        return tuple(value)
+    if name in SEQUENCES and isinstance(value, list):
+        entries = [tuple(entry) if isinstance(entry, list) else entry for entry in value]
+        return tuple(entries) if entries[:1] == ["bounded"] else entries
+    return value
+
+
+def _check_size(run: Run, config: Config, domain: Domain, context_dim: int) -> None:
+    """Refuse a config that describes a larger flow than the weights are, before any of it is built."""
+    shapes = run.model_shapes()
+    count, elements = len(shapes), sum(math.prod(shape) for shape in shapes.values())
+    fields = config.fields
+    with run.explained("config.json"):
+        hidden = tuple(map(int, fields.hidden or ()))
+        octaves = fields.fourier_features or 0 if isinstance(fields, TableFields) else 0
+        widest = domain.largest_weight(hidden, 1 + 2 * octaves, context_dim)
+        deepest = max(fields.blocks * domain.depth_factor, len(hidden), sum(number for _, number in config.transforms))
+    if deepest > count or max(widest, domain.size) > elements:
+        raise RunError(f"{run.path / 'model.safetensors'} does not fit config.json (it is smaller than that says)")

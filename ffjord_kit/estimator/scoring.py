@@ -1,0 +1,383 @@
+"""Log-densities of arrays under a fitted flow: exact, with errors, or in draft."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ffjord_kit.accuracy import LogDensity
+from ffjord_kit.data import Batch, scoring_batch_size
+from ffjord_kit.estimator.data import tensor, to_numpy
+from ffjord_kit.estimator.image import ImageDomain
+from ffjord_kit.estimator.persistence import StoredModel
+from ffjord_kit.flow import Flow
+from ffjord_kit.ode import AdaptiveSolver, FixedSolver, Solver, make_solver
+from ffjord_kit.precision import full_precision, single_precision
+from ffjord_kit.trace import PerRowTrace
+from ffjord_kit.transforms.cnf import SolveOptions
+
+JUDGED_ROWS = 64  # of the solver's error
+DRAFT_SOLVER = AdaptiveSolver(rtol=1e-3, atol=1e-3)
+
+
+class Evaluation(NamedTuple):
+    """Log-densities and their cost.
+
+    Attributes:
+        log_prob: Log-densities, nats, shape (n,).
+        nfe: Evaluations of the dynamics in the slowest batch.
+    """
+
+    log_prob: np.ndarray
+    nfe: int
+
+
+class LogDensities(NamedTuple):
+    """Log-densities with their errors, each of shape (n,), in nats; see `ffjord_kit.accuracy.LogDensity`.
+
+    A row outside the support has the log-density minus infinity, without error.
+
+    Attributes:
+        log_prob: Log-densities.
+        error: Bound on the error for about 99 % of rows.
+        solver_error: Error of the solver.
+        trace_error: Standard error of an estimated trace.
+        met: Whether a row has the requested error.
+        accepted: Accepted steps.
+        rejected: Rejected steps.
+    """
+
+    log_prob: np.ndarray
+    error: np.ndarray
+    solver_error: np.ndarray
+    trace_error: np.ndarray
+    met: np.ndarray
+    accepted: np.ndarray
+    rejected: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class ScoringModel(StoredModel):
+    """A fitted flow that scores arrays; see `ffjord_kit.estimator.model.DensityModel`."""
+
+    @property
+    def seed(self) -> int:
+        """Seed of the fit."""
+        return int(self.record["seed"])
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """Shape of a row or an image."""
+        return self.domain.event_shape
+
+    @property
+    def n_features(self) -> int:
+        """Number of columns, or of pixels."""
+        return self.domain.size
+
+    @property
+    def is_image(self) -> bool:
+        """Whether the data are images."""
+        return isinstance(self.domain, ImageDomain)
+
+    @property
+    def image_domain(self) -> ImageDomain:
+        """Domain of the images; a ValueError if the data are a table."""
+        if not isinstance(self.domain, ImageDomain):
+            raise ValueError("this is for images, and the model is of a table")
+        return self.domain
+
+    def score_samples(self, X: Any, *, context: Any = None, time: float = 1.0, return_error: bool = False) -> Any:
+        """Return the log-density of each row.
+
+        Args:
+            X: Rows or images.
+            context: Contexts (n, c), or one (c,) for all; labels of images.
+            time: Time of the states X, in [0, 1]; 1 for data.
+            return_error: Whether to return the errors too, for three times the work.
+
+        Returns:
+            Log-densities, shape (n,), in nats and the units of X; with `return_error` also bounds on their errors for
+            about 99 % of rows, shape (n,).
+
+        Raises:
+            ValueError: If rows or contexts do not fit the model.
+        """
+        if not return_error:
+            return self.evaluate(X, context=context, time=time).log_prob
+        certified = self.certify(X, context=context, time=time)
+        return certified.log_prob, certified.error
+
+    def score(self, X: Any, y: None = None, *, context: Any = None) -> float:
+        """Return the mean log-likelihood.
+
+        Args:
+            X: Rows or images.
+            y: Ignored.
+            context: Contexts.
+
+        Returns:
+            The mean, nats.
+        """
+        return float(self.evaluate(X, context=context).log_prob.mean())
+
+    def evaluate(self, X: Any, *, context: Any = None, time: float = 1.0) -> Evaluation:
+        """Return the log-density of each row, and the evaluations of the dynamics that they took.
+
+        Args:
+            X: Rows or images.
+            context: Contexts.
+            time: Time of the states X, in [0, 1].
+
+        Returns:
+            Log-densities and evaluations.
+        """
+        batch, inside = self._batch(X, context)
+        result = self.evaluate_batch(batch, time=time)
+        return result._replace(log_prob=spread(result.log_prob, inside, -np.inf))
+
+    def evaluate_batch(
+        self, batch: Batch, *, time: float = 1.0, flow: Flow | None = None, options: SolveOptions | None = None
+    ) -> Evaluation:
+        """Return the log-densities of checked rows.
+
+        Args:
+            batch: Rows within the support, shape (n, *event), and contexts.
+            time: Time of the states, in [0, 1].
+            flow: Copy of the flow to use; the model's own if None.
+            options: Trace and solver; those of reports if None.
+
+        Returns:
+            Log-densities and evaluations.
+        """
+        flow, options = flow or self.flow, options or self.config.reporting
+        results = [_evaluate(flow, chunk, time, options) for chunk in batch.split(self._rows_at_once)]
+        log_prob = np.concatenate([np.empty(0), *(result.log_prob for result in results)])
+        return Evaluation(log_prob, max((result.nfe for result in results), default=0))
+
+    def certify(
+        self,
+        X: Any,
+        *,
+        context: Any = None,
+        time: float = 1.0,
+        error: float | None = None,
+        probes: int | None = None,
+        random_state: int = 0,
+    ) -> LogDensities:
+        """Return log-densities with the errors of solver and trace.
+
+        Where an `error` is requested, tolerance and probes are refined row by row until it is met.
+
+        Args:
+            X: Rows or images.
+            context: Contexts.
+            time: Time of the states X, in [0, 1].
+            error: Requested error, nats; None for the one that the model's tolerance gives.
+            probes: Probes of Hutchinson's trace; None for the exact trace, of images 4 probes.
+            random_state: Seed of the probes.
+
+        Returns:
+            Log-densities and errors.
+
+        Raises:
+            ValueError: If the error is not positive, or there is one probe.
+        """
+        batch, inside = self._batch(X, context)
+        generator, fields = torch.Generator().manual_seed(random_state), self.config.fields
+        probes = self.domain.certify_probes if probes is None else probes
+        results = []
+        with full_precision():
+            for chunk in batch.split(self._rows_at_once):
+                part = placed(self.flow, chunk)
+                results.append(
+                    self.flow.evaluate(
+                        part.x, part.context, time=time, tolerance=fields.tolerance, probes=probes, error=error,
+                        generator=generator, max_nfe=fields.max_nfe,
+                    )
+                )  # fmt: skip
+        return _log_densities(results, inside)
+
+    def solver_error(self, X: Any, *, context: Any = None) -> float:
+        """Return the mean error of the solver in the log-densities of up to 64 rows; see `certify`.
+
+        Args:
+            X: Rows or images.
+            context: Contexts.
+
+        Returns:
+            The error, nats.
+        """
+        few = np.linspace(0, len(X) - 1, min(len(X), JUDGED_ROWS)).astype(int)
+        context = None if context is None else np.asarray(context)[few]
+        return float(self.certify(np.asarray(X)[few], context=context).solver_error.mean())
+
+    def draft(
+        self, X: Any, *, context: Any = None, time: float = 1.0, steps: int | None = None, method: str = "rk4"
+    ) -> np.ndarray:
+        """Return log-densities to some hundredths of a nat, for pictures; in float32, and not for reporting.
+
+        Args:
+            X: Rows or images.
+            context: Contexts.
+            time: Time of the states X, in [0, 1].
+            steps: Number of fixed steps; None for adaptive steps, the same for all rows.
+            method: Method of the fixed steps.
+
+        Returns:
+            Log-densities, nats, shape (n,).
+        """
+        batch, inside = self._batch(X, context)
+        solver: Solver = DRAFT_SOLVER if steps is None else self.few_step_solver(method, steps)
+        options, flow = replace(self.config.reporting, solver=solver), single_precision(self.flow)
+        return spread(self.evaluate_batch(batch, time=time, flow=flow, options=options).log_prob, inside, -np.inf)
+
+    def split(self, X: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Split the data of the fit into those that trained the model and those held out for validation.
+
+        Args:
+            X: Data of the fit, all and in their order.
+
+        Returns:
+            Two arrays.
+        """
+        x = X if isinstance(X, np.memmap) else np.asarray(X, None if self.is_image else np.float64)
+        train, held_out = self.split_indices(x)
+        return x[train], x[held_out]
+
+    def split_indices(self, X: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Return the indices of the data of the fit that trained the model, and of those held out.
+
+        Args:
+            X: Data of the fit.
+
+        Returns:
+            Two arrays of indices.
+        """
+        return self.domain.split(X, self.config.fields.validation_fraction, self.seed)
+
+    def few_step_solver(self, method: str, steps: int) -> Solver:
+        """Return a solver of a few fixed steps, placed where a reflow found them best, else equal.
+
+        Args:
+            method: Method.
+            steps: Number of steps.
+
+        Returns:
+            The solver.
+
+        Raises:
+            ValueError: If the method is unknown, or not one of fixed steps.
+        """
+        solver = make_solver(method, steps=steps)
+        graded = isinstance(solver, FixedSolver) and solver.gradable
+        return FixedSolver(method, steps, grading=self.grading) if graded else solver
+
+    @property
+    def grading(self) -> float:
+        """Grading of few steps that the last reflow measured; 1 without a reflow."""
+        notes = reversed(self.record.get("reflow", []))
+        return float(next((note["grading"] for note in notes if "grading" in note), 1.0))
+
+    @property
+    def _solver(self) -> Solver:
+        """Solver of reports."""
+        return self.config.reporting.solver or DRAFT_SOLVER
+
+    @property
+    def _rows_at_once(self) -> int:
+        return scoring_batch_size(self.event_shape, self.flow.like.device.type)
+
+    def _batch(self, x: Any, context: Any) -> tuple[Batch, np.ndarray]:
+        """Return the rows within the support with their contexts, and a mask of these among all rows."""
+        rows, inside = self.domain.rows(x)
+        contexts = self.domain.contexts(context, len(inside), self.flow.context_dim)
+        return Batch(rows, None if contexts is None else tensor(contexts[inside])), inside
+
+    def _batch_inside(self, x: Any, context: Any, verb: str) -> Batch:
+        """Return rows and contexts, all of which must lie within the support."""
+        batch, inside = self._batch(x, context)
+        if not inside.all():
+            raise ValueError(
+                f"{verb} takes rows within the support, where the density is positive; {(~inside).sum()} of "
+                f"{len(inside)} lie outside (first: row {int((~inside).argmax())}): leave them out"
+            )
+        return batch
+
+
+@torch.no_grad()
+def to_data(flow: Flow, place: Batch, solver: Solver, *, time: float = 1.0) -> Tensor:
+    """Map points at the base to data, or to their states at a time.
+
+    Args:
+        flow: Flow, or a copy of it in float32.
+        place: Points at the base, shape (n, *event), and contexts.
+        solver: Solver.
+        time: Time of the states, in [0, 1].
+
+    Returns:
+        Data or states, shape (n, *event).
+    """
+    options = SolveOptions(trace=None, solver=solver)
+    return flow.to_data(place.x.to(flow.like), place.context, time=time, options=options)[0]
+
+
+@torch.no_grad()
+def _evaluate(flow: Flow, chunk: Batch, time: float, options: SolveOptions) -> Evaluation:
+    """Return the log-densities of rows solved at once."""
+    if isinstance(options.trace, PerRowTrace):
+        options = replace(options, trace=options.trace.of(chunk.x))
+    chunk = placed(flow, chunk)
+    with full_precision():
+        log_prob, moved = flow.evaluate_log_prob(chunk.x, chunk.context, time=time, options=options)
+    return Evaluation(to_numpy(log_prob), moved.nfe)
+
+
+def placed(flow: Flow, batch: Batch) -> Batch:
+    """Move a batch to where a flow takes it: anywhere, or, without preprocessing, where its transforms compute.
+
+    Args:
+        flow: Flow.
+        batch: Rows and contexts.
+
+    Returns:
+        The batch.
+    """
+    return batch.to(flow.like) if flow.preprocess.identity else batch
+
+
+def spread(values: np.ndarray, inside: np.ndarray, outside: float) -> np.ndarray:
+    """Return the values of all rows, from those of the rows within the support.
+
+    Args:
+        values: Values of the rows within the support.
+        inside: Which rows are within it, shape (n,).
+        outside: Value of the other rows.
+
+    Returns:
+        Values, shape (n,).
+    """
+    spread = np.full(len(inside), outside)
+    spread[inside] = values
+    return spread
+
+
+def _log_densities(results: list[LogDensity], inside: np.ndarray) -> LogDensities:
+    """Join the results of all chunks."""
+
+    def column(name: str, outside: float) -> np.ndarray:
+        return spread(np.concatenate([np.empty(0), *(to_numpy(getattr(r, name)) for r in results)]), inside, outside)
+
+    return LogDensities(
+        log_prob=column("value", -np.inf),
+        error=column("error", 0.0),
+        solver_error=column("solver_error", 0.0),
+        trace_error=column("trace_error", 0.0),
+        met=column("met", 1.0).astype(bool),
+        accepted=column("accepted", 0.0).astype(int),
+        rejected=column("rejected", 0.0).astype(int),
+    )

@@ -1,0 +1,319 @@
+r"""Schedule `auto`: open fields are tried out on validation data, then training goes on for the rest of the budget.
+
+Short fits by flow matching follow each other, each with one field changed, and the better is kept: the density of t
+(which weight suits is a matter of the data), the scaling next to the data (correlations, edges and skew against plain
+units), and for a few columns the Fourier features among the inputs. A later value must win by a margin. The best fit is
+trained on by flow matching. A finish by maximum likelihood follows: MLE_STEPS for few columns where steps are counted,
+or a share of the seconds left if that buys enough steps. A finish of steps ends at the second validation that is not
+better, and the better weights are kept. The log records every trial and choice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+
+from ffjord_kit.data import Batch
+from ffjord_kit.estimator.config import Config, build_flow, resolve
+from ffjord_kit.estimator.data import Domain, TrainingData
+from ffjord_kit.estimator.fields import OPEN, CommonFields, PhaseSpec
+from ffjord_kit.estimator.table import SCALING_MARGIN
+from ffjord_kit.flow import Flow
+from ffjord_kit.noise import keyed_generator
+from ffjord_kit.ode import SolveError
+from ffjord_kit.progress import training_progress
+from ffjord_kit.training import History, Phase, TrainingDiverged, Workers, fit_flow
+from ffjord_kit.training.data import preprocessed
+from ffjord_kit.training.runtime import Timer
+
+STEPS, MOST_EPOCHS = 4000, 700  # of flow matching where steps are counted: small sets are learnt by heart beyond
+TRIAL_STEPS, TRIAL_SHARE, TRIAL_SHARE_OF_MANY = 400, 0.06, 0.05  # of few columns, and of more, with more to try
+TRIAL_ELEMENTS, TRIAL_ROWS = 4_096, 50  # of the validation data; at least this number of rows
+# Nats a column by which a later value must win: a short fit is kinder to some.
+MARGINS = {"time_density": 0.05, "scaling": SCALING_MARGIN, "fourier_features": 0.01}
+WARM_STEPS = 3  # before the trials: the first steps of a process are slow
+TRANSFORMS_STEPS, TRANSFORMS_SHARE = 2000, 0.25
+MLE_STEPS = 100  # of a finish where steps are counted, for a few columns
+FINISH, FINISH_OF_MANY = (0.35, 30), (0.2, 50)  # of the time left, and the least steps of it: few columns, and more
+THERE_AND_BACK = 3  # times the cost of the forward pass
+
+
+class Choice(NamedTuple):
+    """Settled choices of schedule auto."""
+
+    values: dict[str, Any]
+    flow: Flow
+    before: History
+
+
+class Trial(NamedTuple):
+    """A short fit.
+
+    Attributes:
+        values: Values of the open fields that it was made with.
+        flow: Its flow.
+        nll: Its validation NLL.
+        steps: Its steps.
+        failure: What made it fail.
+    """
+
+    values: dict[str, Any]
+    flow: Flow
+    nll: float = math.inf
+    steps: int = 0
+    failure: TrainingDiverged | None = None
+
+
+def choose(fields: CommonFields, domain: Domain, data: TrainingData, config: Config, flow: Flow) -> Choice:
+    """Try out the open fields, and settle the schedule.
+
+    Args:
+        fields: Fields, some of them open.
+        domain: Domain of the data.
+        data: Training data.
+        config: Configuration with the open fields at their defaults.
+        flow: Untrained flow of that configuration.
+
+    Returns:
+        The choice.
+
+    Raises:
+        TrainingDiverged: If every trial diverges.
+        KeyboardInterrupt: If it is interrupted: the trials are soon made again.
+    """
+    search, best = Search(fields, domain, data, config, flow, History(config.train.seed)), Trial({}, flow)
+    reason = search.reason_not_to_try()
+    if reason:
+        search.note(f"nothing tried out ({reason})")
+    else:
+        best = search.best()
+    values = {**domain.defaults(), **best.values}
+    values = {name: value for name, value in values.items() if getattr(fields, name) in OPEN}
+    specs = list(search.schedule(resolve(fields, domain, seed=config.train.seed, chosen=values), best))
+    values["schedule"] = [spec.value for spec in specs]
+    search.note("chosen: " + ", ".join(f"{name}={_word(value)}" for name, value in values.items()))
+    return Choice(values, best.flow, search.before)
+
+
+@dataclass
+class Search:
+    """The trials of one fit.
+
+    Args:
+        fields: Fields, some of them open.
+        domain: Domain of the data.
+        data: Training data.
+        config: Configuration with the open fields at their defaults.
+        flow: Untrained flow of that configuration.
+        before: History that records the trials and their time.
+    """
+
+    fields: CommonFields
+    domain: Domain
+    data: TrainingData
+    config: Config
+    flow: Flow
+    before: History
+
+    def best(self) -> Trial:
+        """Make the trials: the first values first, then the best so far with one value changed.
+
+        Returns:
+            The best trial.
+
+        Raises:
+            TrainingDiverged: If every trial diverges.
+        """
+        options = list(self.options())
+        count = 1 + sum(len(values) - 1 for _, values in options)
+        first = {name: values[0] for name, values in options}
+        if self.fields.max_seconds is not None:
+            self._fitted(first, (WARM_STEPS, math.inf), None)
+        best = self._tried(first, f"trial 1/{count}")
+        changes = [(name, value) for name, values in options for value in values[1:]]
+        for number, (name, value) in enumerate(changes, 2):
+            trial = self._tried({**best.values, name: value}, f"trial {number}/{count}")
+            margin = MARGINS[name] * self.domain.size
+            best = trial if trial.nll < best.nll - margin else best
+        if best.failure is not None:
+            raise best.failure
+        return best
+
+    def options(self) -> Iterator[tuple[str, tuple[Any, ...]]]:
+        """Yield the fields to try out and their values, the likelier first.
+
+        Yields:
+            Fields and values.
+        """
+        for name, values in self.domain.search_options(self.data.fitting.x, len(self.data.x)):
+            suits = name != "fourier_features" or self.config.fields.dynamics == "residual"
+            if getattr(self.fields, name) in OPEN and suits:
+                yield name, values
+
+    def reason_not_to_try(self) -> str:
+        """Return why no trials are made.
+
+        Returns:
+            The reason; empty if they are made.
+        """
+        if self.config.transforms:
+            return "exact transforms come first"
+        return self.domain.reason_not_to_search() or ("no validation rows" if self.data.held_out is None else "")
+
+    def schedule(self, config: Config, best: Trial) -> Iterator[PhaseSpec]:
+        """Yield the phases that follow, in the rest of the budget.
+
+        Args:
+            config: Configuration with the chosen values.
+            best: Best trial.
+
+        Yields:
+            Phases.
+        """
+        left = self._seconds_left()
+        if config.phases[0].objective.name == "mle":  # multi-scale flows, which flow matching cannot train
+            yield PhaseSpec("mle", self._matching_steps()) if left is None else PhaseSpec("mle", seconds=left)
+            return
+        finish = self.finish(config, best)
+        left = self._seconds_left()
+        taken = 0.0 if finish is None or left is None else finish.seconds
+        if config.transforms:
+            yield PhaseSpec("transforms", *_length(left, TRANSFORMS_SHARE, TRANSFORMS_STEPS))
+            taken += 0.0 if left is None else TRANSFORMS_SHARE * left
+        matching = "flow_matching"
+        yield PhaseSpec(matching, self._matching_steps()) if left is None else PhaseSpec(matching, seconds=left - taken)
+        if finish is not None:
+            yield finish
+
+    def finish(self, config: Config, best: Trial) -> PhaseSpec | None:
+        """Return the finish by maximum likelihood.
+
+        Args:
+            config: Configuration with the chosen values.
+            best: Best trial.
+
+        Returns:
+            The phase; None if it cannot be judged, or too few of its steps can be had.
+        """
+        if not best.steps:
+            return self._no_finish("no trials")
+        if self.fields.max_seconds is None:
+            if self.domain.few_columns:
+                return PhaseSpec("mle", steps=MLE_STEPS)
+            return self._no_finish("too dear for so many columns without max_seconds")
+        share, least = FINISH if self.domain.few_columns else FINISH_OF_MANY
+        with self._timed():
+            forward = self._seconds_of_a_loss(config, best.flow)
+        left = self._seconds_left() or 0.0
+        steps = int(share * left / (THERE_AND_BACK * forward))
+        if steps < least:
+            return self._no_finish(f"{share:.0%} of the time left would buy {steps} of its steps")
+        return PhaseSpec("mle", seconds=share * (self._seconds_left() or 0.0))
+
+    def note(self, event: str) -> None:
+        """Record an event.
+
+        Args:
+            event: Text.
+        """
+        seconds = round(self.before.seconds, 3)
+        self.before.records.append({"step": 0, "phase": "trials", "seconds": seconds, "event": event})
+
+    @property
+    def _share(self) -> float:
+        """Share of the allowed seconds that a trial takes."""
+        return TRIAL_SHARE if self.domain.few_columns else TRIAL_SHARE_OF_MANY
+
+    def _seconds_left(self) -> float | None:
+        """Return the seconds left of those allowed, at least a trial's share; None without a limit."""
+        limit = self.fields.max_seconds
+        return None if limit is None else max(limit - self.before.work_seconds, self._share * limit)
+
+    def _matching_steps(self) -> int:
+        """Return the steps of flow matching where no seconds are given."""
+        epoch = max(1, len(self.data.x) // self.config.train.batch_size)
+        return min(STEPS, MOST_EPOCHS * epoch)
+
+    def _no_finish(self, reason: str) -> PhaseSpec | None:
+        """Record why there is no finish."""
+        self.note(f"no finish by maximum likelihood: {reason}")
+        return None
+
+    def _tried(self, values: dict[str, Any], title: str) -> Trial:
+        """Make a trial, and record it."""
+        trial = self._fitted(values, _length(self.fields.max_seconds, self._share, TRIAL_STEPS), title)
+        settings = ", ".join(f"{name}={value}" for name, value in values.items()) or "the only way"
+        result = f"validation NLL {trial.nll:.4f} after {trial.steps} steps" if trial.failure is None else "diverged"
+        self.note(f"tried {settings}: {result}")
+        return trial
+
+    def _fitted(self, values: dict[str, Any], length: tuple[float, float], title: str | None) -> Trial:
+        """Make a short fit from the start, with a progress bar if it has a title."""
+        (steps, seconds), data, before = length, self.data, self.before
+        config = resolve(self.fields, self.domain, seed=before.seed, chosen=values)
+        objective, rate = config.objectives["flow_matching"]
+        phase = Phase(objective, steps, rate, seconds, validations=1)
+        guess = 0.0 if seconds == math.inf else seconds / 8  # of what a validation costs: there is one, at the end
+        known = History(before.seed, validation_cost=before.validation_cost or guess)
+        shown = self.fields.verbose and title is not None
+        try:
+            with self._timed(), training_progress([phase], shown=shown, titles=[title or ""]) as on_step:
+                flow = build_flow(config, self.domain, data.fitting, before.seed)
+                history = fit_flow(
+                    flow, data.x, context=data.context, validation=self._judges(), schedule=[phase],
+                    evaluation=config.validation, config=self._alone(config), workers=Workers(), before=known,
+                    on_step=on_step,
+                )  # fmt: skip
+        except TrainingDiverged as error:
+            return Trial(values, self.flow, failure=error)
+        if history.interrupted:
+            raise KeyboardInterrupt
+        before.validation_cost = history.validation_cost
+        nll = math.inf if history.best_nll is None else history.best_nll
+        return Trial(values, flow, nll, history.step)
+
+    def _judges(self) -> Batch | None:
+        """Return some of the held-out rows."""
+        few = slice(0, max(TRIAL_ROWS, TRIAL_ELEMENTS // self.domain.size))
+        return None if self.data.held_out is None else self.data.held_out[few]
+
+    def _alone(self, config: Config) -> Any:
+        """Return the training options for one worker, which computes all parts of a batch."""
+        return replace(config.train, micro_batches=config.train.micro_batches or Workers.here().size)
+
+    def _seconds_of_a_loss(self, config: Config, flow: Flow) -> float:
+        """Return the seconds that a batch's loss takes in maximum likelihood; infinite if it cannot be solved."""
+        rows = min(len(self.data.fitting), config.train.batch_size)
+        some = torch.linspace(0, len(self.data.fitting) - 1, rows).long()
+        batch = preprocessed(flow, self.data.fitting[some]).batch
+        timer, generator = Timer(batch.x.device), keyed_generator(batch.x.device, "cost")
+        try:
+            with torch.no_grad():
+                float(config.objectives["mle"][0].loss(flow.inner, batch, generator).value)
+        except SolveError:
+            return math.inf
+        return timer.read()[1]
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        """Add the time of what is done meanwhile, however it ends."""
+        timer = Timer(self.config.device, self.before.seconds, self.before.work_seconds)
+        try:
+            yield
+        finally:
+            self.before.seconds, self.before.work_seconds = timer.read()
+
+
+def _word(value: Any) -> str:
+    """Write a chosen value for the log."""
+    return ",".join(f"{word}:{length}" for word, length in value) if isinstance(value, list) else str(value)
+
+
+def _length(seconds: float | None, share: float, steps: int) -> tuple[float, float]:
+    """Return (steps, seconds): the steps, or a share of the seconds if they are limited."""
+    return (steps, math.inf) if seconds is None else (math.inf, share * seconds)

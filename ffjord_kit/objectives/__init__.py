@@ -1,0 +1,22 @@
+"""Objectives of training, by their words."""
+
+from __future__ import annotations
+
+from ffjord_kit.objectives.base import Loss, Objective, SolvedObjective
+from ffjord_kit.objectives.couplings import COUPLINGS
+from ffjord_kit.objectives.flow_matching import TIME_DENSITIES, FlowMatching, split_transforms
+from ffjord_kit.objectives.guidance import DropContext, class_log_probs, guided, one_hot
+from ffjord_kit.objectives.likelihood import MaximumLikelihood, TransformsLikelihood
+from ffjord_kit.objectives.reflow import Reflow
+
+OBJECTIVES: dict[str, type[Objective]] = {
+    "flow_matching": FlowMatching,
+    "mle": MaximumLikelihood,
+    "transforms": TransformsLikelihood,
+}
+
+__all__ = [
+    "COUPLINGS", "OBJECTIVES", "TIME_DENSITIES", "DropContext", "FlowMatching", "Loss",
+    "MaximumLikelihood", "Objective", "Reflow", "SolvedObjective", "TransformsLikelihood", "class_log_probs",
+    "guided", "one_hot", "split_transforms",
+]  # fmt: skip

@@ -1,0 +1,129 @@
+r"""Couplings: which base point of a batch is paired with each row of data in flow matching.
+
+    independent         base points stay in the order in which they were drawn
+    optimal_transport   the order of the base points that nearly minimises sum_i |x_0 - x_1|^2
+
+Minibatch optimal transport (Pooladian et al. 2023, Tong et al. 2024) gives lines that hardly cross, so a field of
+little variance and nearly straight paths. Reordering a batch leaves the distribution of the base points unchanged, so
+the minimiser of flow matching still carries the base to the data. Exact assignment costs about n^3; here base points
+and data are both halved repeatedly along the column of largest variance, and corresponding cells are assigned exactly
+(Hungarian method), which costs about n.
+
+Under a context c the distribution of x_0 given c must remain the base, so points are exchanged only where contexts
+agree. Where contexts repeat (classes, counts), only rows of equal context are reordered, and that distribution is
+unchanged. Where they do not, rows of similar contexts are reordered, at a cost |x_0 - r|^2 + beta |c_0 - c_1|^2
+(Kerrigan et al. 2024, Chemseddine et al. 2024), with r the residual of a linear regression of x_1 on the context: for
+equal contexts the order is that of x_1 itself, and for unequal ones x_0 does not depend on a mean of x_1 that moves
+with the context. The distribution of x_0 given c is then near the base, not exactly the base.
+
+References:
+    Pooladian et al. 2023, https://arxiv.org/abs/2304.14772.
+    Tong et al. 2024, https://arxiv.org/abs/2302.00482.
+    Kerrigan et al. 2024, https://arxiv.org/abs/2404.04240.
+    Chemseddine et al. 2024, https://arxiv.org/abs/2403.18705.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+CELL_SIZE = 64  # rows assigned exactly at a time: at 512 rows, about 3 ms for 84 to 99 % of the gain (64 to 2 columns)
+CONTEXT_CELL_SIZE = 32
+CONTEXT_WEIGHT = 30.0
+
+Coupling = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+
+def independent(start: Tensor, end: Tensor, context: Tensor | None = None) -> Tensor:
+    """Return the order in which the base points were drawn.
+
+    Args:
+        start: Base points, shape (batch, *event).
+        end: Rows of data, shape (batch, *event).
+        context: Contexts, shape (batch, context_dim), or None.
+
+    Returns:
+        The order 0, 1, ..., shape (batch,).
+    """
+    return torch.arange(len(start), device=start.device)
+
+
+def optimal_transport(start: Tensor, end: Tensor, context: Tensor | None = None) -> Tensor:
+    """Return the order that pairs near base points and rows of data, as far as contexts allow.
+
+    The assignment runs on the CPU, where tensors of an accelerator are copied.
+
+    Args:
+        start: Base points, shape (batch, *event).
+        end: Rows of data, standardized, shape (batch, *event).
+        context: Contexts, standardized, shape (batch, context_dim), or None.
+
+    Returns:
+        Order of the base points, shape (batch,): start[order] is paired with end.
+    """
+    a, b = (x.detach().flatten(1).cpu().double() for x in (start, end))
+    order = _transport(a, b) if context is None else _by_context(a, b, context.detach().cpu().double())
+    return order.to(start.device)
+
+
+def _transport(start: Tensor, end: Tensor) -> Tensor:
+    order = torch.empty(len(start), dtype=torch.long)
+    rows = torch.arange(len(start))
+    for start_rows, end_rows in _cells(start, end, rows, rows):
+        order[end_rows] = start_rows[_assign(-end[end_rows] @ start[start_rows].T)]
+    return order
+
+
+def _cells(start: Tensor, end: Tensor, start_rows: Tensor, end_rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield rows of `start` and of `end` in corresponding cells, with equally many rows each, at most CELL_SIZE."""
+    if len(start_rows) <= CELL_SIZE:
+        yield start_rows, end_rows
+        return
+    a, b = start[start_rows], end[end_rows]
+    column, half = int((a.var(0) + b.var(0)).argmax()), len(start_rows) // 2
+    start_rows, end_rows = start_rows[a[:, column].argsort()], end_rows[b[:, column].argsort()]
+    yield from _cells(start, end, start_rows[:half], end_rows[:half])
+    yield from _cells(start, end, start_rows[half:], end_rows[half:])
+
+
+def _by_context(start: Tensor, end: Tensor, context: Tensor) -> Tensor:
+    order = torch.arange(len(start))
+    values, groups, counts = context.unique(dim=0, return_inverse=True, return_counts=True)
+    if 2 * len(values) <= len(context):
+        for rows in groups.argsort(stable=True).split(counts.tolist()):
+            order[rows] = rows[_transport(start[rows], end[rows])]
+        return order
+    for rows in _context_cells(context, order.clone()):
+        distances = torch.cdist(context[rows], context[rows]).square()
+        residual = _residual(end[rows], context[rows])
+        order[rows] = rows[_assign(CONTEXT_WEIGHT * distances - 2 * residual @ start[rows].T)]
+    return order
+
+
+def _residual(end: Tensor, context: Tensor) -> Tensor:
+    """Return the residual of a linear regression of `end` on the context."""
+    regressors = torch.cat([context, torch.ones_like(context[:, :1])], 1)
+    return end - regressors @ (torch.linalg.pinv(regressors) @ end)
+
+
+def _context_cells(context: Tensor, rows: Tensor) -> Iterator[Tensor]:
+    """Yield rows of similar contexts, at most CONTEXT_CELL_SIZE at a time."""
+    if len(rows) <= CONTEXT_CELL_SIZE:
+        yield rows
+        return
+    c = context[rows]
+    rows = rows[c[:, int(c.var(0).argmax())].argsort()]
+    yield from _context_cells(context, rows[: len(rows) // 2])
+    yield from _context_cells(context, rows[len(rows) // 2 :])
+
+
+def _assign(cost: Tensor) -> Tensor:
+    """Return for each row of a square cost matrix a column of its own, such that the total is minimal."""
+    return torch.as_tensor(linear_sum_assignment(cost)[1])
+
+
+COUPLINGS: dict[str, Coupling] = {"independent": independent, "optimal_transport": optimal_transport}

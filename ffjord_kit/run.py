@@ -1,0 +1,408 @@
+"""A run folder: everything that a fit leaves, and everything that it needs to be resumed.
+
+    config.json          the estimator's fields, facts about the data, the seed, the version of the format
+    metrics.jsonl        log of training, one JSON record a line
+    model.safetensors    best weights so far; they can be loaded at any moment
+    checkpoint/          state.safetensors: the full state of training, to resume bit for bit
+    samples/             sheets of sampled images during training
+
+Every file but the log is replaced atomically, and none is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from numbers import Integral, Real
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ffjord_kit.atomic import replacing, write_text
+from ffjord_kit.version import __version__
+
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ImportError:  # Windows, which has no locks of folders
+    fcntl = None
+
+FORMAT = 2
+DAMAGE = (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError)
+REPLACED = ("metrics.jsonl", "model.safetensors", "checkpoint", "samples")
+
+
+class RunError(ValueError):
+    """Signal a run folder that cannot be read or written; the message says which file, why, and what to do."""
+
+
+def to_json(content: Mapping[str, Any]) -> str:
+    """Return plain values and NumPy's numbers as JSON.
+
+    Args:
+        content: Values by name.
+
+    Returns:
+        The text.
+
+    Raises:
+        TypeError: If a value is of another type.
+    """
+    return json.dumps(content, indent=2, default=_number)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder.
+
+    Args:
+        path: Path of the folder.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Run.create(Path(folder) / "run", {"seed": 3}).config["seed"]
+        3
+    """
+
+    path: Path
+
+    @classmethod
+    def create(cls, path: str | Path, config: Mapping[str, Any], *, force: bool = False) -> Run:
+        """Make a run folder.
+
+        Args:
+            path: Path of the folder.
+            config: Content of config.json.
+            force: Whether to replace a run that is there; any other content is never replaced.
+
+        Returns:
+            The run.
+
+        Raises:
+            RunError: If the folder holds something.
+        """
+        run, text = cls(Path(path)), to_json({"format": FORMAT, "version": __version__, **config})
+        run._make_room(force)
+        write_text(run.path / "config.json", text)
+        return run
+
+    @classmethod
+    def open(cls, path: str | Path) -> Run:
+        """Open an existing run.
+
+        Args:
+            path: Path of the folder.
+
+        Returns:
+            The run.
+
+        Raises:
+            RunError: If its config cannot be read.
+        """
+        run = cls(Path(path))
+        if not run.path.is_dir():
+            raise RunError(f"{path} is no run folder: no such folder")
+        run.config  # noqa: B018  reads and checks it
+        return run
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Content of config.json; a RunError says where it is missing, damaged, or of another version."""
+        config = self._json(self.path / "config.json")
+        found = config.get("format")
+        if found != FORMAT:
+            raise RunError(
+                f"{self.path / 'config.json'} has format {found!r}; ffjord_kit {__version__} reads format {FORMAT}: "
+                f"use the version that wrote it ({config.get('version', 'unknown')})"
+            )
+        return config
+
+    def amend(self, **content: Any) -> dict[str, Any]:
+        """Add entries to the config.
+
+        Args:
+            **content: Entries by name.
+
+        Returns:
+            The new config.
+        """
+        config = {**self.config, **content}
+        write_text(self.path / "config.json", to_json(config))
+        return config
+
+    def record(self, record: Mapping[str, Any]) -> None:
+        """Append a record to the log.
+
+        Args:
+            record: Record of plain values.
+
+        Raises:
+            RunError: If it cannot be written.
+        """
+        log = self.path / "metrics.jsonl"
+        with _writing(log), open(log, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def records(self) -> list[dict[str, Any]]:
+        """Read the log; a last line cut short by a crash is left out.
+
+        Returns:
+            The records.
+        """
+        log = self.path / "metrics.jsonl"
+        lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+        return [record for record in map(_parsed, lines) if record is not None]
+
+    def keep_records(self, count: int) -> None:
+        """Keep the first records, for a resumed run makes the others again; half-written files are removed.
+
+        Args:
+            count: Number of records to keep.
+        """
+        self._sweep()
+        kept = [json.dumps(record) + "\n" for record in self.records()[:count]]
+        write_text(self.path / "metrics.jsonl", "".join(kept))
+
+    def save_model(self, flow: nn.Module) -> None:
+        """Write the weights.
+
+        Args:
+            flow: Model that has them.
+
+        Raises:
+            RunError: If they cannot be written.
+        """
+        self._save("model.safetensors", flow.state_dict(), {})
+
+    def load_model(self, flow: nn.Module) -> None:
+        """Read the weights into a model.
+
+        Args:
+            flow: Model of the same shapes; it stays as it was if the weights are refused.
+
+        Raises:
+            RunError: If they are missing, damaged, or of other shapes.
+        """
+        tensors, _ = self._load("model.safetensors")
+        expected = {name: tuple(value.shape) for name, value in flow.state_dict().items()}
+        found = {name: tuple(value.shape) for name, value in tensors.items()}
+        if expected != found:
+            odd = sorted(set(expected.items()) ^ set(found.items()))[0][0]
+            raise RunError(f"{self.path / 'model.safetensors'} does not fit config.json (first at {odd!r})")
+        if not all(bool(value.isfinite().all()) for value in tensors.values() if value.is_floating_point()):
+            raise RunError(f"{self.path / 'model.safetensors'} holds weights that are NaN or infinite")
+        flow.load_state_dict(tensors)
+
+    def save_checkpoint(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Write the full state of training, in one file, so that it is whole or absent.
+
+        Args:
+            tensors: Tensors by name.
+            state: Plain values by name.
+
+        Raises:
+            RunError: If it cannot be written.
+        """
+        (self.path / "checkpoint").mkdir(exist_ok=True)
+        self._save("checkpoint/state.safetensors", tensors, {"state": json.dumps(state)})
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is a state to resume from."""
+        return (self.path / "checkpoint/state.safetensors").exists()
+
+    def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Read the last full state of training.
+
+        Returns:
+            Tensors and plain values by name; None if the run had not reached a checkpoint.
+
+        Raises:
+            RunError: If it is damaged.
+        """
+        if not self.has_checkpoint:
+            return None
+        tensors, metadata = self._load("checkpoint/state.safetensors")
+        state = _parsed(metadata.get("state", ""))
+        if state is None:
+            raise RunError(f"{self.path / 'checkpoint/state.safetensors'} is damaged (no state): fit again")
+        return tensors, state
+
+    def model_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the weights, without reading these.
+
+        Returns:
+            Shapes by name.
+
+        Raises:
+            RunError: If the weights are missing or damaged.
+        """
+        with self._opened("model.safetensors") as file:
+            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+
+    @contextmanager
+    def explained(self, name: str) -> Iterator[None]:
+        """Turn whatever the content of a file leads to into one line that says that it is damaged.
+
+        Args:
+            name: Name of the file in the folder.
+
+        Yields:
+            Nothing.
+
+        Raises:
+            RunError: In place of errors of a damaged content.
+        """
+        try:
+            yield
+        except RunError:
+            raise
+        except DAMAGE as error:
+            reason = " ".join(repr(error).split())[:200]
+            raise RunError(f"{self.path / name} is damaged ({reason}): restore it, or fit again") from error
+
+    def _save(self, name: str, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+        flat = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+        with _writing(self.path / name), replacing(self.path / name) as temporary:
+            save_file(flat, temporary, metadata)
+
+    def _load(self, name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+        with self._opened(name) as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+
+    @contextmanager
+    def _opened(self, name: str) -> Iterator[Any]:
+        path = self.path / name
+        if not path.is_file():
+            raise RunError(
+                f"{path} is missing: the run had not reached its first checkpoint, or lost it: resume it, or fit again"
+            )
+        try:
+            with safe_open(path, framework="pt") as file:
+                yield file
+        except (SafetensorError, OSError, RuntimeError) as error:
+            raise RunError(f"{path} is damaged ({_one_line(error)}): restore it, or fit again") from error
+
+    def _json(self, path: Path) -> dict[str, Any]:
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise RunError(f"{self.path} is no run folder: it has no config.json") from None
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+            raise RunError(f"{path} is damaged ({_one_line(error)}): restore it, or fit again") from error
+        if not isinstance(content, dict):
+            raise RunError(f"{path} is damaged (not a JSON object): restore it, or fit again")
+        return content
+
+    def _make_room(self, force: bool) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise RunError(f"{self.path} is a file: choose another folder for the run")
+        content = {entry.name for entry in self.path.iterdir()} if self.path.exists() else set()
+        if content and "config.json" not in content:
+            raise RunError(f"{self.path} is not empty and holds no run: choose another folder")
+        if content and not force:
+            raise RunError(f"{self.path} already holds a run: choose another folder, --resume it, or pass --force")
+        # The config stays until the new one takes its place: a crash between leaves a run, if an empty one.
+        for name in REPLACED:
+            _remove(self.path / name)
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Remove what a killed process had begun to write."""
+        for pattern in (".config-*", ".metrics-*", ".model-*", "checkpoint/.state-*"):
+            for leftover in self.path.glob(pattern):
+                leftover.unlink(missing_ok=True)
+
+
+@contextmanager
+def claimed(path: str | Path | None) -> Iterator[None]:
+    """Make a run folder, and lock it against other processes meanwhile; the lock ends with its process.
+
+    Systems and file systems without such locks keep nobody out.
+
+    Args:
+        path: Path of the folder; None for no folder.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        RunError: If another process holds the lock.
+    """
+    handle = _folder_handle(path)
+    try:
+        if handle is not None:
+            _lock(handle, str(path))
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _folder_handle(path: str | Path | None) -> int | None:
+    if path is None or fcntl is None:
+        return None
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+        return os.open(path, os.O_RDONLY)
+    except OSError:  # those who want to write there say it
+        return None
+
+
+def _lock(handle: int, path: str) -> None:
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise RunError(f"another process is at work in {path}: wait for it, or choose another folder") from None
+    except OSError:  # a file system without locks
+        return
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Say which file could not be written, and that its last version is intact."""
+    try:
+        yield
+    except (SafetensorError, OSError) as error:
+        raise RunError(
+            f"{path} could not be written ({_one_line(error)}): what was there before is intact; make room, and resume"
+        ) from error
+
+
+def _number(value: object) -> int | float:
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return float(value)
+    raise TypeError(f"a run's config holds text, numbers and lists of them; got {type(value).__name__}")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    try:
+        content = json.loads(line)
+    except (json.JSONDecodeError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
