@@ -1,4 +1,4 @@
-"""Atomic files: a reader sees the old file or the new one, never a part of either."""
+"""Atomic writes: a reader sees the old file or the new one, never a part of either."""
 
 from __future__ import annotations
 
@@ -11,9 +11,22 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path beside `path` to write to; it takes that name when all is on the disk.
+    """Give a temporary path to write to, which takes the final name when all is on the disk.
 
-    The temporary file keeps the suffix, goes if the writing fails, and never shows under the final name.
+    If the writing fails, the temporary file is removed, and a file of the final name stays as it was.
+
+    Args:
+        path: Final path.
+
+    Yields:
+        A path beside it, of the same suffix.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with replacing(Path(folder) / "a.txt") as temporary:
+        ...         _ = temporary.write_text("whole")
+        ...     (Path(folder) / "a.txt").read_text()
+        'whole'
     """
     path = Path(path)
     handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
@@ -30,7 +43,12 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text file atomically."""
+    """Write a text file atomically.
+
+    Args:
+        path: Path of the file.
+        text: Its content.
+    """
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 

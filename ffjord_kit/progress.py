@@ -18,7 +18,9 @@ OnProgress = Callable[[int, int], None]
 class Named(Protocol):
     """Anything with a name, e.g. an objective."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """The name."""
 
 
 class ScheduledPhase(Protocol):
@@ -65,8 +67,8 @@ def training_progress(
         for task in tasks[:number]:
             bar.update(task, completed=1.0)  # an earlier phase has ended, be it before its last step
         bar.start_task(tasks[number])
-        steps = schedule[number].steps
-        bar.update(tasks[number], completed=record["phase_share"], **_numbers(record, steps))
+        texts: dict[str, Any] = _numbers(record, schedule[number].steps)
+        bar.update(tasks[number], completed=record["phase_share"], **texts)
         if on_step is not None:
             on_step(record)
 

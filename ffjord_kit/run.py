@@ -1,10 +1,10 @@
-"""A run folder: everything that a fit leaves, and everything that it needs to go on.
+"""A run folder: everything that a fit leaves, and everything that it needs to be resumed.
 
-    config.json          what was asked for: the estimator's fields, the data, the seed, the format's version
-    metrics.jsonl        one JSON record a line, as training went
-    model.safetensors    the best weights so far; loadable at any moment
+    config.json          the estimator's fields, facts about the data, the seed, the version of the format
+    metrics.jsonl        log of training, one JSON record a line
+    model.safetensors    best weights so far; they can be loaded at any moment
     checkpoint/          state.safetensors: the full state of training, to resume bit for bit
-    samples/             of images, sheets of samples as training went
+    samples/             sheets of sampled images during training
 
 Every file but the log is replaced atomically, and none is ever unpickled.
 """
@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 from ffjord_kit.atomic import replacing, write_text
 from ffjord_kit.version import __version__
 
+fcntl: ModuleType | None
 try:
     import fcntl
 except ImportError:  # Windows, which has no locks of folders
@@ -39,25 +41,54 @@ REPLACED = ("metrics.jsonl", "model.safetensors", "checkpoint", "samples")
 
 
 class RunError(ValueError):
-    """A run folder that cannot be read or written; the text says which file, why, and what to do."""
+    """Signal a run folder that cannot be read or written; the message says which file, why, and what to do."""
 
 
 def to_json(content: Mapping[str, Any]) -> str:
-    """JSON of plain values and of NumPy's numbers. Raises TypeError for anything else."""
+    """Return plain values and NumPy's numbers as JSON.
+
+    Args:
+        content: Values by name.
+
+    Returns:
+        The text.
+
+    Raises:
+        TypeError: If a value is of another type.
+    """
     return json.dumps(content, indent=2, default=_number)
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run folder, by its path."""
+    """One run folder.
+
+    Args:
+        path: Path of the folder.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Run.create(Path(folder) / "run", {"seed": 3}).config["seed"]
+        3
+    """
 
     path: Path
 
     @classmethod
     def create(cls, path: str | Path, config: Mapping[str, Any], *, force: bool = False) -> Run:
-        """Make a folder with its config. An existing run is replaced only by `force`, any other content never.
+        """Make a run folder.
 
-        Raises RunError where the folder holds something.
+        Args:
+            path: Path of the folder.
+            config: Content of config.json.
+            force: Whether to replace a run that is there; any other content is never replaced.
+
+        Returns:
+            The run.
+
+        Raises:
+            RunError: If the folder holds something.
         """
         run, text = cls(Path(path)), to_json({"format": FORMAT, "version": __version__, **config})
         run._make_room(force)
@@ -66,7 +97,17 @@ class Run:
 
     @classmethod
     def open(cls, path: str | Path) -> Run:
-        """An existing run whose config can be read. Raises RunError with the reason otherwise."""
+        """Open an existing run.
+
+        Args:
+            path: Path of the folder.
+
+        Returns:
+            The run.
+
+        Raises:
+            RunError: If its config cannot be read.
+        """
         run = cls(Path(path))
         if not run.path.is_dir():
             raise RunError(f"{path} is no run folder: no such folder")
@@ -75,7 +116,7 @@ class Run:
 
     @property
     def config(self) -> dict[str, Any]:
-        """What was asked for. Raises RunError where config.json is missing, cut short, or of another version."""
+        """Content of config.json; a RunError says where it is missing, damaged, or of another version."""
         config = self._json(self.path / "config.json")
         found = config.get("format")
         if found != FORMAT:
@@ -86,35 +127,71 @@ class Run:
         return config
 
     def amend(self, **content: Any) -> dict[str, Any]:
-        """Add entries to the config, and give it back."""
+        """Add entries to the config.
+
+        Args:
+            **content: Entries by name.
+
+        Returns:
+            The new config.
+        """
         config = {**self.config, **content}
         write_text(self.path / "config.json", to_json(config))
         return config
 
     def record(self, record: Mapping[str, Any]) -> None:
-        """Append one record to the log. Raises RunError where the disk does not take it."""
+        """Append a record to the log.
+
+        Args:
+            record: Record of plain values.
+
+        Raises:
+            RunError: If it cannot be written.
+        """
         log = self.path / "metrics.jsonl"
         with _writing(log), open(log, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
     def records(self) -> list[dict[str, Any]]:
-        """The log; a last line cut short by a crash is left out."""
+        """Read the log; a last line cut short by a crash is left out.
+
+        Returns:
+            The records.
+        """
         log = self.path / "metrics.jsonl"
         lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
         return [record for record in map(_parsed, lines) if record is not None]
 
     def keep_records(self, count: int) -> None:
-        """Keep the first `count` records; a resumed run will make the others again, and needs no half-written file."""
+        """Keep the first records, for a resumed run makes the others again; half-written files are removed.
+
+        Args:
+            count: Number of records to keep.
+        """
         self._sweep()
         kept = [json.dumps(record) + "\n" for record in self.records()[:count]]
         write_text(self.path / "metrics.jsonl", "".join(kept))
 
     def save_model(self, flow: nn.Module) -> None:
-        """Write the weights."""
+        """Write the weights.
+
+        Args:
+            flow: Model that has them.
+
+        Raises:
+            RunError: If they cannot be written.
+        """
         self._save("model.safetensors", flow.state_dict(), {})
 
     def load_model(self, flow: nn.Module) -> None:
-        """Read the weights into a flow. Raises RunError where they are missing, damaged, or of another shape."""
+        """Read the weights into a model.
+
+        Args:
+            flow: Model of the same shapes; it stays as it was if the weights are refused.
+
+        Raises:
+            RunError: If they are missing, damaged, or of other shapes.
+        """
         tensors, _ = self._load("model.safetensors")
         expected = {name: tuple(value.shape) for name, value in flow.state_dict().items()}
         found = {name: tuple(value.shape) for name, value in tensors.items()}
@@ -126,17 +203,32 @@ class Run:
         flow.load_state_dict(tensors)
 
     def save_checkpoint(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Write the full state of training, in one file, so that it is whole or absent."""
+        """Write the full state of training, in one file, so that it is whole or absent.
+
+        Args:
+            tensors: Tensors by name.
+            state: Plain values by name.
+
+        Raises:
+            RunError: If it cannot be written.
+        """
         (self.path / "checkpoint").mkdir(exist_ok=True)
         self._save("checkpoint/state.safetensors", tensors, {"state": json.dumps(state)})
 
     @property
     def has_checkpoint(self) -> bool:
-        """Whether training has left a state to resume from."""
+        """Whether there is a state to resume from."""
         return (self.path / "checkpoint/state.safetensors").exists()
 
     def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """The last full state, or None where the run had not reached one."""
+        """Read the last full state of training.
+
+        Returns:
+            Tensors and plain values by name; None if the run had not reached a checkpoint.
+
+        Raises:
+            RunError: If it is damaged.
+        """
         if not self.has_checkpoint:
             return None
         tensors, metadata = self._load("checkpoint/state.safetensors")
@@ -146,15 +238,29 @@ class Run:
         return tensors, state
 
     def model_shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shapes of the weights by name, before any of them is read."""
+        """Return the shapes of the weights, without reading these.
+
+        Returns:
+            Shapes by name.
+
+        Raises:
+            RunError: If the weights are missing or damaged.
+        """
         with self._opened("model.safetensors") as file:
             return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
 
     @contextmanager
     def explained(self, name: str) -> Iterator[None]:
-        """Say in one line that a file is damaged, whatever its content led to.
+        """Turn whatever the content of a file leads to into one line that says that it is damaged.
 
-        Raises RunError.
+        Args:
+            name: Name of the file in the folder.
+
+        Yields:
+            Nothing.
+
+        Raises:
+            RunError: In place of errors of a damaged content.
         """
         try:
             yield
@@ -220,15 +326,23 @@ class Run:
 
 @contextmanager
 def claimed(path: str | Path | None) -> Iterator[None]:
-    """Keep other processes out of a run's folder meanwhile, which is made; a lock that ends with its process.
+    """Make a run folder, and lock it against other processes meanwhile; the lock ends with its process.
 
-    Nothing is kept out where the file system, or the system, has no such locks.
-    Raises RunError where another one is at work there.
+    Systems and file systems without such locks keep nobody out.
+
+    Args:
+        path: Path of the folder; None for no folder.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        RunError: If another process holds the lock.
     """
     handle = _folder_handle(path)
     try:
         if handle is not None:
-            _lock(handle, path)
+            _lock(handle, str(path))
         yield
     finally:
         if handle is not None:
@@ -241,11 +355,13 @@ def _folder_handle(path: str | Path | None) -> int | None:
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
         return os.open(path, os.O_RDONLY)
-    except OSError:  # told by those who want to write there
+    except OSError:  # those who want to write there say it
         return None
 
 
-def _lock(handle: int, path: str | Path) -> None:
+def _lock(handle: int, path: str) -> None:
+    if fcntl is None:
+        return
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -24,7 +24,7 @@ from ffjord_kit.objectives import FlowMatching
 from ffjord_kit.trace import HutchinsonTrace
 from ffjord_kit.training import Phase
 
-TINY = {"schedule": "flow_matching:2", "hidden": (4,), "random_state": 0}
+TINY = {"schedule": [("flow_matching", 2)], "hidden": (4,), "random_state": 0}
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(12, 3))
 

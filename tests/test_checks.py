@@ -77,6 +77,6 @@ def test_many_rows_are_told_from_some():
 def test_rows_that_are_there_ten_times_are_learned_and_told_of(x):
     many = np.tile(x, (10, 1))
     with pytest.warns(DegenerateDataWarning, match="100% of the rows occur more than once: those held out are trained"):
-        model = FFJORD(schedule="flow_matching:20", hidden=(8,), random_state=0).fit(many)
+        model = FFJORD(schedule=[("flow_matching", 20)], hidden=(8,), random_state=0).fit(many)
     assert np.isfinite(model.score_samples(x)).all()
     assert told(np.concatenate([x, x[:20]])) == []

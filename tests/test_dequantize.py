@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
-from ffjord_kit.estimator.dequantize import grid_of
+from ffjord_kit.estimator.table import find_grid
+from ffjord_kit.run import RunError
 from scipy import stats
 
-from ffjord_kit import FFJORD, RunError
+from ffjord_kit import FFJORD
 
-QUICK = {"schedule": "flow_matching:400", "hidden": (32, 32), "batch_size": 256, "random_state": 0}
+QUICK = {"schedule": [("flow_matching", 400)], "hidden": (32, 32), "batch_size": 256, "random_state": 0}
 NAMES = ("count", "score", "weight")
 
 
@@ -18,23 +19,23 @@ def table(n=2000, seed=0):
 
 
 def test_steps_are_found_where_values_have_them():
-    assert grid_of("auto", table(), NAMES).step == [1.0, 0.5, 0.0]
-    assert grid_of("score", table(), NAMES).step == [0.0, 0.5, 0.0]
-    assert grid_of("count: 0.5 ,score", table(), NAMES).step == [0.5, 0.5, 0.0]
-    assert grid_of("", table(), NAMES).step == [0.0, 0.0, 0.0]
-    assert grid_of("auto", np.array([[0.0], [0.1], [0.3], [0.7], [0.7]] * 3), "x").step[0] == pytest.approx(0.1)
-    assert grid_of("auto", np.array([[0.0], [0.1], [0.3141]] * 3), "x").step == [0.0]
+    assert find_grid("auto", table(), NAMES).step == [1.0, 0.5, 0.0]
+    assert find_grid(["score"], table(), NAMES).step == [0.0, 0.5, 0.0]
+    assert find_grid({"count": 0.5, "score": None}, table(), NAMES).step == [0.5, 0.5, 0.0]
+    assert find_grid(None, table(), NAMES).step == [0.0, 0.0, 0.0]
+    assert find_grid("auto", np.array([[0.0], [0.1], [0.3], [0.7], [0.7]] * 3), "x").step[0] == pytest.approx(0.1)
+    assert find_grid("auto", np.array([[0.0], [0.1], [0.3141]] * 3), "x").step == [0.0]
 
 
 def test_noise_is_as_wide_as_a_step_and_rounding_takes_it_away():
     x = table()
-    grid = grid_of("auto", x, NAMES)
-    noisy = grid.noisy(x, 0)
+    grid = find_grid("auto", x, NAMES)
+    noisy = grid.add_noise(x, 0)
     shift = (noisy - x)[:, :2] / [1.0, 0.5]
     assert all(stats.kstest(shift[:, i], stats.uniform(-0.5, 1).cdf).pvalue > 0.01 for i in range(2))
     assert np.array_equal(noisy[:, 2], x[:, 2])
-    assert np.array_equal(grid.rounded(noisy), x)
-    assert np.array_equal(noisy, grid.noisy(x, 0)) and not np.array_equal(noisy, grid.noisy(x, 1))
+    assert np.array_equal(grid.round(noisy), x)
+    assert np.array_equal(noisy, grid.add_noise(x, 0)) and not np.array_equal(noisy, grid.add_noise(x, 1))
 
 
 def test_a_discrete_law_is_learned_with_its_probabilities(tmp_path, recwarn):
@@ -51,29 +52,30 @@ def test_a_discrete_law_is_learned_with_its_probabilities(tmp_path, recwarn):
 
 
 def test_named_columns_alone_are_rounded():
-    model = FFJORD(dequantize="x1", **{**QUICK, "schedule": "flow_matching:5"}).fit(table())
+    model = FFJORD(dequantize=["x1"], **{**QUICK, "schedule": [("flow_matching", 5)]}).fit(table())
     draws = model.sample(50, random_state=0)
     assert np.allclose((draws[:, 1] - 0.25) % 0.5, 0)
     assert not np.allclose(draws[:, 0] % 1, 0)
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("columns", "message"),
     [
-        ("age", "dequantize names a column 'age' that is not there; there are x0, x1, x2"),
-        ("x0:-1", "dequantize must read like 'auto', 'age' or 'age,score:0.5', steps positive; got 'x0:-1'"),
-        ("x0:wide", "dequantize must read like"),
-        ("x2", "column 'x2' has no values of equal steps: give its step as in dequantize='x2:0.5'"),
-        ("x0:0.7", "column 'x0' has no values of equal steps of 0.7"),
+        (["age"], "dequantize names a column 'age' that is not there; there are x0, x1, x2"),
+        ({"x0": -1}, "dequantize must be 'auto', names such as .*, or positive steps such as .*; got {'x0': -1}"),
+        ({"x0": "wide"}, "dequantize must be 'auto'"),
+        ("x0", "dequantize must be 'auto', names such as .*; got 'x0'"),
+        (["x2"], "column 'x2' has no values of equal steps: give its step as in dequantize={'x2': 0.5}"),
+        ({"x0": 0.7}, "column 'x0' has no values of equal steps of 0.7"),
     ],
 )
-def test_what_cannot_be_dequantized_is_refused(text, message):
-    with pytest.raises(ValueError, match=message.replace("(", r"\(")):
-        FFJORD(dequantize=text, **QUICK).fit(table())
+def test_what_cannot_be_dequantized_is_refused(columns, message):
+    with pytest.raises(ValueError, match=message):
+        FFJORD(dequantize=columns, **QUICK).fit(table())
 
 
 def test_a_grid_that_was_tampered_with_is_refused(tmp_path):
-    FFJORD(dequantize="auto", **{**QUICK, "schedule": "flow_matching:2"}).fit(table()).save(tmp_path / "run")
+    FFJORD(dequantize="auto", **{**QUICK, "schedule": [("flow_matching", 2)]}).fit(table()).save(tmp_path / "run")
     config = tmp_path / "run/config.json"
     config.write_text(config.read_text().replace('"step": [', '"step": [7, '))
     with pytest.raises(RunError, match=r"config.json is damaged .*grid must give a step"):

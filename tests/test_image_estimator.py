@@ -13,7 +13,7 @@ from ffjord_kit import FFJORD, Solver
 from ffjord_kit.estimator import class_probabilities, examine, image_bits, interpolate, outlier_scores
 from ffjord_kit.trace import ExactTrace, OwnTrace, own_noise
 
-TINY = {"hidden": (8,), "schedule": "flow_matching:8", "batch_size": 16, "tolerance": 1e-3, "random_state": 0}
+TINY = {"hidden": (8,), "schedule": [("flow_matching", 8)], "batch_size": 16, "tolerance": 1e-3, "random_state": 0}
 
 
 def pictures(n=60, shape=(5, 4), seed=0):
@@ -39,7 +39,7 @@ def told(tmp_path_factory):
 def test_defaults_suit_the_shape(grey):
     now = grey.settled
     assert (now.dynamics, now.scaling, now.time_density, now.batch_size) == ("unet", "logit", "likelihood", 16)
-    assert FFJORD(schedule="flow_matching:1", hidden=(8,)).fit(pictures()[0]).settled.batch_size == 64
+    assert FFJORD(schedule=[("flow_matching", 1)], hidden=(8,)).fit(pictures()[0]).settled.batch_size == 64
     assert grey.event_shape_ == (1, 5, 4) and grey.n_features_in_ == 20
 
 
@@ -157,11 +157,11 @@ def test_a_conditional_model_is_a_classifier(told, grey):
 
 
 def test_likelihood_trains_images_by_few_steps_that_are_made_again():
-    model = FFJORD(schedule="flow_matching:4,mle:2", hidden=(8,), batch_size=8, random_state=0).fit(pictures(24)[0])
+    model = FFJORD(schedule=[("flow_matching", 4), ("mle", 2)], hidden=(8,), batch_size=8, random_state=0).fit(pictures(24)[0])
     now = model.settled
     assert (now.solver, now.steps, now.gradient) == ("rk4", 4, "checkpointed")
     assert any("solver_error" in record for record in model.history_.records)  # the guard looks on
-    assert FFJORD(solver="dopri5", schedule="mle:1", hidden=(8,)).fit(pictures(8)[0]).settled.steps is None
+    assert FFJORD(solver="dopri5", schedule=[("mle", 1)], hidden=(8,)).fit(pictures(8)[0]).settled.steps is None
 
 
 def test_strided_images_are_taken_where_they_lie():
@@ -237,7 +237,7 @@ def test_what_are_no_images_is_refused(x, text):
         ({"alpha": 0.5}, "alpha must lie between 0 and 1/2; got 0.5"),
         ({"scales": 2, "dynamics": "convolution"}, "flow matching moves every pixel to the end"),
         (
-            {"scales": 2, "schedule": "mle:1", "dynamics": "convolution"},
+            {"scales": 2, "schedule": [("mle", 1)], "dynamics": "convolution"},
             "2 scales need sides that are multiples of 4; got 5 x 4",
         ),
     ],
@@ -250,7 +250,7 @@ def test_fields_that_do_not_suit_images_are_refused(fields, text):
 @pytest.mark.parametrize("fields", [{"flip": True}, {"bits": 5}, {"scales": 2}, {"alpha": 0.1}])
 def test_fields_of_images_are_refused_for_tables(fields):
     with pytest.raises(ValueError, match=f"{next(iter(fields))} is not for tables"):
-        FFJORD(**fields, schedule="flow_matching:1").fit(np.random.default_rng(0).normal(size=(20, 2)))
+        FFJORD(**fields, schedule=[("flow_matching", 1)]).fit(np.random.default_rng(0).normal(size=(20, 2)))
 
 
 def test_what_only_tables_have_is_refused(grey):
@@ -286,7 +286,7 @@ def test_own_noise_is_seeded_by_the_row_and_differs_where_one_comes_again():
 
 def test_scores_of_outliers_are_those_of_their_definitions():
     x = np.random.default_rng(0).normal(size=(300, 2)) * [1.0, 3.0]
-    model = FFJORD(schedule="flow_matching:200", hidden=(16,), random_state=0).fit(x)
+    model = FFJORD(schedule=[("flow_matching", 200)], hidden=(16,), random_state=0).fit(x)
     rows = np.array([[0.0, 0.0], [6.0, 20.0], [1.0, -2.0]])
     found = outlier_scores(model, rows, reference=-3.0)
     log_prob = model.score_samples(rows)

@@ -262,7 +262,7 @@ def test_the_model_can_be_loaded_after_every_checkpoint(tmp_path, monkeypatch):
         seen.append(FFJORD.load(run).score_samples(rows().numpy()[:2]))
 
     monkeypatch.setattr(Run, "save_model", save_and_load)
-    options = {"schedule": "flow_matching:8,mle:4", "solver": "euler", "steps": 2, "random_state": 0, "hidden": (8,)}
+    options = {"schedule": [("flow_matching", 8), ("mle", 4)], "solver": "euler", "steps": 2, "random_state": 0, "hidden": (8,)}
     model = FFJORD(**options).fit(rows().numpy(), run=run)
     assert len(seen) == 4 + 1 + 4 + 1 + 1
     assert (seen[-1] == model.score_samples(rows().numpy()[:2])).all()
@@ -278,7 +278,7 @@ def test_a_finished_run_resumes_to_itself(tmp_path):
 
 
 def test_other_data_are_refused_on_resume_and_the_run_stays_as_it_was(tmp_path):
-    options = {"schedule": "flow_matching:2", "random_state": 0, "hidden": (8,)}
+    options = {"schedule": [("flow_matching", 2)], "random_state": 0, "hidden": (8,)}
     FFJORD(**options).fit(rows().numpy(), run=tmp_path / "run")
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     with pytest.raises(RunError, match="was fitted to other data"):

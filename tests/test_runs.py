@@ -8,7 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ffjord_kit import FFJORD, Flow, Layer, Run, RunError, StandardNormal, runs
+from ffjord_kit import FFJORD, Flow, Transform
+from ffjord_kit import run as runs
+from ffjord_kit.distributions import StandardNormal
+from ffjord_kit.run import Run, RunError
 
 X = np.random.default_rng(0).normal(size=(20, 2))
 CONFIG = {"columns": ["a"], "seed": 3}
@@ -18,7 +21,7 @@ CONFIG = {"columns": ["a"], "seed": 3}
 def fitted(tmp_path_factory):
     """A run folder with everything that a fit leaves; not to be changed."""
     path = tmp_path_factory.mktemp("runs") / "fitted"
-    FFJORD(schedule="flow_matching:4", hidden=(4,), random_state=0).fit(X, columns=["a", "b"], run=path)
+    FFJORD(schedule=[("flow_matching", 4)], hidden=(4,), random_state=0).fit(X, columns=["a", "b"], run=path)
     return path
 
 
@@ -41,7 +44,7 @@ def test_a_fit_leaves_its_four_things_and_no_temporary_file(fitted):
 def test_the_config_explains_the_run(fitted):
     config = Run.open(fitted).config
     assert config["format"] == runs.FORMAT
-    assert config["estimator"]["schedule"] == "flow_matching:4"
+    assert config["estimator"]["schedule"] == [["flow_matching", 4]]
     assert config["estimator"]["random_state"] == config["seed"] == 0
     assert (config["columns"], config["rows"], config["context_dim"]) == (["a", "b"], 20, 0)
     assert len(config["sha256"]) == 64
@@ -98,7 +101,7 @@ def test_a_replacement_that_is_cut_short_can_be_made_again(folder, monkeypatch):
 
 
 def test_a_model_survives_the_way_to_the_disk_and_back(fitted):
-    model = FFJORD(schedule="flow_matching:4", hidden=(4,), random_state=0).fit(X)
+    model = FFJORD(schedule=[("flow_matching", 4)], hidden=(4,), random_state=0).fit(X)
     loaded = FFJORD.load(fitted)
     assert np.array_equal(loaded.score_samples(X), model.score_samples(X))
     assert [r["step"] for r in loaded.history_.records] == [r["step"] for r in model.history_.records]
@@ -156,7 +159,7 @@ def cut(name, keep):
     return damage
 
 
-NAME = "layers.1.dynamics.inward.weight"
+NAME = "transforms.0.dynamics.input_layer.weight"
 DAMAGE = {
     "a config cut short": (cut("config.json", 100), r"config\.json is damaged \(.*\): restore it, or fit again"),
     "an empty config": (cut("config.json", 0), r"config\.json is damaged"),
@@ -165,7 +168,7 @@ DAMAGE = {
     "no config": (lambda f: (f / "config.json").unlink(), "is no run folder: it has no config.json"),
     "a later format": (
         damaged_config(lambda c: c.update(format=99, version="9.0")),
-        r"has format 99; ffjord_kit .* reads format 1: use the version that wrote it \(9\.0\)",
+        r"has format 99; ffjord_kit .* reads format 2: use the version that wrote it \(9\.0\)",
     ),
     "a config of something else": (
         damaged_config(lambda c: c.clear()), r"has format None; .* use the version that wrote it \(unknown\)",
@@ -213,7 +216,7 @@ def test_a_folder_that_is_not_there_is_no_run(tmp_path):
 
 def test_a_refused_model_leaves_the_flow_as_it_was(folder):
     damaged_model(lambda tensors: tensors[NAME].fill_(np.nan))(folder)
-    flow = FFJORD(schedule="flow_matching:4", hidden=(4,), random_state=1).fit(X).flow_
+    flow = FFJORD(schedule=[("flow_matching", 4)], hidden=(4,), random_state=1).fit(X).flow_
     before = {name: value.clone() for name, value in flow.state_dict().items()}
     with pytest.raises(RunError):
         Run.open(folder).load_model(flow)
@@ -221,7 +224,7 @@ def test_a_refused_model_leaves_the_flow_as_it_was(folder):
 
 
 def test_save_writes_a_folder_that_load_reads_and_never_replaces_one_unasked(tmp_path):
-    model = FFJORD(schedule="flow_matching:4", hidden=(4,), random_state=1).fit(X)
+    model = FFJORD(schedule=[("flow_matching", 4)], hidden=(4,), random_state=1).fit(X)
     model.save(tmp_path / "saved")
     assert np.array_equal(FFJORD.load(tmp_path / "saved").score_samples(X), model.score_samples(X))
     before = content(tmp_path)
@@ -238,8 +241,8 @@ def test_a_loaded_model_can_be_saved_again(fitted, tmp_path):
                           FFJORD.load(fitted).sample(3, random_state=0))  # fmt: skip
 
 
-class Plain(Layer):
-    """A layer of a user's own, with a weight and a number that is not a float."""
+class Plain(Transform):
+    """A transform of a user's own, with a weight and a number that is not a float."""
 
     event_shape = (1,)
 
@@ -258,7 +261,7 @@ class Plain(Layer):
 def test_any_flow_can_be_kept_in_a_run(tmp_path):
     run, flows = Run.create(tmp_path, CONFIG), [Flow([Plain()], base=StandardNormal((1,))) for _ in range(2)]
     with torch.no_grad():
-        flows[0].layers[0].shift.fill_(5.0)
+        flows[0].transforms[0].shift.fill_(5.0)
     run.save_model(flows[0])
     run.load_model(flows[1])
-    assert flows[1].layers[0].shift.item() == 5.0
+    assert flows[1].transforms[0].shift.item() == 5.0

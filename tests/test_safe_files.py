@@ -10,16 +10,17 @@ from textwrap import dedent
 import numpy as np
 import pytest
 import torch
-from ffjord_kit.runs import claimed
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from ffjord_kit import FFJORD, Run, RunError, datasets, runs
+from ffjord_kit import FFJORD, datasets
+from ffjord_kit import run as runs
 from ffjord_kit.datasets import files
+from ffjord_kit.run import Run, RunError, claimed
 
 X = np.random.default_rng(0).normal(size=(30, 2))
-TINY = {"schedule": "flow_matching:6", "hidden": (4,), "random_state": 0, "validate_every": 2}
+TINY = {"schedule": [("flow_matching", 6)], "hidden": (4,), "random_state": 0, "validate_every": 2}
 CALM = {"deadline": None, "derandomize": True, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
 
 
@@ -41,8 +42,7 @@ def folder(fitted, tmp_path):
 
 HOLDER = """
     import sys, time
-    from ffjord_kit.runs import claimed
-    with claimed(sys.argv[1]):
+        with claimed(sys.argv[1]):
         print("held", flush=True)
         time.sleep(600)
 """
@@ -91,7 +91,7 @@ def small_disk(tmp_path):
 
 def test_a_full_disk_leaves_the_last_checkpoint_and_the_run_goes_on_when_there_is_room(small_disk):
     run, filler, told = small_disk / "run", small_disk / "filler", []
-    fields = {**TINY, "schedule": "flow_matching:40", "hidden": (16, 16)}
+    fields = {**TINY, "schedule": [("flow_matching", 40)], "hidden": (16, 16)}
 
     def fill(record):
         if record["step"] == 9:
@@ -128,11 +128,11 @@ def test_what_the_disk_does_not_take_is_named(folder, monkeypatch, victim):
 
 HUGE = {
     "a wide network": {"hidden": [10**9, 10**9]}, "a long network": {"hidden": [4] * 100_000},
-    "many blocks": {"blocks": 10**12}, "many layers": {"layers": "maf:1000000000"}, "many octaves": {"octaves": 10**9},
+    "many blocks": {"blocks": 10**12}, "many transforms": {"transforms": [["maf", 10**9]]}, "many features": {"fourier_features": 10**9},
     "no widths": {"hidden": "wide"}, "a width that is none": {"hidden": [None]}, "a word as blocks": {"blocks": "x"},
     "an end in the past": {"end_time": -1.0}, "a base that is none": {"base": "cauchy"}, "no scaling": {"scaling": []},
-    "a list as tolerance": {"tolerance": [1]}, "a dict as layers": {"layers": {}}, "an unknown field": {"depth": 3},
-    "a negative width": {"hidden": [-4]}, "text as octaves": {"octaves": "2"},
+    "a list as tolerance": {"tolerance": [1]}, "a dict as transforms": {"transforms": {"maf": 1}}, "an unknown field": {"depth": 3},
+    "a negative width": {"hidden": [-4]}, "text as features": {"fourier_features": "2"},
 }  # fmt: skip
 
 
@@ -147,7 +147,7 @@ def test_a_config_that_describes_another_flow_is_refused_before_it_is_built(fold
 
 @pytest.mark.parametrize(
     "config",
-    ["[" * 100_000, "null", "[1]", '{"format": 1}', '{"format": [1]}', '{"format": 1, "estimator": 3}', "\x00", "NaN"],
+    ["[" * 100_000, "null", "[1]", '{"format": 2}', '{"format": [2]}', '{"format": 2, "estimator": 3}', "\x00", "NaN"],
     ids=lambda text: text[:20],
 )
 def test_a_config_of_any_other_shape_is_refused(folder, config):
@@ -260,7 +260,7 @@ def test_rows_of_any_numbers_are_learned_or_refused(rows, option):
         assert "\n" not in str(error).strip() or "Input" in str(error)  # scikit-learn's own has more than one line
 
 
-ODD = [-1, 0, 0.5, 1, 2, 3, np.nan, np.inf, -np.inf, "x", "", None, [], (), True, {}, "auto", "mle:1", "exact", "euler"]
+ODD = [-1, 0, 0.5, 1, 2, 3, np.nan, np.inf, -np.inf, "x", "", None, [], (), True, {}, "auto", [("mle", 1)], {"kinetic": 0.1}, "exact", "euler"]
 
 
 CHANGED = st.dictionaries(st.sampled_from(sorted(FFJORD().get_params())), st.sampled_from(ODD), min_size=1, max_size=2)

@@ -39,7 +39,7 @@ X, UPPER = two_moons(1500)
 
 @pytest.fixture(scope="module")
 def model():
-    return FFJORD(schedule="flow_matching:400", **QUICK).fit(X, data={"told": "by hand"})
+    return FFJORD(schedule=[("flow_matching", 400)], **QUICK).fit(X, data={"told": "by hand"})
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def correlated(n=2000):
 
 def test_a_new_network_is_relieved_of_what_is_linear(tmp_path):
     x = correlated()
-    fitted = FFJORD(schedule="flow_matching:300", scaling="standardize", **QUICK).fit(x)
+    fitted = FFJORD(schedule=[("flow_matching", 300)], scaling="standardize", **QUICK).fit(x)
     small = fitted.straighten(x, hidden=(16,), **FEW)
     (aligning,) = (layer for layer in small.flow_.layers if isinstance(layer, Affine))
     (block,) = (layer for layer in small.flow_.layers if isinstance(layer, CNF))
@@ -109,7 +109,7 @@ def test_a_new_network_is_relieved_of_what_is_linear(tmp_path):
 def test_what_aligns_the_ends_stands_beside_the_continuous_layers(tmp_path):
     pytest.importorskip("zuko")
     x = correlated(300)
-    fitted = FFJORD(layers="maf:1", schedule="layers:3,flow_matching:3", **QUICK).fit(x)
+    fitted = FFJORD(layers="maf:1", schedule=[("transforms", 3), ("flow_matching", 3)], **QUICK).fit(x)
     small = fitted.straighten(x, hidden=(6,), pairs=60, steps=3, random_state=0)
     kinds = [type(layer).__name__ for layer in small.flow_.layers]
     assert kinds[-3:] == ["ZukoLayer", "Affine", "CNF"]
@@ -169,7 +169,7 @@ def test_the_straightened_model_carries_a_base_point_where_the_old_one_did(model
 
 
 def test_the_old_model_stays_as_it_was():
-    model = FFJORD(schedule="flow_matching:20", **QUICK).fit(X)
+    model = FFJORD(schedule=[("flow_matching", 20)], **QUICK).fit(X)
     kept, config, rows = weights(model).clone(), dict(model.config_), model.sample(5, random_state=0)
     model.straighten(pairs=50, steps=3, random_state=0)
     assert torch.equal(weights(model), kept)
@@ -193,7 +193,7 @@ def test_it_is_a_run_that_says_what_it_was_made_from_and_comes_back_the_same(str
     again = loaded.straighten(pairs=50, steps=3, random_state=0)
     assert len(again.config_["straightened"]) == 2
     with pytest.raises(RunError, match="was straightened, not fitted"):
-        FFJORD(schedule="flow_matching:400", **QUICK).fit(X, run=tmp_path / "run", resume=True)
+        FFJORD(schedule=[("flow_matching", 400)], **QUICK).fit(X, run=tmp_path / "run", resume=True)
 
 
 def test_the_rows_that_the_fit_held_out_validate_it(model, straight):
@@ -205,14 +205,14 @@ def test_the_rows_that_the_fit_held_out_validate_it(model, straight):
 
 
 def test_the_seed_gives_the_same_weights_again():
-    model = FFJORD(schedule="flow_matching:5", **QUICK).fit(X)
+    model = FFJORD(schedule=[("flow_matching", 5)], **QUICK).fit(X)
     a, b, other = (model.straighten(pairs=50, steps=3, random_state=seed) for seed in (0, 0, 1))
     assert torch.equal(weights(a), weights(b))
     assert not torch.equal(weights(a), weights(other))
 
 
 def test_a_conditional_model_takes_the_contexts_of_its_pairs_from_the_rows():
-    model = FFJORD(schedule="flow_matching:200", **QUICK).fit(X, context=UPPER)
+    model = FFJORD(schedule=[("flow_matching", 200)], **QUICK).fit(X, context=UPPER)
     straight = model.straighten(X, context=UPPER, **{**FEW, "steps": 200})
     before, after = (few_step_sample_errors(m, n=200, context=UPPER[:200]) for m in (model, straight))
     assert after["euler", 2] < before["euler", 2] / 2

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from ffjord_kit import FFJORD, datasets
+from ffjord_kit.data import StreamedRows
 from ffjord_kit.datasets import files
-from ffjord_kit.training import Streamed
 
-QUICK = {"schedule": "flow_matching:40", "hidden": (16,), "batch_size": 64, "random_state": 0}
+QUICK = {"schedule": [("flow_matching", 40)], "hidden": (16,), "batch_size": 64, "random_state": 0}
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def mapped(tmp_path):
 
 def test_streamed_rows_are_all_but_those_left_out():
     table, left_out = torch.arange(20.0)[:, None], torch.tensor([0, 1, 7, 19])
-    rows = Streamed(table, left_out)
+    rows = StreamedRows(table, left_out)
     expected = [i for i in range(20) if i not in left_out.tolist()]
     assert rows.shape == (16, 1)
     assert rows.fetch(slice(None)).flatten().tolist() == expected
@@ -38,7 +38,7 @@ def test_streamed_rows_are_all_but_those_left_out():
 
 def test_a_mapped_table_is_learned_as_one_in_memory(mapped, tmp_path):
     test = np.random.default_rng(1).normal(size=(200, 3)) * [1, 10, 0.1] + [0, 5, 0]
-    streamed, held = (FFJORD(**{**QUICK, "schedule": "flow_matching:300"}).fit(x) for x in (mapped, np.array(mapped)))
+    streamed, held = (FFJORD(**{**QUICK, "schedule": [("flow_matching", 300)]}).fit(x) for x in (mapped, np.array(mapped)))
     assert streamed.score(test) == pytest.approx(held.score(test), abs=0.1)
     streamed.save(tmp_path / "run")
     assert FFJORD.load(tmp_path / "run").score(test) == streamed.score(test)
@@ -60,10 +60,10 @@ def test_a_mapped_run_resumes_where_it_was(mapped, tmp_path):
 
 def test_auto_context_and_bounds_work_on_a_mapped_table(mapped):
     context = np.arange(len(mapped))[:, None] % 3.0
-    model = FFJORD(max_seconds=2.0, support="bounded:-1000:1000", hidden=(16,), random_state=0)
+    model = FFJORD(max_seconds=2.0, support=("bounded", -1000, 1000), hidden=(16,), random_state=0)
     assert np.isfinite(model.fit(mapped, context=context).score_samples(mapped[:50], context=context[:50])).all()
     with pytest.raises(ValueError, match=r"column 'x1' has \d+ of 5000 rows outside its support, -1 to 1"):
-        FFJORD(support="bounded:-20:20,bounded:-1:1,real", **QUICK).fit(mapped)
+        FFJORD(support=[("bounded", -20, 20), ("bounded", -1, 1), "real"], **QUICK).fit(mapped)
 
 
 def test_rows_that_are_not_finite_are_refused(mapped, tmp_path):
@@ -88,7 +88,7 @@ PROGRAM = """
     from ffjord_kit import FFJORD
     torch.set_num_threads(1)
     x, peak = np.load(sys.argv[1], mmap_mode="r"), [0]
-    model = FFJORD(schedule="flow_matching:30", hidden=(8,), random_state=0)
+    model = FFJORD(schedule=[("flow_matching", 30)], hidden=(8,), random_state=0)
 
     def private():
         return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon"))

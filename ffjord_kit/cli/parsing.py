@@ -1,150 +1,166 @@
-"""The small languages of the command line: text of options to the values that Python takes."""
+"""The text forms of structured fields: schedule, transforms, regularizers, support and dequantize.
+
+A text such as 'flow_matching:4000,mle:60s' becomes the value that the estimators take in Python.
+"""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
+from ffjord_kit.objectives import OBJECTIVES
+from ffjord_kit.regularizers import REGULARIZERS
+from ffjord_kit.transforms.zuko import ZUKO_TRANSFORMS
 
-def parse_schedule(text: str) -> Any:
-    """Read phases of training.
+
+def parse_schedule(text: str) -> str | list[tuple[str, int | str]]:
+    """Read the phases of training.
 
     Args:
-        text: "auto", or phases such as "flow_matching:4000,mle:60s", in steps or seconds.
+        text: "auto", or phases in steps or seconds, e.g. "flow_matching:4000,mle:60s".
 
     Returns:
-        "auto", or a list of pairs.
+        The field `schedule`.
 
     Raises:
-        ValueError: If a phase has no length.
+        ValueError: If the text cannot be read.
 
     Example:
-        >>> parse_schedule("flow_matching:4000,mle:60s")
+        >>> parse_schedule("flow_matching:4000, mle:60s")
         [('flow_matching', 4000), ('mle', '60s')]
     """
     if text.strip() == "auto":
         return "auto"
-    form = "schedule must be 'auto', or read like 'flow_matching:4000,mle:60s', steps or seconds"
-    return [(word, int(length) if length.isdigit() else length) for word, length in _pairs(text, form)]
+    phases = [(word, _length(length)) for word, length in _pairs(text)]
+    if not phases or any(word not in OBJECTIVES or length is None for word, length in phases):
+        raise ValueError(
+            f"schedule must be 'auto', or read like 'flow_matching:4000,mle:60s', steps or seconds "
+            f"({', '.join(OBJECTIVES)}); got {text!r}"
+        )
+    return [(word, length) for word, length in phases if length is not None]
 
 
-def parse_transforms(text: str) -> list[tuple[str, int]]:
-    """Read exact transforms.
+def parse_transforms(text: str) -> list[tuple[str, int]] | None:
+    """Read a list of exact transforms.
 
     Args:
-        text: Words and counts such as "maf:3" or "nsf:2,maf:2"; empty for none.
+        text: Words and counts, e.g. "maf:3" or "nsf:2,maf:2"; empty for none.
 
     Returns:
-        A list of pairs.
+        The field `transforms`.
 
     Raises:
-        ValueError: If a count is no whole number.
+        ValueError: If the text cannot be read.
 
     Example:
-        >>> parse_transforms("nsf:2,maf:1")
-        [('nsf', 2), ('maf', 1)]
+        >>> parse_transforms("nsf:2,maf:2")
+        [('nsf', 2), ('maf', 2)]
     """
-    form = "transforms must read like 'maf:3' or 'nsf:2,maf:2'"
-    pairs = _pairs(text, form)
-    if not all(count.isdigit() for _, count in pairs):
-        raise ValueError(f"{form}; got {text!r}")
-    return [(word, int(count)) for word, count in pairs]
+    pairs = _pairs(text)
+    if any(word not in ZUKO_TRANSFORMS or not count.isdecimal() or int(count) == 0 for word, count in pairs):
+        words = ", ".join(ZUKO_TRANSFORMS)
+        raise ValueError(f"transforms must read like 'maf:3' or 'nsf:2,maf:2' ({words}); got {text!r}")
+    return [(word, int(count)) for word, count in pairs] or None
 
 
-def parse_regularizers(text: str) -> dict[str, float]:
-    """Read weights of costs along the path.
+def parse_regularizers(text: str) -> dict[str, float] | None:
+    """Read the weights of costs along the path.
 
     Args:
-        text: Words and weights such as "kinetic:0.01,jacobian:0.01"; empty for none.
+        text: Words and weights, e.g. "kinetic:0.01,jacobian:0.01"; empty for none.
 
     Returns:
-        Weights by word.
+        The field `regularizers`.
 
     Raises:
-        ValueError: If a weight is no number.
+        ValueError: If the text cannot be read.
 
     Example:
         >>> parse_regularizers("kinetic:0.01")
         {'kinetic': 0.01}
     """
-    form = "regularizers must read like 'kinetic:0.01,jacobian:0.01'"
-    return {word: _number(weight, form, text) for word, weight in _pairs(text, form)}
+    weights = {word: _number(weight) for word, weight in _pairs(text)}
+    if any(word not in REGULARIZERS or not weight >= 0 for word, weight in weights.items()):
+        words = ", ".join(REGULARIZERS)
+        raise ValueError(f"regularizers must read like 'kinetic:0.01,jacobian:0.01' ({words}); got {text!r}")
+    return weights or None
 
 
 def parse_support(text: str) -> Any:
-    """Read the support of the columns.
+    """Read where the data live.
 
     Args:
-        text: "real", "positive" or "bounded:LOW:HIGH", one for all columns or one each, separated by commas.
+        text: "real", "positive" or "bounded:LOW:HIGH", for all columns or one each.
 
     Returns:
-        A value for all columns, or a list with one each.
+        The field `support`.
 
     Raises:
-        ValueError: If a bound is no number.
+        ValueError: If the text cannot be read.
 
     Example:
         >>> parse_support("real,bounded:0:1")
         ['real', ('bounded', 0.0, 1.0)]
     """
-    values = [_support(part.strip(), text) for part in text.split(",")]
-    return values[0] if len(values) == 1 else values
+    entries = [_support(word.strip()) for word in text.split(",")]
+    return entries[0] if len(entries) == 1 else entries
 
 
-def parse_dequantize(text: str) -> Any:
-    """Read the columns of equal steps.
+def parse_dequantize(text: str) -> str | dict[str, float | None] | None:
+    """Read the columns of equal steps that get noise.
 
     Args:
-        text: "auto", or names and steps such as "age,score:0.5"; empty for none.
+        text: "auto", or names with or without their steps, e.g. "age,score:0.5"; empty for none.
 
     Returns:
-        None, "auto", or steps by name, None for a step to be found.
+        The field `dequantize`.
 
     Raises:
-        ValueError: If a step is no positive number.
+        ValueError: If the text cannot be read.
 
     Example:
         >>> parse_dequantize("age,score:0.5")
         {'age': None, 'score': 0.5}
     """
-    if not text.strip():
-        return None
     if text.strip() == "auto":
         return "auto"
-    form = "dequantize must read like 'auto', 'age' or 'age,score:0.5', steps positive"
-    steps: dict[str, float | None] = {}
-    for part in text.split(","):
-        name, colon, step = (word.strip() for word in part.partition(":"))
-        steps[name] = _number(step, form, text) if colon else None
-        if colon and not 0 < (steps[name] or 0.0) < math.inf:
-            raise ValueError(f"{form}; got {text!r}")
-    return steps
+    return dict(_step(part.strip()) for part in text.split(",") if part.strip()) or None
 
 
-def _support(text: str, whole: str) -> Any:
-    kind, *limits = text.split(":")
-    form = "support must be 'real', 'positive' or 'bounded:LOW:HIGH'"
-    if limits and kind != "bounded":
-        raise ValueError(f"{form}; got {whole!r}")
-    return (kind, *(_number(limit, form, whole) for limit in limits)) if limits else kind
+def _pairs(text: str) -> list[tuple[str, str]]:
+    """Split 'a:1,b:2' into pairs of texts."""
+    parts = [part.strip().partition(":") for part in text.split(",")] if text.strip() else []
+    return [(word.strip(), value.strip()) for word, _, value in parts]
 
 
-def _pairs(text: str, form: str) -> list[tuple[str, str]]:
-    """Split "a:1,b:2" into pairs of words."""
-    pairs = []
-    for part in text.split(",") if text.strip() else []:
-        word, colon, value = (piece.strip() for piece in part.partition(":"))
-        if not colon or not word or not value:
-            raise ValueError(f"{form}; got {text!r}")
-        pairs.append((word, value))
-    return pairs
+def _length(text: str) -> int | str | None:
+    """Read '4000' as steps and '60s' as seconds; None if it is neither."""
+    if text.endswith("s"):
+        return text if 0 < _number(text[:-1]) < math.inf else None
+    return int(text) if text.isdecimal() and int(text) > 0 else None
 
 
-def _number(text: str, form: str, whole: str) -> float:
+def _support(word: str) -> str | tuple[str, float, float]:
+    """Read the support of one column."""
+    kind, *limits = word.split(":")
+    values = [_number(limit) for limit in limits]
+    if kind in ("real", "positive") and not limits:
+        return kind
+    if kind == "bounded" and len(values) == 2 and values[0] < values[1] and all(map(math.isfinite, values)):
+        return kind, values[0], values[1]
+    raise ValueError(f"support must be 'real', 'positive' or 'bounded:LOW:HIGH'; got {word!r}")
+
+
+def _step(part: str) -> tuple[str, float | None]:
+    """Read a column's name and its step, None where it is to be found."""
+    name, colon, step = (word.strip() for word in part.partition(":"))
+    if colon and not 0 < _number(step) < math.inf:
+        raise ValueError(f"dequantize must read like 'auto', 'age' or 'age,score:0.5', steps positive; got {part!r}")
+    return name, float(step) if colon else None
+
+
+def _number(text: str) -> float:
     try:
-        value = float(text)
+        return float(text)
     except ValueError:
-        value = math.nan
-    if math.isnan(value):
-        raise ValueError(f"{form}; got {whole!r}")
-    return value
+        return math.nan

@@ -1,4 +1,4 @@
-"""Checks of a table's columns, by their names: for which data a density exists, and for which its likelihood misleads."""
+"""Checks of a table's columns: for which data a density exists, and for which its likelihood misleads."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def check_columns(x: np.ndarray, names: Sequence[str], *, heavy_tails: bool = Fa
 
 
 def _refuse_constant(x: np.ndarray, names: Sequence[str]) -> None:
-    constant = [names[i] for i in np.flatnonzero(np.ptp(x, axis=0) == 0)]
+    constant = [names[i] for i in np.flatnonzero(np.ptp(x, axis=0) == 0).tolist()]
     if constant:
         raise ValueError(
             f"column {_listed(constant)} has one value in all rows (n_samples={len(x)}), so its density is infinite: "
@@ -52,8 +52,9 @@ def _refuse_constant(x: np.ndarray, names: Sequence[str]) -> None:
 
 
 def _refuse_extreme(x: np.ndarray, names: Sequence[str]) -> None:
-    low, high = x.min(axis=0), x.max(axis=0)
-    for column in np.flatnonzero((np.maximum(np.abs(low), np.abs(high)) > LARGEST) | (high - low < 1 / LARGEST)):
+    low, high = x.min(axis=0).astype(np.float64), x.max(axis=0).astype(np.float64)
+    extreme = (np.maximum(np.abs(low), np.abs(high)) > LARGEST) | (high - low < 1 / LARGEST)
+    for column in np.flatnonzero(extreme).tolist():
         raise ValueError(
             f"column {names[column]!r} goes from {low[column]:.3g} to {high[column]:.3g}, whose squares no float "
             "holds: change its unit"
@@ -120,7 +121,7 @@ def _warn_of_outliers(x: np.ndarray, names: Sequence[str]) -> None:
     """Warn of columns with a value very far out, in widths of the column's middle half."""
     low, middle, high = np.quantile(x[:: max(1, len(x) // LOOK)], [0.25, 0.5, 0.75], axis=0)
     reach, width = np.maximum(middle - x.min(axis=0), x.max(axis=0) - middle), high - low
-    for column in np.flatnonzero((width > 0) & (reach > FAR * width)):
+    for column in np.flatnonzero((width > 0) & (reach > FAR * width)).tolist():
         row = int(np.abs(x[:, column] - middle[column]).argmax())
         _warn(
             f"column {names[column]!r} reaches {reach[column] / width[column]:.1e} times the width of its middle half "

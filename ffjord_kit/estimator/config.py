@@ -254,7 +254,8 @@ def _phases(
     domain.check_schedule([spec.objective for spec in specs])
     if not transforms and any(spec.objective == "transforms" for spec in specs):
         raise ValueError(
-            "the schedule has a phase 'transforms', but no transforms to train: pass transforms=[('maf', 3)], or drop it"
+            "the schedule has a phase 'transforms', but no transforms to train: pass transforms=[('maf', 3)], or drop "
+            "the phase"
         )
     return tuple(
         Phase(*objectives[spec.objective][:1], spec.steps, objectives[spec.objective][1], spec.seconds,
@@ -263,7 +264,9 @@ def _phases(
     )  # fmt: skip
 
 
-def _objectives(fields: CommonFields, domain: Domain, solver: Solver) -> dict[str, tuple[Objective, float]]:
+def _objectives(
+    fields: TableFields | ImageFields, domain: Domain, solver: Solver
+) -> dict[str, tuple[Objective, float]]:
     """Make every objective with its peak learning rate, so that a wrong field is refused at once."""
     choice("time_density", fields.time_density, TIME_DENSITIES)
     choice("coupling", fields.coupling, COUPLINGS)
@@ -307,7 +310,8 @@ def _network(fields: TableFields | ImageFields, domain: Domain) -> Callable[...,
     hidden = tuple(fields.hidden) if isinstance(fields.hidden, Sequence) else ()
     if not hidden or any(not isinstance(width, Integral) or width < 1 for width in hidden):
         raise ValueError(f"hidden must be one or more positive widths; got {fields.hidden}")
-    network, options = choice("dynamics", fields.dynamics, domain.networks), {}
+    network = choice("dynamics", fields.dynamics, domain.networks)
+    options: dict[str, Any] = {}
     if fields.activation is not None:
         if fields.dynamics == "unet":
             raise ValueError(f"dynamics='unet' has its own activation: leave activation={fields.activation!r} out")
@@ -331,7 +335,8 @@ def _training_solver(fields: CommonFields) -> Solver:
     """Make the solver of maximum likelihood."""
     tolerance = _tolerance("train_tolerance", fields.train_tolerance, torch.float32)
     solver = make_solver(
-        fields.solver, tolerance=tolerance, steps=fields.solver_steps, adjoint=fields.adjoint, max_nfe=fields.max_nfe
+        str(fields.solver), tolerance=tolerance, steps=fields.solver_steps, adjoint=str(fields.adjoint),
+        max_nfe=fields.max_nfe,
     )
     if solver.method == "scipy_solver" and not solver.uses_adjoint_equation:
         raise ValueError("method 'scipy_solver' is not differentiable: pass adjoint='adjoint'")
@@ -363,7 +368,7 @@ def _assemble(
     config: Config, domain: Domain, preprocess: Sequence[Transform], base: Base, scaling: Transform | None, seed: int
 ) -> Flow:
     """Draw the weights, and put the parts together."""
-    context_dim = 0 if scaling is None else scaling.event_shape[0]
+    context_dim = scaling.event_shape[0] if scaling is not None and scaling.event_shape else 0
     with _weights_drawn_by(seed):
         exact = [zuko_transform(word, count, domain.size, context_dim) for word, count in config.transforms]
         continuous = _continuous(config, domain, context_dim, {})

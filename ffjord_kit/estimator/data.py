@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ffjord_kit.data import Batch, Rows
 from ffjord_kit.distributions import Base
+from ffjord_kit.flow import Flow
 from ffjord_kit.objectives import FlowMatching, Objective
 from ffjord_kit.trace import TraceEstimator
 from ffjord_kit.transforms import CNF, Transform
@@ -35,12 +36,14 @@ class Arrays:
     """Checked data of a fit, as they came.
 
     Attributes:
-        x: Rows (n, d), a memory-mapped file among them, or images of uint8 (n, c, h, w).
+        x: Rows (n, d), or images of uint8 (n, c, h, w).
         context: Contexts, shape (n, context_dim), or None.
+        streamed: Whether rows stay in a memory-mapped file, from which they are fetched batch by batch.
     """
 
     x: np.ndarray
     context: np.ndarray | None
+    streamed: bool = False
 
     def facts(self) -> dict[str, Any]:
         """Return what a run remembers of its data.
@@ -282,16 +285,16 @@ class Domain(ABC):
         """Number of groups of continuous transforms."""
         return 1
 
-    def lay_out(self, model: nn.Module) -> nn.Module:
-        """Return a model in the memory layout that the fields name.
+    def lay_out(self, flow: Flow) -> Flow:
+        """Return a flow in the memory layout that the fields name.
 
         Args:
-            model: The model.
+            flow: The flow.
 
         Returns:
-            The same model.
+            The same flow.
         """
-        return model
+        return flow
 
     @abstractmethod
     def rows(self, x: Any) -> tuple[Tensor, np.ndarray]:
@@ -307,13 +310,13 @@ class Domain(ABC):
             ValueError: If the data are not of the domain.
         """
 
-    def contexts(self, context: Any, rows: int, dim: int) -> np.ndarray | None:
+    def contexts(self, context: Any, rows: int, dim: int | None) -> np.ndarray | None:
         """Check contexts.
 
         Args:
             context: One context for all, or one for each row; labels of classes where the fit was given labels.
             rows: Number of rows.
-            dim: Length of a context.
+            dim: Length of a context; None before the fit.
 
         Returns:
             Contexts, shape (rows, dim), or None.
@@ -434,7 +437,7 @@ def seed_from(random_state: Any) -> int:
         return int(random_state.randint(2**31 - 1))
     if isinstance(random_state, np.random.Generator):
         return int(random_state.integers(2**31 - 1))
-    if not isinstance(random_state, Integral) or not 0 <= random_state < 2**32:
+    if not isinstance(random_state, Integral) or not 0 <= int(random_state) < 2**32:
         raise ValueError(f"random_state must be a whole number from 0 to 2^32 - 1, or None; got {random_state!r}")
     return int(random_state)
 

@@ -117,8 +117,8 @@ class DensityEstimator(DensityMixin, BaseEstimator, CommonFields):
         record = workers.broadcast(lambda: new_record(self, run, about, resume=resume))
         config, rows, flow = self._prepare(arrays, domain, record, workers)  # errors come before the folder
         with run_folder(workers, run, record, force=force, resume=resume) as folder:
-            before = None
-            if self.schedule == "auto" and not workers.broadcast(lambda: resume and folder.has_checkpoint):
+            before, going_on = None, workers.broadcast(lambda: folder is not None and resume and folder.has_checkpoint)
+            if self.schedule == "auto" and not going_on:
                 config, flow, record, before = self._search(domain, rows, config, flow, record, folder, workers)
             history = self._train(flow, rows, config, folder, resume, before, on_step, on_samples and _sampler(
                 flow, domain, arrays.context, config.train.seed, on_samples
@@ -171,9 +171,8 @@ class DensityEstimator(DensityMixin, BaseEstimator, CommonFields):
         """
         estimator = load(path)
         if not isinstance(estimator, cls):
-            raise ValueError(
-                f"{path} is a run of {type(estimator).__name__}: load it by {type(estimator).__name__}.load"
-            )
+            name = type(estimator).__name__
+            raise ValueError(f"{path} is a run of {name}: load it by {name}.load")
         return estimator
 
     def set_params(self, **params: Any) -> Any:
@@ -246,7 +245,7 @@ class DensityEstimator(DensityMixin, BaseEstimator, CommonFields):
     ) -> tuple[Config, Flow, dict[str, Any], History]:
         """Let the first worker try out what is left open, and settle it for all."""
         choice = workers.run_on_first(lambda: choose(self, domain, rows, config, flow))
-        values, before = workers.broadcast(lambda: (choice.values, vars(choice.before)))
+        values, before = workers.broadcast(lambda: (choice.values, vars(choice.before)) if choice else ({}, {}))
         record = {**record, "chosen": values} if folder is None else folder.amend(chosen=values)
         settled = resolve(self, domain, seed=config.train.seed, chosen=values)
         if choice is None:
@@ -285,8 +284,8 @@ class FFJORD(DensityEstimator, TableFields):
 
         log p(x) = log p_base(z) + integral of tr(df/dx) dt,    dx/dt = f(t, x),    z = x(0),  x = x(1),
 
-    solved by the exact trace in float64, each row by steps of its own. The constructor stores its fields; what is learned
-    ends in an underscore: `model_` (a `DensityModel`), `flow_`, `history_`, `seed_`, `config_`.
+    solved by the exact trace in float64, each row by steps of its own. The constructor stores its fields; fitted
+    attributes end in an underscore: `model_` (a `DensityModel`), `flow_`, `history_`, `seed_`, `config_`.
 
     Example:
         >>> import numpy as np
@@ -331,7 +330,7 @@ class FFJORD(DensityEstimator, TableFields):
         x = validate_data(self, X, dtype=dtype, ensure_min_samples=2, ensure_all_finite=False)
         names = getattr(self, "feature_names_in_", None)  # scikit-learn sets it where X carries names
         domain = TableDomain.of(self, x, columns if names is None else names, named=names is not None)
-        return Arrays(x, check_context(context, len(x))), domain
+        return Arrays(x, check_context(context, len(x)), isinstance(X, np.memmap)), domain
 
     def _checked(self, X: Any) -> Any:
         return validate_data(self, X, dtype=np.float64, reset=False, ensure_all_finite=False)
@@ -341,8 +340,8 @@ class FFJORD(DensityEstimator, TableFields):
 class ImageFFJORD(DensityEstimator, ImageFields):
     """A continuous normalizing flow on images of whole grey levels, uint8 (n, h, w) or (n, channels, h, w).
 
-    The density is that of levels with uniform noise, which bounds the probability of the levels from below; it is solved by
-    Hutchinson's trace, noise and probes being each image's own. Labels as context make a flow of each class.
+    The density is that of levels with uniform noise, which bounds the probability of the levels from below. It is
+    solved by Hutchinson's trace; noise and probes belong to each image. Labels as context give a density of each class.
 
     Example:
         >>> import numpy as np
@@ -362,7 +361,8 @@ class ImageFFJORD(DensityEstimator, ImageFields):
         x = np.asarray(X)
         if x.ndim not in (3, 4):
             raise ValueError(
-                f"ImageFFJORD is for images (n, h, w) or (n, channels, h, w); got shape {x.shape}: use FFJORD for tables"
+                f"ImageFFJORD is for images (n, h, w) or (n, channels, h, w); got shape {x.shape}: use FFJORD for "
+                "tables"
             )
         domain = ImageDomain.of(self, x, context)
         images = domain.images(x).numpy()

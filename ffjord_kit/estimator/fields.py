@@ -278,7 +278,7 @@ def regularizer_weights(regularizers: Any) -> dict[str, float]:
     """
     weights = {} if regularizers is None else regularizers
     if not isinstance(weights, Mapping) or not all(
-        word in REGULARIZERS and isinstance(weight, Real) and weight >= 0 for word, weight in weights.items()
+        word in REGULARIZERS and isinstance(weight, Real) and float(weight) >= 0 for word, weight in weights.items()
     ):
         words = ", ".join(REGULARIZERS)
         raise ValueError(
@@ -306,7 +306,7 @@ def choice(name: str, word: str, menu: Mapping[str, Any]) -> Any:
     return menu[word]
 
 
-def positive(name: str, value: float) -> float:
+def positive(name: str, value: float | None) -> float:
     """Check that a number is positive.
 
     Args:
@@ -319,7 +319,7 @@ def positive(name: str, value: float) -> float:
     Raises:
         ValueError: If it is not positive.
     """
-    if not value > 0:
+    if value is None or not value > 0:
         raise ValueError(f"{name} must be positive; got {value}")
     return value
 
@@ -359,8 +359,8 @@ def _phase_spec(schedule: Any, phase: Any) -> PhaseSpec:
 
 def _checked_spec(schedule: Any, objective: Any, steps: Any, seconds: Any) -> PhaseSpec:
     """Check the word and the lengths of a phase."""
-    counted = isinstance(steps, Integral) and not isinstance(steps, bool) and steps > 0
-    timed = isinstance(seconds, Real) and not isinstance(seconds, bool) and 0 < seconds < math.inf
+    counted = isinstance(steps, Integral) and not isinstance(steps, bool) and int(steps) > 0
+    timed = isinstance(seconds, Real) and not isinstance(seconds, bool) and 0 < float(seconds) < math.inf
     known = isinstance(objective, str) and objective in OBJECTIVES
     if not known or not (counted or steps == math.inf) or not (timed or seconds == math.inf) or not (counted or timed):
         raise _schedule_error(schedule)

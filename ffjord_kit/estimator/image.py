@@ -25,6 +25,7 @@ from ffjord_kit.estimator.data import (
     tensor,
 )  # fmt: skip
 from ffjord_kit.estimator.fields import ImageFields, choice, whole
+from ffjord_kit.flow import Flow
 from ffjord_kit.nn import IMAGE_DYNAMICS
 from ffjord_kit.objectives import DropContext, FlowMatching, Objective, one_hot
 from ffjord_kit.trace import PerRowTrace, TraceEstimator
@@ -106,7 +107,7 @@ class ImageDomain(Domain):
         """
         images = record["images"]
         domain = cls._with(fields, images["shape"], channels=images["channels"], classes=images["classes"])
-        if len(domain.shape) != 3 or min(domain.shape) < 1 or not 1 <= images["bits"] <= 8 or domain.classes < 0:
+        if min(domain.shape) < 1 or not 1 <= images["bits"] <= 8 or domain.classes < 0:
             raise ValueError(f"images must have a shape (c, h, w), 1 to 8 bits and classes; got {images}")
         if images["bits"] != domain.bits or domain.classes not in (0, record["context_dim"]):
             raise ValueError(f"images {images} fit neither the bits {domain.bits} nor the context")
@@ -199,14 +200,15 @@ class ImageDomain(Domain):
     def largest_weight(self, hidden: Sequence[int], inputs: int, context_dim: int) -> int:
         return max(context_dim * hidden[0], self.shape[0] * hidden[0], *(width**2 for width in hidden))
 
-    def lay_out(self, model: nn.Module) -> nn.Module:
-        return model.to(memory_format=torch.channels_last) if self.channels_last else model
+    def lay_out(self, flow: Flow) -> Flow:
+        layout: dict[str, Any] = {"memory_format": torch.channels_last} if self.channels_last else {}
+        return flow.to(**layout) if layout else flow
 
     def rows(self, x: Any) -> tuple[Tensor, np.ndarray]:
         pixels = Pixels(self.images(x), self.bits)
         return pixels.fetch(slice(None)), np.ones(len(pixels), bool)
 
-    def contexts(self, context: Any, rows: int, dim: int) -> np.ndarray | None:
+    def contexts(self, context: Any, rows: int, dim: int | None) -> np.ndarray | None:
         if not self.classes:
             return check_context(context, rows, dim)
         return self._one_hot(context, rows)
@@ -251,8 +253,9 @@ class ImageDomain(Domain):
     @classmethod
     def _with(cls, fields: ImageFields, shape: Sequence[int], *, channels: bool, classes: int) -> ImageDomain:
         """Return the domain with the settings of the fields."""
+        c, h, w = shape
         return cls(
-            tuple(map(int, shape)), channels, fields.bits, classes, fields.alpha, whole("scales", fields.scales),
+            (int(c), int(h), int(w)), channels, fields.bits, classes, fields.alpha, whole("scales", fields.scales),
             fields.flip, fields.context_dropout, fields.channels_last,
         )  # fmt: skip
 

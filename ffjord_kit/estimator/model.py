@@ -49,8 +49,8 @@ class NumpyTrajectory(NamedTuple):
 class DensityModel(ScoringModel):
     """A fitted flow on arrays.
 
-    Rows X of a table are (n, d); images are uint8, (n, h, w) or (n, channels, h, w), whose noise and probes belong to each
-    image. Log-densities are those of
+    Rows X of a table are (n, d); images are uint8, (n, h, w) or (n, channels, h, w), and noise and probes belong to
+    each of them. Log-densities are those of
 
         log p(x) = log p_base(z) + log|det dz/dx|,    z = to_base(x),
 
@@ -255,12 +255,14 @@ class DensityModel(ScoringModel):
                 f"interpolate takes pairs of data and 3 steps or more; got {len(start)}, {len(end)}, {steps}"
             )
         pairs = zip((start, end), contexts or (None, None), strict=True)
-        ends = [self._batch_inside(x, context, "interpolate") for x, context in pairs]
-        z = [self._to_base(batch) for batch in ends]
+        first, last = (self._batch_inside(x, context, "interpolate") for x, context in pairs)
+        z, z_last = self._to_base(first), self._to_base(last)
         between = []
         for share in np.linspace(0, 1, steps)[1:-1].tolist():
-            c = None if ends[0].context is None else torch.lerp(ends[0].context, ends[1].context, share)
-            place = Batch(_on_great_circle(*z, share), c)
+            c = first.context
+            if c is not None and last.context is not None:
+                c = torch.lerp(c, last.context, share)
+            place = Batch(_on_great_circle(z, z_last, share), c)
             between.append(self.domain.restore(to_numpy(to_data(self.flow, place, self._solver))))
         return np.stack([np.asarray(start), *between, np.asarray(end)], axis=1)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from dataclasses import fields as fields_of
@@ -26,7 +26,7 @@ from ffjord_kit.estimator.fields import (
 )  # fmt: skip
 from ffjord_kit.estimator.image import ImageDomain
 from ffjord_kit.estimator.table import TableDomain
-from ffjord_kit.flow import Flow
+from ffjord_kit.flow import Flow, with_transforms
 from ffjord_kit.objectives import split_transforms
 from ffjord_kit.run import Run, RunError, claimed, to_json
 from ffjord_kit.training import History, Workers
@@ -281,7 +281,7 @@ def prepare_reports(flow: Flow, config: Config, domain: Domain) -> None:
     flow.to(device=config.device, dtype=dtype).requires_grad_(False)
 
 
-def with_alignment(flow: Flow, alignment: Transform, continuous: list[Transform] | None = None) -> Flow:
+def with_alignment(flow: Flow, alignment: Transform, continuous: Sequence[Transform] | None = None) -> Flow:
     """Return a flow with an exact transform on the data's side of its continuous ones.
 
     It joins the preprocessing where nothing with weights stands between.
@@ -296,11 +296,12 @@ def with_alignment(flow: Flow, alignment: Transform, continuous: list[Transform]
     """
     above, own, below = split_transforms(flow)
     middle = [*(own if continuous is None else continuous), *below]
-    kept = {"base": flow.base, "context_dim": flow.context_dim, "context_preprocess": flow.preprocess.context}
-    preprocess = list(flow.preprocess.transforms)
     if above:
-        return Flow([*above, alignment, *middle], preprocess=preprocess, **kept)
-    return Flow(middle, preprocess=[*preprocess, alignment], **kept)
+        return with_transforms(flow, [*above, alignment, *middle])
+    return Flow(
+        middle, base=flow.base, preprocess=[*flow.preprocess.transforms, alignment], context_dim=flow.context_dim,
+        context_preprocess=flow.preprocess.context,
+    )  # fmt: skip
 
 
 def blank_alignment(domain: Domain) -> Affine:

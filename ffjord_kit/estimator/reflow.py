@@ -2,12 +2,13 @@ r"""Reflow of a fitted model: flow matching again on its own pairs, so that samp
 
     z ~ base,   x = to_data(z) by a converged solve,   then   E_t |f(t, (1 - t) z + t x) - (x - z)|^2
 
-(Liu et al. 2023). A new network is relieved of what is linear: an affine transform brings the ends x to mean 0 and covariance
-1, and turns them towards their beginnings z, so that lines are short and no direction of little variance makes the field
-stiff. The density of the new flow is its own: it is solved for, and measured, as any other.
+(Liu et al. 2023). A new network need not learn what is linear: an affine transform brings the ends x to mean 0 and
+covariance 1, and turns them towards their beginnings z, so that lines are short and no direction of little variance
+makes the field stiff. The density of the new flow is its own: it is solved for, and measured, as any other.
 
-A few fixed steps may crowd towards one end of the way (`FixedSolver.grading`): a field that was fitted to data is stiffest
-near them, a straightened one where its paths begin, for there the mass forks. So the grading is measured, and kept.
+A few fixed steps may crowd towards one end of the time (`FixedSolver.grading`): a field that was fitted to data is
+stiffest near them, one after reflow where its paths begin, for there the mass forks. So the grading is measured, and
+kept.
 """
 
 from __future__ import annotations
@@ -166,7 +167,7 @@ def _contexts(model: ScoringModel, rows: np.ndarray | None, context: Any) -> np.
     if context is None:
         return None
     contexts = check_context(context, len(np.asarray(context)) if rows is None else len(rows), dim)
-    if contexts.shape[1] != dim:
+    if contexts is not None and contexts.shape[1] != dim:
         raise ValueError(f"context must have shape (rows, {dim}); got {contexts.shape}")
     return contexts
 
@@ -175,7 +176,7 @@ def _successor(
     model: ScoringModel, hidden: tuple[int, ...] | None, note: dict[str, Any]
 ) -> tuple[Config, dict[str, Any]]:
     """Return the configuration and the record of the new model: the old ones but for new widths and a note."""
-    changed = {} if hidden is None else {"hidden": hidden}
+    changed: dict[str, Any] = {} if hidden is None else {"hidden": hidden}
     chosen = {name: value for name, value in model.record.get("chosen", {}).items() if name not in changed}
     record = {
         **model.record,
@@ -215,8 +216,7 @@ def _flow_to_train(
     """Return the flow to train, the old one or one with a new network, and the ends as its transforms see them."""
     if config.fields.hidden == model.config.fields.hidden and note["hidden"] is None:
         return copy.deepcopy(old), end
-    layers = slow_transforms(config, model.domain, old.context_dim, seed)
-    layers = [layer.to(old.like) for layer in layers]
+    layers = [layer.to(old.like) for layer in slow_transforms(config, model.domain, old.context_dim, seed)]
     known = isinstance(old.base, StandardNormal) and len(end) >= PAIRS_PER_COLUMN * end.shape[1]
     if not known:
         above, _, below = split_transforms(old)

@@ -362,8 +362,11 @@ def _log_densities(results: list[LogDensity], inside: np.ndarray) -> LogDensitie
         return spread(np.concatenate([np.empty(0), *(to_numpy(getattr(r, name)) for r in results)]), inside, outside)
 
     return LogDensities(
-        column("value", -np.inf),
-        *(column(name, 0.0) for name in ("error", "solver_error", "trace_error")),
-        column("met", 1.0).astype(bool),
-        *(column(name, 0.0).astype(int) for name in ("accepted", "rejected")),
+        log_prob=column("value", -np.inf),
+        error=column("error", 0.0),
+        solver_error=column("solver_error", 0.0),
+        trace_error=column("trace_error", 0.0),
+        met=column("met", 1.0).astype(bool),
+        accepted=column("accepted", 0.0).astype(int),
+        rejected=column("rejected", 0.0).astype(int),
     )

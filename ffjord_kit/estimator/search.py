@@ -1,11 +1,11 @@
 r"""Schedule `auto`: open fields are tried out on validation data, then training goes on for the rest of the budget.
 
-Short fits by flow matching, one after the other, each with one field changed, the better one kept: the density of t
+Short fits by flow matching follow each other, each with one field changed, and the better is kept: the density of t
 (which weight suits is a matter of the data), the scaling next to the data (correlations, edges and skew against plain
-units), and for a few columns the Fourier features among the inputs. A later value must win by a margin. The best of them
-is trained on by flow matching. A finish by maximum likelihood follows: MLE_STEPS for a few columns where steps are
-counted, or, of a limit in seconds, a share of the rest if that buys enough steps. One of steps ends at the second
-validation that is not better; the better weights are kept. The log says all of it.
+units), and for a few columns the Fourier features among the inputs. A later value must win by a margin. The best fit is
+trained on by flow matching. A finish by maximum likelihood follows: MLE_STEPS for few columns where steps are counted,
+or a share of the seconds left if that buys enough steps. A finish of steps ends at the second validation that is not
+better, and the better weights are kept. The log records every trial and choice.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ class Search:
             Fields and values.
         """
         for name, values in self.domain.search_options(self.data.fitting.x, len(self.data.x)):
-            suits = name != "fourier_features" or self.fields.dynamics in ("auto", "residual")
+            suits = name != "fourier_features" or self.config.fields.dynamics == "residual"
             if getattr(self.fields, name) in OPEN and suits:
                 yield name, values
 
@@ -245,8 +245,10 @@ class Search:
         epoch = max(1, len(self.data.x) // self.config.train.batch_size)
         return min(STEPS, MOST_EPOCHS * epoch)
 
-    def _no_finish(self, reason: str) -> None:
+    def _no_finish(self, reason: str) -> PhaseSpec | None:
+        """Record why there is no finish."""
         self.note(f"no finish by maximum likelihood: {reason}")
+        return None
 
     def _tried(self, values: dict[str, Any], title: str) -> Trial:
         """Make a trial, and record it."""

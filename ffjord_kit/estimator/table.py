@@ -219,10 +219,10 @@ class TableDomain(Domain):
         x = self.grid.add_noise(arrays.x, seed)
         check_columns(x, self.columns, heavy_tails=self.base_word == "student")
         check_support(x, self.bounds, self.columns)
-        kept, held_out = self.split(x, fraction, seed)
+        kept, held_out = self._split(len(x), fraction, seed, arrays.streamed)
         judges = Batch(tensor(x[held_out]).double(), arrays.contexts(held_out)) if len(held_out) else None
         context = arrays.contexts(kept)
-        if not isinstance(x, np.memmap):
+        if not arrays.streamed:
             rows = tensor(x[kept]).double()
             return TrainingData(rows, context, Batch(rows, context), judges)
         streamed = StreamedRows(shared_tensor(x), torch.from_numpy(held_out))
@@ -231,14 +231,7 @@ class TableDomain(Domain):
         return TrainingData(streamed, context, fitting, judges)
 
     def split(self, x: Any, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        rows, columns = np.shape(x)
-        most = min(LARGEST_VALIDATION_SET, max(VALIDATION_ROWS, VALIDATION_ELEMENTS // columns))
-        count, rng = held_out_count(rows, fraction, most), np.random.default_rng(seed)
-        if isinstance(x, np.memmap):
-            held_out = np.sort(rng.choice(rows, count, replace=False))
-            return np.delete(np.arange(rows), held_out), held_out
-        order = rng.permutation(rows)
-        return np.sort(order[count:]), order[:count]
+        return self._split(len(x), fraction, seed, isinstance(x, np.memmap))
 
     def preprocess(self, x: Tensor, scaling: str) -> list[Transform]:
         transforms = self._support_transforms()
@@ -268,7 +261,7 @@ class TableDomain(Domain):
         if x.ndim != 2 or x.shape[1] != self.size or not len(x):
             raise ValueError(f"expected rows of shape (n >= 1, {self.size}); got {x.shape}")
         refuse_not_finite(x, "X")
-        inside = inside_support(x, self.bounds).all(axis=1)
+        inside = np.all(inside_support(x, self.bounds), axis=1)
         return tensor(x[inside]), inside
 
     def restore(self, x: np.ndarray) -> np.ndarray:
@@ -276,6 +269,16 @@ class TableDomain(Domain):
 
     def add_noise(self, x: np.ndarray, seed: int) -> np.ndarray:
         return self.grid.add_noise(x, seed)
+
+    def _split(self, rows: int, fraction: float, seed: int, streamed: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Return the indices of the rows to train on, ascending, and of those to hold out."""
+        most = min(LARGEST_VALIDATION_SET, max(VALIDATION_ROWS, VALIDATION_ELEMENTS // self.size))
+        count, rng = held_out_count(rows, fraction, most), np.random.default_rng(seed)
+        if streamed:
+            held_out = np.sort(rng.choice(rows, count, replace=False))
+            return np.delete(np.arange(rows), held_out), held_out
+        order = rng.permutation(rows)
+        return np.sort(order[count:]), order[:count]
 
     def _support_transforms(self) -> list[Transform]:
         """Return the transforms that open the support to the whole line."""
@@ -438,7 +441,7 @@ def _requested_steps(dequantize: Any, names: Sequence[str]) -> dict[str, float |
     for name, step in steps.items():
         if name not in names:
             raise ValueError(f"dequantize names a column {name!r} that is not there; there are {', '.join(names)}")
-        if step is not None and not (isinstance(step, Real) and 0 < step < math.inf):
+        if step is not None and not (isinstance(step, Real) and 0 < float(step) < math.inf):
             raise _dequantize_error({name: step})
     return steps
 
