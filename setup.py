@@ -1,3 +1,5 @@
+"""Installation; setup.cfg says the rest."""
+
 from setuptools import setup
 
 setup()

@@ -12,9 +12,7 @@ from __future__ import annotations
 import multiprocessing
 import resource
 import sys
-from dataclasses import fields
 from multiprocessing.connection import Connection
-from typing import Any
 
 import torch
 from command import environment, options, run
@@ -31,17 +29,10 @@ MEGABYTE = 2**20
 UNIT = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
 
 
-def gradients() -> dict[str, dict[str, Any]]:
-    """The gradient methods that Solver offers, by name, and the field that asks for each."""
-    if "gradient" in {field.name for field in fields(Solver)}:
-        return {name: {"adjoint": name} for name in ADJOINTS}
-    return {"backprop": {"adjoint": False}, "adjoint": {"adjoint": True}}
-
-
 def main() -> None:
     """Measure every point, each in its own process, and print the table."""
     given = options(
-        __doc__, sets=("normal",), methods=tuple(gradients()), budgets=(), extra={"--steps": {"default": STEPS}}
+        __doc__, sets=("normal",), methods=tuple(ADJOINTS), budgets=(), extra={"--steps": {"default": STEPS}}
     )
     store = Store(given.json)
     for method in given.only:
@@ -71,7 +62,7 @@ def peak(method: str, steps: int, device: str) -> int:
     """Bytes that one gradient step takes at its peak."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    how = FixedSolver("rk4", steps=steps, **gradients()[method])
+    how = FixedSolver("rk4", steps=steps, adjoint=method)
     flow = Flow([CNF(ResidualDynamics((2,)), (2,), solver=how)]).to(device)
     _step(flow, WARM_UP_ROWS, device)
     before = _used(device)

@@ -41,7 +41,7 @@ class Option(NamedTuple):
     """What differs from plain maximum likelihood."""
 
     dynamics: str = "residual"
-    gradient: str = "backprop"
+    adjoint: str = "backprop"
     learn_end_time: bool = False
     steer: float = 0.0
     costs: dict[str, float] = {}  # noqa: RUF012  never changed
@@ -94,7 +94,7 @@ def rows(name: str, chosen: Sequence[str], seconds: float, seed: int) -> Iterato
 def flow_of(option: Option, x: Tensor, seed: int) -> Flow:
     """An untrained flow whose exact layer is fitted to x (n, 2)."""
     torch.manual_seed(seed)
-    solver = AdaptiveSolver("dopri5", TRAINING, TRAINING, adjoint=option.gradient)
+    solver = AdaptiveSolver("dopri5", TRAINING, TRAINING, adjoint=option.adjoint)
     dynamics = DYNAMICS[option.dynamics]((2,), hidden=HIDDEN)
     cnf = CNF(dynamics, (2,), solver=solver, learn_end_time=option.learn_end_time)
     return Flow([Standardize.of(x), cnf]).float()

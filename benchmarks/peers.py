@@ -163,7 +163,7 @@ class ZukoField(nn.Module):
         return -self.transform.f(1 - t, x)
 
 
-def as_flow(model: nn.Module, solver: Solver = CONVERGED) -> Flow:
+def as_flow(model: nn.Module, solver: AdaptiveSolver = CONVERGED) -> Flow:
     """zuko's CNF as a Flow, which scores it with the exact trace."""
     dimensions = model.transform.ode[-1].out_features
     return Flow([CNF(ZukoField(model.transform), (dimensions,), solver=solver)])
@@ -211,7 +211,7 @@ def _facts(clock: Clock, steps: int, model: nn.Module, **more: Any) -> dict[str,
     return {"seconds": round(clock.seconds(), 2), "steps": steps, "parameters": count, **more}
 
 
-def _by_adjoint(solver: Solver) -> Solver:
+def _by_adjoint(solver: AdaptiveSolver) -> AdaptiveSolver:
     """The same solver with gradients by the adjoint equation."""
     return dataclasses.replace(solver, adjoint="adjoint")
 

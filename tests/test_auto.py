@@ -36,7 +36,8 @@ def test_every_word_left_open_is_tried_and_the_best_is_kept_and_told():
     assert len(tried) == 4  # the first words, and one change for each of three fields
     nll = {text.split(":")[0]: float(text.split("NLL ")[1].split()[0]) for text in tried}
     chosen = model.config_["chosen"]
-    best = f"tried time_density={chosen['time_density']}, scaling={chosen['scaling']}, fourier_features={chosen['fourier_features']}"
+    names = ("time_density", "scaling", "fourier_features")
+    best = "tried " + ", ".join(f"{name}={chosen[name]}" for name in names)
     assert nll[best] == min(nll.values())
     assert chosen["schedule"] == [("flow_matching", 40), ("mle", 2)]
     assert events(model)[-1].startswith("kept step")
@@ -183,7 +184,10 @@ def test_phases_may_be_given_in_seconds():
         ({"max_seconds": float("inf")}, "max_seconds must be positive and finite; got inf"),
         ({"max_seconds": -1.0}, "max_seconds must be positive and finite; got -1.0"),
         ({"schedule": [("mle", "0s")]}, "schedule must be 'auto', or a list such as"),
-        ({"fourier_features": 2, "dynamics": "concat"}, "fourier_features are inputs of dynamics='residual'; got dynamics='concat'"),
+        (
+            {"fourier_features": 2, "dynamics": "concat"},
+            "fourier_features are inputs of dynamics='residual'; got dynamics='concat'",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(fields, message):

@@ -266,17 +266,23 @@ def test_a_density_on_a_support_lives_there_and_integrates_to_one(support):
         assert word != "bounded" or column.max() < 1
 
 
+MLE = {"schedule": [("mle", 2)], "solver": "rk4", "solver_steps": 2}
 ROUND_TRIPS = {
     "standardize": {}, "whiten": {"scaling": "whiten"}, "none": {"scaling": "none"}, "blocks": {"blocks": 2},
     "support": {"support": ["positive", ("bounded", -9, 9)]}, "conditional": {"context": X[:40, :1]},
     "other network": {"dynamics": "concat_squash", "activation": "softplus", "hidden": (8, 4)},
-    "maximum likelihood": {"schedule": [("mle", 2)], "solver": "rk4", "solver_steps": 2, "regularizers": {"kinetic": 0.1}},
+    "maximum likelihood": {**MLE, "regularizers": {"kinetic": 0.1}},
     "adjoint": {
         "schedule": [("mle", 1)], "adjoint": "adjoint", "trace": "orthogonal", "probes": 2, "train_tolerance": 1e-2,
     },
     "potential": {"dynamics": "potential", "hidden": (8, 4), "schedule": [("mle", 1)], "regularizers": {"hjb": 0.1}},
-    "learned end time": {"schedule": [("mle", 2)], "solver": "rk4", "solver_steps": 2, "end_time": 0.5, "learn_end_time": True},
-    "checkpointed, steered": {"schedule": [("mle", 1)], "adjoint": "checkpointed", "steer": 0.5, "train_tolerance": 1e-2},
+    "learned end time": {**MLE, "end_time": 0.5, "learn_end_time": True},
+    "checkpointed, steered": {
+        "schedule": [("mle", 1)],
+        "adjoint": "checkpointed",
+        "steer": 0.5,
+        "train_tolerance": 1e-2,
+    },
 }  # fmt: skip
 
 

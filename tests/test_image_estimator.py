@@ -157,7 +157,9 @@ def test_a_conditional_model_is_a_classifier(told, grey):
 
 
 def test_likelihood_trains_images_by_few_steps_that_are_made_again():
-    model = FFJORD(schedule=[("flow_matching", 4), ("mle", 2)], hidden=(8,), batch_size=8, random_state=0).fit(pictures(24)[0])
+    model = FFJORD(schedule=[("flow_matching", 4), ("mle", 2)], hidden=(8,), batch_size=8, random_state=0).fit(
+        pictures(24)[0]
+    )
     now = model.settled
     assert (now.solver, now.steps, now.gradient) == ("rk4", 4, "checkpointed")
     assert any("solver_error" in record for record in model.history_.records)  # the guard looks on

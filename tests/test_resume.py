@@ -262,7 +262,13 @@ def test_the_model_can_be_loaded_after_every_checkpoint(tmp_path, monkeypatch):
         seen.append(FFJORD.load(run).score_samples(rows().numpy()[:2]))
 
     monkeypatch.setattr(Run, "save_model", save_and_load)
-    options = {"schedule": [("flow_matching", 8), ("mle", 4)], "solver": "euler", "steps": 2, "random_state": 0, "hidden": (8,)}
+    options = {
+        "schedule": [("flow_matching", 8), ("mle", 4)],
+        "solver": "euler",
+        "steps": 2,
+        "random_state": 0,
+        "hidden": (8,),
+    }
     model = FFJORD(**options).fit(rows().numpy(), run=run)
     assert len(seen) == 4 + 1 + 4 + 1 + 1
     assert (seen[-1] == model.score_samples(rows().numpy()[:2])).all()

@@ -128,10 +128,12 @@ def test_what_the_disk_does_not_take_is_named(folder, monkeypatch, victim):
 
 HUGE = {
     "a wide network": {"hidden": [10**9, 10**9]}, "a long network": {"hidden": [4] * 100_000},
-    "many blocks": {"blocks": 10**12}, "many transforms": {"transforms": [["maf", 10**9]]}, "many features": {"fourier_features": 10**9},
+    "many blocks": {"blocks": 10**12},
+    "many transforms": {"transforms": [["maf", 10**9]]}, "many features": {"fourier_features": 10**9},
     "no widths": {"hidden": "wide"}, "a width that is none": {"hidden": [None]}, "a word as blocks": {"blocks": "x"},
     "an end in the past": {"end_time": -1.0}, "a base that is none": {"base": "cauchy"}, "no scaling": {"scaling": []},
-    "a list as tolerance": {"tolerance": [1]}, "a dict as transforms": {"transforms": {"maf": 1}}, "an unknown field": {"depth": 3},
+    "a list as tolerance": {"tolerance": [1]},
+    "a dict as transforms": {"transforms": {"maf": 1}}, "an unknown field": {"depth": 3},
     "a negative width": {"hidden": [-4]}, "text as features": {"fourier_features": "2"},
 }  # fmt: skip
 
@@ -260,7 +262,29 @@ def test_rows_of_any_numbers_are_learned_or_refused(rows, option):
         assert "\n" not in str(error).strip() or "Input" in str(error)  # scikit-learn's own has more than one line
 
 
-ODD = [-1, 0, 0.5, 1, 2, 3, np.nan, np.inf, -np.inf, "x", "", None, [], (), True, {}, "auto", [("mle", 1)], {"kinetic": 0.1}, "exact", "euler"]
+ODD = [
+    -1,
+    0,
+    0.5,
+    1,
+    2,
+    3,
+    np.nan,
+    np.inf,
+    -np.inf,
+    "x",
+    "",
+    None,
+    [],
+    (),
+    True,
+    {},
+    "auto",
+    [("mle", 1)],
+    {"kinetic": 0.1},
+    "exact",
+    "euler",
+]
 
 
 CHANGED = st.dictionaries(st.sampled_from(sorted(FFJORD().get_params())), st.sampled_from(ODD), min_size=1, max_size=2)

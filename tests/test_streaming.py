@@ -38,7 +38,9 @@ def test_streamed_rows_are_all_but_those_left_out():
 
 def test_a_mapped_table_is_learned_as_one_in_memory(mapped, tmp_path):
     test = np.random.default_rng(1).normal(size=(200, 3)) * [1, 10, 0.1] + [0, 5, 0]
-    streamed, held = (FFJORD(**{**QUICK, "schedule": [("flow_matching", 300)]}).fit(x) for x in (mapped, np.array(mapped)))
+    streamed, held = (
+        FFJORD(**{**QUICK, "schedule": [("flow_matching", 300)]}).fit(x) for x in (mapped, np.array(mapped))
+    )
     assert streamed.score(test) == pytest.approx(held.score(test), abs=0.1)
     streamed.save(tmp_path / "run")
     assert FFJORD.load(tmp_path / "run").score(test) == streamed.score(test)

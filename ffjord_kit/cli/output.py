@@ -108,7 +108,7 @@ def write_images(paths: list[str], images: np.ndarray, labels: np.ndarray | None
     """
     archive, sheet = map(Path, paths)
     channels_last = images[:, 0] if images.shape[1] == 1 else np.moveaxis(images, 1, -1)
-    arrays = {"x_train": channels_last} | ({} if labels is None else {"y_train": labels})
+    arrays: dict[str, Any] = {"x_train": channels_last} | ({} if labels is None else {"y_train": labels})
     figure = plots.image_sheet(as_picture(images[:SHEET_IMAGES]))  # before anything is written
     archive.parent.mkdir(parents=True, exist_ok=True)
     with replacing(archive) as temporary, open(temporary, "wb") as file:

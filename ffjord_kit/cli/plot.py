@@ -149,7 +149,7 @@ class ImageSubject:
         Returns:
             Images, shape (..., c, h, w).
         """
-        leading = images.ndim - (3 if self.model.domain.channels else 2)
+        leading = images.ndim - (3 if self.model.image_domain.channels else 2)
         return images.reshape(*images.shape[:leading], *self.model.event_shape)
 
 
@@ -339,7 +339,7 @@ def _draw_strip(subject: ImageSubject, path: Path) -> None:
     """Draw samples on their way from noise to images."""
     model = subject.model
     states = model.states(STRIPS, IMAGE_TIMES.tolist(), context=subject.contexts(STRIPS), random_state=subject.seed)
-    levels = np.clip(subject.with_channels(states) / 2**model.domain.bits, 0, 1) * 255
+    levels = np.clip(subject.with_channels(states) / 2**model.image_domain.bits, 0, 1) * 255
     plots.save(plots.image_strip(IMAGE_TIMES, as_picture(levels)), path)
 
 

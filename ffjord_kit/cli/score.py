@@ -12,7 +12,7 @@ from ffjord_kit import datasets, metrics, plots
 from ffjord_kit.cli.output import CONSOLE, check_replaceable, plain_table, print_rows, with_error
 from ffjord_kit.cli.sources import LoadedData, held_out, load_fitted, load_for_run
 from ffjord_kit.estimator import DensityModel
-from ffjord_kit.estimator.model import LogDensities
+from ffjord_kit.estimator.scoring import LogDensities
 from ffjord_kit.progress import progress
 from ffjord_kit.run import Run
 
@@ -162,7 +162,7 @@ def _score_images(model: DensityModel, data: LoadedData, draws: int, probes: int
     with progress(f"{len(data.x)} images") as on_progress:
         result = model.bits_per_dim(data.x, context=data.context, draws=draws, on_progress=on_progress, **options)
     values = result.values.numpy()
-    nats = -values * model.n_features * np.log(2)
+    nats, tolerance = -values * model.n_features * np.log(2), model.config.fields.tolerance
     print_rows([
         ("images", f"{len(values)} of {' x '.join(map(str, model.event_shape))}, {result.bits} bits"),
         ("bits/dim", f"{result.mean:.4f} ± {result.standard_error:.4f}"),
@@ -170,7 +170,7 @@ def _score_images(model: DensityModel, data: LoadedData, draws: int, probes: int
         ("noise", f"{result.noise}, {result.draws} draw{'s' * (result.draws > 1)} (an upper bound on the bits)"),
         ("grey levels", _scaling(model)),
         ("trace", f"{result.probes} probes an image; their error is part of the standard error"),
-        ("solver's error", f"{result.solver_error:.1e} bits/dim an image, at tolerance {result.solver.rtol:g}"),
+        ("solver's error", f"{result.solver_error:.1e} bits/dim an image, at tolerance {tolerance:g}"),
         ("evaluations", f"{result.nfe} (the largest number of a batch)"),
     ])  # fmt: skip
     return {"log_likelihood": nats, "bits_per_dim": values}
@@ -178,8 +178,8 @@ def _score_images(model: DensityModel, data: LoadedData, draws: int, probes: int
 
 def _scaling(model: DensityModel) -> str:
     """Return the scaling of grey levels."""
-    fields = model.config.fields
-    return f"{fields.scaling} with alpha {fields.alpha:g}" if fields.scaling == "logit" else fields.scaling
+    scaling = model.config.fields.scaling
+    return f"logit with alpha {model.image_domain.alpha:g}" if scaling == "logit" else scaling
 
 
 def _score_outliers(run: Run, model: DensityModel, sets: Mapping[str, LoadedData], picture: str | None) -> Columns:
@@ -201,7 +201,9 @@ def _score_outliers(run: Run, model: DensityModel, sets: Mapping[str, LoadedData
     _print_outliers(scores, areas)
     if picture is not None:
         pairs = {word: (values, outside[word]) for word, values in inside.items()}
-        figure = plots.outlier_histograms(pairs, {word: area for word, (area, _) in areas.items()}, names=tuple(sets))
+        figure = plots.outlier_histograms(
+            pairs, {word: area for word, (area, _) in areas.items()}, names=(first, others[0])
+        )
         plots.save(figure, Path(picture))
         click.echo(f"picture: {picture}")
     return inside

@@ -335,7 +335,10 @@ def _training_solver(fields: CommonFields) -> Solver:
     """Make the solver of maximum likelihood."""
     tolerance = _tolerance("train_tolerance", fields.train_tolerance, torch.float32)
     solver = make_solver(
-        str(fields.solver), tolerance=tolerance, steps=fields.solver_steps, adjoint=str(fields.adjoint),
+        str(fields.solver),
+        tolerance=tolerance,
+        steps=fields.solver_steps,
+        adjoint=str(fields.adjoint),
         max_nfe=fields.max_nfe,
     )
     if solver.method == "scipy_solver" and not solver.uses_adjoint_equation:

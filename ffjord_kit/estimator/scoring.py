@@ -85,6 +85,13 @@ class ScoringModel(StoredModel):
         """Whether the data are images."""
         return isinstance(self.domain, ImageDomain)
 
+    @property
+    def image_domain(self) -> ImageDomain:
+        """Domain of the images; a ValueError if the data are a table."""
+        if not isinstance(self.domain, ImageDomain):
+            raise ValueError("this is for images, and the model is of a table")
+        return self.domain
+
     def score_samples(self, X: Any, *, context: Any = None, time: float = 1.0, return_error: bool = False) -> Any:
         """Return the log-density of each row.
 

@@ -16,6 +16,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
 }
 
 __all__ = [
-    "COUPLINGS", "OBJECTIVES", "TIME_DENSITIES", "DropContext", "FlowMatching", "Loss", "MaximumLikelihood", "Objective",
-    "Reflow", "SolvedObjective", "TransformsLikelihood", "class_log_probs", "guided", "one_hot", "split_transforms",
+    "COUPLINGS", "OBJECTIVES", "TIME_DENSITIES", "DropContext", "FlowMatching", "Loss",
+    "MaximumLikelihood", "Objective", "Reflow", "SolvedObjective", "TransformsLikelihood", "class_log_probs",
+    "guided", "one_hot", "split_transforms",
 ]  # fmt: skip
