@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import wraps
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ PRECISIONS = ("float32", "tf32", "bf16")
 # Modes of torch.compile; reduce-overhead records CUDA graphs, which need the fixed shapes that batches have.
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
 
+Module = TypeVar("Module", bound=nn.Module)
 Method = Callable[..., Any]
 
 
@@ -151,3 +153,15 @@ def _in_bf16(function: Method) -> Method:
         return result.to(x.dtype) if isinstance(result, Tensor) else tuple(part.to(x.dtype) for part in result)
 
     return cast
+
+
+def single_precision(module: Module) -> Module:
+    """Return a copy of a module in float32; a flow's preprocessing stays in float64.
+
+    Args:
+        module: Module.
+
+    Returns:
+        The copy.
+    """
+    return copy.deepcopy(module).float()

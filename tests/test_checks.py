@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ffjord_kit import FFJORD, datasets
-from ffjord_kit.estimator.checks import DegenerateDataWarning, check_columns
+from ffjord_kit.diagnostics.columns import DegenerateDataWarning, check_columns
 
 NAMES = ("a", "b", "c", "sum")
 

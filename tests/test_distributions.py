@@ -9,8 +9,8 @@ from oracles import randn
 from scipy import stats
 
 from ffjord_kit import FFJORD, metrics
+from ffjord_kit.diagnostics.columns import DegenerateDataWarning
 from ffjord_kit.distributions import BASES, DistributionBase, StandardNormal, StudentT, as_base, fit_student
-from ffjord_kit.estimator.checks import DegenerateDataWarning
 from ffjord_kit.transforms import Standardize
 
 QUICK = {"hidden": (32, 32), "batch_size": 256, "random_state": 0}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,20 +16,32 @@ from ffjord_kit import diagnostics
 from ffjord_kit.data import Batch, Pixels, sampling_batch_size
 from ffjord_kit.diagnostics.bits_per_dim import BitsPerDim, bits_per_dim
 from ffjord_kit.diagnostics.outliers import outlier_scores
-from ffjord_kit.estimator.config import resolve
-from ffjord_kit.estimator.data import seed_from, tensor, to_numpy
+from ffjord_kit.estimator.config import Config, resolve, slow_transforms
+from ffjord_kit.estimator.data import Arrays, check_context, seed_from, tensor, to_numpy
 from ffjord_kit.estimator.fields import CommonFields, ImageFields, TableFields
 from ffjord_kit.estimator.image import REPORT_PROBES, ImageDomain
-from ffjord_kit.estimator.persistence import fields_of_record, load_model, save_model
-from ffjord_kit.estimator.reflow import ReflowSettings, reflow
-from ffjord_kit.estimator.scoring import ScoringModel, placed, single_precision, spread, to_data
+from ffjord_kit.estimator.persistence import fields_of_record, load_model, prepare_reports, save_model
+from ffjord_kit.estimator.scoring import ScoringModel, placed, spread, to_data
 from ffjord_kit.flow import Flow
 from ffjord_kit.objectives import class_log_probs, guided
+from ffjord_kit.objectives.reflow import Reflow, stack_pairs
+from ffjord_kit.ode import FINEST_SINGLE
+from ffjord_kit.precision import single_precision
+from ffjord_kit.progress import training_progress
 from ffjord_kit.run import Run
+from ffjord_kit.training.reflow import (
+    ReflowSettings,
+    best_grading,
+    draw_pairs,
+    prepare_flow,
+    train_on_pairs,
+    weights_digest,
+)  # fmt: skip
 from ffjord_kit.transforms.cnf import SolveOptions
 
 STEP_COUNTS = (1, 2, 4, 8)
 STEP_METHODS = ("euler", "midpoint")
+ERROR_ROWS = 32  # of the solver's error that a reflow records
 
 
 class NumpyTrajectory(NamedTuple):
@@ -421,7 +434,22 @@ class DensityModel(ScoringModel):
             Liu et al. 2023, reflow, https://arxiv.org/abs/2209.03003.
         """
         settings = ReflowSettings(pairs, steps, learning_rate, None if hidden is None else tuple(hidden))
-        return reflow(self, X, context, settings, random_state=random_state, source=source, on_step=on_step)
+        self.domain.require_table("reflow", "sample it with few fixed steps")
+        rows = None if X is None else np.asarray(X, np.float64)
+        contexts = self._contexts_of_pairs(rows, context)
+        if rows is not None and Arrays(rows, contexts).facts()["sha256"] != self.record["sha256"]:
+            raise ValueError(
+                "X and context must be the rows of the fit, all and in their order: others cannot validate it"
+            )
+        seed = seed_from(random_state)
+        train, held_out = (None, None) if rows is None else self.split_indices(rows)
+        drawn = contexts if contexts is None or train is None else contexts[train]
+        note = {"source": source, "weights": weights_digest(self.flow), "seed": seed, **asdict(settings)}
+        model = self._reflowed(settings, None if drawn is None else tensor(drawn), note, on_step)
+        if rows is not None and held_out is not None and len(held_out):
+            noisy = self.domain.add_noise(rows, self.seed)[held_out]
+            _record_validation(model, noisy, None if contexts is None else contexts[held_out])
+        return model
 
     def few_step_sample_errors(
         self, *, n: int = 2_000, context: Any = None, random_state: Any = 0
@@ -464,6 +492,58 @@ class DensityModel(ScoringModel):
         generator = torch.Generator().manual_seed(seed_from(random_state))
         return generator, None if contexts is None else tensor(contexts)
 
+    def _reflowed(
+        self,
+        settings: ReflowSettings,
+        contexts: Tensor | None,
+        note: dict[str, Any],
+        on_step: Callable[[dict[str, Any]], None] | None,
+    ) -> DensityModel:
+        """Train a copy on its own pairs; the note of it gets what was measured."""
+        seed, old = note["seed"], single_precision(self.flow)
+        config, record = self._successor(settings.hidden, note)
+        tolerance = max(self.config.fields.tolerance, FINEST_SINGLE)
+        start, end, seen = draw_pairs(old, contexts, settings.pairs, seed, tolerance)
+        new = settings.hidden is not None
+        layers = slow_transforms(config, self.domain, self.flow.context_dim, seed) if new else None
+        flow, end, aligned = prepare_flow(old, layers, start, end)
+        note.update({"aligned": True} if aligned else {})
+        options = replace(config.train, seed=seed, micro_batches=None, precision="float32")
+        with training_progress([settings.phase], shown=config.fields.verbose, on_step=on_step) as listener:
+            history = train_on_pairs(flow, Batch(stack_pairs(start, end), seen), settings, options, listener)
+        prepare_reports(flow, config, self.domain)
+        note["grading"] = best_grading(flow, contexts, seed)
+        return DensityModel(flow, config, self.domain, record, history)
+
+    def _successor(self, hidden: tuple[int, ...] | None, note: dict[str, Any]) -> tuple[Config, dict[str, Any]]:
+        """Return the configuration and the record of a model made from this one: new widths and a note."""
+        changed: dict[str, Any] = {} if hidden is None else {"hidden": hidden}
+        chosen = {name: value for name, value in self.record.get("chosen", {}).items() if name not in changed}
+        record = {
+            **self.record,
+            "estimator": {**self.record["estimator"], **changed},
+            "chosen": chosen,
+            "reflow": [*self.record.get("reflow", []), note],
+        }
+        fields = replace(self.config.fields, **changed, max_seconds=None)
+        return resolve(fields, self.domain, seed=self.seed, chosen=chosen), record
+
+    def _contexts_of_pairs(self, rows: np.ndarray | None, context: Any) -> np.ndarray | None:
+        """Check the contexts of a reflow's pairs."""
+        dim = self.flow.context_dim
+        if dim and context is None:
+            raise ValueError(
+                f"this model is conditional, so its pairs need contexts: pass context=, rows (n, {dim}) like the fit's"
+            )
+        if not dim and context is not None:
+            raise ValueError("this model takes no context: leave it out")
+        if context is None:
+            return None
+        contexts = check_context(context, len(np.asarray(context)) if rows is None else len(rows), dim)
+        if contexts is not None and contexts.shape[1] != dim:
+            raise ValueError(f"context must have shape (rows, {dim}); got {contexts.shape}")
+        return contexts
+
     def _guided(self, guidance: float) -> Flow:
         if not guidance >= 0:
             raise ValueError(f"guidance must be at least 0, and above 1 to go further; got {guidance}")
@@ -489,3 +569,20 @@ def _on_great_circle(start: Tensor, end: Tensor, share: float) -> Tensor:
     turned = ((1 - share) * angle).sin() * a / lengths[0] + (share * angle).sin() * b / lengths[1]
     length = lengths[0] ** (1 - share) * lengths[1] ** share
     return (turned / angle.sin() * length).reshape(start.shape).to(start)
+
+
+def _record_validation(model: ScoringModel, x: np.ndarray, context: np.ndarray | None) -> None:
+    """Record the likelihood of held-out rows."""
+    batch = Batch(tensor(x), None if context is None else tensor(context))
+    nll, history = -model.evaluate_batch(batch).log_prob, model.history
+    history.best_nll, history.best_step = float(nll.mean()), history.step
+    few = slice(0, ERROR_ROWS)
+    record = {
+        "step": history.step,
+        "phase": Reflow().name,
+        "seconds": round(history.seconds, 3),
+        "validation_nll": history.best_nll,
+        "validation_standard_error": float(nll.std(ddof=1) / math.sqrt(len(nll))),
+        "validation_solver_error": model.solver_error(x[few], context=None if context is None else context[few]),
+    }
+    history.records.append(record)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from dataclasses import fields as fields_of
@@ -26,11 +26,11 @@ from ffjord_kit.estimator.fields import (
 )  # fmt: skip
 from ffjord_kit.estimator.image import ImageDomain
 from ffjord_kit.estimator.table import TableDomain
-from ffjord_kit.flow import Flow, with_transforms
-from ffjord_kit.objectives import split_transforms
+from ffjord_kit.flow import Flow
 from ffjord_kit.run import Run, RunError, claimed, to_json
 from ffjord_kit.training import History, Workers
-from ffjord_kit.transforms import Affine, Transform
+from ffjord_kit.training.reflow import with_alignment
+from ffjord_kit.transforms import Affine
 
 FREE_ON_RESUME = ("verbose", "device", "random_state")
 SEQUENCES = ("schedule", "transforms", "support")  # fields whose entries are tuples
@@ -279,29 +279,6 @@ def prepare_reports(flow: Flow, config: Config, domain: Domain) -> None:
     """
     dtype = report_dtype(config.device) if domain.dtype is torch.float64 else flow.like.dtype
     flow.to(device=config.device, dtype=dtype).requires_grad_(False)
-
-
-def with_alignment(flow: Flow, alignment: Transform, continuous: Sequence[Transform] | None = None) -> Flow:
-    """Return a flow with an exact transform on the data's side of its continuous ones.
-
-    It joins the preprocessing where nothing with weights stands between.
-
-    Args:
-        flow: The flow; it stays as it is.
-        alignment: Exact transform without weights.
-        continuous: Continuous transforms that take the place of the flow's own; its own if None.
-
-    Returns:
-        The new flow.
-    """
-    above, own, below = split_transforms(flow)
-    middle = [*(own if continuous is None else continuous), *below]
-    if above:
-        return with_transforms(flow, [*above, alignment, *middle])
-    return Flow(
-        middle, base=flow.base, preprocess=[*flow.preprocess.transforms, alignment], context_dim=flow.context_dim,
-        context_preprocess=flow.preprocess.context,
-    )  # fmt: skip
 
 
 def blank_alignment(domain: Domain) -> Affine:

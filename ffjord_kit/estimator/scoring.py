@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -17,7 +16,7 @@ from ffjord_kit.estimator.image import ImageDomain
 from ffjord_kit.estimator.persistence import StoredModel
 from ffjord_kit.flow import Flow
 from ffjord_kit.ode import AdaptiveSolver, FixedSolver, Solver, make_solver
-from ffjord_kit.precision import full_precision
+from ffjord_kit.precision import full_precision, single_precision
 from ffjord_kit.trace import PerRowTrace
 from ffjord_kit.transforms.cnf import SolveOptions
 
@@ -325,18 +324,6 @@ def to_data(flow: Flow, place: Batch, solver: Solver, *, time: float = 1.0) -> T
     """
     options = SolveOptions(trace=None, solver=solver)
     return flow.to_data(place.x.to(flow.like), place.context, time=time, options=options)[0]
-
-
-def single_precision(flow: Flow) -> Flow:
-    """Return a copy of a flow in float32; its preprocessing stays in float64.
-
-    Args:
-        flow: Flow.
-
-    Returns:
-        The copy.
-    """
-    return copy.deepcopy(flow).float()
 
 
 @torch.no_grad()

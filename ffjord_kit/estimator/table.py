@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from ffjord_kit.data import Batch, StreamedRows
+from ffjord_kit.diagnostics.columns import check_columns
 from ffjord_kit.distributions import BASES, Base, outliers_inflate_scale
-from ffjord_kit.estimator.checks import check_columns
 from ffjord_kit.estimator.data import (
     Arrays,
     Domain,
