@@ -13,16 +13,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ffjord_kit.dynamics import ResidualDynamics
-from ffjord_kit.layers import Logit, Softplus, Standardize
-from ffjord_kit.solver import Solver
 from safetensors.torch import load_file, save_file
 
-from ffjord_kit import CNF, FFJORD, Flow, Run, StudentT, fit
+from ffjord_kit import CNF, FFJORD, Flow, FlowMatching, ImageFFJORD, ResidualDynamics, Standardize
 from ffjord_kit.cli import main
-from ffjord_kit.objectives import FlowMatching
+from ffjord_kit.data import Batch
+from ffjord_kit.distributions import StudentT
+from ffjord_kit.ode import AdaptiveSolver, make_solver
+from ffjord_kit.run import FORMAT, Run
 from ffjord_kit.trace import HutchinsonTrace
-from ffjord_kit.training import Phase
+from ffjord_kit.training import Phase, fit_flow
+from ffjord_kit.transforms.bounded import Logit, Softplus
 
 TINY = {"schedule": [("flow_matching", 2)], "hidden": (4,), "random_state": 0}
 RNG = np.random.default_rng(0)
@@ -111,7 +112,7 @@ DATA = {
 
 SCHEDULE = (
     r"schedule must be 'auto', or read like 'flow_matching:4000,mle:60s', steps or seconds "
-    r"\(flow_matching, mle, layers\); got '{}'"
+    r"\(flow_matching, mle, transforms\); got '{}'"
 )
 REGULARIZERS = (
     r"regularizers must read like 'kinetic:0\.01,jacobian:0\.01' "
@@ -121,9 +122,9 @@ SUPPORT = "support must be 'real', 'positive' or 'bounded:LOW:HIGH'; got '{}'"
 OPTIONS = {
     "--schedule sgd:5": SCHEDULE.format("sgd:5"),
     "--schedule mle:0": SCHEDULE.format("mle:0"),
-    "--layers maf": r"layers must read like 'maf:3' or 'nsf:2,maf:2' \(maf, nsf, nice\); got 'maf'",
-    "--layers glow:2": r"layers must read like .* got 'glow:2'",
-    "--schedule layers:3": "the schedule has a phase 'layers', but no layers to train: pass layers='maf:3', or drop it",
+    "--transforms maf": r"transforms must read like 'maf:3' or 'nsf:2,maf:2' \(maf, nsf, nice\); got 'maf'",
+    "--transforms glow:2": r"transforms must read like .* got 'glow:2'",
+    "--schedule transforms:3": "the schedule has a phase 'transforms', but .*: pass .*, or drop the phase",
     "--regularizers speed:1 --schedule mle:1": REGULARIZERS.format("speed:1"),
     "--regularizers hjb:0.1": "regularizer 'hjb' needs dynamics='potential'; got dynamics='residual'",
     "--dynamics potential --activation silu": "potential dynamics have the activation 'tanh' and no .*'silu'.*",
@@ -136,8 +137,8 @@ OPTIONS = {
     "--support bounded:0:1": "column 'width' has .* outside its support, 0 to 1 with both ends left out .*",
     "--hidden 0": r"hidden must be one or more positive widths; got \(0,\)",
     "--solver rk4": "method 'rk4' takes a fixed number of steps: pass steps >= 1; got None",
-    "--steps 5": "method 'dopri5' adapts its steps: .* not steps=5",
-    "--solver dopri5_by_row --gradient adjoint": "method 'dopri5_by_row' has no adjoint: .*",
+    "--solver-steps 5": "method 'dopri5' adapts its steps: .* not steps=5",
+    "--solver dopri5_by_row --adjoint adjoint": "method 'dopri5_by_row' has no adjoint: .*",
     "--solver scipy_solver --schedule mle:1": "method 'scipy_solver' is not differentiable: .*adjoint.*",
     "--device abacus": r"device must be 'auto' or one that this machine has \(.*cpu\); got 'abacus'",
     "--learning-rate -1": r"learning_rate must be positive; got -1\.0",
@@ -160,25 +161,25 @@ OPTIONS = {
 
 OPTIONS |= {
     "--dequantize agee": "dequantize names a column 'agee' that is not there; there are width, height, age",
-    "--dequantize width": r"column 'width' has no values of equal steps: give its step as in .*='width:0\.5', .*",
+    "--dequantize width": r"column 'width' has no values of equal steps: give its step, e\.g\. width:0\.5 .*",
     "--dequantize width:0": "dequantize must read like .*steps positive; got 'width:0'",
     "--dequantize width:x": "dequantize must read like .*; got 'width:x'",
     "--guard -1": r"guard must be at least 0, the share of the loss's noise; got -1\.0",
-    "--max-seconds 5": "max_seconds is for schedule='auto': give the seconds in the schedule, e.g. 'mle:5s'",
+    "--max-seconds 5": "max_seconds is for schedule='auto': give the seconds in the schedule, e.g. mle:5s .*",
     "--schedule auto --max-seconds 0": r"max_seconds must be positive and finite; got 0\.0",
     "--schedule auto --max-seconds inf": "max_seconds must be positive and finite; got inf",
     "--schedule mle:-3": SCHEDULE.format("mle:-3"),
     "--schedule mle:0s": SCHEDULE.format("mle:0s"),
     "--schedule mle": SCHEDULE.format("mle"),
     "--schedule ''": SCHEDULE.format(""),
-    "--octaves 2 --dynamics concat": "octaves are inputs of dynamics='residual'; got dynamics='concat'",
-    "--octaves -2": "octaves must be a whole number, at least 1; got -2",
+    "--fourier-features 2 --dynamics concat": "fourier_features are inputs of dynamics='residual'; got .*'concat'",
+    "--fourier-features -2": "fourier_features must be a whole number, at least 1; got -2",
     "--end-time -2 --learn-end-time": r"end_time must be positive; got -2\.0",
     "--support bounded:0": SUPPORT.format("bounded:0"),
     "--support bounded:a:b": SUPPORT.format("bounded:a:b"),
     "--support ''": SUPPORT.format(""),
-    "--layers maf:0": "layers must read like .* got 'maf:0'",
-    "--layers maf:x": "layers must read like .* got 'maf:x'",
+    "--transforms maf:0": "transforms must read like .* got 'maf:0'",
+    "--transforms maf:x": "transforms must read like .* got 'maf:x'",
     "--regularizers kinetic": REGULARIZERS.format("kinetic"),
     "--regularizers kinetic:x": REGULARIZERS.format("kinetic:x"),
     "--mle-learning-rate 0": r"mle_learning_rate must be positive; got 0\.0",
@@ -188,7 +189,7 @@ OPTIONS |= {
     "--tolerance nan": "tolerance must be positive; got nan",
     "--learning-rate nan": "learning_rate must be positive; got nan",
     "--probes -1 --trace rademacher": "probes must be .*at least 1; got -1",
-    "--solver euler --steps 0": "method 'euler' takes a fixed number of steps: pass steps >= 1; got 0",
+    "--solver euler --solver-steps 0": "method 'euler' takes a fixed number of steps: pass steps >= 1; got 0",
     "--device cuda:7": r"device must be 'auto' or one that this machine has \(.*\); got 'cuda:7'",
 }
 
@@ -201,7 +202,7 @@ COMMANDS = {
     "fit table.csv --out run": "run already holds a run: choose another folder, --resume it, or pass --force",
     "fit table.csv --out run --force --ema-decay 2": r"ema_decay must be in \[0, 1\); got 2\.0",
     "fit nan.csv --out run --force": r"nan\.csv: missing values .*",
-    "score run table.csv --target 0": r"error must be positive, in nats; got 0\.0",
+    "score run table.csv --error 0": r"error must be positive, in nats; got 0\.0",
     "score run table.csv --probes 1": "probes must be at least 2, or None for the exact trace; got 1",
     "sample run --out x.xlsx": r"x\.xlsx: unknown extension '\.xlsx'; known: .*",
     "sample run --out table.csv": r"table\.csv exists: choose another name, or pass --force",
@@ -209,7 +210,7 @@ COMMANDS = {
     "sample run --context 1 --out x.csv": "this run takes no context: leave --context out",
     "sample conditional --out x.csv": "this run is conditional: pass --context with values of age",
     "sample conditional --context 1,2 --out x.csv": r"--context must give 1 values \(age\), .*; got shape \(1000, 2\)",
-    "sample conditional --context nan --out x.csv": r"Input context contains NaN\.",
+    "sample conditional --context nan --out x.csv": "context contains NaN or infinity .*",
     "sample conditional -n 3 --context ages.csv --out x.csv": r"--context must .* 3 rows of them; got shape \(2, 1\)",
     "score run two.csv --out x.csv": r"two\.csv has no column 'width', which the run has; its columns are .*",
     "score conditional moons --out x.csv": "no column 'age'.*; the columns are x0, x1",
@@ -217,7 +218,7 @@ COMMANDS = {
     "info folder": NO_RUN.format("folder"),
     "score file table.csv": NO_RUN.format("file"),
     "sample cut-config --out x.csv": r"cut-config/config\.json is damaged \(.*\): restore it, or fit again",
-    "sample later --out x.csv": r"later/config\.json has format 7; .* reads format 1: use the version .* \(3\.1\)",
+    "sample later --out x.csv": rf"later/config\.json has format 7; .* reads format {FORMAT}: .* \(3\.1\)",
     "sample cut-model --out x.csv": r"cut-model/model\.safetensors is damaged \(.*\): restore it, or fit again",
     "sample no-model --out x.csv": r"no-model/model\.safetensors is missing: the run had not reached .*",
     "sample nan-model --out x.csv": r"nan-model/model\.safetensors holds weights that are NaN or infinite",
@@ -237,14 +238,14 @@ COMMANDS |= {
     "doctor run nan.csv": r"nan\.csv: missing values .*",
     "doctor cut-model table.csv": r"cut-model/model\.safetensors is damaged \(.*\): restore it, or fit again",
     "doctor later table.csv": r"later/config\.json has format 7; .*",
-    "straighten folder --out out": NO_RUN.format("folder"),
-    "straighten run --out run": "run is the run to straighten, which stays as it is: choose another folder",
-    "straighten run --out folder": "folder is not empty: choose another folder, or pass --force .*",
-    "straighten run --out out --learning-rate 0": r"learning_rate must be positive; got 0\.0",
-    "straighten run --out out --hidden 0": r"hidden must be one or more positive widths; got \(0,\)",
-    "straighten run two.csv --out out": r"two\.csv has no column 'width', .*",
-    "straighten nan-model --out out": "nan-model/model.safetensors holds weights that are NaN or infinite",
-    "score run table.csv --target -1": r"error must be positive, in nats; got -1\.0",
+    "reflow folder --out out": NO_RUN.format("folder"),
+    "reflow run --out run": "run is the run to reflow, which stays as it is: choose another folder",
+    "reflow run --out folder": "folder is not empty: choose another folder, or pass --force .*",
+    "reflow run --out out --learning-rate 0": r"learning_rate must be positive; got 0\.0",
+    "reflow run --out out --hidden 0": r"hidden must be one or more positive widths; got \(0,\)",
+    "reflow run two.csv --out out": r"two\.csv has no column 'width', .*",
+    "reflow nan-model --out out": "nan-model/model.safetensors holds weights that are NaN or infinite",
+    "score run table.csv --error -1": r"error must be positive, in nats; got -1\.0",
     "score run table.csv --out x.xlsx": r"x\.xlsx: unknown extension '\.xlsx'; known: .*",
     "score run table.csv --out no/x.csv": r"no/x\.csv: no folder '.*no'; make it first",
     "score run table.csv --out table.csv": r"table\.csv exists: choose another name, or pass --force",
@@ -272,10 +273,10 @@ USAGE = {
     "doctor": "Missing argument 'RUN'",
     "doctor run --rows 0": "0 is not in the range x>=1",
     "doctor run --seed -1": "-1 is not in the range",
-    "straighten run": "Missing option '--out'",
-    "straighten run --out out --pairs 1": "1 is not in the range x>=2",
-    "straighten run --out out --steps 0": "0 is not in the range x>=1",
-    "straighten run --out out --hidden a,b": "'a,b' is not a list of whole numbers like 128,128",
+    "reflow run": "Missing option '--out'",
+    "reflow run --out out --pairs 1": "1 is not in the range x>=2",
+    "reflow run --out out --steps 0": "0 is not in the range x>=1",
+    "reflow run --out out --hidden a,b": "'a,b' is not a list of whole numbers such as 128,128",
     "sample run --out x.csv --steps 0": "0 is not in the range x>=1",
     "sample run --out x.csv --seed -1": "-1 is not in the range",
     "fit table.csv --out out --base cauchy": "'cauchy' is not one of 'normal', 'student'",
@@ -285,11 +286,11 @@ USAGE = {
     "fit table.csv --out out --coupling ot": "'ot' is not one of 'independent', ",
     "fit table.csv --out out --time-density late": "'late' is not one of 'auto', ",
     "fit table.csv --out out --scaling none2": "'none2' is not one of 'auto', ",
-    "fit table.csv --out out --gradient none": "'none' is not one of 'backprop', ",
-    "fit table.csv --out out --hidden 8,x": "'8,x' is not a list of whole numbers like 128,128",
+    "fit table.csv --out out --adjoint none": "'none' is not one of 'backprop', ",
+    "fit table.csv --out out --hidden 8,x": "'8,x' is not a list of whole numbers such as 128,128",
     "fit table.csv --out out --solver rk5": "'rk5' is not one of 'dopri5', ",
     "fit table.csv --out out --depth 3": "No such option.*--depth",
-    "fit --out out": r"fit needs DATA and --out RUN \(or --resume RUN\)",
+    "fit --out out": r"fit needs DATA and --out RUN, or --resume RUN",
     "fit --resume run --hidden 5": "--resume takes its data and options from the run: leave out hidden",
     "fit table.csv --resume run": "--resume takes its data and options from the run: leave out source",
     "sample run -n 0 --out x.csv": "0 is not in the range x>=1",
@@ -305,13 +306,19 @@ def flow(layers=1, context=0):
     return Flow([part for cnf in cnfs for part in (cnf, Standardize.of(ZEROS))], context_dim=context)
 
 
+def fit_with(name, value):
+    if name in FFJORD().get_params():
+        return FFJORD(**{**TINY, name: value}).fit(X, run="out")
+    return ImageFFJORD(**{**TINY, name: value}).fit(np.zeros((4, 4, 4), np.uint8), run="out")
+
+
 def fitted(**given):
     return FFJORD(**TINY).fit(X, **given)
 
 
 PYTHON = {
     "rows of one axis": (lambda: fitted().fit(X[0]), "Expected 2D array, got 1D array instead"),
-    "rows of three axes": (lambda: fitted().fit(X[None]), "images must be whole grey levels, uint8 .*; got float64"),
+    "rows of three axes": (lambda: fitted().fit(X[None]), "use ImageFFJORD for images"),
     "rows of words": (lambda: fitted().fit([["a", "b"], ["c", "d"]]), "could not convert string to float|numeric"),
     "rows to score of another width": (lambda: fitted().score_samples(X[:, :2]), "X has 2 features, but FFJORD is exp"),
     "a model that was not fitted": (lambda: FFJORD().sample(3), "not fitted yet"),
@@ -323,44 +330,45 @@ PYTHON = {
     "resuming nothing": (lambda: fitted(resume=True), "resume needs the run"),
     "resuming as another": (lambda: FFJORD().fit(X, run="python", resume=True), "python has .*: resume it with its"),
     "context of other rows": (lambda: fitted(context=X[:5]), r"context must have shape \(12, c\), .* got \(5, 3\)"),
-    "context that holds NaN": (lambda: fitted(context=X * np.nan), "Input context contains NaN"),
+    "context that holds NaN": (lambda: fitted(context=X * np.nan), "context contains NaN or infinity"),
     "context missing": (lambda: fitted(context=X).score_samples(X), r"context must have shape \(12, 3\); got None"),
     "context to spare": (lambda: fitted().score_samples(X, context=X), r"takes no context; got one of shape \(12, 3\)"),
     "context of another width": (lambda: fitted(context=X).sample(5, context=[1.0]), r"context must .* \(5, .* got"),
     "a coupling that no menu has": (lambda: FFJORD(coupling="ot").fit(X), "coupling must be one of indep.*; got 'ot'"),
     "a coupling unknown to matching": (lambda: FlowMatching(coupling="ot"), "coupling must be one of .*; got 'ot'"),
-    "an unknown method": (lambda: Solver("rk5"), "method must be one of dopri5, .*; got 'rk5'"),
-    "fixed steps unsaid": (lambda: Solver("euler"), "'euler' takes a fixed number of steps: pass steps >= 1; got None"),
-    "a tolerance too fine": (lambda: flow().log_prob(ZEROS, solver=Solver(rtol=1e-9)), "finer than torch.float32"),
+    "an unknown method": (lambda: make_solver("rk5"), "method must be one of dopri5, .*; got 'rk5'"),
+    "fixed steps unsaid": (lambda: make_solver("euler"), "takes a fixed number of steps: pass steps >= 1; got None"),
+    "a tolerance too fine": (lambda: flow().log_prob(ZEROS, solver=AdaptiveSolver(rtol=1e-9)), "finer than torch"),
     "no probes": (lambda: HutchinsonTrace(0), "probes must be at least 1; got 0"),
-    "a flow of nothing": (lambda: Flow([]), "no layer knows its event_shape: pass base="),
+    "a flow of nothing": (lambda: Flow([]), "no transform knows its event_shape: pass base="),
     "events of another shape": (lambda: flow().log_prob(torch.zeros(4, 3)), r"shape \(batch >= 1, 2\); got \(4, 3\)"),
     "a flow's context missing": (lambda: flow(1, 1).sample(4), r"context must have shape \(4, 1\); got None"),
     "data on their bound": (lambda: Logit(ZEROS[0], ZEROS[0] + 1).to_base(ZEROS), "between the bounds; row 0, elem"),
     "data below their bound": (lambda: Softplus(ZEROS[0]).to_base(ZEROS - 1), "above the lower bound; row 0"),
-    "continuous layers apart": (lambda: FlowMatching().loss(flow(2), ZEROS, None, None), "layers side by side"),
+    "continuous layers apart": (lambda: FlowMatching().loss(flow(2), Batch(ZEROS), None), "transforms side by side"),
     "a phase without an end": (lambda: Phase(FlowMatching(), np.inf), "not both infinite; got inf steps and inf sec"),
     "a phase of no time": (lambda: Phase(FlowMatching(), 5, seconds=0.0), "positive .*; got 5 steps and 0.0 seconds"),
     "nothing to train": (
-        lambda: fit(Flow([Standardize.of(ZEROS)]), ZEROS, schedule=[Phase(FlowMatching(), 1)]), "nothing to train",
+        lambda: fit_flow(Flow([Standardize.of(ZEROS)]), ZEROS, schedule=[Phase(FlowMatching(), 1)]), "nothing to train",
     ),
     "a folder that holds something": (lambda: Run.create("folder", {}, force=True), "not empty and holds no run"),
 }  # fmt: skip
 
 KINDS = {
     "schedule": 5, "max_seconds": "long", "time_density": 1, "coupling": None, "dynamics": 3, "hidden": 64.0,
-    "activation": 1, "octaves": 0.5, "blocks": 1.5, "end_time": "1", "learn_end_time": 1, "layers": ["maf:1"],
-    "scaling": None, "base": 2, "dequantize": True, "support": (0, 1), "learning_rate": "fast", "batch_size": 10.0,
+    "activation": 1, "fourier_features": 0.5, "blocks": 1.5, "end_time": "1", "learn_end_time": 1,
+    "transforms": "maf:1",
+    "scaling": None, "base": 2, "dequantize": True, "support": 1, "learning_rate": "fast", "batch_size": 10.0,
     "mle_learning_rate": None, "weight_decay": "no", "warmup_steps": 1.5, "clip_norm": [1], "ema_decay": "x",
     "validation_fraction": "tenth", "validate_every": 2.5, "patience": None, "trace": 1, "probes": 2.0,
-    "regularizers": {"kinetic": 1}, "steer": "a", "solver": 4, "train_tolerance": "1e-3", "steps": 4.0,
-    "gradient": 1, "compile": True, "guard": None, "tolerance": "1e-5", "max_nfe": 1e4, "device": 0, "verbose": "yes",
+    "regularizers": "kinetic", "steer": "a", "solver": 4, "train_tolerance": "1e-3", "solver_steps": 4.0,
+    "adjoint": 1, "compile": True, "guard": None, "tolerance": "1e-5", "max_nfe": 1e4, "device": 0, "verbose": "yes",
     "precision": 32, "micro_batches": 1.0, "bits": 5.0, "alpha": "1e-6", "scales": "2", "flip": "yes",
     "context_dropout": "some", "channels_last": 0.5,
 }  # fmt: skip
 PYTHON |= {
     f"{name}={value!r}": (
-        lambda name=name, value=value: FFJORD(**{**TINY, name: value}).fit(X, run="out"),
+        lambda name=name, value=value: fit_with(name, value),
         f"{name} must be .*; got {re.escape(repr(value))}",
     )
     for name, value in KINDS.items()
@@ -381,7 +389,7 @@ PYTHON |= {
 
 
 def test_every_field_is_tried_with_another_kind_and_the_table_is_long():
-    assert set(KINDS) == set(FFJORD().get_params()) - {"random_state"}
+    assert set(KINDS) == {*FFJORD().get_params(), *ImageFFJORD().get_params()} - {"random_state"}
     assert len(ERRORS) + len(USAGE) + len(PYTHON) >= 200
 
 

@@ -237,7 +237,7 @@ def test_curves_are_drawn(tmp_path):
     assert "**0.017 ± 0.100** | 0.500 ± 0.100 |" in report.table(rows, "tables")
 
 
-@pytest.mark.parametrize("name", memory.gradients())
+@pytest.mark.parametrize("name", memory.ADJOINTS)
 def test_every_gradient_method_takes_memory_and_runs(name):
     assert memory.peak(name, 2, "cpu") >= 0
 

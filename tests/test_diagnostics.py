@@ -89,7 +89,7 @@ def test_data_in_other_units_are_found(trained, held_out):
     flow = copy.deepcopy(trained)
     flow.preprocess.transforms[0].scale.mul_(1.5)
     diagnosis = diagnose(flow, held_out, rows=300)
-    assert verdicts(diagnosis, SOUND_CHECKS) == ["good"] * 4
+    assert verdicts(diagnosis, ("integral", "determinant")) == ["good"] * 2  # it is a density, but of other data
     assert verdicts(diagnosis, FIT_CHECKS) == ["bad"] * 3
     assert "same units" in diagnosis["coverage"].advice
 

@@ -16,29 +16,27 @@ from safetensors.torch import load_file
 from ffjord_kit import (
     CNF,
     FFJORD,
+    FixedSolver,
     Flow,
     FlowMatching,
-    HutchinsonTrace,
-    Integration,
     MaximumLikelihood,
-    Optimization,
-    Phase,
     ResidualDynamics,
-    Run,
-    RunError,
-    Solver,
     Standardize,
     atomic,
-    fit,
 )
 from ffjord_kit.cli import main
+from ffjord_kit.data import Batch
+from ffjord_kit.run import Run, RunError
+from ffjord_kit.trace import HutchinsonTrace
+from ffjord_kit.training import Phase, TrainConfig, fit_flow
+from ffjord_kit.transforms.cnf import SolveOptions
 
-EULER = Solver("euler", steps=2)
+EULER = FixedSolver("euler", steps=2)
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["ffjord_kit.cli", "torch._dynamo"])
+SERVER.set_forkserver_preload(["ffjord_kit.cli.fit", "torch._dynamo"])
 SMALL = [
-    "--schedule", "flow_matching:100,mle:24", "--hidden", "8", "--solver", "euler", "--steps", "2", "--batch-size",
-    "16", "--validate-every", "4", "--patience", "100", "--trace", "rademacher", "--seed", "3",
+    "--schedule", "flow_matching:100,mle:24", "--hidden", "8", "--solver", "euler", "--solver-steps", "2",
+    "--batch-size", "16", "--validate-every", "4", "--patience", "100", "--trace", "rademacher", "--seed", "3",
 ]  # fmt: skip
 LONG = ["--schedule", "flow_matching:1000,mle:100"]
 
@@ -164,7 +162,7 @@ def flow():
         torch.manual_seed(0)
         dynamics = ResidualDynamics((2,), hidden=(8,))
     x = rows()
-    return Flow([Standardize.of(x), CNF(dynamics, (2,), solver=EULER)])
+    return Flow([CNF(dynamics, (2,), solver=EULER)], preprocess=[Standardize.of(x)])
 
 
 def rows():
@@ -175,11 +173,10 @@ def train(run, *, resume=False, restless=False):
     """A fit of two phases; a `restless` one soon meets a worse validation, which ends a phase."""
     rate, patience = (0.3, 1) if restless else (0.01, 9)
     likelihood = MaximumLikelihood(HutchinsonTrace(), {}, EULER)
-    return fit(
-        flow(), rows(), validation=(rows() + 1, None), resume=resume, run=run,
-        schedule=[Phase(FlowMatching(), 4, rate), Phase(likelihood, 2, rate)], batch_size=8, validate_every=1,
-        patience=patience, evaluation=Integration(solver=EULER), seed=2,
-        optimization=Optimization(ema_decay=0.8, weight_decay=0.1),
+    config = TrainConfig(batch_size=8, validate_every=1, patience=patience, seed=2, ema_decay=0.8, weight_decay=0.1)
+    return fit_flow(
+        flow(), rows(), validation=Batch(rows() + 1), resume=resume, run=run, config=config,
+        schedule=[Phase(FlowMatching(), 4, rate), Phase(likelihood, 2, rate)], evaluation=SolveOptions(solver=EULER),
     )  # fmt: skip
 
 
@@ -265,7 +262,7 @@ def test_the_model_can_be_loaded_after_every_checkpoint(tmp_path, monkeypatch):
     options = {
         "schedule": [("flow_matching", 8), ("mle", 4)],
         "solver": "euler",
-        "steps": 2,
+        "solver_steps": 2,
         "random_state": 0,
         "hidden": (8,),
     }

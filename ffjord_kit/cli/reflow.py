@@ -66,7 +66,7 @@ def reflow(
 def _check_folder(run: Path, out: Path, *, force: bool) -> None:
     """Refuse, before any work, the folder of the run itself, or one that the new run cannot have."""
     if out.resolve() == run.resolve():
-        raise RunError(f"{out} is the run to straighten, which stays as it is: choose another folder")
+        raise RunError(f"{out} is the run to reflow, which stays as it is: choose another folder")
     content = {entry.name for entry in out.iterdir()} if out.is_dir() else set()
     if content and not (force and "config.json" in content):
         raise RunError(f"{out} is not empty: choose another folder, or pass --force to replace a run in it")

@@ -237,7 +237,7 @@ def _check_limit(fields: CommonFields) -> None:
     if fields.schedule != "auto":
         raise ValueError(
             f"max_seconds is for schedule='auto': give the seconds in the schedule, "
-            f"e.g. ('mle', '{fields.max_seconds:g}s')"
+            f"e.g. mle:{fields.max_seconds:g}s (in Python ('mle', '{fields.max_seconds:g}s'))"
         )
     if not 0 < fields.max_seconds < math.inf:
         raise ValueError(f"max_seconds must be positive and finite; got {fields.max_seconds}")

@@ -338,12 +338,29 @@ def _evaluate(flow: Flow, chunk: Batch, time: float, options: SolveOptions) -> E
 
 
 def placed(flow: Flow, batch: Batch) -> Batch:
-    """Return a batch where a flow takes it: anywhere, or, without preprocessing, where its transforms compute."""
+    """Move a batch to where a flow takes it: anywhere, or, without preprocessing, where its transforms compute.
+
+    Args:
+        flow: Flow.
+        batch: Rows and contexts.
+
+    Returns:
+        The batch.
+    """
     return batch.to(flow.like) if flow.preprocess.identity else batch
 
 
 def spread(values: np.ndarray, inside: np.ndarray, outside: float) -> np.ndarray:
-    """Return the values of all rows, from those of the rows within the support."""
+    """Return the values of all rows, from those of the rows within the support.
+
+    Args:
+        values: Values of the rows within the support.
+        inside: Which rows are within it, shape (n,).
+        outside: Value of the other rows.
+
+    Returns:
+        Values, shape (n,).
+    """
     spread = np.full(len(inside), outside)
     spread[inside] = values
     return spread

@@ -44,13 +44,7 @@ THERE_AND_BACK = 3  # times the cost of the forward pass
 
 
 class Choice(NamedTuple):
-    """What schedule auto has settled.
-
-    Attributes:
-        values: Values of the open fields, the schedule among them.
-        flow: Flow to go on with.
-        before: History of the trials.
-    """
+    """Settled choices of schedule auto."""
 
     values: dict[str, Any]
     flow: Flow

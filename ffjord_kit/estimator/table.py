@@ -459,8 +459,8 @@ def _checked_step(name: str, column: np.ndarray, requested: float | None) -> flo
     if not step or not _on_grid(column - column[0], step):
         of_step = f" of {step:g}" if step else ""
         raise ValueError(
-            f"column {name!r} has no values of equal steps{of_step}: give its step as in "
-            f"dequantize={{{name!r}: 0.5}}, or leave it out"
+            f"column {name!r} has no values of equal steps{of_step}: give its step, e.g. {name}:0.5 "
+            f"(in Python dequantize={{{name!r}: 0.5}}), or leave it out"
         )
     return step
 
