@@ -180,7 +180,7 @@ def test_phases_may_be_given_in_seconds():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"max_seconds": 3.0, "schedule": [("mle", 5)]}, r"give the seconds in the schedule, e.g. \('mle', '3s'\)"),
+        ({"max_seconds": 3.0, "schedule": [("mle", 5)]}, r"give the seconds in the schedule, e.g. mle:3s"),
         ({"max_seconds": float("inf")}, "max_seconds must be positive and finite; got inf"),
         ({"max_seconds": -1.0}, "max_seconds must be positive and finite; got -1.0"),
         ({"schedule": [("mle", "0s")]}, "schedule must be 'auto', or a list such as"),

@@ -65,7 +65,7 @@ def test_named_columns_alone_are_rounded():
         ({"x0": -1}, "dequantize must be 'auto', names such as .*, or positive steps such as .*; got {'x0': -1}"),
         ({"x0": "wide"}, "dequantize must be 'auto'"),
         ("x0", "dequantize must be 'auto', names such as .*; got 'x0'"),
-        (["x2"], "column 'x2' has no values of equal steps: give its step as in dequantize={'x2': 0.5}"),
+        (["x2"], "column 'x2' has no values of equal steps: give its step, e.g. x2:0.5"),
         ({"x0": 0.7}, "column 'x0' has no values of equal steps of 0.7"),
     ],
 )

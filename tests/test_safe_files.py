@@ -42,7 +42,8 @@ def folder(fitted, tmp_path):
 
 HOLDER = """
     import sys, time
-        with claimed(sys.argv[1]):
+    from ffjord_kit.run import claimed
+    with claimed(sys.argv[1]):
         print("held", flush=True)
         time.sleep(600)
 """

@@ -61,7 +61,7 @@ def choose(folder):
     model.micro_batches = 2
     model.fit(rows(80))
     scores = model.score_samples(rows(5)).tolist()
-    return model.seed_, model.config_["chosen"], scores, len(model.history_.records)
+    return model.seed_, json.loads(json.dumps(model.config_["chosen"])), scores, len(model.history_.records)
 
 
 class Chosen:
