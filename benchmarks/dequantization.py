@@ -1,9 +1,9 @@
-"""Does learned noise pay? Bits per dimension of the same images with uniform and with variational dequantisation.
+"""Does learned noise pay? Bits per dimension of the same images with uniform and with variational dequantization.
 
     python benchmarks/dequantization.py [--sets digits] [--budgets 100] [--flow 80] [--draws 1,8] [--json FILE]
 
 A U-Net is trained by flow matching as in images.py, for `--flow` CPU seconds of one thread. Then, each from there for
-`--budgets` seconds: `variational` fits a dequantiser to the flow as it is, `likelihood` trains the flow by maximum
+`--budgets` seconds: `variational` fits a dequantizer to the flow as it is, `likelihood` trains the flow by maximum
 likelihood under uniform noise, `joint` both together. The first 64 test images, K draws of the noise that share the
 eight probes of the trace, rk4 with eight graded steps; the difference from uniform noise with the first K is of each
 image, and so is its standard error.
@@ -39,7 +39,7 @@ BATCH, RATES = 16, {"variational": 5e-3, "likelihood": 1e-3, "joint": 1e-3}
 def prepared(
     method: str, flow: Flow, images: Images, seconds: float, seed: int
 ) -> tuple[Flow, Dequantizer | None, dict[str, Any]]:
-    """The flow and the dequantiser (None: uniform) that a method makes of a flow, which stays as it is."""
+    """The flow and the dequantizer (None: uniform) that a method makes of a flow, which stays as it is."""
     if method == "uniform":
         return flow, None, {"seconds": 0.0, "steps": 0}
     clock, pixels, flow = Clock(), Pixels(images.train, images.bits), copy.deepcopy(flow)

@@ -3,9 +3,9 @@
     python benchmarks/image_rates.py [--device cuda] [--only float32,bf16,...] [--hidden 128,256,256] [--batch 256]
                                      [--size 28] [--best FILE] [--json FILE]
 
-Flow matching of a U-Net on random grey levels, as only time is measured: steps after the first few, which compile. The
-words of a method are options of FFJORD: a precision, then `last` for channels last, then a mode of torch.compile. With
---best the options of the fastest are written into a file, as the command line takes them.
+Flow matching of a U-Net on random grey levels; only time is measured, after the first few steps, which compile. The
+words of a method are fields of ImageFFJORD: a precision, then `last` for channels last, then a mode of torch.compile.
+--best writes the options of the fastest method to a file, as the command line takes them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ STEPS, UNCOUNTED = 60, 20
 
 
 def fields(method: str) -> dict[str, Any]:
-    """A method's words as fields of FFJORD."""
+    """Return a method's words as fields of ImageFFJORD."""
     precision, *words = method.split()
     mode = [word for word in words if word != "last"]
     return {"precision": precision, "channels_last": "last" in words, "compile": mode[0] if mode else None}

@@ -1,8 +1,8 @@
-"""Discrete layers below a continuous one: held-out NLL of each alone and of both, at equal CPU seconds, on one thread.
+"""zuko's transforms below a continuous one: held-out NLL of each alone and of both, at equal CPU seconds, one thread.
 
     FFJORD_KIT_DATA=FOLDER python benchmarks/layers.py [--sets power_plant] [--budgets 60] [--only nsf:3] [--json FILE]
 
-Standardised columns and the likelihood's weight of t throughout; each phase has its share of the seconds. NLL in nats a
+All use standardised columns and the likelihood's weight of t; each phase has its share of the seconds. NLL in nats a
 row of the test rows, exact trace, converged.
 """
 
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def fields(name: str, budget: float) -> dict[str, Any]:
-    """What the estimator is given for a method and so many seconds."""
+    """Return the fields of the estimator for a method and a number of seconds."""
     special, shares = VARIANTS[name]
     schedule = [(word, f"{share * budget:g}s") for word, share in shares.items()]
     return {**COMMON, **special, "schedule": schedule}

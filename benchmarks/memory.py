@@ -1,4 +1,4 @@
-"""Peak memory of one gradient step of maximum likelihood against the number of steps, for each gradient method.
+"""Peak memory of one gradient step of maximum likelihood against the number of steps, for each adjoint.
 
     python benchmarks/memory.py [--steps 4,8,16,32,64] [--json FILE]
 

@@ -1,11 +1,12 @@
-"""What the network, its inputs, the weight of time, the scaling and a finish buy: one thing changed at a time.
+"""The gain of the network, its inputs, the weight of time, the scaling and a finish: one thing changed at a time.
 
     FFJORD_KIT_DATA=FOLDER python benchmarks/networks.py [--sets checkerboard] [--only "64x3,128x3"] [--json FILE]
 
-One thread, CPU seconds, all of them flow matching but for a finish by maximum likelihood. KL to the truth (toys) or
-held-out NLL of standardised columns (tables) in nats, by a converged solve with the exact trace. "AxB" is B hidden
-layers of width A; every variant is a residual network with SiLU, peak learning rate 8e-3, the likelihood's weight of
-t, columns standardised, and two octaves in the plane, but for what its name says.
+One thread, CPU seconds of flow matching, some with a finish by maximum likelihood. KL to the truth (toys) or held-out
+NLL of standardised columns (tables) in nats, by a converged solve with the exact trace. "AxB" is B hidden layers of
+width A. Where its name says nothing else, a variant is a residual network with SiLU, peak learning rate 8e-3, the
+likelihood's weight of t, standardised columns, and in the plane two octaves of Fourier features
+(`fourier_features=2`).
 """
 
 from __future__ import annotations

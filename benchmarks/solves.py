@@ -1,17 +1,17 @@
-"""Seconds and evaluations for 10,000 log-likelihoods and 10,000 samples, against the error that they really have.
+"""Seconds and evaluations for 10,000 log-likelihoods and 10,000 samples, against their actual error.
 
     FFJORD_KIT_DATA=FOLDER python benchmarks/solves.py [--sets moons] [--budgets 60] [--schedule auto] [--json FILE]
 
-FFJORD and zuko's CNF are trained on the same data, zuko's for --peer-seconds: a flow that has learned little is smooth
-and cheap to solve, so `nll` says how good each is. They are solved by one setting after the other: ours in float64 with
-steps of its own for each row (`score_samples`, `sample`), in float32 with one step size, and the same straightened into
-a small network, by fixed steps too; zuko's by its own `log_prob` with the exact trace, and its own way from base to
-data, in float32.
+FFJORD and zuko's CNF are trained on the same data, zuko's for --peer-seconds. A flow that has learned little is
+smooth and cheap to solve, so `nll` says how good each is. Each flow is solved by one setting after the other. Ours:
+in float64, each row with its own steps (`score_samples`, `sample`); in float32 with one step size; and after reflow
+into a small network (method `straightened`), by fixed steps too. zuko's: by its own `log_prob` with the exact trace,
+and its own map from base to data, in float32.
 
-The error of a log-likelihood is the mean of |log p - reference|; that of a sample the root mean square of its distance
-from the reference, in deviations of a column. At the end: zuko's seconds over the least of ours
-at equal error, read between the measured tolerances (straight lines in the logarithms); fixed steps stand for
-themselves.
+The error of a log-likelihood is the mean of |log p - reference|. The error of a sample is the root mean square
+distance from the reference, in standard deviations of a column. At the end: zuko's seconds divided by our least
+seconds at equal error, interpolated between the measured tolerances (straight lines in the logarithms). Fixed steps
+are not interpolated.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ BUDGET, PEER_SECONDS = 60.0, 600.0
 def main() -> None:
     """Train, measure every solve, print the table and the ratios."""
     extra = {
-        "--schedule": {"default": "auto", "help": "of ours: 'auto' is given the budget, another runs as it says"},
+        "--schedule": {"default": "auto", "help": "of ours; only 'auto' keeps to the budget"},
         "--peer-seconds": {"type": float, "default": PEER_SECONDS, "help": "of training zuko's CNF (%(default)g)"},
     }
     names, methods = ("moons", "protein"), tuple(SUBJECTS)

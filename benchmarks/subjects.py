@@ -1,7 +1,7 @@
 """Trained flows as things to solve: ours and zuko's CNF, log-likelihoods and samples, by any setting of a solve.
 
 The values are log-densities (ROWS,) up to a constant, or samples (ROWS, d) in deviations of a column. All solve for
-AT_ONCE rows at a time, which the caches of a CPU hold, but for `evaluate`, which has portions of its own. The
+AT_ONCE rows at a time, which the caches of a CPU hold, except `evaluate`, which has its own batch size. The
 reference is a float64 solve of the first REFERENCE_ROWS rows, each with steps of its own: at 1e-10 for ours, at 1e-8
 for zuko's, whose activation has a kink in its slope that a finer solve does not get past.
 """
@@ -34,7 +34,7 @@ STEPS = (
     *(f"midpoint:{n}" for n in (1, 2, 3, 4)),
 )
 STEPS_OF_SAMPLES = ("euler:1", "euler:2", *STEPS)
-SMALL = (32,)  # the network of straightened flows: one hidden layer, whose trace has a closed form
+SMALL = (32,)  # widths of the network after reflow: one hidden layer, whose trace has a closed form
 
 Setting = float | str  # a tolerance, or fixed steps such as "rk4:4"
 
@@ -54,7 +54,7 @@ class Subject(NamedTuple):
 
 
 class Calls:
-    """Counts how often networks are called while it is entered; of portions, the mean."""
+    """Counts how often networks are called while it is entered; of batches, the mean."""
 
     def __init__(self, *networks: nn.Module) -> None:
         self.networks, self.count = networks, 0
@@ -92,7 +92,7 @@ def of_ours(split: Split, given: argparse.Namespace) -> Iterator[Subject]:
 
 
 def of_straightened(split: Split, given: argparse.Namespace) -> Iterator[Subject]:
-    """Our flow trained again on its own pairs in a small network; by fixed steps too, placed as it found them best."""
+    """Our flow after reflow into a small network; by fixed steps too, with the grading that reflow measured."""
     straight = _trained(split, given).reflow(hidden=SMALL, random_state=given.seed)
     flow, grading = straight.flow_, straight.model_.grading
     x = torch.tensor(test_rows(split)[:REFERENCE_ROWS], device=given.device)
