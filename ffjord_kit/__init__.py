@@ -13,7 +13,7 @@ from ffjord_kit.version import __version__
 
 if TYPE_CHECKING:
     from ffjord_kit import datasets
-    from ffjord_kit.estimator import FFJORD, ImageFFJORD
+    from ffjord_kit.estimator import FFJORD, DensityModel, ImageFFJORD
     from ffjord_kit.flow import Flow
     from ffjord_kit.nn import ConcatDynamics, ResidualDynamics, VectorField
     from ffjord_kit.objectives import FlowMatching, MaximumLikelihood
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ffjord_kit.transforms import CNF, Standardize, Transform
 
 _HOMES = {
-    "FFJORD": "estimator", "ImageFFJORD": "estimator",
+    "DensityModel": "estimator", "FFJORD": "estimator", "ImageFFJORD": "estimator",
     "Flow": "flow",
     "ConcatDynamics": "nn", "ResidualDynamics": "nn", "VectorField": "nn",
     "FlowMatching": "objectives", "MaximumLikelihood": "objectives",
@@ -32,9 +32,9 @@ _HOMES = {
 }  # fmt: skip
 
 __all__ = [
-    "CNF", "FFJORD", "AdaptiveSolver", "ConcatDynamics", "FixedSolver", "Flow", "FlowMatching", "ImageFFJORD",
-    "MaximumLikelihood", "PerRowSolver", "Phase", "ResidualDynamics", "Standardize", "Transform", "VectorField",
-    "__version__", "datasets", "fit_flow",
+    "CNF", "FFJORD", "AdaptiveSolver", "ConcatDynamics", "DensityModel", "FixedSolver", "Flow", "FlowMatching",
+    "ImageFFJORD", "MaximumLikelihood", "PerRowSolver", "Phase", "ResidualDynamics", "Standardize", "Transform",
+    "VectorField", "__version__", "datasets", "fit_flow",
 ]  # fmt: skip
 
 

@@ -101,7 +101,8 @@ class FlowDistribution(Distribution):
     ) -> None:
         shape = None if context is None else tuple(context.shape)
         if (shape[-1] if shape else 0) != flow.context_dim:
-            raise ValueError(f"context must have shape (..., {flow.context_dim}), or be None if that is 0; got {shape}")
+            wanted = f"have shape (..., {flow.context_dim})" if flow.context_dim else "be None for this flow"
+            raise ValueError(f"context must {wanted}; got {'none' if shape is None else f'shape {shape}'}")
         self.flow, self.context, self.solver = flow, context, solver
         batch = (shape or ())[:-1] if batch_shape is None else batch_shape
         super().__init__(torch.Size(batch), torch.Size(flow.event_shape), validate_args=False)

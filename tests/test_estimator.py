@@ -14,7 +14,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from ffjord_kit import FFJORD
+from ffjord_kit import FFJORD, DensityModel
 
 QUICK = {"schedule": [("flow_matching", 20)], "hidden": (16,), "random_state": 0}
 LEARNT = {"schedule": [("flow_matching", 400)], "hidden": (32,), "learning_rate": 0.01, "random_state": 0}
@@ -329,3 +329,23 @@ def test_a_config_that_cannot_be_written_leaves_the_run_that_was_there(tmp_path)
     with pytest.raises(TypeError, match="text, numbers and lists"):
         FFJORD(**QUICK).fit(X, run=tmp_path / "run", force=True, data={"source": object()})
     assert {path.name for path in (tmp_path / "run").iterdir()} == before
+
+
+def test_columns_of_a_frame_are_taken_by_their_names(tmp_path):
+    x = np.random.default_rng(0).normal(size=(60, 3)) * [1, 10, 100]
+    frame = pd.DataFrame(x, columns=["mass", "velocity", "energy"])
+    turned = frame[["energy", "mass", "velocity"]]
+    for data, columns in ((frame, None), (x, frame.columns)):  # from Python, and as the command line fits
+        FFJORD(**QUICK).fit(data, columns=columns, run=tmp_path / "run", force=True)
+        model = DensityModel.load(tmp_path / "run")
+        assert np.array_equal(model.score_samples(turned), model.score_samples(x))
+    assert np.array_equal(FFJORD.load(tmp_path / "run").score_samples(turned), model.score_samples(x))
+    with pytest.raises(ValueError, match="X lacks columns of the fit: mass; it has energy, velocity"):
+        model.score_samples(frame[["energy", "velocity"]])
+
+
+def test_the_fitted_flow_is_solved_as_reports_are():
+    x = np.random.default_rng(0).normal(size=(60, 2))
+    model = FFJORD(**QUICK).fit(x)
+    log_prob = model.flow_().log_prob(torch.tensor(x))
+    assert np.array_equal(log_prob.numpy(), model.score_samples(x))

@@ -81,14 +81,14 @@ def option_text(value: Any) -> str:
         value: Value of a field, as a run records it.
 
     Returns:
-        The text; "default" for None.
+        The text; "not set" for None.
 
     Example:
         >>> option_text([["flow_matching", 4000], ["mle", "60s"]]), option_text({"kinetic": 0.01})
         ('flow_matching:4000,mle:60s', 'kinetic:0.01')
     """
     if value is None:
-        return "default"
+        return "not set"
     entries = list(value.items()) if isinstance(value, Mapping) else value
     if not isinstance(entries, (list, tuple)):
         return str(value)

@@ -190,7 +190,8 @@ def _help(table: Field[Any] | None, image: Field[Any] | None) -> str:
     if both[0].name in TEXT_FORMS:
         text = text.partition(", e.g.")[0]  # the example is written as the command line takes it
     example = f", e.g. {TEXT_FORMS[both[0].name][1]}" if both[0].name in TEXT_FORMS else ""
-    return f"{text[0].upper()}{text[1:]}{example}{' (tables)' if image is None else ''}."
+    first = text[0] if text.startswith("auto") else text[0].upper()  # a value is written as it is typed
+    return f"{first}{text[1:]}{example}{' (tables)' if image is None else ''}."
 
 
 def _default(field: Field[Any]) -> Any:

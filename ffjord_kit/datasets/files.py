@@ -24,7 +24,6 @@ from ffjord_kit.datasets.validation import (
     check_distinct_names,
     check_finite,
     check_not_empty,
-    warn_of_discrete_columns,
 )
 
 if TYPE_CHECKING:
@@ -104,9 +103,6 @@ def read(source: str) -> Dataset:
     Raises:
         ValueError: If anything is wrong with the file, in one line.
         ImportError: If the file is Parquet and pyarrow is missing.
-
-    Warns:
-        DataWarning: If a column has few distinct values.
     """
     path, key = _path_and_key(source)
     path = in_data_folder(path)
@@ -115,7 +111,6 @@ def read(source: str) -> Dataset:
         dataset = reader(path) if key is None else read_npz(path, key=key)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
-    warn_of_discrete_columns(source, dataset.x, dataset.columns)
     return dataset
 
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from ffjord_kit.datasets.dataset import DataWarning, listing
+from ffjord_kit.datasets.dataset import listing
 
 SHOWN = 5  # columns that a message lists
 CHUNK = 1 << 20  # rows summed at once
-SAMPLE_ROWS = 1000  # rows in which distinct values are counted
-FEW_VALUES = 10  # a column with at most this many values among SAMPLE_ROWS rows is discrete
 
 
 class Fault(NamedTuple):
@@ -115,19 +112,3 @@ def check_distinct_names(label: str, names: Sequence[str]) -> None:
         if name in seen:
             raise ValueError(f"{label}: two columns are called {name!r}; give each its own name")
         seen.add(name)
-
-
-def warn_of_discrete_columns(label: str, x: np.ndarray, columns: Sequence[str]) -> None:
-    """Warn of columns that are constant or take few values, since their density is unbounded.
-
-    Args:
-        label: Path of the file, for the message.
-        x: Values, shape (n, d).
-        columns: Names of the d columns.
-    """
-    sample = x[:: max(1, len(x) // SAMPLE_ROWS)]
-    values = {name: len(np.unique(column)) for name, column in zip(columns, sample.T, strict=True)}
-    few = [f"{name!r} ({count})" for name, count in values.items() if count <= min(FEW_VALUES, len(sample) // 10)]
-    if few:
-        text = f"{label}: columns of few distinct values: {listing(few, limit=SHOWN)}; a density grows without bound"
-        warnings.warn(f"{text} there: drop them, use them as context, or add noise", DataWarning, stacklevel=4)

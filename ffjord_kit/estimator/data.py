@@ -400,6 +400,28 @@ def check_context(context: Any, rows: int, dim: int | None = None) -> np.ndarray
     return array
 
 
+def in_order(x: Any, columns: Sequence[str]) -> Any:
+    """Bring the columns of a frame into the order of the fit, by their names.
+
+    Args:
+        x: Rows; those of a frame carry names.
+        columns: Names of the fit's columns.
+
+    Returns:
+        The rows; an array, or a frame without any of the names, comes back as it is.
+
+    Raises:
+        ValueError: If a frame has some of the names and lacks others.
+    """
+    names = [] if getattr(x, "columns", None) is None else [str(name) for name in x.columns]
+    missing = [name for name in columns if name not in names]
+    if not names or len(missing) == len(columns):
+        return x
+    if missing:
+        raise ValueError(f"X lacks columns of the fit: {', '.join(missing)}; it has {', '.join(names)}")
+    return x.iloc[:, [names.index(name) for name in columns]]
+
+
 def refuse_not_finite(array: np.ndarray, name: str) -> None:
     """Refuse values that are NaN or infinite.
 

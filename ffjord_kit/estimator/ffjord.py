@@ -16,7 +16,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ffjord_kit.data import Batch
 from ffjord_kit.estimator.config import Config, build_flow, resolve
-from ffjord_kit.estimator.data import Arrays, Domain, TrainingData, check_context, tensor, to_numpy
+from ffjord_kit.estimator.data import Arrays, Domain, TrainingData, check_context, in_order, tensor, to_numpy
 from ffjord_kit.estimator.fields import CommonFields, ImageFields, TableFields, check_kinds
 from ffjord_kit.estimator.image import ImageDomain
 from ffjord_kit.estimator.model import DensityModel
@@ -333,6 +333,8 @@ class FFJORD(DensityEstimator, TableFields):
         return Arrays(x, check_context(context, len(x)), isinstance(X, np.memmap)), domain
 
     def _checked(self, X: Any) -> Any:
+        if "feature_names_in_" not in vars(self) and self.model_.record.get("columns"):
+            X = np.asarray(in_order(X, self.model_.record["columns"]))
         return validate_data(self, X, dtype=np.float64, reset=False, ensure_all_finite=False)
 
 

@@ -549,8 +549,7 @@ class DensityModel(ScoringModel):
             raise ValueError(f"guidance must be at least 0, and above 1 to go further; got {guidance}")
         if not isinstance(self.domain, ImageDomain) or not self.domain.context_dropout:
             raise ValueError(
-                "guidance needs a model of images that was fitted with context_dropout=0.1; this one always had its "
-                "context"
+                "guidance needs a model of images that was fitted with labels and context_dropout=0.1; this one was not"
             )
         return guided(self.flow, guidance)
 

@@ -30,7 +30,7 @@ from ffjord_kit.flow import Flow
 from ffjord_kit.run import Run, RunError, claimed, to_json
 from ffjord_kit.training import History, Workers
 from ffjord_kit.training.reflow import with_alignment
-from ffjord_kit.transforms import Affine
+from ffjord_kit.transforms import CNF, Affine
 
 FREE_ON_RESUME = ("verbose", "device", "random_state")
 SEQUENCES = ("schedule", "transforms", "support")  # fields whose entries are tuples
@@ -270,7 +270,7 @@ def save_model(path: str | Path, flow: Flow, record: Mapping[str, Any], history:
 
 
 def prepare_reports(flow: Flow, config: Config, domain: Domain) -> None:
-    """Freeze a flow, and put it in the type in which it reports; that of images stays as it was trained.
+    """Freeze a flow, and give it the type and the solver of reports; the type of images stays as it was trained.
 
     Args:
         flow: The flow.
@@ -279,6 +279,9 @@ def prepare_reports(flow: Flow, config: Config, domain: Domain) -> None:
     """
     dtype = report_dtype(config.device) if domain.dtype is torch.float64 else flow.like.dtype
     flow.to(device=config.device, dtype=dtype).requires_grad_(False)
+    for transform in flow.modules():
+        if isinstance(transform, CNF) and config.reporting.solver is not None:
+            transform.solver = config.reporting.solver
 
 
 def blank_alignment(domain: Domain) -> Affine:

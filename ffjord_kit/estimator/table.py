@@ -25,6 +25,7 @@ from ffjord_kit.estimator.data import (
     Domain,
     TrainingData,
     held_out_count,
+    in_order,
     refuse_not_finite,
     shared_tensor,
     tensor,
@@ -257,7 +258,7 @@ class TableDomain(Domain):
         return max(a * b for a, b in zip(widths[:-1], widths[1:], strict=True))
 
     def rows(self, x: Any) -> tuple[Tensor, np.ndarray]:
-        x = np.asarray(x, dtype=np.float64)
+        x = np.asarray(in_order(x, self.columns), dtype=np.float64)
         if x.ndim != 2 or x.shape[1] != self.size or not len(x):
             raise ValueError(f"expected rows of shape (n >= 1, {self.size}); got {x.shape}")
         refuse_not_finite(x, "X")
