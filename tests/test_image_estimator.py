@@ -92,7 +92,7 @@ def test_a_class_tells_and_guidance_tells_more(conditional):
     model, _ = conditional
     plain, strong = (model.sample(20, context=1, random_state=0, guidance=w) for w in (1.0, 4.0))
     assert (plain != strong).any()
-    with pytest.raises(ValueError, match="guidance needs a model of images that was fitted with context_dropout"):
+    with pytest.raises(ValueError, match="guidance needs a model of images that was fitted with labels and context_dropout"):
         ImageFFJORD(**TINY).fit(*pictures()[:1], context=pictures()[1]).sample(2, context=0, guidance=2.0)
     for context, came in (
         (2, "got 2 to 2"),
