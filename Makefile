@@ -10,7 +10,7 @@ test: $(READY)
 	$(BIN)/python -m pytest -q -n auto --dist worksteal -m "not slow and not notebook" --doctest-modules tests ffjord_kit
 
 slow: $(READY)
-	$(BIN)/python -m pytest -q -m slow tests
+	$(BIN)/python -m pytest -q -n auto --dist worksteal -m slow tests
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -75,6 +75,7 @@ def test_an_undertrained_flow_is_a_density_but_not_that_of_the_data(held_out):
     assert "-> train longer" in str(diagnosis)
 
 
+@pytest.mark.slow
 def test_too_few_steps_in_training_are_found(held_out):
     euler = FixedSolver("euler", steps=2)
     flow = fitted(MaximumLikelihood(solver=euler), 80, guard=0.0)
@@ -85,6 +86,7 @@ def test_too_few_steps_in_training_are_found(held_out):
     assert verdicts(diagnosis, SOUND_CHECKS) == ["good"] * 4
 
 
+@pytest.mark.slow
 def test_data_in_other_units_are_found(trained, held_out):
     flow = copy.deepcopy(trained)
     flow.preprocess.transforms[0].scale.mul_(1.5)
@@ -134,6 +136,7 @@ def test_a_wrong_log_determinant_is_found_twice():
     assert diagnosis.verdict == "bad"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", [1, 3, 5])
 def test_a_flow_and_its_own_samples_agree_in_any_dimension(columns):
     torch.manual_seed(0)

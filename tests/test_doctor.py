@@ -35,6 +35,7 @@ def test_the_solver_of_reports_is_judged(trained, held_out):
     assert names[0] == "rows"
 
 
+@pytest.mark.slow
 def test_the_solver_of_a_training_without_guard_is_judged_too(held_out):
     fields = {"solver": "euler", "solver_steps": 2, "guard": 0.0, **FIELDS}
     model = FFJORD(schedule=[("mle", 80)], **fields).fit(load("moons:train", rows=3000, seed=0).x)

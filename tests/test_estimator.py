@@ -47,6 +47,7 @@ def test_a_pipeline_counts_in_the_units_after_its_scaler():
     assert pipeline.score(X) == pytest.approx(pipeline.score_samples(X).mean())
 
 
+@pytest.mark.slow
 def test_cross_validation_and_grid_search_choose_by_the_likelihood():
     assert np.isfinite(cross_val_score(FFJORD(**QUICK), X[:100], cv=2)).all()
     fast = {**QUICK, "schedule": [("flow_matching", 150)], "ema_decay": 0.9}
@@ -299,6 +300,7 @@ def test_every_kind_of_model_comes_back_from_a_folder_to_the_bit(tmp_path, optio
     assert np.array_equal(*samples)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"scaling": "whiten"}, {"scaling": "none"}, {"blocks": 2}])
 def test_other_scalings_and_more_blocks_learn_the_density_as_well(options):
     fields = {**LEARNT, "schedule": [("flow_matching", 150)], "ema_decay": 0.95}

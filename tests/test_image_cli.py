@@ -87,6 +87,7 @@ def test_score_states_every_error_of_bits_per_dimension(grey, folder, capsys, tm
     assert "4, 16 pixels" in out and "for about 99 % of rows" in out
 
 
+@pytest.mark.slow
 def test_outlier_scores_separate_two_sets(grey, folder, capsys, tmp_path):
     np.savez(tmp_path / "odd.npz", x_train=np.tile(np.array([0, 255], np.uint8), (8, 4, 2)))
     picture = tmp_path / "scores.png"
@@ -108,6 +109,7 @@ def test_outliers_of_a_table_have_the_same_scores(capsys, tmp_path):
     assert re.search(r"likelihood .* 1\.000 ± 0\.000", out)
 
 
+@pytest.mark.slow
 def test_every_picture_is_drawn(run, grey, folder, capsys, tmp_path):
     call(capsys, "plot", grey, "--data", folder, "--out", tmp_path / "other")
     assert "extremes.png" in {picture.name for picture in (tmp_path / "other").iterdir()}
@@ -121,6 +123,7 @@ def test_every_picture_is_drawn(run, grey, folder, capsys, tmp_path):
         }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_model_made_in_python_is_used_like_any_other(capsys, tmp_path):
     x = np.random.default_rng(0).integers(0, 256, (60, 4, 4), np.uint8)
     ImageFFJORD(hidden=(8,), schedule=[("flow_matching", 2)], random_state=0).fit(x).save(tmp_path / "run")

@@ -85,6 +85,7 @@ def correlated(n=2000):
     return np.tanh(z) @ [[1, 1, 0.3], [0, 0.05, 0], [0, 0, 0.2]]
 
 
+@pytest.mark.slow
 def test_a_new_network_is_relieved_of_what_is_linear(tmp_path):
     x = correlated()
     fitted = FFJORD(schedule=[("flow_matching", 300)], scaling="standardize", **QUICK).fit(x)
