@@ -7,10 +7,14 @@ their sizes are added, and doubled for the terms of higher order:
 
     solver error = 2 (|L - L'| + sum_i |d log p_0 / d z_i| |z_i - z'_i|) + rounding
 
+That holds where the field is smooth on the scale of the longest step, an eighth of the time or less. Where the slopes
+leap within a step, the order does not hold: h times the leap is added for it, and log(1 + leap / |f|) for a leap of the
+velocity in space, whose part of the trace no derivative shows.
+
 With K probes of Hutchinson's trace, each gives a log-determinant L_k: the value is their mean, its standard error
 s / sqrt(K). The error of the whole is
 
-    error = solver error + t s / sqrt(K),    t the quantile 0.995 of Student's law with K - 1 degrees of freedom,
+    error = solver error + t s / sqrt(K),    t the quantile 0.9975 of Student's law with K - 1 degrees of freedom,
 
 so that at least about 99 % of rows lie within it. Where an error is requested, rows that do not meet it are solved
 again, at a finer tolerance if the solver's error is too large, else with more probes; each row by itself.
@@ -28,16 +32,20 @@ from torch import Tensor
 
 from ffjord_kit.data import Batch
 from ffjord_kit.distributions import Base
-from ffjord_kit.ode import PerRowSolver
+from ffjord_kit.ode import PerRowSolver, RowSteps
 from ffjord_kit.trace import ExactTrace, HutchinsonTrace, TraceEstimator
 from ffjord_kit.transforms.cnf import SolveOptions
 
 SAFETY = 2.0
-CONFIDENCE = 0.995
+CONFIDENCE = 0.9975  # two-sided 0.995: errors of few probes have heavier tails than normal ones
+FEW_ELEMENTS = 8  # of an event; below, the exact trace costs hardly more than probes, which may coincide
 ROUNDINGS = 4  # units in the last place of the value, for each step
 FINER, MORE_PROBES = 32.0, 4
+MAX_STEP = 1 / 8  # of the time of a continuous transform
+PROGRESS = 0.5  # largest share of the error that a finer solve may leave; above it, finer ones do not help
+SHORTER = 1.5  # times the steps of the coarser solve; with fewer, finer ones are tried on
 
-Carry = Callable[[Batch, SolveOptions], tuple[Tensor, Tensor, Tensor, Tensor]]
+Carry = Callable[[Batch, SolveOptions], tuple[Tensor, Tensor, list[RowSteps]]]
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,9 @@ class LogDensity:
         probes: Probes of a row; 0 for the exact trace.
         accepted: Accepted steps.
         rejected: Rejected steps.
+        longest_step: Longest step, in the time of its continuous transform. A field that changes on a much shorter
+            scale, between the stages of a step, is not seen.
+        rounding: Part of the solver's error that no finer tolerance lowers.
 
     Example:
         >>> from ffjord_kit import CNF, ConcatDynamics, Flow
@@ -73,6 +84,19 @@ class LogDensity:
     probes: Tensor
     accepted: Tensor
     rejected: Tensor
+    longest_step: Tensor
+    rounding: Tensor
+
+    def take(self, rows: Tensor) -> LogDensity:
+        """Return the results of some rows.
+
+        Args:
+            rows: Indices of the rows, shape (n,).
+
+        Returns:
+            Their results.
+        """
+        return LogDensity(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
 
     def updated(self, rows: Tensor, other: LogDensity) -> LogDensity:
         """Return a copy with other results in some rows, where those are finite.
@@ -141,7 +165,7 @@ class AccuracyOptions:
         return None if self.probes is None else replace(self, probes=MORE_PROBES * self.probes)
 
     def exact_if_cheaper(self, size: int) -> AccuracyOptions:
-        """Return the request with the exact trace where as many probes are requested as an event has elements.
+        """Return the request with the exact trace where that costs hardly more than the probes.
 
         Args:
             size: Elements of an event.
@@ -149,7 +173,7 @@ class AccuracyOptions:
         Returns:
             The request.
         """
-        return replace(self, probes=None) if self.probes is not None and self.probes >= size else self
+        return replace(self, probes=None) if size <= max(FEW_ELEMENTS, self.probes or 0) else self
 
 
 @dataclass(frozen=True)
@@ -179,7 +203,7 @@ def log_density(
 
     Args:
         carry: From rows and solve options to z, shape (batch, *event), log-determinants, shape (batch,), or (batch,
-            probe) with probes kept apart, and the accepted and rejected steps of each row, shape (batch,).
+            probe) with probes kept apart, and the steps of the rows in each continuous transform.
         base: Base distribution.
         batch: Rows and contexts.
         options: Tolerance, probes, and the requested error.
@@ -188,16 +212,34 @@ def log_density(
     Returns:
         Log-densities and errors.
     """
-    options = options.exact_if_cheaper(batch.x[0].numel())
+    return _refined(carry, base, batch, options.exact_if_cheaper(batch.x[0].numel()), generator, None)
+
+
+def _refined(
+    carry: Carry,
+    base: Base,
+    batch: Batch,
+    options: AccuracyOptions,
+    generator: torch.Generator | None,
+    before: LogDensity | None,
+) -> LogDensity:
+    """Solve, and solve the rows again that do not meet the error; `before`: of a coarser solve."""
     first = _evaluate(carry, base, batch, options, generator)
     if options.error is None:
         return first
-    coarse = first.solver_error > options.error / (1 if options.probes is None else 2)
-    noisy = ~first.met & ~coarse & first.value.isfinite()
-    for unmet, refined in ((coarse, options.finer(batch.x.dtype)), (noisy, options.with_more_probes())):
+    allowed = options.error / (1 if options.probes is None else 2)
+    coarse = (first.solver_error > allowed) & (first.rounding < allowed)
+    noisy = ~first.met & (first.solver_error <= allowed) & first.value.isfinite()
+    if before is not None:
+        coarse &= (first.solver_error <= PROGRESS * before.solver_error) | (first.accepted <= SHORTER * before.accepted)
+    for unmet, refined, known in (
+        (coarse, options.finer(batch.x.dtype), first),
+        (noisy, options.with_more_probes(), None),
+    ):
         rows = unmet.nonzero().flatten()
         if len(rows) and refined is not None:
-            again = log_density(carry, base, batch[rows], replace(refined, on_failure="nan"), generator)
+            coarser = known and known.take(rows)
+            again = _refined(carry, base, batch[rows], replace(refined, on_failure="nan"), generator, coarser)
             first = first.updated(rows, again)  # a coarser solve stands where a finer one cannot go on
     return first
 
@@ -208,21 +250,46 @@ def _evaluate(
     """Solve each row by its steps, and by each of them as two."""
     trace = ExactTrace() if options.probes is None else HutchinsonTrace(options.probes)
     solver = PerRowSolver(
-        options.tolerance, options.tolerance, max_nfe=options.max_nfe, step_doubling=True, on_failure=options.on_failure
-    )
+        options.tolerance, options.tolerance, max_nfe=options.max_nfe, max_step=MAX_STEP, step_doubling=True,
+        on_failure=options.on_failure,
+    )  # fmt: skip
     paired = SolveOptions(PairedProbes(trace), solver, generator=generator, per_probe=options.probes is not None)
-    z, log_dets, accepted, rejected = carry(batch.repeat(2), paired)
+    z, log_dets, steps = carry(batch.repeat(2), paired)
     n = len(batch)
     means = log_dets if options.probes is None else log_dets.mean(1)
     value = base.log_prob(z[:n]) + means[:n]
+    accepted, rejected, longest = _counts(steps, n, z)
     difference = (means[:n] - means[n:]).abs() + _sensitivity(base, z[n:], z[:n] - z[n:])
-    rounding = ROUNDINGS * torch.finfo(z.dtype).eps * (1 + value.abs()) * (1 + accepted[:n])
-    solver_error = SAFETY * difference + rounding
+    size = 1 + value.abs() + _sensitivity(base, z[n:], z[:n])
+    rounding = ROUNDINGS * torch.finfo(z.dtype).eps * size * (1 + accepted)
+    solver_error = SAFETY * difference + _leap_error(base, z[n:], steps, value) + rounding
     trace_error, quantile = _trace_error(log_dets[:n], options)
     error = solver_error + quantile * trace_error
     met = error <= (math.inf if options.error is None else options.error)
-    tolerance, probes = torch.full_like(value, options.tolerance), torch.full_like(accepted[:n], options.probes or 0)
-    return LogDensity(value, error, solver_error, trace_error, met, tolerance, probes, accepted[:n], rejected[:n])
+    tolerance, probes = torch.full_like(value, options.tolerance), torch.full_like(accepted, options.probes or 0)
+    return LogDensity(
+        value, error, solver_error, trace_error, met, tolerance, probes, accepted, rejected, longest, rounding
+    )
+
+
+def _counts(steps: list[RowSteps], n: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the accepted and rejected steps of n rows over all transforms, and the longest step, (n,)."""
+    none = like.new_zeros(n, dtype=torch.long)
+    accepted = sum((rows.accepted[:n] for rows in steps), none)
+    rejected = sum((rows.rejected[:n] for rows in steps), none)
+    longest = [rows.longest[:n].to(like) for rows in steps]
+    return accepted, rejected, torch.stack(longest).amax(0) if longest else like.new_zeros(n)
+
+
+def _leap_error(base: Base, z: Tensor, steps: list[RowSteps], like: Tensor) -> Tensor:
+    """Return the bound on the errors by leaps of the slopes, and by jumps of the velocity in space, (batch,)."""
+    total = torch.zeros_like(like)
+    for rows in steps:
+        x, log_det = (part[: len(z)] for part in rows.leaps[:2])
+        total = total + (log_det.mean(1) if log_det.dim() > 1 else log_det) + rows.jumps[: len(z)]
+        if x.shape == z.shape:
+            total = total + _sensitivity(base, z, x)
+    return total
 
 
 def _sensitivity(base: Base, z: Tensor, shift: Tensor) -> Tensor:

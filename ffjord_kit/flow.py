@@ -25,7 +25,7 @@ from ffjord_kit.accuracy import AccuracyOptions, LogDensity, log_density
 from ffjord_kit.data import Batch
 from ffjord_kit.distributions import Base, StandardNormal, as_base
 from ffjord_kit.flow_distribution import FlowDistribution, support_of
-from ffjord_kit.ode import Solver
+from ffjord_kit.ode import RowSteps, Solver
 from ffjord_kit.ode.field import inside_transform
 from ffjord_kit.segments import (
     Transported,
@@ -229,9 +229,9 @@ class Flow(nn.Module):
         requested = AccuracyOptions(tolerance, probes, error, max_nfe, on_failure)
         segments = path_to_base(self._path, time)
 
-        def solve(batch: Batch, options: SolveOptions) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        def solve(batch: Batch, options: SolveOptions) -> tuple[Tensor, Tensor, list[RowSteps]]:
             moved = carry(batch, segments, options)
-            return moved.x, moved.required_log_det, *moved.row_steps()
+            return moved.x, moved.required_log_det, moved.row_steps
 
         with torch.inference_mode(False), torch.no_grad():
             batch, log_det = self._enter(x.clone(), None if context is None else context.clone())
@@ -296,6 +296,8 @@ class Flow(nn.Module):
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Draw with log-densities, in one solve, with gradients.
+
+        Their errors stay unknown; `evaluate(draws, context)` gives log-densities with errors.
 
         Args:
             n: Number of draws.

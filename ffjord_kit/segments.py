@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, cast
 
-import torch
 from torch import Tensor, nn
 
 from ffjord_kit.data import Batch
-from ffjord_kit.ode import SolverStats
+from ffjord_kit.ode import RowSteps, SolverStats
 from ffjord_kit.transforms.base import Transform
 from ffjord_kit.transforms.cnf import CNF, Path, SolveOptions
 
@@ -103,16 +102,10 @@ class Transported(NamedTuple):
         """Evaluations of the dynamics on the way forward, over all transforms."""
         return sum(stats.nfe for stats in self.stats)
 
-    def row_steps(self) -> tuple[Tensor, Tensor]:
-        """Return the steps of each row, added up over all transforms; zeros where rows do not step by themselves.
-
-        Returns:
-            Accepted and rejected steps, each (batch,).
-        """
-        none = self.x.new_zeros(len(self.x), dtype=torch.long)
-        accepted = [stats.accepted for stats in self.stats if isinstance(stats.accepted, Tensor)]
-        rejected = [stats.rejected for stats in self.stats if isinstance(stats.rejected, Tensor)]
-        return sum(accepted, none), sum(rejected, none)
+    @property
+    def row_steps(self) -> list[RowSteps]:
+        """Steps of the rows in each continuous transform, where rows step by themselves."""
+        return [stats.rows for stats in self.stats if stats.rows is not None]
 
     @property
     def required_log_det(self) -> Tensor:

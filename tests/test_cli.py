@@ -164,7 +164,8 @@ def test_score_states_the_error_of_each_row_and_meets_a_requested_one(command, m
     assert f"error of a row  median {np.median(found.error):.1e}, largest {found.error.max():.1e}" in " ".join(
         out.split("\n")
     )
-    assert re.search(r"steps of a row +median \d+, largest \d+; rejected besides: \d", out)
+    assert re.search(r"steps of a row +median \d+, largest \d+; rejected: \d", out)
+    assert "longest step    0.12 of the time" in out
     assert re.search(
         r"error of 1e-07 +met by every row", command("score", moons, tmp_path / "x.csv", "--error", "1e-7")
     )

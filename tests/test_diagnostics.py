@@ -10,7 +10,7 @@ from torch import nn
 from ffjord_kit import CNF, Flow, FlowMatching, MaximumLikelihood, Phase, Standardize, Transform, fit_flow
 from ffjord_kit.data import Batch
 from ffjord_kit.datasets import load
-from ffjord_kit.diagnostics import VERDICTS, check_gradients, diagnose, gradient_table, integral
+from ffjord_kit.diagnostics import VERDICTS, check_gradients, check_training, diagnose, gradient_table, integral
 from ffjord_kit.diagnostics.outliers import GRADIENT_SOLVER, SCORES, outlier_scores
 from ffjord_kit.nn import DYNAMICS, ResidualDynamics
 from ffjord_kit.ode import ADJOINTS, AdaptiveSolver, FixedSolver, PerRowSolver
@@ -64,7 +64,7 @@ def test_a_well_trained_flow_passes(trained, held_out):
     assert diagnosis["solver, of reports"].verdict == "good"
     assert diagnosis.verdict in ("good", "fair")
     assert names[0] == "rows"
-    assert len(str(diagnosis).splitlines()) >= len(diagnosis.findings) == 14
+    assert len(str(diagnosis).splitlines()) >= len(diagnosis.findings) == 17
     assert {finding.verdict for finding in diagnosis.findings} <= set(VERDICTS)
 
 
@@ -72,7 +72,7 @@ def test_an_undertrained_flow_is_a_density_but_not_that_of_the_data(held_out):
     diagnosis = diagnose(fitted(FlowMatching(), 20), held_out, solvers=REPORTS)
     assert verdicts(diagnosis, SOUND_CHECKS) == ["good"] * 4
     assert verdicts(diagnosis, ("samples, classifier", "coverage")) == ["bad"] * 2
-    assert "-> train longer" in str(diagnosis)
+    assert "train longer" in str(diagnosis)
 
 
 @pytest.mark.slow
@@ -93,7 +93,46 @@ def test_data_in_other_units_are_found(trained, held_out):
     diagnosis = diagnose(flow, held_out, rows=300)
     assert verdicts(diagnosis, ("integral", "determinant")) == ["good"] * 2  # it is a density, but of other data
     assert verdicts(diagnosis, FIT_CHECKS) == ["bad"] * 3
-    assert "same units" in diagnosis["coverage"].advice
+    assert "their units" in diagnosis["location"].advice
+
+
+def test_a_shift_is_named(trained, held_out):
+    diagnosis = diagnose(trained, held_out + torch.tensor([0.4, 0.0]), rows=300)
+    assert diagnosis["location"].verdict == "bad"
+    assert "column 0" in diagnosis["location"].measured
+    assert diagnosis["spread"].verdict == "good"
+
+
+def test_modes_that_the_flow_misses_are_named():
+    x = torch.cat([randn(200, 2), randn(100, 2, seed=1) + 20])
+    diagnosis = diagnose(Flow([Standardize.of(randn(200, 2))]), x)
+    assert diagnosis["tails"].verdict == "bad"
+    assert "misses modes" in diagnosis["tails"].remedy
+
+
+def test_a_flow_that_is_too_wide_is_named():
+    diagnosis = diagnose(Flow([Standardize.of(2 * randn(300, 2))]), randn(300, 2))
+    assert (diagnosis["spread"].verdict, diagnosis["tails"].verdict) == ("bad", "good")
+    assert "too wide" in diagnosis["spread"].remedy
+
+
+@pytest.mark.slow
+def test_overfitting_is_told_from_other_data(held_out):
+    few = torch.as_tensor(load("moons:train", rows=60, seed=0).x)
+    flow = Flow([CNF(ResidualDynamics((2,), hidden=(64, 64)), (2,))], preprocess=[Standardize.of(few)])
+    fit_flow(flow, few, schedule=[Phase(FlowMatching(), 1500, 5e-3)], config=TrainConfig(batch_size=60))
+    found = [diagnose(flow, x, trained_on=Batch(few), rows=200) for x in (held_out, held_out + 1)]
+    assert [diagnosis["generalization"].verdict for diagnosis in found] == ["bad", "bad"]
+    assert "overfitted" in found[0]["generalization"].remedy
+    assert "distributed otherwise" in found[1]["generalization"].remedy
+
+
+def test_training_that_ended_while_it_still_improved_is_named():
+    falling = check_training([(10, 3.0), (20, 2.9), (30, 2.8), (40, 2.7)], 2)
+    level = check_training([(10, 3.0), (20, 2.7), (30, 2.7), (40, 2.69)], 2)
+    assert (falling.verdict, level.verdict, check_training([(10, 3.0)], 2)) == ("fair", "good", None)
+    assert "fell by 0.200 nats in the last 50% of 40 steps" in falling.measured
+    assert "too short" in falling.remedy
 
 
 def test_preprocessing_gives_what_a_first_transform_gives():

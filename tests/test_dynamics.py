@@ -93,6 +93,15 @@ def test_every_activation_gives_a_jacobian_that_varies_with_the_state(word, acti
     assert float((first - second).abs().max()) > 1e-6
 
 
+def test_sinusoids_of_the_state_level_off_far_from_the_data():
+    field, time = build("residual", fourier_features=6), torch.tensor(0.3, dtype=F64)
+    x = torch.tensor([[4.9, -5.1, 5.8], [-5.5, 6.2, 1e5], [0.3, -1e5, -5.0]], dtype=F64)
+    columns = field.jvp(time, x, torch.eye(3, dtype=F64)[:, None])[1]
+    close(columns.permute(1, 2, 0), jacobian(lambda y: field(time, y), x), 1e-9)
+    sinusoids = field._fourier_features(torch.tensor([[40.0, 1e3, 1e8]], dtype=F64), None)[0][:, 3:].reshape(2, 3, 6)
+    close(sinusoids[:, :1].expand(-1, 3, -1), sinusoids, 1e-12)
+
+
 @pytest.mark.parametrize("dim", [0, 3])
 @pytest.mark.parametrize("hidden", HIDDEN)
 def test_residual_dynamics_start_as_the_identity_flow(dim, hidden):

@@ -116,6 +116,14 @@ def test_a_row_scores_the_same_alone_and_in_any_company(model):
     assert np.abs(beside_an_outlier - together[:10]).max() < 1e-9
 
 
+def test_a_sentinel_among_good_rows_has_a_finite_density_and_leaves_the_others_alone():
+    model = FFJORD(**QUICK, fourier_features=4).fit(X)
+    together = model.score_samples(np.vstack([X[:10], [[1e5, 1e5], [-1e8, 0.0]]]))
+    assert np.isfinite(together).all()
+    assert together[10:].max() < -1e6
+    assert np.abs(together[:10] - model.score_samples(X[:10])).max() < 1e-9
+
+
 def test_offset_and_scale_of_the_columns_change_the_density_by_their_volume_alone():
     scale, offset = np.array([1000.0, 0.01]), np.array([1e6, -5.0])
     plain, moved = FFJORD(**QUICK).fit(X), FFJORD(**QUICK).fit(X * scale + offset)

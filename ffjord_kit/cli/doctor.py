@@ -11,7 +11,7 @@ from rich.text import Text
 
 from ffjord_kit import plots
 from ffjord_kit.cli.output import CONSOLE, check_replaceable, plain_table
-from ffjord_kit.cli.sources import held_out, load_fitted, load_for_run
+from ffjord_kit.cli.sources import LoadedData, held_out, load_fitted, load_for_run
 from ffjord_kit.diagnostics import Diagnosis
 from ffjord_kit.estimator import DensityModel
 from ffjord_kit.ode import PerRowSolver
@@ -39,15 +39,26 @@ def doctor(run: str, source: str | None, rows: int, out: str | None, random_stat
     if picture is not None:
         check_replaceable(picture, force=force)
     opened, model = Run.open(run), DensityModel.load(run)
+    fitted = _fitted(opened)
     data = held_out(model, load_fitted(opened)) if source is None else load_for_run(opened, source)
+    trained_on = None if fitted is None else fitted.take(model.split_indices(fitted.x)[0])
     with Console(stderr=True).status("examining rows") as status:
         diagnosis = model.diagnose(
-            data.x, context=data.context, rows=rows, seed=random_state,
+            data.x, context=data.context, X_train=trained_on and trained_on.x,
+            context_train=trained_on and trained_on.context, rows=rows, seed=random_state,
             on_progress=lambda name: status.update(f"examining {name}"),
         )  # fmt: skip
     _print(diagnosis)
     if picture is not None:
         click.echo(plots.save(plots.diagnosis(**_arrays(diagnosis)), picture))
+
+
+def _fitted(run: Run) -> LoadedData | None:
+    """Return the data that a run was fitted to; None where they are gone or not named."""
+    try:
+        return load_fitted(run)
+    except (ValueError, OSError):
+        return None
 
 
 def _print(diagnosis: Diagnosis) -> None:

@@ -110,7 +110,8 @@ def _certify(model: DensityModel, data: LoadedData, error: float | None, probes:
     print_rows([
         *_likelihood(data, result.log_prob),
         *_errors(result, error, probes),
-        ("steps of a row", f"{_spread(result.accepted, 'd')}; rejected besides: {result.rejected.mean():.1f}"),
+        ("steps of a row", f"{_spread(result.accepted, 'd')}; rejected: {result.rejected.mean():.1f}"),
+        ("longest step", f"{result.longest_step.max():.2g} of the time; shorter changes may go unseen"),
         *_divergence(data, result.log_prob),
     ])  # fmt: skip
     return {"log_likelihood": result.log_prob, "error": result.error}

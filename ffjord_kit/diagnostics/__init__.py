@@ -4,9 +4,10 @@ from ffjord_kit.diagnostics.bits_per_dim import BitsPerDim, bits_per_dim
 from ffjord_kit.diagnostics.diagnosis import Diagnosis, diagnose
 from ffjord_kit.diagnostics.findings import VERDICTS, Finding
 from ffjord_kit.diagnostics.gradients import GradientCheck, check_gradients, gradient_table
+from ffjord_kit.diagnostics.misfit import check_training
 from ffjord_kit.diagnostics.outliers import SCORES, outlier_scores
 
 __all__ = [
     "SCORES", "VERDICTS", "BitsPerDim", "Diagnosis", "Finding", "GradientCheck", "bits_per_dim", "check_gradients",
-    "diagnose", "gradient_table", "outlier_scores",
+    "check_training", "diagnose", "gradient_table", "outlier_scores",
 ]  # fmt: skip

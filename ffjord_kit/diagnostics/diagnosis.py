@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ffjord_kit.data import Batch
-from ffjord_kit.diagnostics import goodness_of_fit, integral, solves, stiffness
-from ffjord_kit.diagnostics.examination import Examination
+from ffjord_kit.diagnostics import goodness_of_fit, integral, misfit, solves, stiffness
+from ffjord_kit.diagnostics.examination import REPORTING_TOLERANCE, Examination
 from ffjord_kit.diagnostics.findings import BAD, Finding, worst_verdict
 from ffjord_kit.diagnostics.solves import Setting
 from ffjord_kit.diagnostics.stiffness import Spectrum
@@ -51,6 +51,17 @@ class Diagnosis:
         """Worst verdict of all findings; "unsure" ranks between good and fair."""
         return worst_verdict(self.findings)
 
+    def with_finding(self, finding: Finding | None) -> Diagnosis:
+        """Return the diagnosis with one more finding.
+
+        Args:
+            finding: The finding; None for the diagnosis as it is.
+
+        Returns:
+            The diagnosis.
+        """
+        return self if finding is None else replace(self, findings=(*self.findings, finding))
+
     def __str__(self) -> str:
         return "\n".join(line for finding in self.findings for line in finding.lines())
 
@@ -77,6 +88,7 @@ def diagnose(
     x: Tensor,
     context: Tensor | None = None,
     *,
+    trained_on: Batch | None = None,
     solvers: Mapping[str, Solver] | None = None,
     rows: int = ROWS,
     seed: int = 0,
@@ -90,6 +102,7 @@ def diagnose(
         flow: Flow.
         x: Held-out rows, shape (n, *event).
         context: Contexts, shape (n, context_dim), or None.
+        trained_on: Rows that trained the flow, with their contexts: then overfitting shows.
         solvers: Solvers to judge, by name; the solver of the flow's first continuous transform if None.
         rows: Largest number of rows to use, chosen at random.
         seed: Seed of the choice and of all noise.
@@ -115,10 +128,12 @@ def diagnose(
         report("rows")
         exam = Examination.begin(flow, Batch(x, context), rows=rows, seed=seed)
         own = {"of the flow": exam.continuous[0].solver} if exam.continuous else {}
-        return _run_checks(exam, own if solvers is None else solvers, report)
+        return _run_checks(exam, trained_on, own if solvers is None else solvers, report)
 
 
-def _run_checks(exam: Examination, solvers: Mapping[str, Solver], report: OnProgress) -> Diagnosis:
+def _run_checks(
+    exam: Examination, trained_on: Batch | None, solvers: Mapping[str, Solver], report: OnProgress
+) -> Diagnosis:
     """Run all checks on the rows that can be solved."""
     findings = [*_check_failures("rows", exam.row_log_probs), *_check_failures("draws", exam.sample_log_probs)]
     exam = _solvable(exam)
@@ -135,6 +150,10 @@ def _run_checks(exam: Examination, solvers: Mapping[str, Solver], report: OnProg
     findings += goodness_of_fit.check_base(exam)
     report("samples")
     findings += [*goodness_of_fit.check_samples(exam), goodness_of_fit.check_coverage(exam)]
+    report("misfit")
+    findings += misfit.check_misfit(exam)
+    if trained_on is not None:
+        findings.append(misfit.check_generalization(exam, trained_on.to(exam.batch.x), REPORTING_TOLERANCE))
     report("stiffness")
     spectrum = stiffness.spectrum(exam)
     findings.append(stiffness.check_stiffness(exam, spectrum))

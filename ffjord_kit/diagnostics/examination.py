@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ffjord_kit.accuracy import LogDensity
+from ffjord_kit.accuracy import MAX_STEP, LogDensity
 from ffjord_kit.data import Batch
 from ffjord_kit.flow import Flow
 from ffjord_kit.ode import PerRowSolver, SolverStats
@@ -177,7 +177,7 @@ def lenient_solver(tolerance: float) -> PerRowSolver:
     Returns:
         The solver.
     """
-    return PerRowSolver(tolerance, tolerance, on_failure="nan")
+    return PerRowSolver(tolerance, tolerance, max_step=MAX_STEP, on_failure="nan")
 
 
 def states_only(tolerance: float) -> SolveOptions:

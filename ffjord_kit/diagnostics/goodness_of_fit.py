@@ -25,7 +25,7 @@ LEVELS = (0.5, 0.9, 0.99)  # probabilities of the regions of highest density
 FAIR_DISTANCE = 0.1  # of two distribution functions
 FAIR_ENERGY, FAIR_MMD, FAIR_ACCURACY = 0.05, 0.1, 0.6
 MIN_ROWS = 40
-ADVICE = "train longer, take another field, or check that the data have the same units"
+ADVICE = "the lines from location on say how; if none does, train longer or take another network"
 
 
 def check_base(exam: Examination) -> list[Finding]:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ffjord_kit.accuracy import MAX_STEP
 from ffjord_kit.data import Batch
 from ffjord_kit.distributions import Base
 from ffjord_kit.estimator.data import Domain
@@ -349,7 +350,9 @@ def _training_solver(fields: CommonFields) -> Solver:
 def _reporting(fields: CommonFields, domain: Domain) -> SolveOptions:
     """Make the solve of reports: each row by adaptive steps of its own, by the domain's trace."""
     tolerance = _tolerance("tolerance", fields.tolerance, domain.dtype)
-    return SolveOptions(domain.trace(reported=True), PerRowSolver(tolerance, tolerance, max_nfe=fields.max_nfe))
+    return SolveOptions(
+        domain.trace(reported=True), PerRowSolver(tolerance, tolerance, max_nfe=fields.max_nfe, max_step=MAX_STEP)
+    )
 
 
 def _validation(fields: CommonFields, domain: Domain) -> SolveOptions:

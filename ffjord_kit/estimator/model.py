@@ -284,6 +284,8 @@ class DensityModel(ScoringModel):
         X: Any,
         *,
         context: Any = None,
+        X_train: Any = None,
+        context_train: Any = None,
         rows: int = 1000,
         seed: int = 0,
         on_progress: Callable[[str], None] | None = None,
@@ -295,6 +297,8 @@ class DensityModel(ScoringModel):
         Args:
             X: Held-out rows, shape (n, d).
             context: Contexts.
+            X_train: Rows that trained the model: then overfitting shows.
+            context_train: Their contexts.
             rows: Largest number of rows to use.
             seed: Seed of all noise.
             on_progress: Called with the name of each part before it begins.
@@ -306,15 +310,21 @@ class DensityModel(ScoringModel):
             ValueError: If rows lie outside the support, or the data are images.
         """
         self.domain.require_table("diagnose", "score its bits per dimension, and look at its pictures")
-        batch = self._batch_inside(X, context, "diagnose")
-        noisy = batch.with_x(tensor(self.domain.add_noise(batch.x.numpy(), seed)))
-        batch = placed(self.flow, noisy)
+        batch = self._rows_to_diagnose(X, context, seed)
+        trained_on = None if X_train is None else self._rows_to_diagnose(X_train, context_train, seed)
         solvers = {"of reports": self._solver}
         if not self.config.train.guard and any(phase.objective.name == "mle" for phase in self.config.phases):
             solvers["in training"] = self.config.solver
-        return diagnostics.diagnose(
-            self.flow, batch.x, batch.context, solvers=solvers, rows=rows, seed=seed, on_progress=on_progress
-        )
+        found = diagnostics.diagnose(
+            self.flow, batch.x, batch.context, trained_on=trained_on, solvers=solvers, rows=rows, seed=seed,
+            on_progress=on_progress,
+        )  # fmt: skip
+        return found.with_finding(diagnostics.check_training(self.history.validations, self.domain.size))
+
+    def _rows_to_diagnose(self, x: Any, context: Any, seed: int) -> Batch:
+        """Return rows with the noise of grids, where the flow is."""
+        batch = self._batch_inside(x, context, "diagnose")
+        return placed(self.flow, batch.with_x(tensor(self.domain.add_noise(batch.x.numpy(), seed))))
 
     def outlier_scores(
         self,

@@ -49,6 +49,7 @@ class LogDensities(NamedTuple):
         met: Whether a row has the requested error.
         accepted: Accepted steps.
         rejected: Rejected steps.
+        longest_step: Longest step, in the time of its continuous transform; what is shorter may not be seen.
     """
 
     log_prob: np.ndarray
@@ -58,6 +59,7 @@ class LogDensities(NamedTuple):
     met: np.ndarray
     accepted: np.ndarray
     rejected: np.ndarray
+    longest_step: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -380,4 +382,5 @@ def _log_densities(results: list[LogDensity], inside: np.ndarray) -> LogDensitie
         met=column("met", 1.0).astype(bool),
         accepted=column("accepted", 0.0).astype(int),
         rejected=column("rejected", 0.0).astype(int),
+        longest_step=column("longest_step", 0.0),
     )

@@ -28,9 +28,8 @@ from ffjord_kit.nn.activations import ACTIVATIONS
 from ffjord_kit.nn.base import SinusoidalEmbedding, VectorField, gates_and_shifts, join_context, time_column
 
 Tangents = Tensor | None
-MODULATION_WIDTH = (
-    32  # width of the network of time; 128 costs more than the layers that it modulates, and gains nothing
-)
+MODULATION_WIDTH = 32  # of the network of time; 128 costs more than the layers that it modulates, and gains nothing
+EDGE = 5.0  # Fourier features see |x| up to here, and level off beyond it, where they would cost ever more steps
 
 
 class FlattenedField(VectorField):
@@ -61,11 +60,12 @@ class FlattenedField(VectorField):
 class ResidualDynamics(FlattenedField):
     r"""Residual network whose layers are scaled and shifted by an embedding of time and context.
 
-        h_0 = U [x, sin(2^k pi x), cos(2^k pi x)] + c,    h_i = h_{i-1} + W_i a(h_{i-1} (1 + s_i) + b_i) + c_i,
+        h_0 = U [x, sin(2^k pi r), cos(2^k pi r)] + c,    h_i = h_{i-1} + W_i a(h_{i-1} (1 + s_i) + b_i) + c_i,
         dx/dt = V a(h_n) + c,    (s_i, b_i) = MLP([sin(w t), cos(w t), context])
 
     The output starts at zero, so an untrained flow is the identity. Where two widths differ, a matrix replaces the
     identity of the skip connection. A network learns low frequencies first; Fourier features of x make high ones low.
+    They see r = x where |x| <= 5, and farther out a value that levels off, so that a far row is as cheap as any.
 
     Args:
         event_shape: Shape of an event.
@@ -158,10 +158,11 @@ class ResidualDynamics(FlattenedField):
         """Append sines and cosines of x, and their tangents."""
         if not len(self.fourier_frequencies):
             return x, dx
-        angles = (x[..., None] * self.fourier_frequencies).flatten(-2)
+        near, slope = _within_edge(x)
+        angles = (near[..., None] * self.fourier_frequencies).flatten(-2)
         sine, cosine = angles.sin(), angles.cos()
         if dx is not None:
-            rates = (dx[..., None] * self.fourier_frequencies).flatten(-2)
+            rates = ((dx * slope)[..., None] * self.fourier_frequencies).flatten(-2)
             dx = torch.cat([dx.expand(-1, len(x), -1), rates * cosine, -rates * sine], dim=-1)
         return torch.cat([x, sine, cosine], dim=-1), dx
 
@@ -251,6 +252,13 @@ class ConcatDynamics(FlattenedField):
             dh = None if dh is None else dh @ layer.weight[:, : h.shape[1]].T
             h = layer(torch.cat([h, features], dim=1))
         return h, dh
+
+
+def _within_edge(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return x where |x| <= EDGE, beyond it a smooth value below EDGE + 1, and the slope of this function."""
+    held = x.clamp(-EDGE, EDGE)
+    beyond = (x - held).tanh()
+    return held + beyond, 1 - beyond.square()
 
 
 def _linear_layers(shapes: Sequence[tuple[int, int]]) -> Sequence[nn.Linear]:

@@ -1,7 +1,7 @@
 """Integration of ordinary differential equations: solvers, their statistics and their errors."""
 
 from ffjord_kit.ode.errors import BlowUpError, NonFiniteError, SolveError, StepSizeUnderflow, TooManyEvaluations
-from ffjord_kit.ode.field import SolverStats
+from ffjord_kit.ode.field import RowSteps, SolverStats
 from ffjord_kit.ode.solver import (
     ADJOINTS,
     FINEST_SINGLE,
@@ -16,6 +16,6 @@ from ffjord_kit.ode.solver import (
 
 __all__ = [
     "ADJOINTS", "FINEST_SINGLE", "METHODS", "AdaptiveSolver", "BlowUpError", "FixedSolver", "NonFiniteError",
-    "PerRowSolver", "Solution", "SolveError", "Solver", "SolverStats", "StepSizeUnderflow", "TooManyEvaluations",
-    "make_solver",
+    "PerRowSolver", "RowSteps", "Solution", "SolveError", "Solver", "SolverStats", "StepSizeUnderflow",
+    "TooManyEvaluations", "make_solver",
 ]  # fmt: skip

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +24,25 @@ BLOW_UP = 1e8  # a state larger than this, relative to 1 + its start, has left f
 FOLD = 256  # deferred checks that are folded into one tensor, so that many steps do not keep many small ones
 
 
+class RowSteps(NamedTuple):
+    """The steps of each row.
+
+    Attributes:
+        accepted: Number of accepted steps, shape (batch,).
+        rejected: Number of rejected steps, shape (batch,).
+        longest: Longest accepted step, shape (batch,).
+        leaps: With step doubling, bounds on the errors by leaps of the slopes; a state.
+        jumps: With step doubling, bounds on the log-density's error by jumps of the velocity in space, nats, shape
+            (batch,).
+    """
+
+    accepted: Tensor
+    rejected: Tensor
+    longest: Tensor
+    leaps: State
+    jumps: Tensor
+
+
 @dataclass
 class SolverStats:
     """Count the evaluations and the steps of a solve.
@@ -33,12 +53,14 @@ class SolverStats:
         accepted: Accepted steps: of each row, shape (batch,), where rows step by themselves, else of the batch; None
             where the method does not say.
         rejected: Rejected steps, likewise.
+        rows: Steps of each row, where rows step by themselves.
     """
 
     nfe: int = 0
     nfe_backward: int = 0
     accepted: Tensor | int | None = None
     rejected: Tensor | int | None = None
+    rows: RowSteps | None = None
 
 
 class CheckedField:

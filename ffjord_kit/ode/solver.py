@@ -314,6 +314,7 @@ class PerRowSolver(Solver):
         atol: Absolute tolerance.
         adjoint: "backprop" or "checkpointed".
         max_nfe: Largest number of evaluations.
+        max_step: Longest step, as a share of the whole time.
         step_doubling: Let row n + i of a batch of 2 n rows take the steps of row i, each as two of half the length, so
             that the difference of the two shows the error.
         on_failure: "raise" an error for a row that cannot go on, or let it end as "nan" while the others go on.
@@ -335,6 +336,7 @@ class PerRowSolver(Solver):
     atol: float = 1e-5
     adjoint: str = "backprop"
     max_nfe: int = MAX_NFE
+    max_step: float = 1.0
     step_doubling: bool = False
     on_failure: str = "raise"
     method: str = field(default="dopri5_by_row", init=False)
@@ -342,6 +344,8 @@ class PerRowSolver(Solver):
     def __post_init__(self) -> None:
         _check_common(self)
         _check_tolerances(self.rtol, self.atol)
+        if not 0 < self.max_step <= 1:
+            raise ValueError(f"max_step must be in (0, 1], a share of the whole time; got {self.max_step}")
         if self.uses_adjoint_equation:
             raise ValueError("method 'dopri5_by_row' has no adjoint: pass adjoint='backprop', or method='dopri5'")
         if self.on_failure not in ("raise", "nan"):
@@ -374,12 +378,12 @@ class PerRowSolver(Solver):
             raise ValueError(f"step doubling needs two rows for each solution; got {len(state[0])} rows")
         if self.step_doubling and checked.for_rows is None:
             raise ValueError("step doubling evaluates half of the rows at a time: pass for_rows=")
-        solution, counts = dopri5_by_row(
-            checked, state, times.to(state[0].device), rtol=self.rtol, atol=self.atol,
+        solution, steps = dopri5_by_row(
+            checked, state, times.to(state[0].device), rtol=self.rtol, atol=self.atol, max_step=self.max_step,
             error_components=error_components, compact=checked.for_rows is not None, step_doubling=self.step_doubling,
             nan_on_failure=self.on_failure == "nan", callback=checked.on_step,
         )  # fmt: skip
-        checked.stats.accepted, checked.stats.rejected = counts.accepted, counts.rejected
+        checked.stats.accepted, checked.stats.rejected, checked.stats.rows = steps.accepted, steps.rejected, steps
         return _stacked(solution)
 
 

@@ -73,6 +73,11 @@ class History:
     micro_batches: int = 1
     records: list[dict[str, Any]] = field(default_factory=list, repr=False)
 
+    @property
+    def validations(self) -> list[tuple[int, float]]:
+        """Steps and validation NLLs of the last schedule, in order."""
+        return [(r["step"], r["validation_nll"]) for r in self.records if "validation_nll" in r]
+
     @classmethod
     def following(cls, before: History | None, seed: int) -> History:
         """Return a new history that continues the records and the clocks of an earlier one.
