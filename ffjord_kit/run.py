@@ -7,6 +7,9 @@
     samples/             sheets of sampled images during training
 
 Every file but the log is replaced atomically, and none is ever unpickled.
+
+A run that replaces another one is written to `.new` inside the folder. With its first model it takes the old one's
+place: `.new` is renamed to `.whole`, from then on the new run is the one that is read, and its files are moved up.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ffjord_kit.atomic import replacing, write_text
+from ffjord_kit.atomic import flush, replacing, write_text
 from ffjord_kit.version import __version__
 
 fcntl: ModuleType | None
@@ -37,7 +40,9 @@ except ImportError:  # Windows, which has no locks of folders
 
 FORMAT = 2
 DAMAGE = (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError)
-REPLACED = ("metrics.jsonl", "model.safetensors", "checkpoint", "samples")
+FOLDERS = ("checkpoint", "samples")
+CONTENT = ("metrics.jsonl", "model.safetensors", *FOLDERS, "config.json")
+NEW, WHOLE = ".new", ".whole"  # a run that is to replace the one in the folder, before and after it has a model
 
 
 class RunError(ValueError):
@@ -65,6 +70,7 @@ class Run:
 
     Args:
         path: Path of the folder.
+        replaces: Whether the run is to replace the one that is there, which stays until `save_model`.
 
     Example:
         >>> import tempfile
@@ -74,6 +80,7 @@ class Run:
     """
 
     path: Path
+    replaces: bool = False
 
     @classmethod
     def create(cls, path: str | Path, config: Mapping[str, Any], *, force: bool = False) -> Run:
@@ -82,7 +89,7 @@ class Run:
         Args:
             path: Path of the folder.
             config: Content of config.json.
-            force: Whether to replace a run that is there; any other content is never replaced.
+            force: Whether to replace a run that is there, once the new one has a model; other content stays.
 
         Returns:
             The run.
@@ -90,9 +97,13 @@ class Run:
         Raises:
             RunError: If the folder holds something.
         """
-        run, text = cls(Path(path)), to_json({"format": FORMAT, "version": __version__, **config})
-        run._make_room(force)
-        write_text(run.path / "config.json", text)
+        run, text = cls(Path(path), replaces=force), to_json({"format": FORMAT, "version": __version__, **config})
+        try:
+            run._make_room(force)
+            run._write("config.json", text)
+        except BaseException:
+            run.close()
+            raise
         return run
 
     @classmethod
@@ -114,10 +125,36 @@ class Run:
         run.config  # noqa: B018  reads and checks it
         return run
 
+    def file(self, name: str) -> Path:
+        """Return where a file of the run is.
+
+        Args:
+            name: Its name in the folder, e.g. "checkpoint/state.safetensors".
+
+        Returns:
+            The path.
+        """
+        if (self.path / WHOLE / name.split("/")[0]).exists():
+            return self.path / WHOLE / name
+        new = self.path / NEW
+        return new / name if self.replaces and new.is_dir() else self.path / name
+
+    def tidy(self) -> None:
+        """Remove what a killed process had begun to write, and end what it had begun to move (under the lock)."""
+        _remove(self.path / NEW)
+        if (self.path / WHOLE).is_dir():
+            self._move_up()
+        self._sweep()
+
+    def close(self) -> None:
+        """Remove what was to replace the run that is there, if it had no model yet."""
+        if self.replaces and (self.path / NEW).is_dir():
+            _remove(self.path / NEW)
+
     @property
     def config(self) -> dict[str, Any]:
         """Content of config.json; a RunError says where it is missing, damaged, or of another version."""
-        config = self._json(self.path / "config.json")
+        config = self._json(self.file("config.json"))
         found = config.get("format")
         if found != FORMAT:
             raise RunError(
@@ -136,7 +173,7 @@ class Run:
             The new config.
         """
         config = {**self.config, **content}
-        write_text(self.path / "config.json", to_json(config))
+        self._write("config.json", to_json(config))
         return config
 
     def record(self, record: Mapping[str, Any]) -> None:
@@ -148,8 +185,8 @@ class Run:
         Raises:
             RunError: If it cannot be written.
         """
-        log = self.path / "metrics.jsonl"
-        with _writing(log), open(log, "a", encoding="utf-8") as file:
+        log = self.file("metrics.jsonl")
+        with self._writing(log), open(log, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
     def records(self) -> list[dict[str, Any]]:
@@ -158,7 +195,7 @@ class Run:
         Returns:
             The records.
         """
-        log = self.path / "metrics.jsonl"
+        log = self.file("metrics.jsonl")
         lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
         return [record for record in map(_parsed, lines) if record is not None]
 
@@ -170,10 +207,10 @@ class Run:
         """
         self._sweep()
         kept = [json.dumps(record) + "\n" for record in self.records()[:count]]
-        write_text(self.path / "metrics.jsonl", "".join(kept))
+        self._write("metrics.jsonl", "".join(kept))
 
     def save_model(self, flow: nn.Module) -> None:
-        """Write the weights.
+        """Write the weights; a run that is to replace another one takes its place.
 
         Args:
             flow: Model that has them.
@@ -182,6 +219,8 @@ class Run:
             RunError: If they cannot be written.
         """
         self._save("model.safetensors", flow.state_dict(), {})
+        if self.replaces and (self.path / NEW).is_dir():
+            self._take_place()
 
     def load_model(self, flow: nn.Module) -> None:
         """Read the weights into a model.
@@ -212,13 +251,12 @@ class Run:
         Raises:
             RunError: If it cannot be written.
         """
-        (self.path / "checkpoint").mkdir(exist_ok=True)
         self._save("checkpoint/state.safetensors", tensors, {"state": json.dumps(state)})
 
     @property
     def has_checkpoint(self) -> bool:
         """Whether there is a state to resume from."""
-        return (self.path / "checkpoint/state.safetensors").exists()
+        return self.file("checkpoint/state.safetensors").exists()
 
     def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Read the last full state of training.
@@ -270,10 +308,17 @@ class Run:
             reason = " ".join(repr(error).split())[:200]
             raise RunError(f"{self.path / name} is damaged ({reason}): restore it, or fit again") from error
 
+    def _write(self, name: str, text: str) -> None:
+        with self._writing(self.file(name)):
+            write_text(self.file(name), text)
+
     def _save(self, name: str, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
         flat = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
-        with _writing(self.path / name), replacing(self.path / name) as temporary:
-            save_file(flat, temporary, metadata)
+        path = self.file(name)
+        with self._writing(path):
+            path.parent.mkdir(exist_ok=True)
+            with replacing(path) as temporary:
+                save_file(flat, temporary, metadata)
 
     def _load(self, name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
         with self._opened(name) as file:
@@ -281,7 +326,7 @@ class Run:
 
     @contextmanager
     def _opened(self, name: str) -> Iterator[Any]:
-        path = self.path / name
+        path = self.file(name)
         if not path.is_file():
             raise RunError(
                 f"{path} is missing: the run had not reached its first checkpoint, or lost it: resume it, or fit again"
@@ -311,17 +356,59 @@ class Run:
             raise RunError(f"{self.path} is not empty and holds no run: choose another folder")
         if content and not force:
             raise RunError(f"{self.path} already holds a run: choose another folder, --resume it, or pass --force")
-        # The config stays until the new one takes its place: a crash between leaves a run, if an empty one.
-        for name in REPLACED:
-            _remove(self.path / name)
         self.path.mkdir(parents=True, exist_ok=True)
-        self._sweep()
+        self.tidy()
+        if any(self.file(name).exists() for name in ("model.safetensors", "checkpoint/state.safetensors")):
+            (self.path / NEW).mkdir()
+        else:
+            self._clear()
+
+    def _clear(self) -> None:
+        """Remove a run without a model; its config stays until the new one takes its place."""
+        for name in CONTENT:
+            if name != "config.json":
+                _remove(self.path / name)
+
+    def _take_place(self) -> None:
+        """Replace the run that is there. Each part is there, if an empty one, lest the old one is read in its place."""
+        for name in FOLDERS:
+            (self.path / NEW / name).mkdir(exist_ok=True)
+        (self.path / NEW / "metrics.jsonl").touch()
+        os.rename(self.path / NEW, self.path / WHOLE)
+        flush(self.path)
+        self._move_up()
+
+    def _move_up(self) -> None:
+        """Move the files of `.whole` to the places of the old ones; a second call goes on where a first one ended."""
+        for name in CONTENT:
+            source, target = self.path / WHOLE / name, self.path / name
+            if source.exists():
+                if target.is_dir():
+                    _remove(target)
+                os.replace(source, target)
+        _remove(self.path / WHOLE)
+        for name in FOLDERS:
+            if (self.path / name).is_dir() and not any((self.path / name).iterdir()):
+                _remove(self.path / name)
 
     def _sweep(self) -> None:
-        """Remove what a killed process had begun to write."""
-        for pattern in (".config-*", ".metrics-*", ".model-*", "checkpoint/.state-*"):
-            for leftover in self.path.glob(pattern):
+        """Remove half-written files."""
+        for name in ("config.json", "metrics.jsonl", "model.safetensors", "checkpoint/state.safetensors"):
+            path = self.file(name)
+            for leftover in path.parent.glob(f".{path.stem}-*"):
                 leftover.unlink(missing_ok=True)
+
+    @contextmanager
+    def _writing(self, path: Path) -> Iterator[None]:
+        """Say which file could not be written, and that its last version is intact."""
+        try:
+            yield
+        except (SafetensorError, OSError) as error:
+            advice = "fit again" if NEW in path.parts else "resume"
+            raise RunError(
+                f"{path} could not be written ({_one_line(error)}): what was there before is intact; "
+                f"make room, and {advice}"
+            ) from error
 
 
 @contextmanager
@@ -370,17 +457,6 @@ def _lock(handle: int, path: str) -> None:
         return
 
 
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Say which file could not be written, and that its last version is intact."""
-    try:
-        yield
-    except (SafetensorError, OSError) as error:
-        raise RunError(
-            f"{path} could not be written ({_one_line(error)}): what was there before is intact; make room, and resume"
-        ) from error
-
-
 def _number(value: object) -> int | float:
     if isinstance(value, Integral):
         return int(value)
@@ -390,7 +466,7 @@ def _number(value: object) -> int | float:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():  # what a link leads to is left alone
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

@@ -188,7 +188,7 @@ def make_run(path):
 def crashing(monkeypatch):
     """Arm a crash before write number n: of a whole file, which then keeps its old content, or of a log's line."""
     writes, replace, record = {"left": -1, "made": 0}, os.replace, Run.record
-    monkeypatch.setattr(atomic, "_flush", lambda path: None)
+    monkeypatch.setattr(atomic, "flush", lambda path: None)
 
     def count(torn=lambda: None):
         writes["left"] -= 1

@@ -1,5 +1,6 @@
 """A run folder: made, refused, and read back, also where it is damaged."""
 
+import contextlib
 import json
 import shutil
 
@@ -66,8 +67,14 @@ def test_an_existing_run_is_replaced_only_by_force(folder):
     with pytest.raises(RunError, match=r"already holds a run: choose another folder, --resume it, or pass --force"):
         Run.create(folder, CONFIG)
     assert content(folder) == before
-    Run.create(folder, CONFIG, force=True)
-    assert set(content(folder)) == {"config.json", "notes.txt"}
+    run = Run.create(folder, CONFIG, force=True)
+    assert run.config["seed"] == 3
+    assert before.items() <= content(folder).items()  # until there is a model
+    run.record({"step": 1})
+    run.save_model(torch.nn.Linear(1, 1))
+    assert set(content(folder)) == {"config.json", "notes.txt", "metrics.jsonl", "model.safetensors"}
+    assert Run.open(folder).config["seed"] == 3
+    assert Run.open(folder).records() == run.records() == [{"step": 1}]
 
 
 @pytest.mark.parametrize("force", [False, True])
@@ -86,18 +93,77 @@ def test_a_file_in_the_place_of_the_folder_is_never_touched(tmp_path, force):
     assert content(tmp_path) == {"run": b"a file"}
 
 
-def test_a_replacement_that_is_cut_short_can_be_made_again(folder, monkeypatch):
-    def crash(path):
-        if path.name == "checkpoint":
-            raise KeyboardInterrupt
-        remove(path)
+class Killed(BaseException):
+    """An end that nothing is tidied after."""
 
-    remove = runs._remove
-    monkeypatch.setattr(runs, "_remove", crash)
-    with pytest.raises(KeyboardInterrupt):
-        Run.create(folder, CONFIG, force=True)
+
+def replacement(folder):
+    """Replace the run in a folder, as a fit does."""
+    run = Run.create(folder, CONFIG, force=True)
+    run.record({"step": 1})
+    run.save_checkpoint({"a": torch.ones(1)}, {"step": 7})
+    run.save_model(torch.nn.Linear(1, 1))
+
+
+@pytest.mark.parametrize("call", range(40))
+def test_a_replacement_killed_at_any_call_leaves_the_old_run_or_the_new_one(folder, monkeypatch, call):
+    calls = iter(range(1000))
+
+    def counted(function):
+        def count(*args, **kwargs):
+            if next(calls) == call:
+                raise Killed
+            return function(*args, **kwargs)
+
+        return count
+
+    monkeypatch.setattr(Run, "close", lambda self: None)
+    for module, name in ((runs.os, "replace"), (runs.os, "rename"), (runs.os, "rmdir"), (runs.os, "unlink"),
+                         (runs.os, "mkdir"), (runs, "save_file"), (runs, "_remove")):  # fmt: skip
+        monkeypatch.setattr(module, name, counted(getattr(module, name)))
+    with contextlib.suppress(Killed):
+        replacement(folder)
     monkeypatch.undo()
-    assert Run.create(folder, CONFIG, force=True).config["seed"] == 3
+    run = Run.open(folder)
+    if run.config["seed"] == 3:
+        assert set(run.model_shapes()) == {"weight", "bias"}
+        assert run.records() == [{"step": 1}]
+        assert run.load_checkpoint()[1] == {"step": 7}
+    else:
+        assert np.isfinite(FFJORD.load(folder).score(X))
+        assert run.load_checkpoint()[1]["step"] == 4
+    run.tidy()
+    assert not [entry.name for entry in folder.rglob(".*")]
+    replacement(folder)
+    assert Run.open(folder).load_checkpoint()[1] == {"step": 7}
+
+
+def test_a_replacement_that_fails_leaves_the_old_run_and_no_trace(folder):
+    before = content(folder)
+
+    def fail(record):
+        raise ArithmeticError("made to fail")
+
+    with pytest.raises(ArithmeticError):
+        FFJORD(schedule=[("flow_matching", 4)], hidden=(8,), random_state=0).fit(
+            X, run=folder, force=True, on_step=fail
+        )
+    assert content(folder) == before
+
+
+@pytest.mark.parametrize("how", ["fit", "save"])
+def test_a_run_whose_checkpoint_is_a_link_is_replaced_and_what_the_link_leads_to_stays(folder, tmp_path, how):
+    (folder / "checkpoint").rename(tmp_path / "elsewhere")
+    (folder / "checkpoint").symlink_to(tmp_path / "elsewhere")
+    before = content(tmp_path / "elsewhere")
+    model = FFJORD(schedule=[("flow_matching", 4)], hidden=(8,), random_state=0)
+    if how == "fit":
+        model.fit(X, run=folder, force=True)
+    else:
+        model.fit(X).save(folder, force=True)
+    assert FFJORD.load(folder).score(X) == model.score(X)
+    assert not (folder / "checkpoint").is_symlink()
+    assert content(tmp_path / "elsewhere") == before
 
 
 def test_a_model_survives_the_way_to_the_disk_and_back(fitted):

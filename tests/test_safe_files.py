@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
 from textwrap import dedent
 
@@ -123,6 +124,37 @@ def test_what_the_disk_does_not_take_is_named(folder, monkeypatch, victim):
     monkeypatch.setattr(runs, victim, full, raising=False)
     with pytest.raises(RunError, match=r"could not be written \(.*No space left on device\)"):
         Run(folder).save_checkpoint({"a": torch.zeros(2)}, {}) if victim == "save_file" else Run(folder).record({})
+
+
+@pytest.mark.parametrize("how", ["fit", "save"])
+def test_a_disk_that_is_full_when_a_run_is_replaced_leaves_the_old_one(small_disk, how):
+    run, filler = small_disk / "run", small_disk / "filler"
+    old, new = FFJORD(**TINY).fit(X, run=run), FFJORD(**{**TINY, "hidden": (64, 64)})
+    filler.write_bytes(bytes(shutil.disk_usage(small_disk).free - 20_000))
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(RunError, match="what was there before is intact; make room, and fit again"):
+        new.fit(X, run=run, force=True) if how == "fit" else new.fit(X).save(run, force=True)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert FFJORD.load(run).score(X) == old.score(X)
+
+
+@pytest.mark.slow
+def test_a_fit_that_replaces_a_run_and_is_killed_leaves_the_old_model_or_the_new_one(fitted, tmp_path):
+    fit = [sys.executable, "-m", "ffjord_kit", "fit", "moons", "--rows", "60", "--seed", "0", "--hidden", "8"]
+    fit += ["--schedule", "flow_matching:400", "--validate-every", "3", "--no-verbose", "--force", "--out"]
+    start = time.monotonic()
+    subprocess.run([*fit, tmp_path / "new"], check=True, capture_output=True)
+    duration, wait, told = time.monotonic() - start, np.random.default_rng(0), []
+    for attempt in range(10):
+        folder = shutil.copytree(fitted, tmp_path / f"run{attempt}")
+        process = subprocess.Popen([*fit, folder], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(wait.uniform(0.3, 1) * duration)
+        process.kill()
+        process.wait()
+        model = FFJORD.load(folder)
+        assert np.isfinite(model.score(X))
+        told.append(model.config_["rows"])
+    assert set(told) <= {30, 60}
 
 
 # Crafted.

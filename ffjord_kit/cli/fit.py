@@ -28,7 +28,7 @@ from ffjord_kit.cli.sources import LoadedData, load, load_fitted
 from ffjord_kit.estimator import FFJORD, ImageFFJORD, from_run
 from ffjord_kit.estimator.fields import ImageFields, TableFields
 from ffjord_kit.estimator.persistence import same_fields
-from ffjord_kit.run import Run
+from ffjord_kit.run import NEW, Run
 from ffjord_kit.training.distributed import Workers, current_workers, restarted
 
 PARSERS = {
@@ -120,7 +120,8 @@ def _load_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _is_restarted_run(path: Path, model: Estimator) -> bool:
     """Say whether torchrun has restarted these workers, whose own run is in the folder and is to be continued."""
-    return restarted() and (path / "config.json").exists() and same_fields(Run.open(path), model.get_params())
+    own = (path / "config.json").exists() and not (path / NEW).exists()
+    return restarted() and own and same_fields(Run.open(path), model.get_params())
 
 
 def _seed(run: Path | None, requested: int | None) -> int:
@@ -141,19 +142,26 @@ def _print_configuration(model: Estimator, data: LoadedData) -> None:
 def _train(model: Estimator, data: LoadedData, path: Path, **options: Any) -> None:
     """Fit, and report; the first Ctrl-C ends training after a step, the second one at once."""
     if data.is_images:
-        options["on_samples"] = partial(write_training_sheet, path / "samples", data.x.shape[1:])
+        options["on_samples"] = partial(write_training_sheet, Run(path, replaces=True), data.x.shape[1:])
     else:
         options["columns"] = data.columns
+    before = _config(path)
     try:
         model.fit(data.x, context=data.context, run=path, data=data.note, **options)
     except KeyboardInterrupt:
-        if current_workers().is_first and (path / "config.json").exists():
+        if current_workers().is_first and (options["resume"] or _config(path) != before):
             _print_how_to_continue(path)
         raise
     if current_workers().is_first:
         _print_result(model, path)
     if model.history_.interrupted:
         raise click.exceptions.Exit(INTERRUPTED)
+
+
+def _config(path: Path) -> bytes | None:
+    """Return the content of config.json, by which a replaced run is told from the one before."""
+    file = path / "config.json"
+    return file.read_bytes() if file.is_file() else None
 
 
 def _print_result(model: Estimator, path: Path) -> None:

@@ -132,7 +132,7 @@ def _outcome(run: Run) -> Iterator[tuple[str, str]]:
         best = best_validation(records, math.prod(images["shape"]) if images else None)
     yield "steps", steps
     yield "best validation NLL", best
-    yield "weights", "model.safetensors" if (run.path / "model.safetensors").exists() else "none yet"
+    yield "weights", "model.safetensors" if run.file("model.safetensors").exists() else "none yet"
 
 
 def _fields(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from ffjord_kit import metrics, plots
 from ffjord_kit.atomic import replacing
+from ffjord_kit.run import Run
 
 SHEET_IMAGES = 100
 CONSOLE = Console(markup=False, highlight=False)  # a column's name may look like markup
@@ -116,18 +117,18 @@ def write_images(paths: list[str], images: np.ndarray, labels: np.ndarray | None
     plots.save(figure, sheet)
 
 
-def write_training_sheet(folder: Path, shape: tuple[int, ...], record: Mapping[str, Any], images: np.ndarray) -> None:
+def write_training_sheet(run: Run, shape: tuple[int, ...], record: Mapping[str, Any], images: np.ndarray) -> None:
     """Draw a sheet of samples during training; its name states the step and the bits per dimension.
 
     Args:
-        folder: Folder of the sheets.
+        run: Run that trains.
         shape: Shape (c, h, w) of an image.
         record: Record of the validation.
         images: Images of uint8, shape (n, ...).
     """
     bits = metrics.bits_per_dim(record["validation_nll"], int(np.prod(shape)))
     name = f"step-{record['step']:06d}-{bits:.4f}-bits.png"
-    plots.save(plots.image_sheet(as_picture(images.reshape(-1, *shape))), folder / name)
+    plots.save(plots.image_sheet(as_picture(images.reshape(-1, *shape))), run.file("samples") / name)
 
 
 def as_picture(images: np.ndarray) -> np.ndarray:

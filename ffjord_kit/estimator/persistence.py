@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from dataclasses import fields as fields_of
 from pathlib import Path
@@ -161,7 +161,14 @@ def run_folder(
             stack.enter_context(claimed(path))
             if path is None:
                 return None
-            return Run.open(path) if resume else Run.create(path, record, force=force)
+            if resume:
+                run = Run.open(path)
+                run.tidy()
+                return run
+            run = Run.create(path, record, force=force)
+            if workers.size == 1:  # workers that torchrun starts again see by it that the run there is not theirs yet
+                stack.callback(run.close)
+            return run
 
         yield workers.run_on_first(opened)
 
@@ -262,8 +269,7 @@ def save_model(path: str | Path, flow: Flow, record: Mapping[str, Any], history:
     Raises:
         RunError: If the folder cannot be used.
     """
-    with claimed(path):
-        run = Run.create(path, record, force=force)
+    with claimed(path), closing(Run.create(path, record, force=force)) as run:
         for entry in history.records:
             run.record(entry)
         run.save_model(flow)
