@@ -1,14 +1,19 @@
 """Schedule auto: it tries out what is left open on validation data, says what it did, and can be gone on with."""
 
 import json
+import time
 
 import numpy as np
 import pytest
+import torch
+from sklearn.mixture import GaussianMixture
 
 from ffjord_kit import FFJORD, Standardize, datasets
 from ffjord_kit.estimator import search as auto
+from ffjord_kit.estimator import table
 from ffjord_kit.estimator.fields import OPEN, PhaseSpec
-from ffjord_kit.training import TrainingDiverged
+from ffjord_kit.training import TrainingDiverged, cross_validation
+from ffjord_kit.training.runtime import Timer
 from ffjord_kit.transforms import SCALINGS, Gaussianize
 
 FIELDS = {"hidden": (16,), "random_state": 0, "batch_size": 64, "validate_every": 20}
@@ -20,6 +25,7 @@ def short(monkeypatch):
     monkeypatch.setattr(auto, "TRIAL_STEPS", 10)
     monkeypatch.setattr(auto, "MLE_STEPS", 2)
     monkeypatch.setattr(auto, "MARGINS", dict.fromkeys(auto.MARGINS, 0.0))
+    monkeypatch.setattr(table, "SMALL", 0)  # no cross-validation, but where a test asks for it
 
 
 def moons(rows=300):
@@ -164,12 +170,31 @@ def test_where_every_trial_diverges_the_fit_does():
 
 
 def test_a_limit_in_seconds_is_kept_and_ends_with_a_validation():
-    model = FFJORD(**FIELDS, max_seconds=2.5).fit(moons(2000))
-    assert 1.0 < model.history_.work_seconds < 6.0  # of the thread's work, so the machine's load does not count
+    model = FFJORD(**FIELDS, max_seconds=6).fit(moons(2000))
+    assert 1.0 < model.history_.work_seconds < 9.0  # of the thread's work, so the machine's load does not count
     assert model.config_["chosen"]["schedule"][-1][1].endswith("s")
     last = [record for record in model.history_.records if "event" not in record][-1]
     assert "validation_nll" in last
     assert last["validation_solver_error"] < 0.1
+
+
+@pytest.mark.parametrize("clock", ["cpu", "wall"])
+def test_a_limit_is_kept_where_one_solve_would_take_longer(monkeypatch, clock):
+    """A clock that a solve's evaluations advance: a tenth of a second each."""
+    ticks = iter(range(10**9))
+    monkeypatch.setattr(Timer, "read", lambda self: (0.1 * next(ticks),) * 2)
+    x = moons()
+    model = FFJORD(**{**FIELDS, "schedule": [("flow_matching", "3s"), ("mle", "5s")]}, clock=clock).fit(x)
+    cut = [text for text in events(model) if text == "the time was up before the end of a step or validation"]
+    assert cut
+    assert model.history_.work_seconds < 9
+    assert np.isfinite(model.score(x))
+
+
+def test_clock_counts_wall_time_on_request():
+    cpu, wall = Timer(torch.device("cpu")), Timer(torch.device("cpu"), clock="wall")
+    time.sleep(0.05)
+    assert wall.read()[1] >= 0.05 > cpu.read()[1]
 
 
 def test_phases_may_be_given_in_seconds():
@@ -194,3 +219,56 @@ def test_phases_may_be_given_in_seconds():
 def test_what_cannot_be_is_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         FFJORD(**{**FIELDS, **fields}).fit(moons())
+
+
+def two_clusters(rows=60):
+    x = np.random.default_rng(0).normal(size=(rows, 2))
+    x[::2] += 6
+    return x
+
+
+@pytest.mark.parametrize("context", [None, np.linspace(-1, 1, 60)[:, None]])
+def test_few_rows_are_cross_validated_from_one_step_on(monkeypatch, context):
+    monkeypatch.setattr(table, "SMALL", 1000)
+    monkeypatch.setattr(cross_validation, "LENGTHS", (1, 5))
+    model = FFJORD(random_state=0, hidden=(8,)).fit(two_clusters(), context=context)
+    tried = [text for text in events(model) if text.startswith("tried")]
+    assert all(text.endswith("4 folds") for text in tried)
+    assert any("base=mixture" in text and "after 1 steps" in text for text in tried)
+    nlls = [float(text.split("NLL ")[1].split()[0]) for text in tried]
+    chosen = model.config_["chosen"]
+    ((word, steps),) = chosen["schedule"]
+    best = tried[int(np.argmin(nlls))]
+    assert (word, chosen["base"]) == ("flow_matching", "mixture")
+    assert f"after {steps} steps" in best
+    assert "base=mixture" in best
+    assert model.history_.step == steps
+
+
+def test_few_rows_are_no_worse_than_a_mixture_of_theirs(monkeypatch, tmp_path):
+    monkeypatch.setattr(table, "SMALL", 1000)
+    monkeypatch.setattr(cross_validation, "LENGTHS", (1, 20))
+    x, new = two_clusters(100), two_clusters(400) + 1e-9
+    model = FFJORD(random_state=0, hidden=(8,)).fit(x)
+    rival = GaussianMixture(2, random_state=0).fit(x)
+    assert model.score(new) > rival.score(new) - 0.1
+    model.save(tmp_path / "run")
+    assert np.array_equal(FFJORD.load(tmp_path / "run").score_samples(new[:9]), model.score_samples(new[:9]))
+
+
+def test_a_race_drops_what_rises_or_is_clearly_worse_and_keeps_to_its_time():
+    made, left = [], [100.0]
+
+    def score(settings, fold, steps):
+        made.append((settings["name"], steps))
+        left[0] -= steps / 1000
+        return {"good": 1000 / steps, "rises": steps, "worse": 50 + 1000 / steps}[settings["name"]] + fold / 100
+
+    race = cross_validation.Race(score, lambda: left[0], 3000, folds=3)
+    race.run([{"name": name} for name in ("good", "rises", "worse")])
+    lengths = {name: sorted({steps for each, steps in made if each == name}) for name in ("good", "rises", "worse")}
+    assert lengths == {"good": [1, 100, 300, 1000, 3000], "rises": [1, 100], "worse": [1, 100]}
+    race.refine()
+    assert race.best() == ({"name": "good"}, 3000)
+    left[0] = 1.0
+    assert not race.add({"name": "good"}, 1000)

@@ -279,7 +279,7 @@ USAGE = {
     "reflow run --out out --hidden a,b": "'a,b' is not a list of whole numbers such as 128,128",
     "sample run --out x.csv --steps 0": "0 is not in the range x>=1",
     "sample run --out x.csv --seed -1": "-1 is not in the range",
-    "fit table.csv --out out --base cauchy": "'cauchy' is not one of 'normal', 'student'",
+    "fit table.csv --out out --base cauchy": "'cauchy' is not one of 'auto', 'normal', 'mixture', 'student'",
     "fit table.csv --out out --rows many": "'many' is not a valid integer",
     "fit table.csv --out out --tolerance fine": "'fine' is not a valid float",
     "fit table.csv --out out --patience 1.5": "'1.5' is not a valid integer",
@@ -362,7 +362,8 @@ KINDS = {
     "mle_learning_rate": None, "weight_decay": "no", "warmup_steps": 1.5, "clip_norm": [1], "ema_decay": "x",
     "validation_fraction": "tenth", "validate_every": 2.5, "patience": None, "trace": 1, "probes": 2.0,
     "regularizers": "kinetic", "steer": "a", "solver": 4, "train_tolerance": "1e-3", "solver_steps": 4.0,
-    "adjoint": 1, "compile": True, "guard": None, "tolerance": "1e-5", "max_nfe": 1e4, "device": 0, "verbose": "yes",
+    "adjoint": 1, "compile": True, "guard": None, "tolerance": "1e-5", "max_nfe": 1e4, "device": 0, "clock": 1,
+    "verbose": "yes",
     "precision": 32, "micro_batches": 1.0, "bits": 5.0, "alpha": "1e-6", "scales": "2", "flip": "yes",
     "context_dropout": "some", "channels_last": 0.5,
 }  # fmt: skip

@@ -47,6 +47,7 @@ from ffjord_kit.precision import check_compile_mode
 from ffjord_kit.trace import TRACE_ESTIMATORS, TraceEstimator
 from ffjord_kit.training import Phase, TrainConfig
 from ffjord_kit.training.distributed import current_workers
+from ffjord_kit.training.runtime import CLOCKS
 from ffjord_kit.transforms import CNF, Standardize, Transform
 from ffjord_kit.transforms.cnf import SolveOptions
 from ffjord_kit.transforms.zuko import zuko_transform
@@ -179,7 +180,7 @@ def build_flow(config: Config, domain: Domain, fitting: Batch, seed: int) -> Flo
     for transform in preprocess:
         z, _ = transform.to_base(z)
     scaling = None if fitting.context is None else Standardize.of(fitting.context)
-    return _assemble(config, domain, preprocess, domain.base(z), scaling, seed)
+    return _assemble(config, domain, preprocess, domain.base(z, config.fields), scaling, seed)
 
 
 def blank_flow(config: Config, domain: Domain, context_dim: int, seed: int) -> Flow:
@@ -197,7 +198,7 @@ def blank_flow(config: Config, domain: Domain, context_dim: int, seed: int) -> F
     zeros = torch.zeros(context_dim, dtype=torch.float64)
     scaling = Standardize(zeros, torch.ones_like(zeros)) if context_dim else None
     preprocess = domain.blank_preprocess(config.fields.scaling)
-    return _assemble(config, domain, preprocess, domain.base(None), scaling, seed)
+    return _assemble(config, domain, preprocess, domain.base(None, config.fields), scaling, seed)
 
 
 def slow_transforms(config: Config, domain: Domain, context_dim: int, seed: int) -> list[CNF]:
@@ -301,6 +302,7 @@ def _train_config(fields: CommonFields, seed: int) -> TrainConfig:
         patience=whole("patience", fields.patience),
         guard=fields.guard,
         precision=fields.precision,
+        clock=choice("clock", fields.clock, {word: word for word in CLOCKS}),
         micro_batches=None if fields.micro_batches is None else whole("micro_batches", fields.micro_batches),
         seed=seed,
     )

@@ -146,6 +146,17 @@ class Domain(ABC):
         """
 
     @abstractmethod
+    def is_small(self, rows: int) -> bool:
+        """Say whether all rows must judge in schedule auto, by cross-validation.
+
+        Args:
+            rows: Number of rows to train on.
+
+        Returns:
+            Whether a part of them would judge badly.
+        """
+
+    @abstractmethod
     def reason_not_to_search(self) -> str:
         """Return why schedule auto tries nothing out.
 
@@ -242,11 +253,12 @@ class Domain(ABC):
         """
 
     @abstractmethod
-    def base(self, z: Tensor | None) -> Base:
+    def base(self, z: Tensor | None, fields: Any) -> Base:
         """Return the base distribution.
 
         Args:
             z: Preprocessed rows to fit it to, shape (n, *event); None for one to load weights into.
+            fields: Settled fields.
 
         Returns:
             The base.

@@ -37,8 +37,10 @@ from ffjord_kit.ode import FixedSolver
 from ffjord_kit.precision import compiled
 from ffjord_kit.progress import training_progress
 from ffjord_kit.run import Run
+from ffjord_kit.threads import training_threads
 from ffjord_kit.training import History, Workers, fit_flow
 from ffjord_kit.training.micro_batches import check_micro_batches
+from ffjord_kit.training.runtime import Timer
 
 SHOWN_SAMPLES = 64  # draws of a flow in training
 QUICK_SOLVER = FixedSolver("midpoint", 8, grading=2.0)
@@ -110,17 +112,20 @@ class DensityEstimator(DensityMixin, BaseEstimator, CommonFields):
             RunError: If the run folder cannot be used.
         """
         check_kinds(self)
+        start = Timer(torch.device("cpu"), clock=self.clock)
         arrays, domain = self._read(X, context, columns)
         workers, about = Workers.here(), {**domain.record(), **arrays.facts()}
         check_workers(workers, field_values(self), about, resume=resume)
         about = {**about, "data": dict(data or {})}
         record = workers.broadcast(lambda: new_record(self, run, about, resume=resume))
         config, rows, flow = self._prepare(arrays, domain, record, workers)  # errors come before the folder
-        with run_folder(workers, run, record, force=force, resume=resume) as folder:
+        threads = training_threads(flow, rows.fitting, config.phases[0].objective, config.train.batch_size)
+        with run_folder(workers, run, record, force=force, resume=resume) as folder, threads:
+            timer = Timer(config.device, *start.read(), config.train.clock)
             before, going_on = None, workers.broadcast(lambda: folder is not None and resume and folder.has_checkpoint)
             if self.schedule == "auto" and not going_on:
-                config, flow, record, before = self._search(domain, rows, config, flow, record, folder, workers)
-            history = self._train(flow, rows, config, folder, resume, before, on_step, on_samples and _sampler(
+                config, flow, record, before = self._search(domain, rows, config, flow, record, folder, workers, timer)
+            history = self._train(flow, rows, config, folder, resume, before, timer, on_step, on_samples and _sampler(
                 flow, domain, arrays.context, config.train.seed, on_samples
             ))  # fmt: skip
         prepare_reports(flow, config, domain)
@@ -242,9 +247,10 @@ class DensityEstimator(DensityMixin, BaseEstimator, CommonFields):
         record: dict[str, Any],
         folder: Run | None,
         workers: Workers,
+        timer: Timer,
     ) -> tuple[Config, Flow, dict[str, Any], History]:
         """Let the first worker try out what is left open, and settle it for all."""
-        choice = workers.run_on_first(lambda: choose(self, domain, rows, config, flow))
+        choice = workers.run_on_first(lambda: choose(self, domain, rows, config, flow, timer))
         values, before = workers.broadcast(lambda: (choice.values, vars(choice.before)) if choice else ({}, {}))
         record = {**record, "chosen": values} if folder is None else folder.amend(chosen=values)
         settled = resolve(self, domain, seed=config.train.seed, chosen=values)
@@ -260,6 +266,7 @@ class DensityEstimator(DensityMixin, BaseEstimator, CommonFields):
         folder: Run | None,
         resume: bool,
         before: History | None,
+        timer: Timer,
         on_step: OnStep | None,
         on_validation: OnStep | None,
     ) -> History:
@@ -272,7 +279,7 @@ class DensityEstimator(DensityMixin, BaseEstimator, CommonFields):
             return fit_flow(
                 flow, rows.x, context=rows.context, validation=rows.held_out, schedule=config.phases,
                 evaluation=config.validation, config=config.train, workers=workers, run=folder, resume=resume,
-                before=before, on_step=listener, on_validation=on_validation,
+                before=before, timer=timer, on_step=listener, on_validation=on_validation,
             )  # fmt: skip
 
 

@@ -22,6 +22,7 @@ from ffjord_kit.ode import ADJOINTS, METHODS
 from ffjord_kit.precision import COMPILE_MODES, PRECISIONS
 from ffjord_kit.regularizers import REGULARIZERS
 from ffjord_kit.trace import TRACE_ESTIMATORS
+from ffjord_kit.training.runtime import CLOCKS
 from ffjord_kit.transforms import IMAGE_SCALINGS, SCALINGS
 from ffjord_kit.transforms.zuko import ZUKO_TRANSFORMS
 
@@ -67,7 +68,7 @@ class CommonFields:
         "auto", "Main", "auto, or phases of training in steps or seconds, e.g. flow_matching 4000, mle 60s"
     )
     max_seconds: float | None = option(
-        None, "Main", "seconds of work (CPU time; on a GPU wall time) allowed to schedule auto (default: counted steps)"
+        None, "Main", "seconds allowed to schedule auto, as counted by clock (default: counted steps)"
     )
     time_density: str = option(
         "auto", "Training", "density of t in flow matching; auto: tried out", ("auto", *TIME_DENSITIES)
@@ -134,6 +135,12 @@ class CommonFields:
     max_nfe: int = option(10_000, "Accuracy", "largest number of evaluations of one solve")
     device: str = option("auto", "Machine", "auto, cpu, cuda or mps")
     random_state: int | None = option(None, "Main", "seed of everything")
+    clock: str = option(
+        "cpu",
+        "Machine",
+        "seconds that limits count: cpu (of all threads that train; on a GPU wall time) or wall",
+        CLOCKS,
+    )
     verbose: bool = option(False, "Machine", "show a progress bar")
 
 
@@ -150,7 +157,11 @@ class TableFields(CommonFields):
     )
     scaling: str = option("auto", "Network", "fitted scaling of the columns; auto: tried out", ("auto", *SCALINGS))
     base: str = option(
-        "normal", "Network", "base distribution; student: heavy tails, degrees of freedom learned", BASES
+        "auto",
+        "Network",
+        "base distribution (auto: normal, or a mixture where a small table gains by it); "
+        "student: heavy tails, degrees of freedom learned",
+        ("auto", *BASES),
     )
     dequantize: Dequantize = option(
         None, "Main", "columns of equal steps that get noise as wide: auto, or names, e.g. age, score 0.5"

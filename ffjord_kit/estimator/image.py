@@ -143,6 +143,9 @@ class ImageDomain(Domain):
     def search_options(self, x: Tensor, rows: int) -> Iterator[tuple[str, tuple[Any, ...]]]:
         yield from ()
 
+    def is_small(self, rows: int) -> bool:
+        return False
+
     def reason_not_to_search(self) -> str:
         return "images have settings that suit them"
 
@@ -187,7 +190,7 @@ class ImageDomain(Domain):
         zeros = torch.zeros(self.shape, dtype=torch.float64)
         return [self._opening(scaling), Standardize(zeros, torch.ones_like(zeros))]
 
-    def base(self, z: Tensor | None) -> Base:
+    def base(self, z: Tensor | None, fields: Any) -> Base:
         return StandardNormal(self.shape)
 
     def continuous(

@@ -17,6 +17,7 @@ from ffjord_kit.estimator.persistence import StoredModel
 from ffjord_kit.flow import Flow
 from ffjord_kit.ode import AdaptiveSolver, FixedSolver, Solver, make_solver
 from ffjord_kit.precision import full_precision, single_precision
+from ffjord_kit.threads import solving_threads
 from ffjord_kit.trace import PerRowTrace
 from ffjord_kit.transforms.cnf import SolveOptions
 
@@ -157,7 +158,8 @@ class ScoringModel(StoredModel):
             Log-densities and evaluations.
         """
         flow, options = flow or self.flow, options or self.config.reporting
-        results = [_evaluate(flow, chunk, time, options) for chunk in batch.split(self._rows_at_once)]
+        with solving_threads(flow, batch[: self._rows_at_once]):
+            results = [_evaluate(flow, chunk, time, options) for chunk in batch.split(self._rows_at_once)]
         log_prob = np.concatenate([np.empty(0), *(result.log_prob for result in results)])
         return Evaluation(log_prob, max((result.nfe for result in results), default=0))
 
@@ -193,7 +195,7 @@ class ScoringModel(StoredModel):
         generator, fields = torch.Generator().manual_seed(random_state), self.config.fields
         probes = self.domain.certify_probes if probes is None else probes
         results = []
-        with full_precision():
+        with full_precision(), solving_threads(self.flow, batch[: self._rows_at_once]):
             for chunk in batch.split(self._rows_at_once):
                 part = placed(self.flow, chunk)
                 results.append(
@@ -325,7 +327,8 @@ def to_data(flow: Flow, place: Batch, solver: Solver, *, time: float = 1.0) -> T
         Data or states, shape (n, *event).
     """
     options = SolveOptions(trace=None, solver=solver)
-    return flow.to_data(place.x.to(flow.like), place.context, time=time, options=options)[0]
+    with solving_threads(flow, place):
+        return flow.to_data(place.x.to(flow.like), place.context, time=time, options=options)[0]
 
 
 @torch.no_grad()

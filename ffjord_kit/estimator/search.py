@@ -6,17 +6,22 @@ units), and for a few columns the Fourier features among the inputs. A later val
 trained on by flow matching. A finish by maximum likelihood follows: MLE_STEPS for few columns where steps are counted,
 or a share of the seconds left if that buys enough steps. A finish of steps ends at the second validation that is not
 better, and the better weights are kept. The log records every trial and choice.
+
+Of a table of fewer than a thousand rows, a part judges badly: there settings and the length of training are chosen by
+cross-validation, beginning with one step, where the flow is hardly more than its base.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from ffjord_kit.data import Batch
 from ffjord_kit.estimator.config import Config, build_flow, resolve
@@ -25,9 +30,10 @@ from ffjord_kit.estimator.fields import OPEN, CommonFields, PhaseSpec
 from ffjord_kit.estimator.table import SCALING_MARGIN
 from ffjord_kit.flow import Flow
 from ffjord_kit.noise import keyed_generator
-from ffjord_kit.ode import SolveError
+from ffjord_kit.ode import OutOfTime, SolveError, time_limit
 from ffjord_kit.progress import training_progress
 from ffjord_kit.training import History, Phase, TrainingDiverged, Workers, fit_flow
+from ffjord_kit.training.cross_validation import Race, split_folds
 from ffjord_kit.training.data import preprocessed
 from ffjord_kit.training.runtime import Timer
 
@@ -36,6 +42,12 @@ TRIAL_STEPS, TRIAL_SHARE, TRIAL_SHARE_OF_MANY = 400, 0.06, 0.05  # of few column
 TRIAL_ELEMENTS, TRIAL_ROWS = 4_096, 50  # of the validation data; at least this number of rows
 # Nats a column by which a later value must win: a short fit is kinder to some.
 MARGINS = {"time_density": 0.05, "scaling": SCALING_MARGIN, "fourier_features": 0.01}
+RACED = ("base", "scaling")  # fields whose values race in cross-validation; others are tried on the winner
+FOLDS, MIN_FOLDED = 4, 30  # of cross-validation; least number of rows
+FLOW_FIELDS = ("scaling", "base", "hidden", "fourier_features")  # tried out, and part of a flow
+TRIALS_SHARE = 0.4  # of the seconds; no trial begins later
+LEAST_SHARE = 0.01  # of the seconds, for the rest of a fit whose trials took all
+RATE_OF_ONE_STEP = 1e-9  # leaves the flow as it begins
 WARM_STEPS = 3  # before the trials: the first steps of a process are slow
 TRANSFORMS_STEPS, TRANSFORMS_SHARE = 2000, 0.25
 MLE_STEPS = 100  # of a finish where steps are counted, for a few columns
@@ -69,7 +81,9 @@ class Trial(NamedTuple):
     failure: TrainingDiverged | None = None
 
 
-def choose(fields: CommonFields, domain: Domain, data: TrainingData, config: Config, flow: Flow) -> Choice:
+def choose(
+    fields: CommonFields, domain: Domain, data: TrainingData, config: Config, flow: Flow, timer: Timer
+) -> Choice:
     """Try out the open fields, and settle the schedule.
 
     Args:
@@ -78,6 +92,7 @@ def choose(fields: CommonFields, domain: Domain, data: TrainingData, config: Con
         data: Training data.
         config: Configuration with the open fields at their defaults.
         flow: Untrained flow of that configuration.
+        timer: Clocks of the fit.
 
     Returns:
         The choice.
@@ -86,17 +101,23 @@ def choose(fields: CommonFields, domain: Domain, data: TrainingData, config: Con
         TrainingDiverged: If every trial diverges.
         KeyboardInterrupt: If it is interrupted: the trials are soon made again.
     """
-    search, best = Search(fields, domain, data, config, flow, History(config.train.seed)), Trial({}, flow)
+    search, best = Search(fields, domain, data, config, flow, History(config.train.seed), timer), Trial({}, flow)
     reason = search.reason_not_to_try()
     if reason:
         search.note(f"nothing tried out ({reason})")
     else:
-        best = search.best()
+        best = search.cross_validated() if search.is_small else search.best()
     values = {**domain.defaults(), **best.values}
     values = {name: value for name, value in values.items() if getattr(fields, name) in OPEN}
-    specs = list(search.schedule(resolve(fields, domain, seed=config.train.seed, chosen=values), best))
+    settled = resolve(fields, domain, seed=config.train.seed, chosen=values)
+    specs = (
+        [PhaseSpec("flow_matching", best.steps)]
+        if best.steps and search.is_small
+        else [*search.schedule(settled, best)]
+    )
     values["schedule"] = [spec.value for spec in specs]
     search.note("chosen: " + ", ".join(f"{name}={_word(value)}" for name, value in values.items()))
+    search.before.seconds, search.before.work_seconds = timer.read()
     return Choice(values, best.flow, search.before)
 
 
@@ -110,7 +131,9 @@ class Search:
         data: Training data.
         config: Configuration with the open fields at their defaults.
         flow: Untrained flow of that configuration.
-        before: History that records the trials and their time.
+        before: History that records the trials.
+        timer: Clocks of the fit.
+        untrained: Untrained flows by what they are made of.
     """
 
     fields: CommonFields
@@ -119,6 +142,8 @@ class Search:
     config: Config
     flow: Flow
     before: History
+    timer: Timer
+    untrained: dict[Any, Flow] = field(default_factory=dict)
 
     def best(self) -> Trial:
         """Make the trials: the first values first, then the best so far with one value changed.
@@ -137,12 +162,72 @@ class Search:
         best = self._tried(first, f"trial 1/{count}")
         changes = [(name, value) for name, values in options for value in values[1:]]
         for number, (name, value) in enumerate(changes, 2):
+            if self._seconds > TRIALS_SHARE * (self.fields.max_seconds or math.inf):
+                self.note(f"{name}={value} not tried: the trials have had their share of the seconds")
+                continue
             trial = self._tried({**best.values, name: value}, f"trial {number}/{count}")
-            margin = MARGINS[name] * self.domain.size
+            margin = MARGINS.get(name, 0.0) * self.domain.size
             best = trial if trial.nll < best.nll - margin else best
         if best.failure is not None:
             raise best.failure
         return best
+
+    @property
+    def is_small(self) -> bool:
+        """Whether the rows are so few that all of them must judge."""
+        return (
+            isinstance(self.data.x, Tensor)
+            and len(self.data.x) >= MIN_FOLDED
+            and self.domain.is_small(len(self.data.x))
+        )
+
+    def cross_validated(self) -> Trial:
+        """Choose values and the number of steps by cross-validation.
+
+        Returns:
+            The best trial, whose flow is not trained.
+        """
+        folds = [self._fold(*rows) for rows in split_folds(len(self.data.x), FOLDS, self.before.seed)]
+
+        def score(values: Mapping[str, Any], fold: int, steps: int) -> float:
+            title = f"fold {fold + 1}/{FOLDS}" if steps > 1 else None
+            return self._fitted(_with_rate(values, steps), (steps, math.inf), title, folds[fold]).nll
+
+        race = Race(score, self._seconds_to_search, self._matching_steps(), FOLDS)
+        options = dict(self.options())
+        first = {name: values[0] for name, values in options.items()}
+        race.run([first, *({**first, name: value} for name in RACED for value in options.get(name, ())[1:])])
+        race.refine()
+        values, steps = race.best()
+        for change in ({**values, name: value} for name, each in options.items() for value in each):
+            if not race.has(change, steps):
+                race.add(change, steps)
+        self._note_race(race)
+        values, steps = race.best()
+        values = _with_rate(values, steps)
+        flow = build_flow(
+            resolve(self.fields, self.domain, seed=self.before.seed, chosen=values),
+            self.domain,
+            self.data.fitting,
+            self.before.seed,
+        )
+        return Trial(values, flow, race.lowest, steps)
+
+    def _fold(self, rows: Tensor, judges: Tensor) -> TrainingData:
+        """Return the training data of a fold."""
+        every = self.data.fitting
+        return TrainingData(every.x[rows], every[rows].context, every[rows], every[judges])
+
+    def _seconds_to_search(self) -> float:
+        """Return the seconds left for cross-validation, the rest being for the fit itself."""
+        limit = self.fields.max_seconds
+        return math.inf if limit is None else limit - self._seconds
+
+    def _note_race(self, race: Race) -> None:
+        """Record the scores of all settings."""
+        for values, steps, scores in race.results:
+            settings = ", ".join(f"{name}={value}" for name, value in values.items())
+            self.note(f"tried {settings}: validation NLL {fmean(scores):.4f} after {steps} steps, {race.folds} folds")
 
     def options(self) -> Iterator[tuple[str, tuple[Any, ...]]]:
         """Yield the fields to try out and their values, the likelier first.
@@ -163,7 +248,9 @@ class Search:
         """
         if self.config.transforms:
             return "exact transforms come first"
-        return self.domain.reason_not_to_search() or ("no validation rows" if self.data.held_out is None else "")
+        return self.domain.reason_not_to_search() or (
+            "no validation rows" if self.data.held_out is None and not self.is_small else ""
+        )
 
     def schedule(self, config: Config, best: Trial) -> Iterator[PhaseSpec]:
         """Yield the phases that follow, in the rest of the budget.
@@ -207,8 +294,7 @@ class Search:
                 return PhaseSpec("mle", steps=MLE_STEPS)
             return self._no_finish("too dear for so many columns without max_seconds")
         share, least = FINISH if self.domain.few_columns else FINISH_OF_MANY
-        with self._timed():
-            forward = self._seconds_of_a_loss(config, best.flow)
+        forward = self._seconds_of_a_loss(config, best.flow)
         left = self._seconds_left() or 0.0
         steps = int(share * left / (THERE_AND_BACK * forward))
         if steps < least:
@@ -221,7 +307,7 @@ class Search:
         Args:
             event: Text.
         """
-        seconds = round(self.before.seconds, 3)
+        seconds = round(self.timer.read()[0], 3)
         self.before.records.append({"step": 0, "phase": "trials", "seconds": seconds, "event": event})
 
     @property
@@ -232,7 +318,7 @@ class Search:
     def _seconds_left(self) -> float | None:
         """Return the seconds left of those allowed, at least a trial's share; None without a limit."""
         limit = self.fields.max_seconds
-        return None if limit is None else max(limit - self.before.work_seconds, self._share * limit)
+        return None if limit is None else max(limit - self._seconds, LEAST_SHARE * limit)
 
     def _matching_steps(self) -> int:
         """Return the steps of flow matching where no seconds are given."""
@@ -252,30 +338,45 @@ class Search:
         self.note(f"tried {settings}: {result}")
         return trial
 
-    def _fitted(self, values: dict[str, Any], length: tuple[float, float], title: str | None) -> Trial:
+    def _fitted(
+        self,
+        values: Mapping[str, Any],
+        length: tuple[float, float],
+        title: str | None,
+        fold: TrainingData | None = None,
+    ) -> Trial:
         """Make a short fit from the start, with a progress bar if it has a title."""
-        (steps, seconds), data, before = length, self.data, self.before
+        (steps, seconds), data, before = length, fold or self.data, self.before
         config = resolve(self.fields, self.domain, seed=before.seed, chosen=values)
         objective, rate = config.objectives["flow_matching"]
-        phase = Phase(objective, steps, rate, seconds, validations=1)
+        phase = Phase(objective, steps, rate, seconds, validations=1, overtime=self._overtime(seconds))
         guess = 0.0 if seconds == math.inf else seconds / 8  # of what a validation costs: there is one, at the end
         known = History(before.seed, validation_cost=before.validation_cost or guess)
         shown = self.fields.verbose and title is not None
         try:
-            with self._timed(), training_progress([phase], shown=shown, titles=[title or ""]) as on_step:
-                flow = build_flow(config, self.domain, data.fitting, before.seed)
+            with training_progress([phase], shown=shown, titles=[title or ""]) as on_step:
+                flow = self._untrained(config, data)
                 history = fit_flow(
-                    flow, data.x, context=data.context, validation=self._judges(), schedule=[phase],
+                    flow, data.fitting.x, context=data.fitting.context,
+                    validation=self._judges() if fold is None else fold.held_out,
+                    schedule=[phase],
                     evaluation=config.validation, config=self._alone(config), workers=Workers(), before=known,
                     on_step=on_step,
                 )  # fmt: skip
         except TrainingDiverged as error:
-            return Trial(values, self.flow, failure=error)
+            return Trial(dict(values), self.flow, failure=error)
         if history.interrupted:
             raise KeyboardInterrupt
         before.validation_cost = history.validation_cost
         nll = math.inf if history.best_nll is None else history.best_nll
-        return Trial(values, flow, nll, history.step)
+        return Trial(dict(values), flow, nll, history.step)
+
+    def _untrained(self, config: Config, data: TrainingData) -> Flow:
+        """Return an untrained flow; what it is made of is fitted once, as a mixture takes seconds."""
+        key = (id(data), *(getattr(config.fields, name, None) for name in FLOW_FIELDS))
+        if key not in self.untrained:
+            self.untrained[key] = build_flow(config, self.domain, data.fitting, self.before.seed)
+        return deepcopy(self.untrained[key])
 
     def _judges(self) -> Batch | None:
         """Return some of the held-out rows."""
@@ -291,22 +392,31 @@ class Search:
         rows = min(len(self.data.fitting), config.train.batch_size)
         some = torch.linspace(0, len(self.data.fitting) - 1, rows).long()
         batch = preprocessed(flow, self.data.fitting[some]).batch
-        timer, generator = Timer(batch.x.device), keyed_generator(batch.x.device, "cost")
+        begun, generator = self._seconds, keyed_generator(batch.x.device, "cost")
+        end = begun + (self._seconds_left() or math.inf) / THERE_AND_BACK
         try:
-            with torch.no_grad():
+            with torch.no_grad(), time_limit(lambda: self._seconds > end):
                 float(config.objectives["mle"][0].loss(flow.inner, batch, generator).value)
-        except SolveError:
+        except (SolveError, OutOfTime):
             return math.inf
-        return timer.read()[1]
+        return self._seconds - begun
 
-    @contextmanager
-    def _timed(self) -> Iterator[None]:
-        """Add the time of what is done meanwhile, however it ends."""
-        timer = Timer(self.config.device, self.before.seconds, self.before.work_seconds)
-        try:
-            yield
-        finally:
-            self.before.seconds, self.before.work_seconds = timer.read()
+    @property
+    def _seconds(self) -> float:
+        """Seconds since the fit began, as limits count them."""
+        return self.timer.read()[1]
+
+    def _overtime(self, seconds: float) -> float:
+        """Return how late the validation of a trial may be: what it costs is not known yet."""
+        if seconds == math.inf:
+            return math.inf
+        left = self._seconds_to_search()
+        return max(seconds, 0.2 * left)
+
+
+def _with_rate(values: Mapping[str, Any], steps: int) -> dict[str, Any]:
+    """Return values whose single step, if there is no other, changes nothing to speak of."""
+    return {**values, **({"learning_rate": RATE_OF_ONE_STEP} if steps == 1 else {})}
 
 
 def _word(value: Any) -> str:

@@ -41,7 +41,8 @@ FEW_COLUMNS = 3
 NARROW, WIDE = (64, 64, 64), (128, 128, 128)  # default widths for few columns, and for more
 LARGEST_VALIDATION_SET = 2_000
 VALIDATION_ELEMENTS, VALIDATION_ROWS = 8_192, 200  # fewer rows where a row is long, as its exact trace is dear
-FITTED_ROWS = 100_000  # of a streamed table
+FITTED_ROWS = 100_000  # of a longer table, for scalings and trials
+SMALL = 1000  # rows: fewer are cross-validated, for a part of them judges badly
 GAUSSIANIZED_FROM = 200  # rows: fewer say little of the quantiles
 WHITENED_UP_TO = 32  # columns: with 63 it led by ten nats after 240 steps, and after 2,500 by nothing
 SCALING_MARGIN = 0.02  # nats a column by which another scaling must win
@@ -196,13 +197,21 @@ class TableDomain(Domain):
             "schedule": [("flow_matching", 4000)], "time_density": "uniform",
             "scaling": "robust" if self.base_word == "student" else "standardize", "dynamics": "residual",
             "solver": "dopri5", "adjoint": "backprop", "learning_rate": 8e-3, "batch_size": 512, "fourier_features": 0,
-            "hidden": NARROW if self.few_columns else WIDE,
+            "base": "normal", "hidden": NARROW if self.few_columns else WIDE,
         }  # fmt: skip
 
     def search_options(self, x: Tensor, rows: int) -> Iterator[tuple[str, tuple[Any, ...]]]:
-        yield "time_density", ("likelihood", "uniform")
+        small = self.is_small(rows)
+        yield "time_density", ("uniform", "likelihood") if small else ("likelihood", "uniform")
         yield "scaling", self._scalings(x, rows)
-        yield "fourier_features", (2, 0) if self.few_columns else (0,)
+        if self.few_columns:
+            yield "fourier_features", (0, 2) if small else (2, 0)
+        if small:
+            yield "base", ("normal", "mixture")
+            yield "hidden", (NARROW,)
+
+    def is_small(self, rows: int) -> bool:
+        return rows < SMALL
 
     def reason_not_to_search(self) -> str:
         return ""
@@ -224,10 +233,10 @@ class TableDomain(Domain):
         judges = Batch(tensor(x[held_out]).double(), arrays.contexts(held_out)) if len(held_out) else None
         context = arrays.contexts(kept)
         if not arrays.streamed:
-            rows = tensor(x[kept]).double()
-            return TrainingData(rows, context, Batch(rows, context), judges)
+            every = Batch(tensor(x[kept]).double(), context)
+            return TrainingData(every.x, context, every[_spread(len(kept), FITTED_ROWS)], judges)
         streamed = StreamedRows(shared_tensor(x), torch.from_numpy(held_out))
-        some = torch.linspace(0, len(kept) - 1, min(len(kept), FITTED_ROWS), dtype=torch.float64).long()
+        some = _spread(len(kept), FITTED_ROWS)
         fitting = Batch(streamed.fetch(some), None if context is None else context[some])
         return TrainingData(streamed, context, fitting, judges)
 
@@ -244,8 +253,8 @@ class TableDomain(Domain):
         zeros = torch.zeros(self.event_shape, dtype=torch.float64)
         return [*self._support_transforms(), *(make(zeros) for make in choice("scaling", scaling, SCALINGS)[1:])]
 
-    def base(self, z: Tensor | None) -> Base:
-        fitted, blank = choice("base", self.base_word, BASES)
+    def base(self, z: Tensor | None, fields: Any) -> Base:
+        fitted, blank = choice("base", fields.base, BASES)
         return blank(self.event_shape) if z is None else fitted(z)
 
     def continuous(
@@ -305,6 +314,11 @@ class TableDomain(Domain):
         """Say whether correlations are worth a margin, can be removed, and a trial would show it."""
         some = FEW_COLUMNS < self.size <= WHITENED_UP_TO
         return some and SCALING_MARGIN * self.size < gaussian_total_correlation(x) < math.inf
+
+
+def _spread(rows: int, most: int) -> Tensor:
+    """Return indices of at most some number of rows, evenly spread."""
+    return torch.linspace(0, rows - 1, min(rows, most), dtype=torch.float64).long()
 
 
 def column_names(columns: Sequence[str] | None, count: int) -> tuple[str, ...]:

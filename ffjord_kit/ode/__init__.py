@@ -13,9 +13,10 @@ from ffjord_kit.ode.solver import (
     Solver,
     make_solver,
 )  # fmt: skip
+from ffjord_kit.ode.time_limit import OutOfTime, time_limit
 
 __all__ = [
     "ADJOINTS", "FINEST_SINGLE", "METHODS", "AdaptiveSolver", "BlowUpError", "FixedSolver", "NonFiniteError",
-    "PerRowSolver", "RowSteps", "Solution", "SolveError", "Solver", "SolverStats", "StepSizeUnderflow",
-    "TooManyEvaluations", "make_solver",
+    "OutOfTime", "PerRowSolver", "RowSteps", "Solution", "SolveError", "Solver", "SolverStats", "StepSizeUnderflow",
+    "TooManyEvaluations", "make_solver", "time_limit",
 ]  # fmt: skip

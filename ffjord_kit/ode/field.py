@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ffjord_kit.ode.errors import BlowUpError, NonFiniteError, SolveError, TooManyEvaluations
+from ffjord_kit.ode.time_limit import check_time
 
 State = tuple[Tensor, ...]
 RightHandSide = Callable[[Tensor, State], State]
@@ -114,7 +115,9 @@ class CheckedField:
 
         Raises:
             SolveError: If the limit of evaluations is reached or a slope is not finite.
+            OutOfTime: If the time allowed is up.
         """
+        check_time()
         self._check_limit(t, rows)
         self.stats.nfe += not self.backward
         rhs = self._rhs(rows)

@@ -23,8 +23,8 @@ WARMUP_SHARE = 0.1
 class Phase:
     """One part of a schedule: an objective, and how long it is minimised.
 
-    The phase ends after its steps or its seconds, whichever come first. Seconds are work time: CPU time of the training
-    thread, or wall time on a GPU, validations included.
+    The phase ends after its steps or its seconds, whichever come first; seconds include validations, and are those of
+    the configuration's clock. What has not ended when the time is up, is given up.
 
     Args:
         objective: Objective to minimise.
@@ -35,6 +35,7 @@ class Phase:
             validation without improvement; any trial ends quietly if its numbers are not finite. The best earlier
             weights are kept.
         validations: Least number of validations of a phase that is limited by steps alone.
+        overtime: Seconds by which the last validation may be late.
 
     Raises:
         ValueError: If a length is not positive, or the phase has no end.
@@ -51,6 +52,7 @@ class Phase:
     seconds: float = math.inf
     trial: bool = False
     validations: int = 4
+    overtime: float = 0.0
 
     def __post_init__(self) -> None:
         if not (self.steps > 0 and self.seconds > 0 and min(self.steps, self.seconds) < math.inf):
@@ -74,6 +76,7 @@ class TrainConfig:
         patience: Number of validations in a row without improvement that ends a phase.
         guard: Largest solver error of the loss, as a share of the loss's standard error; 0 for no guard.
         precision: Precision of the network, a word of PRECISIONS.
+        clock: What seconds are, a word of CLOCKS; see `Timer`.
         micro_batches: Number of equal parts in which a batch is computed, one after another or by several workers; None
             for one part per worker.
         seed: Seed of all noise.
@@ -96,6 +99,7 @@ class TrainConfig:
     patience: int = 10
     guard: float = 0.1
     precision: str = "float32"
+    clock: str = "cpu"
     micro_batches: int | None = None
     seed: int = 0
 

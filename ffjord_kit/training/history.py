@@ -18,6 +18,7 @@ from ffjord_kit.training.config import Phase
 VALIDATIONS, TRIAL_VALIDATIONS = 20, 3  # in a phase with a limit of time
 TRIAL_PATIENCE = 2
 MAX_VALIDATION_SHARE = 1 / 8  # of the time of such a phase
+RESERVE = 1.25  # time reserved for the last validation, relative to the one before
 
 RECORDED_STEPS = 200  # per phase
 CALLBACK_INTERVAL = 0.1  # seconds between two calls of `on_step` on a GPU
@@ -39,7 +40,7 @@ class History:
         best_step: Step of the best validation.
         stale: Number of validations since the best one.
         seconds: Wall time, seconds.
-        work_seconds: Work time, seconds: CPU time of the training thread, or wall time on a GPU.
+        work_seconds: Seconds that limits count; see `Timer`.
         phase_start: Work time at the start of the present phase, seconds.
         validated_at: Work time at the last validation, seconds.
         validation_cost: Work time of the last validation, seconds.
@@ -159,7 +160,7 @@ class History:
 
     def _out_of_time(self, phase: Phase) -> bool:
         """Return whether only the time for a last validation is left; at most half the phase is reserved for it."""
-        reserve = min(self.validation_cost, phase.seconds / 2)
+        reserve = min(RESERVE * self.validation_cost, phase.seconds / 2)
         return self.work_seconds - self.phase_start + reserve >= phase.seconds
 
 

@@ -10,8 +10,9 @@ all exchange whether a step failed, and whether a stop is requested.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor, enable_grad, nn
@@ -19,7 +20,7 @@ from torch import Tensor, enable_grad, nn
 from ffjord_kit.data import Batch, Rows
 from ffjord_kit.flow import Flow
 from ffjord_kit.objectives import Objective, SolvedObjective
-from ffjord_kit.ode import SolveError
+from ffjord_kit.ode import OutOfTime, SolveError, time_limit
 from ffjord_kit.precision import reduced_precision
 from ffjord_kit.run import Run
 from ffjord_kit.training.checkpoint import Checkpoints
@@ -35,6 +36,8 @@ from ffjord_kit.training.state import MAX_RESTORES, RATE_FACTOR, TrainingDiverge
 from ffjord_kit.training.validation import LikelihoodValidation, ValidationScore, Validator
 from ffjord_kit.transforms.cnf import SolveOptions
 
+LATEST = 1.04  # end of a last validation, relative to the seconds of a phase
+
 
 @enable_grad()
 def fit(
@@ -49,6 +52,7 @@ def fit(
     run: Run | None = None,
     resume: bool = False,
     before: History | None = None,
+    timer: Timer | None = None,
     on_step: OnStep | None = None,
     on_validation: OnStep | None = None,
 ) -> History:
@@ -72,6 +76,7 @@ def fit(
         run: Run folder for the log, the model and checkpoints, or None.
         resume: Whether to continue from the run's last checkpoint, if it has one.
         before: Earlier history, whose records and clocks are continued.
+        timer: Clocks that run already; they start here if None.
         on_step: Callback, called with the record of each step, on a GPU at most ten times a second.
         on_validation: Callback, called with the record of each validation while the model has the averaged weights.
 
@@ -102,7 +107,7 @@ def fit(
         3.0
     """
     _check_schedule(schedule)
-    trainer = _Trainer(model, data, config or TrainConfig(), workers or Workers(), before)
+    trainer = _Trainer(model, data, config or TrainConfig(), workers or Workers(), before, timer)
     trainer.attach(run, model if saved is None else saved, validate, on_step, on_validation)
     trainer.begin(resume=resume)
     return trainer.train(schedule)
@@ -121,6 +126,7 @@ def fit_flow(
     run: Run | None = None,
     resume: bool = False,
     before: History | None = None,
+    timer: Timer | None = None,
     on_step: OnStep | None = None,
     on_validation: OnStep | None = None,
 ) -> History:
@@ -138,6 +144,7 @@ def fit_flow(
         run: Run folder for the log, the model and checkpoints, or None.
         resume: Whether to continue from the run's last checkpoint, if it has one.
         before: Earlier history, whose records and clocks are continued.
+        timer: Clocks that run already; they start here if None.
         on_step: Callback, called with the record of each step, on a GPU at most ten times a second.
         on_validation: Callback, called with the record of each validation while the flow has the averaged weights.
 
@@ -171,7 +178,7 @@ def fit_flow(
         validate = LikelihoodValidation(inner, preprocessed(flow, validation), evaluation or SolveOptions())
     return fit(
         inner, data, schedule, config=config, validate=validate, saved=flow, workers=workers, run=run, resume=resume,
-        before=before, on_step=on_step, on_validation=on_validation,
+        before=before, timer=timer, on_step=on_step, on_validation=on_validation,
     )  # fmt: skip
 
 
@@ -184,7 +191,13 @@ class _Trainer:
     """One fit: its state, and the steps that change it."""
 
     def __init__(
-        self, model: nn.Module, data: TrainingRows, config: TrainConfig, workers: Workers, before: History | None
+        self,
+        model: nn.Module,
+        data: TrainingRows,
+        config: TrainConfig,
+        workers: Workers,
+        before: History | None,
+        timer: Timer | None,
     ) -> None:
         self.model, self.config, self.workers = model, config, workers
         self.parameters = [p for p in model.parameters() if p.requires_grad]
@@ -192,7 +205,7 @@ class _Trainer:
             raise ValueError("the model has no parameters that require a gradient: there is nothing to train")
         self.device = self.parameters[0].device
         self.history = History.following(before, config.seed)
-        self.timer = Timer(self.device, self.history.seconds, self.history.work_seconds)
+        self.timer = timer or self._timer()
         self.state, self.guard = TrainState(self.parameters, config), Guard(config.guard)
         prefetch = isinstance(data, StreamedData) and self.device.type == "cuda"
         self.batches = Batches(data, config.batch_size, config.seed, prefetch=prefetch)
@@ -215,7 +228,7 @@ class _Trainer:
     def begin(self, *, resume: bool) -> None:
         """Continue from the run's last checkpoint, if requested and there is one, or start its log."""
         if resume and self.checkpoints.resume(self.config.micro_batches):
-            self.timer = Timer(self.device, self.history.seconds, self.history.work_seconds)
+            self.timer = self._timer()
             self.batches.seed = self.history.seed
         else:
             self.history.micro_batches = self.config.micro_batches or self.workers.size
@@ -223,6 +236,9 @@ class _Trainer:
         self.micro_batches = MicroBatches(
             self.model, self.batches, self.parameters, self.history.micro_batches, self.workers
         )
+
+    def _timer(self) -> Timer:
+        return Timer(self.device, self.history.seconds, self.history.work_seconds, self.config.clock)
 
     def train(self, schedule: Sequence[Phase]) -> History:
         """Train all phases that are left."""
@@ -252,10 +268,14 @@ class _Trainer:
         """Make a step, and a validation if one is due; go back if either diverges."""
         begun = self.history.step
         try:
-            self._step(phase)
-            if self.history.is_validation_due(phase, self.config.validate_every):
-                self._validate(phase)
-                self.checkpoints.save()
+            with self._limited(phase):
+                self._step(phase)
+                if self.history.is_validation_due(phase, self.config.validate_every):
+                    self._validate(phase)
+                    self.checkpoints.save()
+        except OutOfTime:
+            self.history.seconds, self.history.work_seconds = self.timer.read()
+            self.recorder.add(phase, {"event": "the time was up before the end of a step or validation"})
         except TrainingDiverged as error:
             if phase.trial:
                 self.history.broken = str(error)
@@ -275,6 +295,13 @@ class _Trainer:
         here.step, here.phase_step = here.step + 1, here.phase_step + 1
         (here.seconds, here.work_seconds), self.stopped = clock, stop > 0
         self.recorder.add_step(phase, loss, {"learning_rate": rate, "gradient_norm": norm}, share)
+
+    def _limited(self, phase: Phase) -> AbstractContextManager[None]:
+        """Limit a step and its validation to the time of the phase; several workers cannot end at once."""
+        if phase.seconds == math.inf or self.workers.size > 1:
+            return nullcontext()
+        end = self.history.phase_start + max(LATEST * phase.seconds, phase.seconds + phase.overtime)
+        return time_limit(lambda: self.timer.read()[1] > end)
 
     def _status(self) -> tuple[float, ...]:
         """Return whether this worker was requested to stop, and the first worker's clocks."""

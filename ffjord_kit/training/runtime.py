@@ -11,18 +11,25 @@ from typing import Any
 
 import torch
 
+CLOCKS = ("cpu", "wall")
+
 
 class Timer:
-    """Measure wall time, and work time: CPU time of the training thread, or wall time on a GPU.
+    """Measure wall time, and the time that limits count.
+
+    That is the CPU time of the training thread, or of the whole process where torch uses several threads; on a GPU,
+    and where it is asked for, wall time.
 
     Args:
         device: Device of the training.
         seconds: Wall time of an earlier part of the run, seconds.
-        work: Work time of an earlier part of the run, seconds.
+        work: Counted time of an earlier part of the run, seconds.
+        clock: Word of CLOCKS.
     """
 
-    def __init__(self, device: torch.device, seconds: float = 0.0, work: float = 0.0) -> None:
-        self.now = time.thread_time if device.type == "cpu" else time.perf_counter
+    def __init__(self, device: torch.device, seconds: float = 0.0, work: float = 0.0, clock: str = "cpu") -> None:
+        cpu = time.thread_time if torch.get_num_threads() == 1 else time.process_time
+        self.now = cpu if device.type == "cpu" and clock == "cpu" else time.perf_counter
         self.start, self.start_of_work = time.monotonic() - seconds, self.now() - work
 
     def read(self) -> tuple[float, float]:
