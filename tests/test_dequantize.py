@@ -27,6 +27,19 @@ def test_steps_are_found_where_values_have_them():
     assert find_grid("auto", np.array([[0.0], [0.1], [0.3141]] * 3), "x").step == [0.0]
 
 
+def test_decimals_kept_in_single_precision_are_steps():
+    x = (np.random.default_rng(0).integers(-200, 400, 2000) / 10).astype(np.float32).astype(float)[:, None]
+    assert find_grid("auto", x, "x").step[0] == pytest.approx(0.1, rel=1e-5)
+    assert find_grid("auto", np.repeat(np.random.default_rng(0).normal(size=300), 3)[:, None], "x").step == [0.0]
+
+
+def test_counts_are_never_below_0_and_other_steps_may_be():
+    x = np.random.default_rng(0).poisson(0.7, (2000, 1)).astype(float)
+    assert FFJORD(dequantize="auto", **QUICK).fit(x).sample(3000, random_state=0).min() == 0
+    assert find_grid("auto", x, "x").counts == [True]
+    assert find_grid("auto", x - 3, "x").counts == [False]
+
+
 def test_noise_is_as_wide_as_a_step_and_rounding_takes_it_away():
     x = table()
     grid = find_grid("auto", x, NAMES)

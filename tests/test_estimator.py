@@ -359,3 +359,12 @@ def test_the_fitted_flow_is_solved_as_reports_are():
     model = FFJORD(**QUICK).fit(x)
     log_prob = model.flow_().log_prob(torch.tensor(x))
     assert np.array_equal(log_prob.numpy(), model.score_samples(x))
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_fit_without_gradients_around_it_is_the_same(mode):
+    x = np.random.default_rng(0).normal(size=(60, 2))
+    options = {"schedule": [("flow_matching", 5), ("mle", 2)], "hidden": (8,), "random_state": 0}
+    with mode():
+        inside = FFJORD(**options).fit(x)
+    assert np.array_equal(inside.score_samples(x), FFJORD(**options).fit(x).score_samples(x))

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -296,3 +297,24 @@ def test_a_damaged_checkpoint_is_refused_in_one_line(tmp_path):
     state.write_bytes(state.read_bytes()[:-7])
     with pytest.raises(RunError, match=r"state\.safetensors is damaged"):
         train(run, resume=True)
+
+
+@pytest.mark.parametrize(("number", "heard"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_a_script_hears_of_a_signal_during_its_fit_after_the_step_is_saved(tmp_path, number, heard):
+    model = FFJORD(schedule=[("flow_matching", 8)], hidden=(8,), random_state=0)
+    with pytest.raises(heard):
+        model.fit(rows().numpy(), run=tmp_path / "run", on_step=lambda record: signal.raise_signal(number))
+    assert (model.history_.interrupted, model.history_.step) == (True, 1)
+    assert FFJORD.load(tmp_path / "run").score(rows().numpy()) == model.score(rows().numpy())
+
+
+def test_a_handler_of_the_script_is_called_and_the_fit_returns(monkeypatch):
+    calls, before = [], signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, lambda number, frame: calls.append(number))
+    try:
+        model = FFJORD(schedule=[("flow_matching", 8)], hidden=(8,), random_state=0)
+        model.fit(rows().numpy(), on_step=lambda record: signal.raise_signal(signal.SIGTERM))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert calls == [signal.SIGTERM]
+    assert model.history_.step == 1

@@ -148,14 +148,20 @@ def _train(model: Estimator, data: LoadedData, path: Path, **options: Any) -> No
     before = _config(path)
     try:
         model.fit(data.x, context=data.context, run=path, data=data.note, **options)
-    except KeyboardInterrupt:
-        if current_workers().is_first and (options["resume"] or _config(path) != before):
-            _print_how_to_continue(path)
-        raise
+    except (KeyboardInterrupt, SystemExit):
+        if not _is_usable(model):
+            if current_workers().is_first and (options["resume"] or _config(path) != before):
+                _print_how_to_continue(path)
+            raise
     if current_workers().is_first:
         _print_result(model, path)
     if model.history_.interrupted:
         raise click.exceptions.Exit(INTERRUPTED)
+
+
+def _is_usable(model: Estimator) -> bool:
+    """Say whether an interrupted fit has ended in order, after a step."""
+    return "model_" in vars(model) and model.history_.interrupted
 
 
 def _config(path: Path) -> bytes | None:

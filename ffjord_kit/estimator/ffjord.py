@@ -40,7 +40,7 @@ from ffjord_kit.run import Run
 from ffjord_kit.threads import training_threads
 from ffjord_kit.training import History, Workers, fit_flow
 from ffjord_kit.training.micro_batches import check_micro_batches
-from ffjord_kit.training.runtime import Timer
+from ffjord_kit.training.runtime import Timer, pass_on
 
 SHOWN_SAMPLES = 64  # draws of a flow in training
 QUICK_SOLVER = FixedSolver("midpoint", 8, grading=2.0)
@@ -74,6 +74,7 @@ def _of_model_on_data(method: Callable[..., Any]) -> Callable[..., Any]:
 class DensityEstimator(DensityMixin, BaseEstimator, CommonFields):
     """The verbs of both estimators: fit, and those of a fitted model (see `DensityModel`)."""
 
+    @torch.inference_mode(False)
     def fit(
         self,
         X: Any,
@@ -110,6 +111,8 @@ class DensityEstimator(DensityMixin, BaseEstimator, CommonFields):
             ValueError: If data or fields cannot be used.
             TrainingDiverged: If numbers are not finite, and lower learning rates do not help.
             RunError: If the run folder cannot be used.
+            KeyboardInterrupt: If Ctrl-C ended the fit; the estimator holds what was reached, as does its run. SIGTERM
+                raises SystemExit.
         """
         check_kinds(self)
         start = Timer(torch.device("cpu"), clock=self.clock)
@@ -130,6 +133,8 @@ class DensityEstimator(DensityMixin, BaseEstimator, CommonFields):
             ))  # fmt: skip
         prepare_reports(flow, config, domain)
         self.model_ = DensityModel(flow, config, domain, record, history)
+        if history.interrupted:
+            pass_on(history.signal)
         return self
 
     def check(self, X: Any, *, context: Any = None, columns: Sequence[str] | None = None) -> None:

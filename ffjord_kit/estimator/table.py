@@ -46,7 +46,7 @@ SMALL = 1000  # rows: fewer are cross-validated, for a part of them judges badly
 GAUSSIANIZED_FROM = 200  # rows: fewer say little of the quantiles
 WHITENED_UP_TO = 32  # columns: with 63 it led by ten nats after 240 steps, and after 2,500 by nothing
 SCALING_MARGIN = 0.02  # nats a column by which another scaling must win
-ON_GRID = 1e-3  # of a step
+ON_GRID, MOST_OFF_GRID = 1e-3, 0.05  # of a step; the latter where values are rounded to float32
 DISTINCT = 0.5  # largest share of distinct values of a column that "auto" takes for one of steps
 
 Bounds = tuple[tuple[float, float], ...]
@@ -58,10 +58,12 @@ class Grid(NamedTuple):
     Attributes:
         step: Step of each column, 0 where it has none, d of them.
         offset: A value of each column's grid, d of them.
+        counts: Whether each column holds whole steps from 0 on, and nothing below; d of them.
     """
 
     step: list[float]
     offset: list[float]
+    counts: list[bool]
 
     @classmethod
     def from_record(cls, content: Mapping[str, Any], columns: int) -> Grid:
@@ -77,7 +79,7 @@ class Grid(NamedTuple):
         Raises:
             ValueError: If they make no sense.
         """
-        grid = cls(**content)
+        grid = cls(**{"counts": [False] * columns, **content})
         sound = all(len(part) == columns and np.isfinite(np.array(part, np.float64)).all() for part in grid)
         if not sound or min(grid.step) < 0:
             raise ValueError(f"grid must give a step and an offset for each of {columns} columns; got {content}")
@@ -98,7 +100,7 @@ class Grid(NamedTuple):
         return x + np.array(self.step) * (np.random.default_rng(seed).random(x.shape) - 0.5)
 
     def round(self, x: np.ndarray) -> np.ndarray:
-        """Put rows back on the grid.
+        """Put rows back on the grid, and counts that fell below 0 to 0.
 
         Args:
             x: Rows, shape (n, d).
@@ -112,6 +114,7 @@ class Grid(NamedTuple):
         step, offset = np.array(self.step)[stepped], np.array(self.offset)[stepped]
         rounded = x.copy()
         rounded[:, stepped] = offset + step * np.round((x[:, stepped] - offset) / step)
+        rounded[:, self.counts] = np.maximum(rounded[:, self.counts], 0.0)
         return rounded
 
 
@@ -377,18 +380,26 @@ def find_grid(dequantize: Any, x: np.ndarray, names: Sequence[str]) -> Grid:
     Raises:
         ValueError: If a column is not there, a step is not positive, or values do not lie on a grid.
     """
-    offset = [float(value) for value in x[0]]
+    steps = _steps(dequantize, x, names)
+    counts = [
+        step > 0 and bool(column.min() >= 0) and _on_grid(np.append(0.0, column), step)
+        for step, column in zip(steps, x.T, strict=True)
+    ]
+    return Grid(steps, [float(value) for value in x[0]], counts)
+
+
+def _steps(dequantize: Any, x: np.ndarray, names: Sequence[str]) -> list[float]:
+    """Return the step of each column, 0 where it has none."""
     if isinstance(dequantize, str) and dequantize == "auto":
         stepped = [len(np.unique(column)) <= DISTINCT * len(column) for column in x.T]
-        return Grid([_find_step(column) if some else 0.0 for some, column in zip(stepped, x.T, strict=True)], offset)
+        return [_find_step(column) if some else 0.0 for some, column in zip(stepped, x.T, strict=True)]
     steps = _requested_steps(dequantize, names)
     if not steps:
-        return Grid([0.0] * len(names), offset)
-    found = [
+        return [0.0] * len(names)
+    return [
         _checked_step(name, column, steps[name]) if name in steps else 0.0
         for name, column in zip(names, x.T, strict=True)
     ]
-    return Grid(found, offset)
 
 
 def inside_support(x: np.ndarray, bounds: Sequence[tuple[float, float]]) -> np.ndarray:
@@ -471,7 +482,7 @@ def _dequantize_error(dequantize: Any) -> ValueError:
 def _checked_step(name: str, column: np.ndarray, requested: float | None) -> float:
     """Return the step of a column, which is found if none is requested."""
     step = requested or _find_step(column)
-    if not step or not _on_grid(column - column[0], step):
+    if not step or not _on_grid(column, step):
         of_step = f" of {step:g}" if step else ""
         raise ValueError(
             f"column {name!r} has no values of equal steps{of_step}: give its step, e.g. {name}:0.5 "
@@ -481,14 +492,17 @@ def _checked_step(name: str, column: np.ndarray, requested: float | None) -> flo
 
 
 def _find_step(column: np.ndarray) -> float:
-    """Return the least gap between values if all others are multiples of it, else 0."""
+    """Return the least gap between values, averaged over their span, if all are multiples of it apart, else 0."""
     values = np.unique(column)
     if len(values) < 2:
         return 0.0
-    gaps = np.diff(values)
-    return float(gaps.min()) if _on_grid(gaps, gaps.min()) else 0.0
+    span = values[-1] - values[0]
+    step = float(span / np.round(span / np.diff(values).min()))
+    return step if _on_grid(values, step) else 0.0
 
 
-def _on_grid(distances: np.ndarray, step: float) -> bool:
-    multiples = distances / step
-    return bool((np.abs(multiples - np.round(multiples)) <= ON_GRID).all())
+def _on_grid(values: np.ndarray, step: float) -> bool:
+    """Say whether values are multiples of a step apart, as far as single precision can tell."""
+    multiples = (values - values[0]) / step
+    rounding = np.finfo(np.float32).eps * np.abs(values).max() / step
+    return bool((np.abs(multiples - np.round(multiples)) <= min(ON_GRID + rounding, MOST_OFF_GRID)).all())

@@ -89,7 +89,7 @@ class Checkpoints:
 
     def _unpack(self, run: Run, tensors: dict[str, Tensor], history: dict[str, Any], micro_batches: int | None) -> None:
         average_steps, records = history.pop("average_steps"), history.pop("records")
-        kept = History(**{**history, "interrupted": False})
+        kept = History(**{**history, "interrupted": False, "signal": 0})
         if micro_batches not in (None, kept.micro_batches):
             raise RunError(
                 f"{run.path} was trained in micro_batches={kept.micro_batches}; got {micro_batches}: "

@@ -47,6 +47,7 @@ class History:
         broken: Reason why a trial was abandoned; empty if it was not.
         restored: Number of times that the present phase went back to its last good weights.
         interrupted: Whether a request to stop ended the fit.
+        signal: Number of the signal that requested it; 0 for none, or one to another worker.
         solver_level: Level of the guarded solver.
         solver_grading: Grading of the guarded solver's steps.
         micro_batches: Number of parts of a batch.
@@ -69,6 +70,7 @@ class History:
     broken: str = ""
     restored: int = 0
     interrupted: bool = False
+    signal: int = 0
     solver_level: int = 0
     solver_grading: float = 1.0
     micro_batches: int = 1

@@ -62,7 +62,8 @@ def fit(
     ends early after `config.patience` validations in a row without improvement; the next phase starts from the best
     weights. A phase that is limited by steps alone is validated every `config.validate_every` steps, and at least four
     times; a phase with a limit of time is validated twenty times, or less often if validations are expensive. Ctrl-C or
-    SIGTERM ends the fit after the present step; a second one ends it at once. Buffers, e.g. the running statistics of
+    SIGTERM ends the fit after the present step, which the history tells (`pass_on` does then what the signal does); a
+    second one ends it at once. Buffers, e.g. the running statistics of
     batch normalisation, are neither averaged nor part of a checkpoint.
 
     Args:
@@ -247,6 +248,7 @@ class _Trainer:
             while self.history.phase < len(schedule) and not self._stops():
                 self._train_phase(schedule[self.history.phase])
         self.history.interrupted = self.history.phase < len(schedule)
+        self.history.signal = self.stop_requested.signal
         self.checkpoints.save()
         assign(self.parameters, self.state.selected)
         return self.history

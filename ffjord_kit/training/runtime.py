@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -41,30 +41,66 @@ class Timer:
         return time.monotonic() - self.start, self.now() - self.start_of_work
 
 
+class StopRequest:
+    """A request to stop, by a signal.
+
+    Attributes:
+        signal: Number of the signal; 0 for no request.
+    """
+
+    def __init__(self) -> None:
+        self.signal = 0
+
+    def __call__(self) -> bool:
+        """Say whether a stop is requested.
+
+        Returns:
+            Whether it is.
+        """
+        return self.signal > 0
+
+
 @contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
+def interruptible() -> Iterator[StopRequest]:
     """Turn the first Ctrl-C or SIGTERM into a request that a loop sees between two steps; a second one acts at once.
 
     SIGTERM comes from a scheduler that takes a machine back, and from torchrun after a Ctrl-C. Outside the main thread,
     which alone receives signals, nothing is changed.
 
     Yields:
-        A function that returns whether a stop is requested.
+        The request.
     """
-    requested = threading.Event()
+    request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
-        yield requested.is_set
+        yield request
         return
     before = {int(number): signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def request(number: int, frame: Any) -> None:
-        requested.set()
+    def note(number: int, frame: Any) -> None:
+        request.signal = number
         signal.signal(number, before[number])
 
     for number in list(before):
-        signal.signal(number, request)
+        signal.signal(number, note)
     try:
-        yield requested.is_set
+        yield request
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def pass_on(number: int) -> None:
+    """Do what a signal does, after the work that it interrupted is saved.
+
+    Args:
+        number: Number of the signal; 0 for a request by another worker.
+
+    Raises:
+        KeyboardInterrupt: After Ctrl-C.
+        SystemExit: After SIGTERM, so that the script can tidy up, unless it has a handler of its own.
+    """
+    if number == 0:
+        raise KeyboardInterrupt
+    if signal.getsignal(number) is signal.SIG_DFL:
+        raise SystemExit(128 + number)
+    signal.raise_signal(signal.Signals(number))
