@@ -15,7 +15,7 @@ those of torchdiffeq's solvers of the same names, operation by operation.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -32,11 +32,11 @@ class Scheme(NamedTuple):
 
     Attributes:
         stage_times: From the starts, sizes and ends of steps, each (steps,), to the times of each stage, each (steps,).
-        change: From the field, the times of the stages, the step size h and the state y to dy.
+        change: From the field, the times of the stages, the step size h (a number or tensor ()) and the state y to dy.
     """
 
     stage_times: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]
-    change: Callable[[Field, tuple[Tensor, ...], float, State], State]
+    change: Callable[[Field, tuple[Tensor, ...], Any, State], State]
 
 
 def integrate_on_grid(

@@ -14,6 +14,7 @@ from ffjord_kit.transforms.cnf import CNF
 from ffjord_kit.transforms.gaussianize import Gaussianize
 from ffjord_kit.transforms.multiscale import Squeeze, multi_scale
 from ffjord_kit.transforms.preprocess import Preprocess
+from ffjord_kit.transforms.stepped import Stepped
 
 # Two constructors each: fitted to data (n, d), and blank from zeros (d,), to load weights into.
 SCALINGS: dict[str, tuple[Callable[[Tensor], Transform], ...]] = {
@@ -27,5 +28,5 @@ SCALINGS: dict[str, tuple[Callable[[Tensor], Transform], ...]] = {
 
 __all__ = [
     "CNF", "IMAGE_SCALINGS", "SCALINGS", "Affine", "Gaussianize", "Logit", "Preprocess", "Softplus", "Squeeze",
-    "Standardize", "Transform", "Whiten", "multi_scale",
+    "Standardize", "Stepped", "Transform", "Whiten", "multi_scale",
 ]  # fmt: skip
