@@ -6,8 +6,9 @@ from ffjord_kit.diagnostics.findings import VERDICTS, Finding
 from ffjord_kit.diagnostics.gradients import GradientCheck, check_gradients, gradient_table
 from ffjord_kit.diagnostics.misfit import check_training
 from ffjord_kit.diagnostics.outliers import SCORES, outlier_scores
+from ffjord_kit.diagnostics.receipt import Receipt, check_steps
 
 __all__ = [
-    "SCORES", "VERDICTS", "BitsPerDim", "Diagnosis", "Finding", "GradientCheck", "bits_per_dim", "check_gradients",
-    "check_training", "diagnose", "gradient_table", "outlier_scores",
+    "SCORES", "VERDICTS", "BitsPerDim", "Diagnosis", "Finding", "GradientCheck", "Receipt", "bits_per_dim",
+    "check_gradients", "check_steps", "check_training", "diagnose", "gradient_table", "outlier_scores",
 ]  # fmt: skip

@@ -8,6 +8,7 @@ from ffjord_kit.objectives.flow_matching import TIME_DENSITIES, FlowMatching, sp
 from ffjord_kit.objectives.guidance import DropContext, class_log_probs, guided, one_hot
 from ffjord_kit.objectives.likelihood import MaximumLikelihood, TransformsLikelihood
 from ffjord_kit.objectives.reflow import Reflow
+from ffjord_kit.objectives.stepped import SteppedLikelihood
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "flow_matching": FlowMatching,
@@ -17,6 +18,6 @@ OBJECTIVES: dict[str, type[Objective]] = {
 
 __all__ = [
     "COUPLINGS", "OBJECTIVES", "TIME_DENSITIES", "DropContext", "FlowMatching", "Loss",
-    "MaximumLikelihood", "Objective", "Reflow", "SolvedObjective", "TransformsLikelihood", "class_log_probs",
-    "guided", "one_hot", "split_transforms",
+    "MaximumLikelihood", "Objective", "Reflow", "SolvedObjective", "SteppedLikelihood", "TransformsLikelihood",
+    "class_log_probs", "guided", "one_hot", "split_transforms",
 ]  # fmt: skip

@@ -248,7 +248,8 @@ def push_forward(
 
 def _solved(jacobian: Tensor, change: Tensor) -> Tensor:
     """Return the change of x that makes a change of y, to first order."""
-    return torch.linalg.solve(jacobian, change.reshape(len(change), -1, 1)).reshape(change.shape)
+    solution, _ = torch.linalg.solve_ex(jacobian, change.reshape(len(change), -1, 1))  # not finite where singular
+    return solution.reshape(change.shape)
 
 
 def _largest(values: Tensor) -> Tensor:
