@@ -1,0 +1,63 @@
+"""A continuous flow in few steps: schemes chosen on held-out rows, and training by exact likelihood."""
+
+import pytest
+import torch
+
+from ffjord_kit import CNF, Flow, FlowMatching, Phase, ResidualDynamics, fit_flow
+from ffjord_kit.data import Batch
+from ffjord_kit.training import TrainConfig
+from ffjord_kit.training.discretize import choose_scheme, in_steps, train_steps
+from ffjord_kit.transforms import Standardize
+
+
+def rows(n, seed):
+    z = torch.randn(n, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.stack([z[:, 0], 0.3 * z[:, 1] + z[:, 0].square()], 1)
+
+
+@pytest.fixture(scope="module")
+def flow():
+    x = rows(2000, 0)
+    torch.manual_seed(0)
+    flow = Flow([CNF(ResidualDynamics((2,), hidden=(32, 32)), (2,))], preprocess=[Standardize.of(x)])
+    fit_flow(flow, x, schedule=[Phase(FlowMatching(), 300, 8e-3)], config=TrainConfig(batch_size=256, ema_decay=0.9))
+    return flow
+
+
+def test_the_best_scheme_comes_first_and_keeps_to_its_evaluations(flow):
+    schemes = choose_scheme(flow, Batch(rows(500, 1)), evaluations=8)
+    assert [scheme.nll for scheme in schemes] == sorted(scheme.nll for scheme in schemes)
+    assert {(scheme.method, scheme.steps) for scheme in schemes} == {
+        ("euler", 8), ("midpoint", 4), ("heun3", 2), ("rk4", 2)
+    }  # fmt: skip
+    best = schemes[0]
+    with torch.no_grad():
+        steps = in_steps(flow, best.method, best.steps, best.grading)
+        assert -steps.log_prob(rows(500, 1)).mean().item() == pytest.approx(best.nll, abs=1e-5)
+
+
+def test_many_steps_are_the_continuous_flow(flow):
+    with torch.no_grad():
+        many = in_steps(flow, "rk4", 60).log_prob(rows(50, 1))
+        assert torch.allclose(many, flow.log_prob(rows(50, 1)), atol=2e-3)
+
+
+def test_training_lowers_the_held_out_nll_and_leaves_the_flow_as_it_is(flow):
+    held_out, weights = Batch(rows(500, 1)), [p.clone() for p in flow.parameters()]
+    steps = in_steps(flow, "midpoint", 4, learn_grid=True)
+    with torch.no_grad():
+        before = -steps.log_prob(held_out.x).mean().item()
+    history = train_steps(
+        steps, rows(2000, 0), validation=held_out, seconds=5, config=TrainConfig(batch_size=256, ema_decay=0.9)
+    )
+    with torch.no_grad():
+        after = -steps.log_prob(held_out.x).mean().item()
+    assert after == pytest.approx(history.best_nll, abs=1e-4)
+    assert after < before
+    assert all(torch.equal(a, b) for a, b in zip(weights, flow.parameters(), strict=True))
+
+
+def test_only_continuous_transforms_are_taken_in_steps():
+    x = rows(50, 0)
+    with pytest.raises(ValueError, match="this one has none"):
+        in_steps(Flow([Standardize.of(x)]), "euler", 4)
