@@ -26,14 +26,15 @@ def flow():
 
 def test_the_best_scheme_comes_first_and_keeps_to_its_evaluations(flow):
     schemes = choose_scheme(flow, Batch(rows(500, 1)), evaluations=8)
-    assert [scheme.nll for scheme in schemes] == sorted(scheme.nll for scheme in schemes)
+    scores = [scheme.nll + scheme.penalty for scheme in schemes]
+    assert scores == sorted(scores)
     assert {(scheme.method, scheme.steps) for scheme in schemes} == {
         ("euler", 8), ("midpoint", 4), ("heun3", 2), ("rk4", 2)
     }  # fmt: skip
     best = schemes[0]
     with torch.no_grad():
         steps = in_steps(flow, best.method, best.steps, best.grading)
-        assert -steps.log_prob(rows(500, 1)).mean().item() == pytest.approx(best.nll, abs=1e-5)
+        assert -steps.log_prob(rows(500, 1)).mean().item() == pytest.approx(best.nll, abs=1e-4)
 
 
 def test_many_steps_are_the_continuous_flow(flow):
