@@ -40,6 +40,7 @@ from ffjord_kit.segments import (
 from ffjord_kit.trace import ExactTrace, TraceEstimator
 from ffjord_kit.transforms.base import Transform
 from ffjord_kit.transforms.cnf import SolveOptions
+from ffjord_kit.transforms.contexts import ContextScaling
 from ffjord_kit.transforms.preprocess import Preprocess
 
 
@@ -68,7 +69,7 @@ class Flow(nn.Module):
         base: Base distribution, any `torch.distributions` object too; standard normal if None.
         preprocess: Fitted exact transforms between the data and `transforms`, computed in float64.
         context_dim: Length of the context vectors; 0 for an unconditional flow.
-        context_preprocess: Fitted transform of the context.
+        context_preprocess: Fitted scaling or transform of the context.
 
     Example:
         >>> from ffjord_kit import CNF, Flow, ResidualDynamics, Standardize
@@ -90,7 +91,7 @@ class Flow(nn.Module):
         base: Base | Distribution | None = None,
         preprocess: Sequence[Transform] | Preprocess = (),
         context_dim: int = 0,
-        context_preprocess: Transform | None = None,
+        context_preprocess: Transform | ContextScaling | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(preprocess, Preprocess):
@@ -252,7 +253,7 @@ class Flow(nn.Module):
 
         Args:
             n: Number of draws.
-            context: One context for all, shape (context_dim,), or one for each, shape (n, context_dim).
+            context: One context for all, shape (context_dim,) or (1, context_dim), or one for each, (n, context_dim).
             time: Time of the states, in [0, 1].
             solver: Solver of all continuous transforms; their own if None.
             generator: Source of the noise.
@@ -275,7 +276,7 @@ class Flow(nn.Module):
 
         Args:
             n: Number of draws.
-            context: One context for all, shape (context_dim,), or one for each, shape (n, context_dim).
+            context: One context for all, shape (context_dim,) or (1, context_dim), or one for each, (n, context_dim).
             time: Time of the states, in [0, 1].
             solver: Solver of all continuous transforms; their own if None.
             generator: Source of the noise.
@@ -301,7 +302,7 @@ class Flow(nn.Module):
 
         Args:
             n: Number of draws.
-            context: One context for all, shape (context_dim,), or one for each, shape (n, context_dim).
+            context: One context for all, shape (context_dim,) or (1, context_dim), or one for each, (n, context_dim).
             solver: Solver of all continuous transforms; their own if None.
             generator: Source of the noise.
 
@@ -494,7 +495,7 @@ class Flow(nn.Module):
         if n < 1:
             raise ValueError(f"the number of samples must be at least 1; got {n}")
         z = self.base.sample(n, generator)
-        if context is not None and context.dim() == 1:
+        if context is not None and (context.dim() == 1 or len(context) == 1):
             context = context.expand(n, -1)
         self.check(z, context)
         return Batch(z, context)

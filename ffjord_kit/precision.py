@@ -13,11 +13,7 @@ from torch import Tensor, nn
 
 from ffjord_kit.nn.base import evaluation_methods
 from ffjord_kit.transforms.cnf import CNF
-
-# tf32: products of 10 bits of fraction on a GPU's tensor cores; bf16: all of the network in numbers of 7 bits.
-PRECISIONS = ("float32", "tf32", "bf16")
-# Modes of torch.compile; reduce-overhead records CUDA graphs, which need the fixed shapes that batches have.
-COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
+from ffjord_kit.words import COMPILE_MODES, PRECISIONS
 
 Module = TypeVar("Module", bound=nn.Module)
 Method = Callable[..., Any]

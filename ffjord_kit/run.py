@@ -25,6 +25,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -47,6 +48,35 @@ NEW, WHOLE = ".new", ".whole"  # a run that is to replace the one in the folder,
 
 class RunError(ValueError):
     """Signal a run folder that cannot be read or written; the message says which file, why, and what to do."""
+
+
+def damaged(path: Path, reason: str) -> RunError:
+    """Return the error of a file that makes no sense.
+
+    Args:
+        path: The file.
+        reason: What is wrong with it.
+
+    Returns:
+        The error.
+    """
+    return RunError(f"{path} is damaged ({reason}): restore it, or fit again")
+
+
+def unfit(path: Path, reason: str) -> RunError:
+    """Return the error of weights and a config that belong to different models.
+
+    Args:
+        path: Run folder.
+        reason: What does not fit.
+
+    Returns:
+        The error.
+    """
+    return RunError(
+        f"{path / 'model.safetensors'} does not fit config.json ({reason}): one of them is damaged: restore it, or "
+        "fit again"
+    )
 
 
 def to_json(content: Mapping[str, Any]) -> str:
@@ -156,6 +186,8 @@ class Run:
         """Content of config.json; a RunError says where it is missing, damaged, or of another version."""
         config = self._json(self.file("config.json"))
         found = config.get("format")
+        if type(found) is not int or found < 1:
+            raise damaged(self.path / "config.json", f"format must be {FORMAT}; got {found!r:.40}")
         if found != FORMAT:
             raise RunError(
                 f"{self.path / 'config.json'} has format {found!r}; ffjord_kit {__version__} reads format {FORMAT}: "
@@ -196,7 +228,7 @@ class Run:
             The records.
         """
         log = self.file("metrics.jsonl")
-        lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
         return [record for record in map(_parsed, lines) if record is not None]
 
     def keep_records(self, count: int) -> None:
@@ -236,7 +268,9 @@ class Run:
         found = {name: tuple(value.shape) for name, value in tensors.items()}
         if expected != found:
             odd = sorted(set(expected.items()) ^ set(found.items()))[0][0]
-            raise RunError(f"{self.path / 'model.safetensors'} does not fit config.json (first at {odd!r})")
+            raise unfit(self.path, f"first at {odd!r}")
+        for name, value in flow.state_dict().items():
+            _check_type(self.path / "model.safetensors", name, tensors[name], value)
         if not all(bool(value.isfinite().all()) for value in tensors.values() if value.is_floating_point()):
             raise RunError(f"{self.path / 'model.safetensors'} holds weights that are NaN or infinite")
         flow.load_state_dict(tensors)
@@ -272,7 +306,7 @@ class Run:
         tensors, metadata = self._load("checkpoint/state.safetensors")
         state = _parsed(metadata.get("state", ""))
         if state is None:
-            raise RunError(f"{self.path / 'checkpoint/state.safetensors'} is damaged (no state): fit again")
+            raise damaged(self.path / "checkpoint/state.safetensors", "no state")
         return tensors, state
 
     def model_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -306,7 +340,7 @@ class Run:
             raise
         except DAMAGE as error:
             reason = " ".join(repr(error).split())[:200]
-            raise RunError(f"{self.path / name} is damaged ({reason}): restore it, or fit again") from error
+            raise damaged(self.path / name, reason) from error
 
     def _write(self, name: str, text: str) -> None:
         with self._writing(self.file(name)):
@@ -335,17 +369,17 @@ class Run:
             with safe_open(path, framework="pt") as file:
                 yield file
         except (SafetensorError, OSError, RuntimeError) as error:
-            raise RunError(f"{path} is damaged ({_one_line(error)}): restore it, or fit again") from error
+            raise damaged(path, _one_line(error)) from error
 
     def _json(self, path: Path) -> dict[str, Any]:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise RunError(f"{self.path} is no run folder: it has no config.json") from None
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-            raise RunError(f"{path} is damaged ({_one_line(error)}): restore it, or fit again") from error
+        except (OSError, ValueError, RecursionError) as error:
+            raise damaged(path, _one_line(error)) from error
         if not isinstance(content, dict):
-            raise RunError(f"{path} is damaged (not a JSON object): restore it, or fit again")
+            raise damaged(path, "not a JSON object")
         return content
 
     def _make_room(self, force: bool) -> None:
@@ -457,6 +491,14 @@ def _lock(handle: int, path: str) -> None:
         return
 
 
+def _check_type(path: Path, name: str, found: Tensor, expected: Tensor) -> None:
+    """Refuse a tensor of another type; floats may be of either length, as a model reports in float64."""
+    floats = expected.is_floating_point() and found.dtype in (torch.float32, torch.float64)
+    if not floats and found.dtype != expected.dtype:
+        kinds = f"{expected.dtype}; got {found.dtype}".replace("torch.", "")
+        raise damaged(path, f"{name!r} must be {kinds}")
+
+
 def _number(value: object) -> int | float:
     if isinstance(value, Integral):
         return int(value)
@@ -475,7 +517,7 @@ def _remove(path: Path) -> None:
 def _parsed(line: str) -> dict[str, Any] | None:
     try:
         content = json.loads(line)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
 

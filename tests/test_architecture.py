@@ -1,6 +1,7 @@
 """The house's measures, read from the source. Which room may use which is held by import-linter, style by ruff."""
 
 import ast
+import importlib
 import re
 import statistics
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import ffjord_kit
+from ffjord_kit import words
 
 ROOT = Path(ffjord_kit.__file__).parent
 COMMANDS = ROOT / "cli" / "commands.py"  # its docstrings are the help of the command line
@@ -99,6 +101,21 @@ def test_the_map_names_every_room():
     assert {room for room in rooms if not re.search(rf"\b{room}(/|\.py|\b)", page)} == set()
     modules = {path.stem for path in FILES if path.parent.name in ("nn", "ode", "transforms", "training", "estimator")}
     assert {module for module in modules if not re.search(rf"\b{module}\b", page)} == set()
+
+
+MENUS = {
+    "ACTIVATIONS": "nn", "DYNAMICS": "nn", "IMAGE_DYNAMICS": "nn", "METHODS": "ode", "TRACE_ESTIMATORS": "trace",
+    "REGULARIZERS": "regularizers", "BASES": "distributions", "SCALINGS": "transforms", "IMAGE_SCALINGS": "transforms",
+    "ZUKO_TRANSFORMS": "transforms.zuko", "OBJECTIVES": "objectives", "COUPLINGS": "objectives",
+    "TIME_DENSITIES": "objectives",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("menu", MENUS)
+def test_words_lists_the_words_of_every_menu(menu):
+    """The command line has them from `words`: a word in a menu needs its place there too."""
+    entries = getattr(importlib.import_module(f"ffjord_kit.{MENUS[menu]}"), menu)
+    assert getattr(words, menu) == tuple(entries)
 
 
 @pytest.mark.parametrize("statement", ["import ffjord_kit", "import ffjord_kit.cli"])

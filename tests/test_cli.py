@@ -107,8 +107,8 @@ HEAVY = "matplotlib", "numpy", "pandas", "scipy", "sklearn", "torch"
 
 
 @pytest.mark.parametrize(
-    "line", ["--help", *(f"{name} --help" for name in cli.commands if name != "fit"), "score a b --draws 0",
-             "sample", "score a b c", "nonsense"],
+    "line", ["--help", *(f"{name} --help" for name in cli.commands), "score a b --draws 0", "fit a --nonsense",
+             "fit a --solver nonsense", "fit --resume a --hidden 5", "sample", "score a b c", "nonsense"],
 )  # fmt: skip
 def test_help_and_usage_errors_load_no_heavy_module(line):
     program = (
@@ -121,6 +121,22 @@ def test_help_and_usage_errors_load_no_heavy_module(line):
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert ended.returncode == (0 if "--help" in line else 2)
     assert ended.stdout.splitlines()[-1] == "loaded []"
+
+
+@pytest.mark.parametrize("line", ["info a", "fit moons --out a"])
+def test_ctrl_c_while_pytorch_is_loaded_ends_in_one_line(line, tmp_path):
+    program = (
+        "import signal, sys\n"
+        "class Loader:\n"
+        "    def find_spec(self, name, *more):\n"
+        "        if name == 'torch': signal.raise_signal(signal.SIGINT)\n"
+        f"sys.meta_path.insert(0, Loader()); sys.argv = ['ffjord-kit', *{line.split()}]\n"
+        "from ffjord_kit.cli import main\n"
+        "main()\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
+    assert ended.returncode in (130, -signal.SIGINT)  # a shell shows both as 130
+    assert ended.stderr.split() == ["interrupted"]
 
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "npy", "npz", "parquet"])

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from ffjord_kit import FFJORD
-from ffjord_kit.estimator.table import find_grid
+from ffjord_kit.diagnostics.grid import find_grid
 from ffjord_kit.run import RunError
 
 QUICK = {"schedule": [("flow_matching", 400)], "hidden": (32, 32), "batch_size": 256, "random_state": 0}

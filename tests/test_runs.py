@@ -237,7 +237,7 @@ DAMAGE = {
         r"has format 99; ffjord_kit .* reads format 2: use the version that wrote it \(9\.0\)",
     ),
     "a config of something else": (
-        damaged_config(lambda c: c.clear()), r"has format None; .* use the version that wrote it \(unknown\)",
+        damaged_config(lambda c: c.clear()), r"config\.json is damaged \(format must be \d; got None\)",
     ),
     "a config without columns": (damaged_config(lambda c: c.pop("columns")), r"config\.json is damaged .*columns"),
     "a config without a context": (

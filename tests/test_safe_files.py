@@ -1,6 +1,7 @@
 """Run folders and data files that are shared, crafted, or on a full disk: one clear error, and nothing lost."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -11,13 +12,13 @@ from textwrap import dedent
 import numpy as np
 import pytest
 import torch
+from commands import call
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from ffjord_kit import FFJORD, datasets
+from ffjord_kit import FFJORD, datasets, memory
 from ffjord_kit import run as runs
-from ffjord_kit.datasets import files
 from ffjord_kit.run import Run, RunError, claimed
 
 X = np.random.default_rng(0).normal(size=(30, 2))
@@ -191,6 +192,90 @@ def test_a_config_of_any_other_shape_is_refused(folder, config):
         FFJORD.load(folder)
 
 
+DAMAGE = {
+    "no estimator": {"estimator": ...}, "no seed": {"seed": ...}, "no version": {"version": ...},
+    "no columns": {"columns": ...}, "no rows": {"rows": ...}, "no data": {"data": ...},
+    "no length": {"context_dim": ...}, "fields that are text": {"estimator": "x"}, "data that are a list": {"data": []},
+    "no names": {"columns": []}, "a name that is a number": {"columns": [1, 2]}, "huge rows": {"rows": 1e300},
+    "negative rows": {"rows": -1}, "a huge seed": {"seed": 10**400}, "more digits than can be read": {"seed": "HUGE"},
+    "a word as length": {"context_dim": "x"}, "a choice of nothing": {"chosen": {"depth": 3}},
+    "a choice of another kind": {"chosen": {"hidden": 3}}, "a reflow of nothing": {"reflow": [{}]},
+    "a reflow that is a number": {"reflow": 3}, "a context that is none": {"data": {"context_columns": None}},
+    "a source that is a number": {"data": {"source": 3}}, "rows that are text": {"data": {"source": "a", "rows": "x"}},
+    "a format that is text": {"format": "2"}, "images that are a number": {"images": 3},
+    "a grid of one column": {"grid": {"step": [0.0], "offset": [0.0]}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_config_is_called_so_by_every_command(folder, capsys, tmp_path, name):
+    config = json.loads((folder / "config.json").read_text()) | DAMAGE[name]
+    text = json.dumps({key: value for key, value in config.items() if value is not ...})
+    (folder / "config.json").write_text(text.replace('"HUGE"', "9" * 5000))
+    for line in (
+        ["info", folder],
+        ["sample", folder, "-n", 3, "--out", tmp_path / "x.csv"],
+        ["score", folder, "moons"],
+    ):
+        code, out, err = call(capsys, *line)
+        assert (code, out, err.count("\n")) == (1, "", 1)
+        assert re.match(r"error: .*config\.json is damaged \(.*\): restore it, or fit again$", err.strip())
+
+
+WEIGHTS = {
+    "complex": ("transforms.0.dynamics.input_layer.weight", lambda value: value.to(torch.complex64)),
+    "whole numbers": ("transforms.0.dynamics.input_layer.weight", torch.Tensor.int),
+    "halves": ("transforms.0.dynamics.input_layer.weight", torch.Tensor.half),
+    "a scale of 0": ("preprocess.transforms.0.scale", torch.zeros_like),
+    "a negative scale": ("preprocess.transforms.0.scale", torch.neg),
+}
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_weights_of_another_type_and_scales_that_are_none_are_refused(folder, name):
+    (key, change), path = WEIGHTS[name], folder / "model.safetensors"
+    weights = load_file(path)
+    save_file({**weights, key: change(weights[key])}, path)
+    with pytest.raises(RunError, match=r"model\.safetensors is damaged \(.*\): restore it, or fit again"):
+        FFJORD.load(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"phase": -1}, {"phase": 2}, {"step": -3}, {"phase_step": 1.5}, {"stale": "x"}, {"seconds": None},
+     {"micro_batches": 0}, {"best_nll": "low"}, {"average_steps": -1}, {"records": -2}, {"seed": True}],
+    ids=str,
+)  # fmt: skip
+def test_a_checkpoint_whose_numbers_make_no_sense_is_refused(folder, change):
+    state = Run(folder).load_checkpoint()
+    before = (folder / "metrics.jsonl").read_bytes()
+    Run(folder).save_checkpoint(state[0], {**state[1], **change})
+    with pytest.raises(RunError, match=r"checkpoint/state\.safetensors is damaged \(.*\): restore it, or fit again"):
+        FFJORD(**TINY).fit(X, run=folder, resume=True)
+    assert (folder / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_checkpoint_of_complex_weights_is_refused(folder):
+    tensors, state = Run(folder).load_checkpoint()
+    Run(folder).save_checkpoint({name: value.to(torch.complex64) for name, value in tensors.items()}, state)
+    with pytest.raises(RunError, match=r"is damaged \(.*must be floats; got torch.complex64"):
+        FFJORD(**TINY).fit(X, run=folder, resume=True)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"hidden": (10**30,)}, {"blocks": 10**22}, {"fourier_features": 10**14}, {"transforms": [("maf", 10**17)]}],
+)
+def test_a_network_that_the_memory_cannot_hold_is_refused_before_it_is_made(fields):
+    with pytest.raises(ValueError, match=r"the weights .* would take \S+ PB, more than 50% of this machine's memory"):
+        FFJORD(**{**TINY, **fields}).fit(X)
+
+
+def test_rows_that_the_memory_cannot_hold_are_refused_before_they_are_drawn():
+    with pytest.raises(ValueError, match="1000000000000000 rows of moons would take 64 PB, more than 50% of .*: draw"):
+        datasets.load("moons", rows=10**15)
+
+
 def test_a_checkpoint_of_another_run_is_refused(folder, tmp_path):
     other = FFJORD(**{**TINY, "hidden": (8, 8)}).fit(X, run=tmp_path / "other")
     assert other.history_.step == 6
@@ -206,9 +291,20 @@ def test_a_checkpoint_of_another_run_is_refused(folder, tmp_path):
 def test_an_archive_that_unpacks_to_more_than_the_memory_is_refused(tmp_path, monkeypatch):
     np.savez_compressed(tmp_path / "bomb.npz", x=np.zeros((1000, 1000)))
     assert (tmp_path / "bomb.npz").stat().st_size < 20_000
-    monkeypatch.setattr(files, "_memory", lambda: 1e7)
-    with pytest.raises(ValueError, match=r"x would unpack to 0 GB, more than 50% of this machine's memory"):
+    monkeypatch.setattr(memory, "total_memory", lambda: 1e7)
+    with pytest.raises(ValueError, match=r"x would unpack to 8 MB, more than 50% of this machine's memory: save a tab"):
         datasets.load(tmp_path / "bomb.npz")
+
+
+@pytest.mark.parametrize("ending", ["npz", "npy"])
+def test_an_array_of_bytes_is_refused_for_what_it_becomes(tmp_path, monkeypatch, ending):
+    array, path = np.zeros((1000, 1000), np.uint8), tmp_path / f"bytes.{ending}"
+    np.savez_compressed(path, x=array) if ending == "npz" else np.save(path, array)
+    monkeypatch.setattr(memory, "total_memory", lambda: 1e7)
+    with pytest.raises(ValueError, match=r"1000000 numbers would take 8 MB, more than 50% of this machine's memory"):
+        datasets.load(path)
+    monkeypatch.setattr(memory, "total_memory", lambda: 1e8)
+    assert datasets.load(path).x.dtype == np.float64
 
 
 def test_a_path_in_an_archive_is_only_a_name(tmp_path):

@@ -7,12 +7,14 @@ command runs, so that help and usage errors come at once.
 from __future__ import annotations
 
 import os
+import re
 import sys
 import warnings
 
 import click
 
 from ffjord_kit.cli.commands import cli
+from ffjord_kit.memory import readable
 
 INTERRUPTED = 130
 
@@ -49,6 +51,10 @@ def main() -> None:
 def _one_line(error: Exception) -> str:
     """Return the message of an error; for an unexpected kind of error, also the kind and how to see more."""
     text = " ".join(str(error).split())
+    wanted = re.search(r"tried to allocate (\d+) bytes", text)  # in the error of PyTorch, which says where it is raised
+    if isinstance(error, MemoryError) or wanted:
+        detail = f"for {readable(int(wanted[1]))} at once" if wanted else f"({text})"
+        return f"not enough memory {detail}: ask for fewer or smaller things"
     if isinstance(error, (ValueError, RuntimeError, ImportError, OSError)):
         return text
     return f"{type(error).__name__}: {text} (unexpected; set FFJORD_KIT_DEBUG=1 for the traceback)"

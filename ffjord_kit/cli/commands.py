@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ffjord_kit.cli.options import IMAGES, OUTPUT, FieldCommand, Widths, command_line_options, headed
+from ffjord_kit.cli.options import IMAGES, OUTPUT, HeadedCommand, Widths, command_line_options, field_options, headed
 from ffjord_kit.version import __version__
 
 MAIN = "Main"
@@ -37,7 +37,7 @@ def cli() -> None:
     """Fit a density to data, draw samples, compute log-likelihoods, and watch the flow."""
 
 
-@cli.command(cls=FieldCommand)
+@cli.command(cls=HeadedCommand)
 @click.argument("source", metavar="[DATA]", required=False)
 @headed("--out", heading=MAIN, type=click.Path(), help="Folder of the run.")
 @headed("--resume", heading=MAIN, type=click.Path(), metavar="RUN", help="Continue an interrupted run.")
@@ -62,6 +62,7 @@ def cli() -> None:
 )
 @headed("--grey", heading=IMAGES, is_flag=True, help="Convert images to grey levels.")
 @headed("--force", heading=OUTPUT, is_flag=True, help="Replace an existing run in the folder.")
+@field_options
 @click.pass_context
 def fit(context: click.Context, **options: Any) -> None:
     """Fit a flow to DATA and keep it in a run folder.

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from ffjord_kit import plots
 from ffjord_kit.cli.output import CONSOLE, check_replaceable, plain_table
-from ffjord_kit.cli.sources import LoadedData, held_out, load_fitted, load_for_run
+from ffjord_kit.cli.sources import LoadedData, held_out, load_fitted, load_for_run, open_run
 from ffjord_kit.diagnostics import Diagnosis
 from ffjord_kit.estimator import DensityModel
 from ffjord_kit.ode import PerRowSolver
@@ -38,7 +38,7 @@ def doctor(run: str, source: str | None, rows: int, out: str | None, random_stat
     picture = None if out is None else Path(out) / PICTURE
     if picture is not None:
         check_replaceable(picture, force=force)
-    opened, model = Run.open(run), DensityModel.load(run)
+    opened, model = open_run(run), DensityModel.load(run)
     fitted = _fitted(opened)
     data = held_out(model, load_fitted(opened)) if source is None else load_for_run(opened, source)
     trained_on = None if fitted is None else fitted.take(model.split_indices(fitted.x)[0])

@@ -24,7 +24,7 @@ from ffjord_kit.cli.parsing import (
     parse_support,
     parse_transforms,
 )  # fmt: skip
-from ffjord_kit.cli.sources import LoadedData, load, load_fitted
+from ffjord_kit.cli.sources import LoadedData, load, load_fitted, open_run
 from ffjord_kit.estimator import FFJORD, ImageFFJORD, from_run
 from ffjord_kit.estimator.fields import ImageFields, TableFields
 from ffjord_kit.estimator.persistence import same_fields
@@ -80,7 +80,7 @@ def resume(path: str, verbose: bool) -> None:
         ValueError: If its data cannot be read, or have changed.
         Exit: If Ctrl-C has ended the training, with exit code 130.
     """
-    run = Run.open(path)
+    run = open_run(path)
     model = from_run(run).set_params(verbose=verbose)
     checkpoint = run.load_checkpoint()
     with run.explained(CHECKPOINT):
@@ -133,18 +133,21 @@ def _seed(run: Path | None, requested: int | None) -> int:
 
 def _print_configuration(model: Estimator, data: LoadedData) -> None:
     """Check the data and the fields, and print both as JSON."""
-    columns = {} if data.is_images else {"columns": data.columns}
-    model.check(data.x, context=data.context, **columns)
+    model.check(data.x, context=data.context, **_names(data))
     shape = {"rows": len(data.x), "columns": list(data.columns), "event_shape": list(data.x.shape[1:])}
     click.echo(json.dumps({"estimator": model.get_params(), "data": {**data.note, **shape}}, indent=2))
+
+
+def _names(data: LoadedData) -> dict[str, Any]:
+    """Return the names of the columns of a table and of its context, as `fit` takes them."""
+    return {} if data.is_images else {"columns": data.columns, "context_columns": data.note["context_columns"] or None}
 
 
 def _train(model: Estimator, data: LoadedData, path: Path, **options: Any) -> None:
     """Fit, and report; the first Ctrl-C ends training after a step, the second one at once."""
     if data.is_images:
         options["on_samples"] = partial(write_training_sheet, Run(path, replaces=True), data.x.shape[1:])
-    else:
-        options["columns"] = data.columns
+    options |= _names(data)
     before = _config(path)
     try:
         model.fit(data.x, context=data.context, run=path, data=data.note, **options)

@@ -10,6 +10,7 @@ import click
 
 from ffjord_kit import datasets, metrics
 from ffjord_kit.cli.output import CONSOLE, plain_table, print_rows
+from ffjord_kit.cli.sources import open_run
 from ffjord_kit.run import Run
 
 CHECKPOINT = "checkpoint/state.safetensors"
@@ -25,7 +26,7 @@ def describe_run(run: str) -> None:
     Raises:
         RunError: If the folder holds no run, or a file of it is damaged.
     """
-    opened = Run.open(run)
+    opened = open_run(run)
     config = opened.config
     print_rows([*_data(config), *_origin(config), *_outcome(opened), *_fields(config)])
 

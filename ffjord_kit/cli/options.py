@@ -8,10 +8,11 @@ from typing import Any, NamedTuple, TypeVar
 
 import click
 
+from ffjord_kit.estimator.fields import HEADINGS, ImageFields, TableFields
+
 C = TypeVar("C", bound=Callable[..., Any])
 
 OUTPUT, IMAGES = "Output", "Image"
-HEADINGS = ("Main", "Network", "Training", "Likelihood training", "Validation", "Accuracy", "Machine")  # of fields
 HELP_ORDER = (*HEADINGS[:1], IMAGES, *HEADINGS[1:], OUTPUT)
 SHOWN_ON_TERMINALS = {"verbose": True}  # defaults that differ from Python's
 # Forms and examples of fields whose values in Python are lists and mappings; `parsing` reads them.
@@ -74,16 +75,6 @@ class HeadedCommand(click.Command):
                     formatter.write_dl(records)
 
 
-class FieldCommand(HeadedCommand):
-    """A command with an option for each field of the estimators, which are imported when its options are needed."""
-
-    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        """Return all parameters; the fields become options at the first call."""
-        known = {param.name for param in self.params}
-        self.params.extend(option for option in map(_option, fit_fields()) if option.name not in known)
-        return super().get_params(ctx)
-
-
 class FitField(NamedTuple):
     """A field of the estimators as an option of `fit`.
 
@@ -110,11 +101,23 @@ def fit_fields() -> list[FitField]:
     Returns:
         The fields: those of tables in their order, then those that only images have.
     """
-    from ffjord_kit.estimator.fields import ImageFields, TableFields  # loads torch: only where fields are needed
-
     tables, images = ({field.name: field for field in fields(kind)} for kind in (TableFields, ImageFields))
     names = [*tables, *(name for name in images if name not in tables)]
     return [_merged(tables.get(name), images.get(name)) for name in names]
+
+
+def field_options(function: C) -> C:
+    """Declare an option for each field of the estimators.
+
+    Args:
+        function: The function of a `HeadedCommand`.
+
+    Returns:
+        The same function, with the options after those of the decorators above.
+    """
+    for field in reversed(fit_fields()):
+        function = _option(field)(function)
+    return function
 
 
 def field_values(kind: type, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -199,8 +202,8 @@ def _default(field: Field[Any]) -> Any:
     return SHOWN_ON_TERMINALS.get(field.name, default)
 
 
-def _option(field: FitField) -> HeadedOption:
-    """Return the option of a field."""
+def _option(field: FitField) -> Callable[[C], C]:
+    """Declare the option of a field."""
     shown = field.default not in (None, "")
     options: dict[str, Any] = {"default": field.default, "show_default": shown, "help": field.text}
     if field.kind == "bool":
@@ -208,7 +211,7 @@ def _option(field: FitField) -> HeadedOption:
     else:
         names = [flag(field.name), *(["--seed"] if field.name == "random_state" else []), field.name]
         options.update(_value_options(field))
-    return HeadedOption(names, heading=field.heading, **options)
+    return headed(*names, heading=field.heading, **options)
 
 
 def _value_options(field: FitField) -> dict[str, Any]:

@@ -8,9 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ffjord_kit.objectives import OBJECTIVES
-from ffjord_kit.regularizers import REGULARIZERS
-from ffjord_kit.transforms.zuko import ZUKO_TRANSFORMS
+from ffjord_kit.words import OBJECTIVES, REGULARIZERS, ZUKO_TRANSFORMS
 
 
 def parse_schedule(text: str) -> str | list[tuple[str, int | str]]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from ffjord_kit import metrics, plots
 from ffjord_kit.cli.output import as_picture
-from ffjord_kit.cli.sources import LoadedData, held_out, load_fitted, load_for_run, parse_context
+from ffjord_kit.cli.sources import LoadedData, held_out, load_fitted, load_for_run, open_run, parse_context
 from ffjord_kit.estimator import DensityModel
 from ffjord_kit.run import Run
 
@@ -167,7 +167,7 @@ def plot(run: str, out: str, context: str | None, random_state: int, source: str
     Raises:
         ValueError: If a picture exists, or the data or the context do not suit the run.
     """
-    opened, model = Run.open(run), DensityModel.load(run)
+    opened, model = open_run(run), DensityModel.load(run)
     data = load_fitted(opened) if source is None else load_for_run(opened, source)
     if model.is_image:
         images = ImageSubject(model, data, _labels(opened, context), random_state, fitted=source is None)

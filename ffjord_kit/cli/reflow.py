@@ -10,7 +10,7 @@ import numpy as np
 
 from ffjord_kit import metrics
 from ffjord_kit.cli.output import CONSOLE, plain_table, with_error
-from ffjord_kit.cli.sources import LoadedData, held_out, load_fitted, load_for_run
+from ffjord_kit.cli.sources import LoadedData, held_out, load_fitted, load_for_run, open_run
 from ffjord_kit.estimator import DensityModel
 from ffjord_kit.estimator.model import STEP_COUNTS, STEP_METHODS
 from ffjord_kit.run import Run, RunError
@@ -49,7 +49,7 @@ def reflow(
         ValueError: If the data do not suit the run.
     """
     _check_folder(Path(run), Path(out), force=force)
-    opened, model = Run.open(run), DensityModel.load(run)
+    opened, model = open_run(run), DensityModel.load(run)
     fitted = load_fitted(opened) if "source" in opened.config["data"] else None  # a run from Python names no data
     compared = _compared_rows(opened, model, fitted, source)
     contexts = fitted if fitted is not None else compared

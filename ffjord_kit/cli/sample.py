@@ -7,9 +7,8 @@ import numpy as np
 
 from ffjord_kit import datasets
 from ffjord_kit.cli.output import check_replaceable, image_files, write_images
-from ffjord_kit.cli.sources import parse_context
+from ffjord_kit.cli.sources import open_run, parse_context
 from ffjord_kit.estimator import DensityModel
-from ffjord_kit.run import Run
 
 ROWS, IMAGES = 1000, 64  # default numbers of samples
 
@@ -39,7 +38,7 @@ def sample(
     Raises:
         ValueError: If the file exists or cannot be written, or the context does not suit the run.
     """
-    opened = Run.open(run)
+    opened = open_run(run)
     is_images = opened.config.get("images") is not None
     n_samples = n_samples or (IMAGES if is_images else ROWS)
     paths = image_files(out) if is_images else [out]

@@ -10,7 +10,7 @@ import numpy as np
 
 from ffjord_kit import datasets, metrics, plots
 from ffjord_kit.cli.output import CONSOLE, check_replaceable, plain_table, print_rows, with_error
-from ffjord_kit.cli.sources import LoadedData, held_out, load_fitted, load_for_run
+from ffjord_kit.cli.sources import LoadedData, held_out, load_fitted, load_for_run, open_run
 from ffjord_kit.estimator import DensityModel
 from ffjord_kit.estimator.scoring import LogDensities
 from ffjord_kit.progress import progress
@@ -63,7 +63,7 @@ def score(
         check_replaceable(path, force=force)
     if out is not None:
         datasets.check_writable(out)
-    opened, model = Run.open(run), DensityModel.load(run)
+    opened, model = open_run(run), DensityModel.load(run)
     if draws > 1 and not model.is_image:
         raise ValueError("--draws is for runs on images, whose grey levels get noise: leave it out")
     data = _load(opened, source, rows)

@@ -11,9 +11,14 @@ import numpy as np
 from ffjord_kit import datasets
 from ffjord_kit.datasets.dataset import listing
 from ffjord_kit.estimator import DensityModel
+from ffjord_kit.estimator.persistence import check_entry, check_record
 from ffjord_kit.run import Run
 
 LABEL = "label"  # the column that images can be conditioned on
+NOTE: dict[str, tuple[type, ...]] = {"context_columns": (list,), "classes": (list,)}
+SOURCE_NOTE: dict[str, tuple[type, ...]] = {
+    "source": (str,), "rows": (int, type(None)), "seed": (int,), "size": (int, type(None)), "grey": (bool,),
+}  # fmt: skip
 RECORDED = ("rows", "seed", "context_columns", "size", "grey")  # arguments of `load` that a run records
 
 
@@ -54,6 +59,28 @@ class LoadedData:
             The data with these rows alone.
         """
         return replace(self, x=self.x[rows], context=None if self.context is None else self.context[rows])
+
+
+def open_run(path: str) -> Run:
+    """Open a run folder, and check what config.json says of the fit and of its data.
+
+    Args:
+        path: Run folder.
+
+    Returns:
+        The run.
+
+    Raises:
+        RunError: If there is no run, or its config.json is damaged.
+    """
+    run = Run.open(path)
+    check_record(run)
+    with run.explained("config.json"):
+        note = run.config["data"]
+        for name, kinds in {**NOTE, **(SOURCE_NOTE if "source" in note else {})}.items():
+            if name in note:
+                check_entry(note, name, *kinds)
+    return run
 
 
 def load(

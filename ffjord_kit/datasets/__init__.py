@@ -37,6 +37,7 @@ from ffjord_kit.datasets.images import (
     locate_images,
 )
 from ffjord_kit.datasets.splits import SPLITS, check_numbers, random_stream, split_rows, subset_rows
+from ffjord_kit.memory import check_fits
 
 __all__ = [
     "DATASETS",
@@ -62,6 +63,7 @@ __all__ = [
 ]
 
 TOY_ROWS = 10_000
+POINT_BYTES = 64  # of a point of a toy and of what its drawing takes
 
 
 class Description(NamedTuple):
@@ -138,8 +140,10 @@ class Toy(NamedDataset):
     source: str = "generated, after Grathwohl et al. 2019"
 
     def load(self, name: str, *, split: str | None, rows: int | None, seed: int) -> Dataset:
-        density, rng = self.density(), random_stream(seed, split or "train")
-        x = density.sample(TOY_ROWS if rows is None else rows, rng)
+        count, rng = TOY_ROWS if rows is None else rows, random_stream(seed, split or "train")
+        check_fits(f"{count} rows of {name} would take", count * POINT_BYTES, "draw fewer rows")
+        density = self.density()
+        x = density.sample(count, rng)
         return Dataset(name, x, default_columns(2), log_prob=density.log_prob)
 
     def describe(self, name: str) -> Description:

@@ -25,13 +25,14 @@ from ffjord_kit.datasets.validation import (
     check_finite,
     check_not_empty,
 )
+from ffjord_kit.memory import check_fits
 
 if TYPE_CHECKING:
     import pandas as pd
 
 DATA_FOLDER = "FFJORD_KIT_DATA"  # environment variable that names the folder of larger sets
 STREAMED_BYTES = 1 << 28  # an NPY file of this size is mapped into memory, not read
-MEMORY_SHARE = 0.5  # an array of an NPZ file may unpack to this share of the memory
+STREAMING = "save a table of float32 as .npy, which is read where it lies"
 DAMAGE = (ValueError, OSError, EOFError, KeyError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
 KINDS = {"O": "Python objects", "c": "complex numbers", "U": "text", "S": "text", "M": "dates", "V": "named fields"}
 
@@ -239,20 +240,9 @@ def _siblings(path: str) -> list[str]:
 def _check_unpacked_size(path: str) -> None:
     with explained(path), zipfile.ZipFile(path) as archive:
         largest = max(archive.infolist(), key=lambda entry: entry.file_size, default=None)
-    if largest is not None and largest.file_size > MEMORY_SHARE * _memory():
-        name, size = largest.filename.removesuffix(".npy"), largest.file_size / 1e9
-        raise ValueError(
-            f"{path}: {name} would unpack to {size:.0f} GB, more than {MEMORY_SHARE:.0%} of this machine's memory: "
-            "save it as .npy, which is read where it lies"
-        )
-
-
-def _memory() -> float:
-    """Return this machine's memory in bytes; infinite where the system does not say."""
-    try:
-        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    except (AttributeError, ValueError, OSError):
-        return float("inf")
+    if largest is not None:
+        name = largest.filename.removesuffix(".npy")
+        check_fits(f"{path}: {name} would unpack to", largest.file_size, STREAMING)
 
 
 def _choose_array(path: str, names: list[str], key: str | None) -> str:
@@ -276,11 +266,17 @@ def _stored_columns(path: str, arrays: np.lib.npyio.NpzFile) -> tuple[str, ...] 
 def _as_dataset(label: str, array: np.ndarray, columns: tuple[str, ...] | None = None) -> Dataset:
     _check_array(label, array)
     image_shape = array.shape[1:] if array.ndim == 3 else None
-    x = array if isinstance(array, np.memmap) else array.reshape(len(array), -1).astype(np.float64)
+    x = array if isinstance(array, np.memmap) else _as_floats(label, array)
     if columns is None or len(columns) != x.shape[1]:
         columns = default_columns(x.shape[1]) if image_shape is None else pixel_columns(image_shape)
     check_finite(label, x, columns)
     return Dataset(label, x, columns, image_shape=image_shape)
+
+
+def _as_floats(label: str, array: np.ndarray) -> np.ndarray:
+    """Return rows of float64, which may take eight times the bytes of the array in the file."""
+    check_fits(f"{label}: {array.size} numbers would take", array.size * np.dtype(np.float64).itemsize, STREAMING)
+    return array.reshape(len(array), -1).astype(np.float64, copy=False)
 
 
 def _check_array(label: str, array: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""Checks of a table's columns: for which data a density exists, and for which its likelihood misleads."""
+"""Checks of a table's columns and contexts: where a density exists, and where its likelihood misleads."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import warnings
 from collections.abc import Sequence
 
 import numpy as np
+import torch
+
+from ffjord_kit.transforms import ContextScaling
 
 LOOK = 10_000  # rows
 FLAT = 1e-5  # the least eigenvalue of the columns' correlations
@@ -42,6 +45,44 @@ def check_columns(x: np.ndarray, names: Sequence[str], *, heavy_tails: bool = Fa
         _warn(f"{len(x)} rows for {x.shape[1]} columns: the density will follow the rows, not what they came from")
 
 
+def check_contexts(context: np.ndarray, names: Sequence[str]) -> None:
+    """Refuse contexts that no float squares, and warn of those whose values go over orders of magnitude.
+
+    Args:
+        context: Contexts, shape (n, c).
+        names: Names of their columns.
+
+    Raises:
+        ValueError: If values are too large for floats, or too close; it names the column.
+    """
+    varying = np.flatnonzero(np.ptp(context, axis=0) > 0).tolist()
+    _refuse_extreme(context[:, varying], [names[i] for i in varying], "context column")
+    curved = ContextScaling.of(torch.from_numpy(np.ascontiguousarray(context))).curved.numpy()
+    for column in np.flatnonzero(curved).tolist():
+        low, high = context[:, column].min(), context[:, column].max()
+        _warn(
+            f"context column {names[column]!r} goes over orders of magnitude, from {low:g} to {high:g}, so it counts "
+            f"by its logarithm (row {int(np.abs(context[:, column]).argmax())} is the farthest from 0): drop that row "
+            "if it is an error, or pass the column on an even scale"
+        )
+
+
+def warn_of_unlearnt_contexts(context: np.ndarray, scaling: ContextScaling, names: Sequence[str]) -> None:
+    """Warn of contexts that were constant in the fit, and have other values now.
+
+    Args:
+        context: Contexts to score or draw for, shape (n, c).
+        scaling: Scaling of the contexts that was fitted.
+        names: Names of their columns.
+    """
+    value = scaling.mean.numpy()
+    for column in np.flatnonzero(scaling.constant.numpy() & (context != value).any(axis=0)).tolist():
+        _warn(
+            f"context column {names[column]!r} was {value[column]:g} in all rows of the fit and has other values now: "
+            "the density does not depend on it; fit again with rows in which it varies"
+        )
+
+
 def _refuse_constant(x: np.ndarray, names: Sequence[str]) -> None:
     constant = [names[i] for i in np.flatnonzero(np.ptp(x, axis=0) == 0).tolist()]
     if constant:
@@ -51,12 +92,12 @@ def _refuse_constant(x: np.ndarray, names: Sequence[str]) -> None:
         )
 
 
-def _refuse_extreme(x: np.ndarray, names: Sequence[str]) -> None:
+def _refuse_extreme(x: np.ndarray, names: Sequence[str], noun: str = "column") -> None:
     low, high = x.min(axis=0).astype(np.float64), x.max(axis=0).astype(np.float64)
     extreme = (np.maximum(np.abs(low), np.abs(high)) > LARGEST) | (high - low < 1 / LARGEST)
     for column in np.flatnonzero(extreme).tolist():
         raise ValueError(
-            f"column {names[column]!r} goes from {low[column]:.3g} to {high[column]:.3g}, whose squares no float "
+            f"{noun} {names[column]!r} goes from {low[column]:.3g} to {high[column]:.3g}, whose squares no float "
             "holds: change its unit"
         )
 

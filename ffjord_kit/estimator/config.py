@@ -33,6 +33,7 @@ from ffjord_kit.estimator.fields import (
     whole,
 )  # fmt: skip
 from ffjord_kit.flow import Flow
+from ffjord_kit.memory import check_fits
 from ffjord_kit.nn import ACTIVATIONS
 from ffjord_kit.objectives import (
     COUPLINGS,
@@ -47,12 +48,13 @@ from ffjord_kit.precision import check_compile_mode
 from ffjord_kit.trace import TRACE_ESTIMATORS, TraceEstimator
 from ffjord_kit.training import Phase, TrainConfig
 from ffjord_kit.training.distributed import current_workers
-from ffjord_kit.training.runtime import CLOCKS
-from ffjord_kit.transforms import CNF, Standardize, Transform
+from ffjord_kit.transforms import CNF, ContextScaling, Transform
 from ffjord_kit.transforms.cnf import SolveOptions
 from ffjord_kit.transforms.zuko import zuko_transform
+from ffjord_kit.words import CLOCKS
 
 EXACT_TRACE_UP_TO = 8  # elements of an event, in training
+WEIGHT_BYTES = 7 * 4  # of a weight, its gradient, its average, two moments, and the good and the best one, in float32
 SLOW_FREQUENCY = 2.0  # largest angular frequency of time in a field that hardly changes with it
 
 
@@ -105,14 +107,15 @@ def resolve(fields: CommonFields, domain: Domain, *, seed: int = 0, chosen: Mapp
     now = settle(fields, domain, chosen or {})
     solver = _training_solver(now)
     transforms = transform_counts(now.transforms) if isinstance(now, TableFields) else ()
-    objectives = _objectives(now, domain, solver)
+    objectives, network = _objectives(now, domain, solver), _network(now, domain)
+    _check_network_fits(now, domain, transforms)
     return Config(
         fields=now,
         train=_train_config(now, seed),
         objectives=objectives,
         phases=_phases(fields.schedule == "auto", phase_specs(now.schedule), objectives, domain, transforms),
         transforms=transforms,
-        network=_network(now, domain),
+        network=network,
         solver=solver,
         reporting=_reporting(now, domain),
         validation=_validation(now, domain),
@@ -179,7 +182,7 @@ def build_flow(config: Config, domain: Domain, fitting: Batch, seed: int) -> Flo
     z = fitting.x
     for transform in preprocess:
         z, _ = transform.to_base(z)
-    scaling = None if fitting.context is None else Standardize.of(fitting.context)
+    scaling = None if fitting.context is None else ContextScaling.of(fitting.context)
     return _assemble(config, domain, preprocess, domain.base(z, config.fields), scaling, seed)
 
 
@@ -196,7 +199,7 @@ def blank_flow(config: Config, domain: Domain, context_dim: int, seed: int) -> F
         The flow.
     """
     zeros = torch.zeros(context_dim, dtype=torch.float64)
-    scaling = Standardize(zeros, torch.ones_like(zeros)) if context_dim else None
+    scaling = ContextScaling.blank(zeros) if context_dim else None
     preprocess = domain.blank_preprocess(config.fields.scaling)
     return _assemble(config, domain, preprocess, domain.base(None, config.fields), scaling, seed)
 
@@ -327,6 +330,20 @@ def _network(fields: TableFields | ImageFields, domain: Domain) -> Callable[...,
     return partial(network, hidden=hidden, **options)
 
 
+def _check_network_fits(
+    fields: TableFields | ImageFields, domain: Domain, transforms: Sequence[tuple[str, int]]
+) -> None:
+    """Refuse a network whose weights the memory cannot hold, by a lower bound of their number."""
+    inputs = 1 + 2 * (fields.fourier_features or 0) if isinstance(fields, TableFields) else 1
+    blocks = whole("blocks", fields.blocks) * domain.depth_factor
+    weights = blocks * domain.largest_weight(tuple(map(int, fields.hidden or ())), inputs, 0)
+    weights += domain.size * sum(count for _, count in transforms)
+    check_fits(
+        "the weights of the flow and what trains them would take", weights * WEIGHT_BYTES,
+        "choose smaller or fewer ones (hidden, blocks, transforms, fourier_features)",
+    )  # fmt: skip
+
+
 def _training_trace(fields: CommonFields, domain: Domain) -> TraceEstimator:
     if fields.trace == "auto":
         word = "exact" if domain.size <= EXACT_TRACE_UP_TO else "rademacher"
@@ -369,14 +386,19 @@ def _tolerance(name: str, value: float, dtype: torch.dtype) -> float:
     finest = 4 * torch.finfo(dtype).eps
     if positive(name, value) < finest:
         raise ValueError(f"{name} must be at least {finest:.1g}, the resolution of {dtype}; got {value:g}")
-    return value
+    return float(value)
 
 
 def _assemble(
-    config: Config, domain: Domain, preprocess: Sequence[Transform], base: Base, scaling: Transform | None, seed: int
+    config: Config,
+    domain: Domain,
+    preprocess: Sequence[Transform],
+    base: Base,
+    scaling: ContextScaling | None,
+    seed: int,
 ) -> Flow:
     """Draw the weights, and put the parts together."""
-    context_dim = scaling.event_shape[0] if scaling is not None and scaling.event_shape else 0
+    context_dim = 0 if scaling is None else len(scaling.mean)
     with _weights_drawn_by(seed):
         exact = [zuko_transform(word, count, domain.size, context_dim) for word, count in config.transforms]
         continuous = _continuous(config, domain, context_dim, {})

@@ -338,6 +338,17 @@ class Domain(ABC):
         """
         return check_context(context, rows, dim)
 
+    def context_names(self, dim: int) -> list[str]:
+        """Return the names of the contexts for messages.
+
+        Args:
+            dim: Length of a context.
+
+        Returns:
+            The names; c0, c1, ... where they have none.
+        """
+        return [f"c{i}" for i in range(dim)]
+
     @abstractmethod
     def restore(self, x: np.ndarray) -> np.ndarray:
         """Bring draws to the form of the data: to their grid, or to grey levels.
@@ -390,7 +401,7 @@ def check_context(context: Any, rows: int, dim: int | None = None) -> np.ndarray
     """Return a context as an array with a row for each row of the data.
 
     Args:
-        context: Contexts (rows, c); one context (c,) for all rows if c is `dim`; else (rows,), a single column.
+        context: Contexts (rows, c); one for all rows, (c,) if c is `dim`, or (1, c); else (rows,), a single column.
         rows: Number of rows.
         dim: Length of a context, if it is known.
 
@@ -407,31 +418,11 @@ def check_context(context: Any, rows: int, dim: int | None = None) -> np.ndarray
     if array.ndim == 1:
         one_for_all = dim is not None and dim == len(array) and (dim > 1 or rows == 1 or len(array) != rows)
         array = np.tile(array, (rows, 1)) if one_for_all else array[:, None]
+    if array.ndim == 2 and len(array) == 1 and dim is not None:
+        array = np.tile(array, (rows, 1))
     if array.ndim != 2 or len(array) != rows:
         raise ValueError(f"context must have shape ({rows}, c), a row for each row of the data; got {array.shape}")
     return array
-
-
-def in_order(x: Any, columns: Sequence[str]) -> Any:
-    """Bring the columns of a frame into the order of the fit, by their names.
-
-    Args:
-        x: Rows; those of a frame carry names.
-        columns: Names of the fit's columns.
-
-    Returns:
-        The rows; an array, or a frame without any of the names, comes back as it is.
-
-    Raises:
-        ValueError: If a frame has some of the names and lacks others.
-    """
-    names = [] if getattr(x, "columns", None) is None else [str(name) for name in x.columns]
-    missing = [name for name in columns if name not in names]
-    if not names or len(missing) == len(columns):
-        return x
-    if missing:
-        raise ValueError(f"X lacks columns of the fit: {', '.join(missing)}; it has {', '.join(names)}")
-    return x.iloc[:, [names.index(name) for name in columns]]
 
 
 def refuse_not_finite(array: np.ndarray, name: str) -> None:

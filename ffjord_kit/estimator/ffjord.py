@@ -16,7 +16,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ffjord_kit.data import Batch
 from ffjord_kit.estimator.config import Config, build_flow, resolve
-from ffjord_kit.estimator.data import Arrays, Domain, TrainingData, check_context, in_order, tensor, to_numpy
+from ffjord_kit.estimator.data import Arrays, Domain, TrainingData, check_context, tensor, to_numpy
 from ffjord_kit.estimator.fields import CommonFields, ImageFields, TableFields, check_kinds
 from ffjord_kit.estimator.image import ImageDomain
 from ffjord_kit.estimator.model import DensityModel
@@ -31,7 +31,7 @@ from ffjord_kit.estimator.persistence import (
 )  # fmt: skip
 from ffjord_kit.estimator.scoring import to_data
 from ffjord_kit.estimator.search import choose
-from ffjord_kit.estimator.table import TableDomain
+from ffjord_kit.estimator.table import TableDomain, context_names, in_order
 from ffjord_kit.flow import Flow
 from ffjord_kit.ode import FixedSolver
 from ffjord_kit.precision import compiled
@@ -82,6 +82,7 @@ class DensityEstimator(DensityMixin, BaseEstimator, CommonFields):
         *,
         context: Any = None,
         columns: Sequence[str] | None = None,
+        context_columns: Sequence[str] | None = None,
         run: str | Path | None = None,
         force: bool = False,
         resume: bool = False,
@@ -95,8 +96,9 @@ class DensityEstimator(DensityMixin, BaseEstimator, CommonFields):
             X: Rows (n, d), a pandas frame among them, or a `numpy.memmap`, whose rows stay in their file; images for
                 ImageFFJORD.
             y: Ignored.
-            context: Contexts (n, c), for the density given these; labels (n,) of images.
+            context: Contexts (n, c), for the density given these, a frame among them; labels (n,) of images.
             columns: Names of the columns, if X does not carry them.
+            context_columns: Names of the context's columns, if it does not carry them.
             run: Folder to keep log, model and checkpoints in; None for no run.
             force: Whether to replace a run that is there.
             resume: Whether to go on from the run's last checkpoint.
@@ -116,7 +118,7 @@ class DensityEstimator(DensityMixin, BaseEstimator, CommonFields):
         """
         check_kinds(self)
         start = Timer(torch.device("cpu"), clock=self.clock)
-        arrays, domain = self._read(X, context, columns)
+        arrays, domain = self._read(X, context, columns, context_columns)
         workers, about = Workers.here(), {**domain.record(), **arrays.facts()}
         check_workers(workers, field_values(self), about, resume=resume)
         about = {**about, "data": dict(data or {})}
@@ -137,19 +139,27 @@ class DensityEstimator(DensityMixin, BaseEstimator, CommonFields):
             pass_on(history.signal)
         return self
 
-    def check(self, X: Any, *, context: Any = None, columns: Sequence[str] | None = None) -> None:
+    def check(
+        self,
+        X: Any,
+        *,
+        context: Any = None,
+        columns: Sequence[str] | None = None,
+        context_columns: Sequence[str] | None = None,
+    ) -> None:
         """Check data and fields as `fit` does before any training.
 
         Args:
             X: Rows or images.
             context: Contexts.
             columns: Names of the columns.
+            context_columns: Names of the context's columns.
 
         Raises:
             ValueError: If data or fields cannot be used.
         """
         check_kinds(self)
-        arrays, domain = self._read(X, context, columns)
+        arrays, domain = self._read(X, context, columns, context_columns)
         self._prepare(arrays, domain, {"seed": 0}, Workers())
 
     score_samples = _of_model_on_data(DensityModel.score_samples)
@@ -225,7 +235,9 @@ class DensityEstimator(DensityMixin, BaseEstimator, CommonFields):
         return self.model_.event_shape
 
     @abstractmethod
-    def _read(self, X: Any, context: Any, columns: Sequence[str] | None) -> tuple[Arrays, Domain]:
+    def _read(
+        self, X: Any, context: Any, columns: Sequence[str] | None, context_columns: Sequence[str] | None
+    ) -> tuple[Arrays, Domain]:
         """Check data of a fit, and find their domain."""
 
     @abstractmethod
@@ -335,14 +347,20 @@ class FFJORD(DensityEstimator, TableFields):
         check_is_fitted(self, "model_")
         return _with_model(self.model_.reflow(X, **options))
 
-    def _read(self, X: Any, context: Any, columns: Sequence[str] | None) -> tuple[Arrays, Domain]:
+    def _read(
+        self, X: Any, context: Any, columns: Sequence[str] | None, context_columns: Sequence[str] | None
+    ) -> tuple[Arrays, Domain]:
         if getattr(X, "ndim", 2) in (3, 4):
             raise ValueError(f"FFJORD is for tables (n, d); got shape {np.shape(X)}: use ImageFFJORD for images")
         dtype: Any = [np.float64, np.float32] if isinstance(X, np.memmap) else np.float64
         x = validate_data(self, X, dtype=dtype, ensure_min_samples=2, ensure_all_finite=False)
         names = getattr(self, "feature_names_in_", None)  # scikit-learn sets it where X carries names
-        domain = TableDomain.of(self, x, columns if names is None else names, named=names is not None)
-        return Arrays(x, check_context(context, len(x)), isinstance(X, np.memmap)), domain
+        contexts = check_context(context, len(x))
+        domain = TableDomain.of(
+            self, x, columns if names is None else names, named=names is not None,
+            context_columns=context_names(context, context_columns),
+        )  # fmt: skip
+        return Arrays(x, contexts, isinstance(X, np.memmap)), domain
 
     def _checked(self, X: Any) -> Any:
         if "feature_names_in_" not in vars(self) and self.model_.record.get("columns"):
@@ -371,7 +389,9 @@ class ImageFFJORD(DensityEstimator, ImageFields):
     bits_per_dim = _of_model_on_data(DensityModel.bits_per_dim)
     class_probabilities = _of_model_on_data(DensityModel.class_probabilities)
 
-    def _read(self, X: Any, context: Any, columns: Sequence[str] | None) -> tuple[Arrays, Domain]:
+    def _read(
+        self, X: Any, context: Any, columns: Sequence[str] | None, context_columns: Sequence[str] | None
+    ) -> tuple[Arrays, Domain]:
         x = np.asarray(X)
         if x.ndim not in (3, 4):
             raise ValueError(

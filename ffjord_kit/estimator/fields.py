@@ -13,18 +13,25 @@ from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from ffjord_kit.distributions import BASES
-from ffjord_kit.nn import ACTIVATIONS, DYNAMICS, IMAGE_DYNAMICS
-from ffjord_kit.objectives import COUPLINGS, OBJECTIVES, TIME_DENSITIES
-from ffjord_kit.ode import ADJOINTS, METHODS
-from ffjord_kit.precision import COMPILE_MODES, PRECISIONS
-from ffjord_kit.regularizers import REGULARIZERS
-from ffjord_kit.trace import TRACE_ESTIMATORS
-from ffjord_kit.training.runtime import CLOCKS
-from ffjord_kit.transforms import IMAGE_SCALINGS, SCALINGS
-from ffjord_kit.transforms.zuko import ZUKO_TRANSFORMS
+from ffjord_kit.words import (
+    ACTIVATIONS,
+    ADJOINTS,
+    BASES,
+    CLOCKS,
+    COMPILE_MODES,
+    COUPLINGS,
+    DYNAMICS,
+    IMAGE_DYNAMICS,
+    IMAGE_SCALINGS,
+    METHODS,
+    OBJECTIVES,
+    PRECISIONS,
+    REGULARIZERS,
+    SCALINGS,
+    TIME_DENSITIES,
+    TRACE_ESTIMATORS,
+    ZUKO_TRANSFORMS,
+)  # fmt: skip
 
 HEADINGS = ("Main", "Network", "Training", "Likelihood training", "Validation", "Accuracy", "Machine")
 OPEN = ("auto", None)  # values of a field that is left open
@@ -33,7 +40,7 @@ KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
     "str": (str, "text"),
     "int": (Integral, "a whole number"),
     "float": (Real, "a number"),
-    "bool": ((bool, np.bool_), "True or False"),
+    "bool": (bool, "True or False"),
     "tuple[int, ...]": (Sequence, "widths"),
     "None": (type(None), "None"),
 }
@@ -197,7 +204,7 @@ def check_kinds(fields: CommonFields) -> None:
         ValueError: If a field has a value of another type than it may have; the first one is named.
     """
     for each in dataclasses.fields(kind_of(fields)):
-        value, kinds = getattr(fields, each.name), str(each.type).split(" | ")
+        value, kinds = _plain(getattr(fields, each.name)), str(each.type).split(" | ")
         if each.name in FREE or kinds[0] not in KINDS:
             continue
         wrong = isinstance(value, bool) and "bool" not in kinds
@@ -215,6 +222,11 @@ def kind_of(fields: CommonFields) -> type[TableFields] | type[ImageFields]:
         TableFields or ImageFields.
     """
     return TableFields if isinstance(fields, TableFields) else ImageFields
+
+
+def _plain(value: Any) -> Any:
+    """Return a NumPy number or truth value as Python's; anything else as it is."""
+    return value.item() if hasattr(value, "item") and not hasattr(value, "__len__") else value
 
 
 class PhaseSpec(NamedTuple):

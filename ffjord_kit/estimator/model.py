@@ -17,7 +17,7 @@ from ffjord_kit.data import Batch, Pixels, sampling_batch_size
 from ffjord_kit.diagnostics.bits_per_dim import BitsPerDim, bits_per_dim
 from ffjord_kit.diagnostics.outliers import outlier_scores
 from ffjord_kit.estimator.config import Config, resolve, slow_transforms
-from ffjord_kit.estimator.data import Arrays, check_context, seed_from, tensor, to_numpy
+from ffjord_kit.estimator.data import Arrays, seed_from, tensor, to_numpy
 from ffjord_kit.estimator.fields import CommonFields, ImageFields, TableFields
 from ffjord_kit.estimator.image import REPORT_PROBES, ImageDomain
 from ffjord_kit.estimator.persistence import fields_of_record, load_model, prepare_reports, save_model
@@ -148,7 +148,7 @@ class DensityModel(ScoringModel):
 
         Args:
             n_samples: Number of draws.
-            context: One context (c,) for all, or one for each (n_samples, c); of images labels, one or each.
+            context: One context (c,) or (1, c) for all, or one for each (n_samples, c); of images labels, one or each.
             random_state: Seed, or None.
             steps: Number of fixed steps, in float32: fast, and as good as the paths are straight (see `FFJORD.reflow`);
                 None for a converged solve.
@@ -169,9 +169,10 @@ class DensityModel(ScoringModel):
         rows = sampling_batch_size(self.event_shape, self.flow.like.device.type)
         draws = []
         for start in range(0, n_samples, rows):
-            end = min(start + rows, n_samples)
-            z = self.flow.base.sample(end - start, generator)
-            draws.append(to_numpy(to_data(flow, Batch(z, None if context is None else context[start:end]), solver)))
+            z = self.flow.base.sample(min(rows, n_samples - start), generator)
+            place = Batch(z, None if context is None else context[start : start + rows])
+            with self._naming_context(place):
+                draws.append(to_numpy(to_data(flow, place, solver)))
         return self.domain.restore(np.concatenate(draws))
 
     def states(
@@ -277,7 +278,7 @@ class DensityModel(ScoringModel):
                 c = torch.lerp(c, last.context, share)
             place = Batch(_on_great_circle(z, z_last, share), c)
             between.append(self.domain.restore(to_numpy(to_data(self.flow, place, self._solver))))
-        return np.stack([np.asarray(start), *between, np.asarray(end)], axis=1)
+        return np.stack(np.broadcast_arrays(start, *between, end), axis=1)
 
     def diagnose(
         self,
@@ -498,7 +499,7 @@ class DensityModel(ScoringModel):
     def _prepare_draws(self, n: int, context: Any, random_state: Any) -> tuple[torch.Generator, Tensor | None]:
         if n < 1:
             raise ValueError(f"n_samples must be at least 1; got {n}")
-        contexts = self.domain.contexts(context, n, self.flow.context_dim)
+        contexts = self._contexts(context, n)
         generator = torch.Generator().manual_seed(seed_from(random_state))
         return generator, None if contexts is None else tensor(contexts)
 
@@ -549,7 +550,7 @@ class DensityModel(ScoringModel):
             raise ValueError("this model takes no context: leave it out")
         if context is None:
             return None
-        contexts = check_context(context, len(np.asarray(context)) if rows is None else len(rows), dim)
+        contexts = self._contexts(context, self._contexts_given(context) if rows is None else len(rows))
         if contexts is not None and contexts.shape[1] != dim:
             raise ValueError(f"context must have shape (rows, {dim}); got {contexts.shape}")
         return contexts

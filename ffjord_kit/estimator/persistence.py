@@ -27,12 +27,16 @@ from ffjord_kit.estimator.fields import (
 from ffjord_kit.estimator.image import ImageDomain
 from ffjord_kit.estimator.table import TableDomain
 from ffjord_kit.flow import Flow
-from ffjord_kit.run import Run, RunError, claimed, to_json
+from ffjord_kit.run import Run, RunError, claimed, damaged, to_json, unfit
 from ffjord_kit.training import History, Workers
 from ffjord_kit.training.reflow import with_alignment
-from ffjord_kit.transforms import CNF, Affine
+from ffjord_kit.transforms import CNF, Affine, Transform
 
 FREE_ON_RESUME = ("verbose", "device", "random_state")
+FACTS: dict[str, type] = {
+    "version": str, "sha256": str, "estimator": dict, "data": dict, "columns": list, "seed": int, "rows": int,
+    "context_dim": int,
+}  # fmt: skip
 SEQUENCES = ("schedule", "transforms", "support")  # fields whose entries are tuples
 
 
@@ -173,6 +177,44 @@ def run_folder(
         yield workers.run_on_first(opened)
 
 
+def check_record(run: Run) -> None:
+    """Check what a run records of its fit: the facts about the data, the fields, and the domain.
+
+    Args:
+        run: The run.
+
+    Raises:
+        RunError: If config.json lacks something, or makes no sense.
+    """
+    with run.explained("config.json"):
+        record = run.config
+        for name, kind in FACTS.items():
+            check_entry(record, name, kind)
+        whole("rows", record["rows"])
+        seed_from(record["seed"])
+        for note in record.get("reflow", []):
+            check_entry(note, "weights", str)
+        check_kinds(replace(read_fields(run), **record.get("chosen", {})))
+    read_domain(run, read_fields(run))
+
+
+def check_entry(record: Mapping[str, Any], name: str, *kinds: type) -> None:
+    """Check the type of an entry that JSON held, and that the entries of a list are text.
+
+    Args:
+        record: Entries by name.
+        name: Name of the entry.
+        kinds: Types that it may have.
+
+    Raises:
+        KeyError: If there is no such entry.
+        ValueError: If it has another type.
+    """
+    value = record[name]
+    if type(value) not in kinds or (isinstance(value, list) and not all(isinstance(entry, str) for entry in value)):
+        raise ValueError(f"{name} must be {' or '.join(kind.__name__ for kind in kinds)}; got {value!r:.40}")
+
+
 def read_fields(run: Run) -> TableFields | ImageFields:
     """Return the fields of a run.
 
@@ -236,11 +278,12 @@ def load_model(run: Run) -> StoredModel:
         RunError: If the run is damaged, or has no weights yet.
         ValueError: If this machine does not have the device.
     """
+    check_record(run)
     record, fields = run.config, read_fields(run)
     domain = read_domain(run, fields)
     find_device(fields.device)  # its error does not mean that the run is damaged
     with run.explained("config.json"):
-        seed, context_dim = int(record["seed"]), int(record["context_dim"])
+        seed, context_dim = record["seed"], record["context_dim"]
         whole("context_dim + 1", context_dim + 1)
         config = resolve(fields, domain, seed=seed, chosen=record.get("chosen", {}))
     _check_size(run, config, domain, context_dim)
@@ -252,6 +295,7 @@ def load_model(run: Run) -> StoredModel:
                 raise ValueError(f"grading must be positive; got {grading}")
             flow = with_alignment(flow, blank_alignment(domain)) if "aligned" in note else flow
     run.load_model(flow)
+    _check_transforms(run, flow)
     prepare_reports(flow, config, domain)
     return StoredModel(flow, config, domain, record, History(seed, records=run.records()))
 
@@ -345,6 +389,14 @@ def _restored(name: str, value: Any) -> Any:
     return value
 
 
+def _check_transforms(run: Run, flow: Flow) -> None:
+    """Refuse fitted values that make no invertible map, e.g. a scale of 0."""
+    for name, transform in flow.named_modules():
+        flaw = transform.flaw() if isinstance(transform, Transform) else ""
+        if flaw:
+            raise damaged(run.path / "model.safetensors", f"{name}: {flaw}")
+
+
 def _check_size(run: Run, config: Config, domain: Domain, context_dim: int) -> None:
     """Refuse a config that describes a larger flow than the weights are, before any of it is built."""
     shapes = run.model_shapes()
@@ -356,4 +408,4 @@ def _check_size(run: Run, config: Config, domain: Domain, context_dim: int) -> N
         widest = domain.largest_weight(hidden, 1 + 2 * octaves, context_dim)
         deepest = max(fields.blocks * domain.depth_factor, len(hidden), sum(number for _, number in config.transforms))
     if deepest > count or max(widest, domain.size) > elements:
-        raise RunError(f"{run.path / 'model.safetensors'} does not fit config.json (it is smaller than that says)")
+        raise unfit(run.path, "it is smaller than that says")

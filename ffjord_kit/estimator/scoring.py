@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -11,14 +13,16 @@ from torch import Tensor
 
 from ffjord_kit.accuracy import LogDensity
 from ffjord_kit.data import Batch, scoring_batch_size
+from ffjord_kit.diagnostics.columns import warn_of_unlearnt_contexts
 from ffjord_kit.estimator.data import tensor, to_numpy
 from ffjord_kit.estimator.image import ImageDomain
 from ffjord_kit.estimator.persistence import StoredModel
 from ffjord_kit.flow import Flow
-from ffjord_kit.ode import AdaptiveSolver, FixedSolver, Solver, make_solver
+from ffjord_kit.ode import AdaptiveSolver, FixedSolver, SolveError, Solver, make_solver
 from ffjord_kit.precision import full_precision, single_precision
 from ffjord_kit.threads import solving_threads
 from ffjord_kit.trace import PerRowTrace
+from ffjord_kit.transforms import ContextScaling
 from ffjord_kit.transforms.cnf import SolveOptions
 
 JUDGED_ROWS = 64  # of the solver's error
@@ -99,7 +103,8 @@ class ScoringModel(StoredModel):
 
         Args:
             X: Rows or images.
-            context: Contexts (n, c), or one (c,) for all; labels of images.
+            context: Contexts (n, c), or one (c,) or (1, c) for all; labels of images. A single row is scored under
+                each of several contexts.
             time: Time of the states X, in [0, 1]; 1 for data.
             return_error: Whether to return the errors too, for three times the work.
 
@@ -158,8 +163,11 @@ class ScoringModel(StoredModel):
             Log-densities and evaluations.
         """
         flow, options = flow or self.flow, options or self.config.reporting
+        results = []
         with solving_threads(flow, batch[: self._rows_at_once]):
-            results = [_evaluate(flow, chunk, time, options) for chunk in batch.split(self._rows_at_once)]
+            for chunk in batch.split(self._rows_at_once):
+                with self._naming_context(chunk):
+                    results.append(_evaluate(flow, chunk, time, options))
         log_prob = np.concatenate([np.empty(0), *(result.log_prob for result in results)])
         return Evaluation(log_prob, max((result.nfe for result in results), default=0))
 
@@ -191,20 +199,24 @@ class ScoringModel(StoredModel):
         Raises:
             ValueError: If the error is not positive, or there is one probe.
         """
+        options = {"time": time, "error": error, "probes": self.domain.certify_probes if probes is None else probes}
         batch, inside = self._batch(X, context)
+        return _log_densities(self._certified(batch, random_state, **options), inside)
+
+    def _certified(self, batch: Batch, random_state: int = 0, **options: Any) -> list[LogDensity]:
+        """Return the log-densities of checked rows with their errors, chunk by chunk."""
         generator, fields = torch.Generator().manual_seed(random_state), self.config.fields
-        probes = self.domain.certify_probes if probes is None else probes
         results = []
         with full_precision(), solving_threads(self.flow, batch[: self._rows_at_once]):
             for chunk in batch.split(self._rows_at_once):
                 part = placed(self.flow, chunk)
-                results.append(
-                    self.flow.evaluate(
-                        part.x, part.context, time=time, tolerance=fields.tolerance, probes=probes, error=error,
-                        generator=generator, max_nfe=fields.max_nfe,
-                    )
-                )  # fmt: skip
-        return _log_densities(results, inside)
+                with self._naming_context(chunk):
+                    result = self.flow.evaluate(
+                        part.x, part.context, tolerance=fields.tolerance, generator=generator,
+                        max_nfe=fields.max_nfe, **options,
+                    )  # fmt: skip
+                results.append(result)
+        return results
 
     def solver_error(self, X: Any, *, context: Any = None) -> float:
         """Return the mean error of the solver in the log-densities of up to 64 rows; see `certify`.
@@ -216,9 +228,10 @@ class ScoringModel(StoredModel):
         Returns:
             The error, nats.
         """
-        few = np.linspace(0, len(X) - 1, min(len(X), JUDGED_ROWS)).astype(int)
-        context = None if context is None else np.asarray(context)[few]
-        return float(self.certify(np.asarray(X)[few], context=context).solver_error.mean())
+        batch, _ = self._batch(X, context)
+        few = torch.linspace(0, len(batch) - 1, min(len(batch), JUDGED_ROWS)).long()
+        errors = [result.solver_error for result in self._certified(batch[few], probes=self.domain.certify_probes)]
+        return float(torch.cat(errors).mean()) if errors else 0.0
 
     def draft(
         self, X: Any, *, context: Any = None, time: float = 1.0, steps: int | None = None, method: str = "rk4"
@@ -299,8 +312,41 @@ class ScoringModel(StoredModel):
     def _batch(self, x: Any, context: Any) -> tuple[Batch, np.ndarray]:
         """Return the rows within the support with their contexts, and a mask of these among all rows."""
         rows, inside = self.domain.rows(x)
-        contexts = self.domain.contexts(context, len(inside), self.flow.context_dim)
-        return Batch(rows, None if contexts is None else tensor(contexts[inside])), inside
+        contexts = self._contexts(context, self._contexts_given(context) if len(inside) == 1 else len(inside))
+        if contexts is None:
+            return Batch(rows), inside
+        inside = np.resize(inside, len(contexts))
+        rows = rows.expand(int(inside.sum()), *rows.shape[1:])  # one row under several contexts, or as they are
+        return Batch(rows, tensor(contexts[inside])), inside
+
+    def _contexts(self, context: Any, rows: int) -> np.ndarray | None:
+        """Return checked contexts of some rows, shape (rows, c)."""
+        contexts, scaling = self.domain.contexts(context, rows, self.flow.context_dim), self.flow.preprocess.context
+        if contexts is not None and isinstance(scaling, ContextScaling) and contexts.shape[1] == self.flow.context_dim:
+            warn_of_unlearnt_contexts(contexts, scaling, self.domain.context_names(contexts.shape[1]))
+        return contexts
+
+    def _contexts_given(self, context: Any) -> int:
+        """Return the number of contexts; a vector as long as a context is one."""
+        shape, dim = np.shape(context), self.flow.context_dim
+        labels = self.is_image and self.image_domain.classes
+        single = not shape or (len(shape) == 1 and dim > 1 and shape[0] == dim and not labels)
+        return 1 if single else shape[0]
+
+    @contextmanager
+    def _naming_context(self, batch: Batch) -> Iterator[None]:
+        """Let the error of a solve name the farthest context among the rows to blame."""
+        try:
+            yield
+        except SolveError as error:
+            if batch.context is not None:
+                rows = torch.tensor(error.rows or range(len(batch)))
+                scaled = self.flow.preprocess.scale_context(batch.context[rows], batch.context.cpu())
+                values = batch.context[rows[int(cast(Tensor, scaled).abs().amax(1).argmax())]].tolist()
+                names = self.domain.context_names(len(values))
+                named = ", ".join(f"{name} = {value:g}" for name, value in zip(names, values, strict=True))
+                error.args = (f"{error}. The farthest context among these rows is {named}",)
+            raise
 
     def _batch_inside(self, x: Any, context: Any, verb: str) -> Batch:
         """Return rows and contexts, all of which must lie within the support."""

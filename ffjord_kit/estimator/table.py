@@ -1,9 +1,4 @@
-"""Tables: columns are checked, opened from their support and scaled; columns of equal steps get noise.
-
-A row of values k on a grid of step h is trained on as k + h (u - 1/2), u uniform, drawn once by the seed; draws are put
-back on the grid. The probability of a value is then about the density there times h: log P(k) = log p(k) + log h, of
-all such columns together (uniform dequantisation, Theis et al. 2016).
-"""
+"""Tables: columns are checked, opened from their support and scaled; columns of equal steps get noise."""
 
 from __future__ import annotations
 
@@ -11,21 +6,22 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ffjord_kit.data import Batch, StreamedRows
-from ffjord_kit.diagnostics.columns import check_columns
+from ffjord_kit.diagnostics.columns import check_columns, check_contexts
+from ffjord_kit.diagnostics.grid import Grid, find_grid
 from ffjord_kit.distributions import BASES, Base, outliers_inflate_scale
 from ffjord_kit.estimator.data import (
     Arrays,
     Domain,
     TrainingData,
+    check_context,
     held_out_count,
-    in_order,
     refuse_not_finite,
     shared_tensor,
     tensor,
@@ -46,76 +42,8 @@ SMALL = 1000  # rows: fewer are cross-validated, for a part of them judges badly
 GAUSSIANIZED_FROM = 200  # rows: fewer say little of the quantiles
 WHITENED_UP_TO = 32  # columns: with 63 it led by ten nats after 240 steps, and after 2,500 by nothing
 SCALING_MARGIN = 0.02  # nats a column by which another scaling must win
-ON_GRID, MOST_OFF_GRID = 1e-3, 0.05  # of a step; the latter where values are rounded to float32
-DISTINCT = 0.5  # largest share of distinct values of a column that "auto" takes for one of steps
 
 Bounds = tuple[tuple[float, float], ...]
-
-
-class Grid(NamedTuple):
-    """Steps and offsets of the columns.
-
-    Attributes:
-        step: Step of each column, 0 where it has none, d of them.
-        offset: A value of each column's grid, d of them.
-        counts: Whether each column holds whole steps from 0 on, and nothing below; d of them.
-    """
-
-    step: list[float]
-    offset: list[float]
-    counts: list[bool]
-
-    @classmethod
-    def from_record(cls, content: Mapping[str, Any], columns: int) -> Grid:
-        """Return the grid that a run keeps.
-
-        Args:
-            content: Steps and offsets.
-            columns: Number of columns.
-
-        Returns:
-            The grid.
-
-        Raises:
-            ValueError: If they make no sense.
-        """
-        grid = cls(**{"counts": [False] * columns, **content})
-        sound = all(len(part) == columns and np.isfinite(np.array(part, np.float64)).all() for part in grid)
-        if not sound or min(grid.step) < 0:
-            raise ValueError(f"grid must give a step and an offset for each of {columns} columns; got {content}")
-        return grid
-
-    def add_noise(self, x: np.ndarray, seed: int) -> np.ndarray:
-        """Add noise as wide as the steps; rows without any stay as they are, in their file too.
-
-        Args:
-            x: Rows, shape (n, d).
-            seed: Seed of the noise.
-
-        Returns:
-            Rows with noise.
-        """
-        if not any(self.step):
-            return x
-        return x + np.array(self.step) * (np.random.default_rng(seed).random(x.shape) - 0.5)
-
-    def round(self, x: np.ndarray) -> np.ndarray:
-        """Put rows back on the grid, and counts that fell below 0 to 0.
-
-        Args:
-            x: Rows, shape (n, d).
-
-        Returns:
-            Rounded rows.
-        """
-        if not any(self.step):
-            return x
-        stepped = np.array(self.step) > 0
-        step, offset = np.array(self.step)[stepped], np.array(self.offset)[stepped]
-        rounded = x.copy()
-        rounded[:, stepped] = offset + step * np.round((x[:, stepped] - offset) / step)
-        rounded[:, self.counts] = np.maximum(rounded[:, self.counts], 0.0)
-        return rounded
 
 
 @dataclass(frozen=True)
@@ -128,6 +56,7 @@ class TableDomain(Domain):
         bounds: Support of each column, (lower, upper), infinite where it is open.
         grid: Steps of the columns.
         base_word: Word of BASES.
+        context_columns: Names of the contexts; none where they have none.
     """
 
     noun: ClassVar[str] = "table"
@@ -140,9 +69,18 @@ class TableDomain(Domain):
     bounds: Bounds
     grid: Grid
     base_word: str
+    context_columns: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, fields: TableFields, x: np.ndarray, columns: Sequence[str] | None, *, named: bool) -> TableDomain:
+    def of(
+        cls,
+        fields: TableFields,
+        x: np.ndarray,
+        columns: Sequence[str] | None,
+        *,
+        named: bool,
+        context_columns: Sequence[str] = (),
+    ) -> TableDomain:
         """Return the domain of a table to be fitted.
 
         Args:
@@ -150,6 +88,7 @@ class TableDomain(Domain):
             x: Rows, shape (n, d).
             columns: Names of the columns; x0, x1, ... if None.
             named: Whether the data came with these names.
+            context_columns: Names of the contexts; none where they have none.
 
         Returns:
             The domain.
@@ -160,7 +99,8 @@ class TableDomain(Domain):
         refuse_not_finite(x, "X")
         names = column_names(columns, x.shape[1])
         grid = find_grid(fields.dequantize, x, names)
-        return cls(names, named, support_bounds(fields.support, len(names)), grid, fields.base)
+        bounds = support_bounds(fields.support, len(names))
+        return cls(names, named, bounds, grid, fields.base, tuple(context_columns))
 
     @classmethod
     def from_record(cls, fields: TableFields, record: Mapping[str, Any]) -> TableDomain:
@@ -180,7 +120,8 @@ class TableDomain(Domain):
         if not names:
             raise ValueError("columns must name 1 column or more")
         bounds, grid = support_bounds(fields.support, len(names)), Grid.from_record(record["grid"], len(names))
-        return cls(names, bool(record["named"]), bounds, grid, fields.base)
+        contexts = tuple(record.get("context_columns", ()))
+        return cls(names, bool(record["named"]), bounds, grid, fields.base, contexts)
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -193,7 +134,8 @@ class TableDomain(Domain):
         return len(self.columns) <= FEW_COLUMNS
 
     def record(self) -> dict[str, Any]:
-        return {"columns": self.columns, "named": self.named, "grid": self.grid._asdict()}
+        contexts = {"context_columns": self.context_columns} if self.context_columns else {}
+        return {"columns": self.columns, "named": self.named, "grid": self.grid._asdict(), **contexts}
 
     def defaults(self) -> dict[str, Any]:
         return {
@@ -232,6 +174,8 @@ class TableDomain(Domain):
         x = self.grid.add_noise(arrays.x, seed)
         check_columns(x, self.columns, heavy_tails=self.base_word == "student")
         check_support(x, self.bounds, self.columns)
+        if arrays.context is not None:
+            check_contexts(arrays.context, self.context_names(arrays.context.shape[1]))
         kept, held_out = self._split(len(x), fraction, seed, arrays.streamed)
         judges = Batch(tensor(x[held_out]).double(), arrays.contexts(held_out)) if len(held_out) else None
         context = arrays.contexts(kept)
@@ -276,6 +220,12 @@ class TableDomain(Domain):
         refuse_not_finite(x, "X")
         inside = np.all(inside_support(x, self.bounds), axis=1)
         return tensor(x[inside]), inside
+
+    def contexts(self, context: Any, rows: int, dim: int | None) -> np.ndarray | None:
+        return check_context(context_in_order(context, self.context_columns), rows, dim)
+
+    def context_names(self, dim: int) -> list[str]:
+        return list(self.context_columns) or super().context_names(dim)
 
     def restore(self, x: np.ndarray) -> np.ndarray:
         return self.grid.round(x)
@@ -343,6 +293,83 @@ def column_names(columns: Sequence[str] | None, count: int) -> tuple[str, ...]:
     return names
 
 
+def in_order(x: Any, columns: Sequence[str]) -> Any:
+    """Bring the columns of a frame into the order of the fit, by their names.
+
+    Args:
+        x: Rows; those of a frame carry names.
+        columns: Names of the fit's columns.
+
+    Returns:
+        The rows; an array, or a frame without any of the names, comes back as it is.
+
+    Raises:
+        ValueError: If a frame has some of the names and lacks others.
+    """
+    names = names_of(x)
+    missing = [name for name in columns if name not in names]
+    if not names or len(missing) == len(columns):
+        return x
+    if missing:
+        raise ValueError(f"X lacks columns of the fit: {', '.join(missing)}; it has {', '.join(names)}")
+    return x.iloc[:, [names.index(name) for name in columns]]
+
+
+def context_in_order(context: Any, columns: Sequence[str]) -> Any:
+    """Bring the columns of a frame of contexts into the order of the fit, by their names.
+
+    Args:
+        context: Contexts; those of a frame carry names.
+        columns: Names of the fit's contexts; none where it had none.
+
+    Returns:
+        The contexts; an array comes back as it is.
+
+    Raises:
+        ValueError: If a frame lacks columns, or has others.
+    """
+    names = names_of(context)
+    if not names or not columns:
+        return context
+    if sorted(names) != sorted(columns):
+        raise ValueError(
+            f"context must have the columns of the fit, {', '.join(columns)}; got {', '.join(names)}: name them so"
+        )
+    return context.iloc[:, [names.index(name) for name in columns]]
+
+
+def context_names(context: Any, columns: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the names of the contexts of a fit.
+
+    Args:
+        context: Contexts, or None; those of a frame carry names.
+        columns: Names of an array's, or None.
+
+    Returns:
+        The names; none of an array without.
+
+    Raises:
+        ValueError: If they are not one for each column, or one occurs twice.
+    """
+    names = tuple(names_of(context) or map(str, columns or ()))
+    expected = np.shape(context)[1] if np.ndim(context) == 2 else min(np.ndim(context), 1)
+    if names and (len(names) != expected or len(set(names)) < len(names)):
+        raise ValueError(f"context needs {expected} different names of its columns; got {', '.join(names)}")
+    return names
+
+
+def names_of(x: Any) -> list[str]:
+    """Return the names of the columns of a frame.
+
+    Args:
+        x: A frame, or an array.
+
+    Returns:
+        The names; none of an array.
+    """
+    return [] if getattr(x, "columns", None) is None else [str(name) for name in x.columns]
+
+
 def support_bounds(support: Any, columns: int) -> Bounds:
     """Read the support of the columns.
 
@@ -364,42 +391,6 @@ def support_bounds(support: Any, columns: int) -> Bounds:
         raise ValueError(f"support must have one word for all {columns} columns, or one each; got {len(entries)}")
     bounds = tuple(_bounds(entry) for entry in entries)
     return bounds * columns if len(bounds) == 1 else bounds
-
-
-def find_grid(dequantize: Any, x: np.ndarray, names: Sequence[str]) -> Grid:
-    """Return the grid of a table's columns.
-
-    Args:
-        dequantize: None for no steps, "auto" to find them, names of columns, or steps by name (None: to be found).
-        x: Rows, shape (n, d).
-        names: Names of the columns.
-
-    Returns:
-        The grid.
-
-    Raises:
-        ValueError: If a column is not there, a step is not positive, or values do not lie on a grid.
-    """
-    steps = _steps(dequantize, x, names)
-    counts = [
-        step > 0 and bool(column.min() >= 0) and _on_grid(np.append(0.0, column), step)
-        for step, column in zip(steps, x.T, strict=True)
-    ]
-    return Grid(steps, [float(value) for value in x[0]], counts)
-
-
-def _steps(dequantize: Any, x: np.ndarray, names: Sequence[str]) -> list[float]:
-    """Return the step of each column, 0 where it has none."""
-    if isinstance(dequantize, str) and dequantize == "auto":
-        stepped = [len(np.unique(column)) <= DISTINCT * len(column) for column in x.T]
-        return [_find_step(column) if some else 0.0 for some, column in zip(stepped, x.T, strict=True)]
-    steps = _requested_steps(dequantize, names)
-    if not steps:
-        return [0.0] * len(names)
-    return [
-        _checked_step(name, column, steps[name]) if name in steps else 0.0
-        for name, column in zip(names, x.T, strict=True)
-    ]
 
 
 def inside_support(x: np.ndarray, bounds: Sequence[tuple[float, float]]) -> np.ndarray:
@@ -455,54 +446,3 @@ def _bounds(entry: Any) -> tuple[float, float]:
 
 def _support_error(support: Any) -> ValueError:
     return ValueError(f"support must be 'real', 'positive' or ('bounded', LOW, HIGH); got {support!r}")
-
-
-def _requested_steps(dequantize: Any, names: Sequence[str]) -> dict[str, float | None]:
-    """Read the columns to dequantize, and their steps, None where they are to be found."""
-    if dequantize is None:
-        return {}
-    if isinstance(dequantize, (str, bytes)) or not isinstance(dequantize, (Mapping, Sequence)):
-        raise _dequantize_error(dequantize)
-    steps = dict(dequantize) if isinstance(dequantize, Mapping) else dict.fromkeys(map(str, dequantize))
-    for name, step in steps.items():
-        if name not in names:
-            raise ValueError(f"dequantize names a column {name!r} that is not there; there are {', '.join(names)}")
-        if step is not None and not (isinstance(step, Real) and 0 < float(step) < math.inf):
-            raise _dequantize_error({name: step})
-    return steps
-
-
-def _dequantize_error(dequantize: Any) -> ValueError:
-    return ValueError(
-        f"dequantize must be 'auto', names such as ['age'], or positive steps such as {{'score': 0.5}}; "
-        f"got {dequantize!r}"
-    )
-
-
-def _checked_step(name: str, column: np.ndarray, requested: float | None) -> float:
-    """Return the step of a column, which is found if none is requested."""
-    step = requested or _find_step(column)
-    if not step or not _on_grid(column, step):
-        of_step = f" of {step:g}" if step else ""
-        raise ValueError(
-            f"column {name!r} has no values of equal steps{of_step}: give its step, e.g. {name}:0.5 "
-            f"(in Python dequantize={{{name!r}: 0.5}}), or leave it out"
-        )
-    return step
-
-
-def _find_step(column: np.ndarray) -> float:
-    """Return the least gap between values, averaged over their span, if all are multiples of it apart, else 0."""
-    values = np.unique(column)
-    if len(values) < 2:
-        return 0.0
-    span = values[-1] - values[0]
-    step = float(span / np.round(span / np.diff(values).min()))
-    return step if _on_grid(values, step) else 0.0
-
-
-def _on_grid(values: np.ndarray, step: float) -> bool:
-    """Say whether values are multiples of a step apart, as far as single precision can tell."""
-    multiples = (values - values[0]) / step
-    rounding = np.finfo(np.float32).eps * np.abs(values).max() / step
-    return bool((np.abs(multiples - np.round(multiples)) <= min(ON_GRID + rounding, MOST_OFF_GRID)).all())

@@ -3,7 +3,6 @@
 from ffjord_kit.ode.errors import BlowUpError, NonFiniteError, SolveError, StepSizeUnderflow, TooManyEvaluations
 from ffjord_kit.ode.field import RowSteps, SolverStats
 from ffjord_kit.ode.solver import (
-    ADJOINTS,
     FINEST_SINGLE,
     METHODS,
     AdaptiveSolver,
@@ -14,6 +13,7 @@ from ffjord_kit.ode.solver import (
     make_solver,
 )  # fmt: skip
 from ffjord_kit.ode.time_limit import OutOfTime, time_limit
+from ffjord_kit.words import ADJOINTS
 
 __all__ = [
     "ADJOINTS", "FINEST_SINGLE", "METHODS", "AdaptiveSolver", "BlowUpError", "FixedSolver", "NonFiniteError",

@@ -43,9 +43,9 @@ from ffjord_kit.ode.field import (
     is_transformed,
 )  # fmt: skip
 from ffjord_kit.ode.grids import graded_grid
+from ffjord_kit.words import ADJOINTS
 
 FINEST_SINGLE = 1e-6  # finest useful tolerance of states in float32
-ADJOINTS = ("backprop", "checkpointed", "adjoint", "seminorm")
 CONTINUOUS_ADJOINTS = ("adjoint", "seminorm")  # those that integrate the adjoint equation
 MAX_NFE = 10_000
 

@@ -90,6 +90,9 @@ class Checkpoints:
     def _unpack(self, run: Run, tensors: dict[str, Tensor], history: dict[str, Any], micro_batches: int | None) -> None:
         average_steps, records = history.pop("average_steps"), history.pop("records")
         kept = History(**{**history, "interrupted": False, "signal": 0})
+        kept.check()
+        if not (type(average_steps) is type(records) is int and min(average_steps, records) >= 0):
+            raise ValueError(f"average_steps and records must be counts; got {average_steps!r:.40}, {records!r:.40}")
         if micro_batches not in (None, kept.micro_batches):
             raise RunError(
                 f"{run.path} was trained in micro_batches={kept.micro_batches}; got {micro_batches}: "

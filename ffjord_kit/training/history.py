@@ -99,6 +99,26 @@ class History:
             validation_cost=before.validation_cost, records=list(before.records),
         )  # fmt: skip
 
+    def check(self) -> None:
+        """Check the numbers of a history that was read from a file.
+
+        Raises:
+            ValueError: If one of them makes no sense.
+        """
+        counts = ("phase", "phases", "phase_step", "step", "best_step", "stale", "restored", "seed")
+        numbers = ("seconds", "work_seconds", "phase_start", "validated_at", "validation_cost", "solver_grading")
+        for name in (*counts, "micro_batches", *numbers):
+            value, kind = getattr(self, name), float if name in numbers else int
+            least = 1 if name == "micro_batches" else 0
+            if not (type(value) in (int, kind) and least <= value < math.inf):
+                raise ValueError(f"{name} must be at least {least}; got {value!r:.40}")
+        if type(self.solver_level) is not int:  # below 0 it is coarser
+            raise ValueError(f"solver_level must be a whole number; got {self.solver_level!r:.40}")
+        if self.phase > self.phases:
+            raise ValueError(f"phase must be at most {self.phases}; got {self.phase}")
+        if type(self.best_nll) not in (int, float, type(None)):
+            raise ValueError(f"best_nll must be a number; got {self.best_nll!r:.40}")
+
     def share(self, phase: Phase) -> float:
         """Return the share of a phase that is done, by steps or by time.
 

@@ -26,6 +26,7 @@ from torch import Tensor
 from ffjord_kit.data import Batch, sampling_batch_size
 from ffjord_kit.distributions import StandardNormal
 from ffjord_kit.flow import Flow, with_transforms
+from ffjord_kit.memory import check_fits
 from ffjord_kit.objectives import FlowMatching, Reflow, split_transforms
 from ffjord_kit.ode import AdaptiveSolver, FixedSolver, SolveError, Solver
 from ffjord_kit.precision import single_precision
@@ -36,6 +37,7 @@ from ffjord_kit.training.loop import fit
 from ffjord_kit.transforms import Affine, Transform
 from ffjord_kit.transforms.cnf import SolveOptions
 
+PAIR_BYTES = 4 * 4  # of an element of a start and its end, drawn and stacked, in float32
 PAIRS_PER_COLUMN = 10  # that a covariance takes, at least
 TIME_DENSITY = "uniform"  # the weight of the likelihood leaves the early field, and so its straightness, unlearnt
 GRADINGS = (0.4, 0.5, 0.6, 0.75, 1.0, 1.5, 2.0)
@@ -90,7 +92,12 @@ def draw_pairs(
 
     Returns:
         Starts and ends, shape (count, *event), and contexts as the transforms see them.
+
+    Raises:
+        ValueError: If the memory cannot hold so many.
     """
+    size = math.prod(flow.event_shape)
+    check_fits(f"{count} pairs would take", PAIR_BYTES * count * size, "draw fewer pairs")
     _, cnfs, below = split_transforms(flow)
     generator, context = torch.Generator().manual_seed(seed), None
     start = flow.base.sample(count, generator)

@@ -11,8 +11,6 @@ from typing import Any
 
 import torch
 
-CLOCKS = ("cpu", "wall")
-
 
 class Timer:
     """Measure wall time, and the time that limits count.

@@ -113,7 +113,13 @@ class TrainState:
         Args:
             tensors: Tensors by flat names.
             average_steps: Number of updates of the average.
+
+        Raises:
+            ValueError: If one of them is no tensor of floats.
         """
+        odd = next((name for name, value in tensors.items() if not value.is_floating_point()), None)
+        if odd is not None:
+            raise ValueError(f"{odd} must be floats; got {tensors[odd].dtype}")
         self.average.steps = average_steps
         assign(self.parameters, _numbered(tensors, "weights"))
         assign(self.average.values, _numbered(tensors, "average"))

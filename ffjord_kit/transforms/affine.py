@@ -72,6 +72,9 @@ class Standardize(Transform):
         fit = fit_student(x.flatten(1))
         return cls(fit.loc.reshape(x.shape[1:]), fit.scale.reshape(x.shape[1:]))
 
+    def flaw(self) -> str:
+        return "" if bool((self.scale > 0).all()) else "a scale that is not positive"
+
     def to_base(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return (x - self.mean) / self.scale, -self.scale.log().sum().expand(len(x))
 
@@ -119,6 +122,10 @@ class Whiten(Transform):
         if factor is None:
             raise ValueError("whitening needs a regular covariance: drop collinear columns, or standardize instead")
         return cls(x.mean(0), scale[:, None] * factor)
+
+    def flaw(self) -> str:
+        triangular = bool((self.factor.tril() == self.factor).all()) and bool((self.factor.diagonal() > 0).all())
+        return "" if triangular else "a factor that is not lower triangular with a positive diagonal"
 
     def to_base(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         centred = (x - self.mean).reshape(len(x), -1)
@@ -198,6 +205,9 @@ class Affine(Transform):
         variances, axes = torch.linalg.eigh(_correlation(rows, scale))
         matrix = scale[:, None] * axes * variances.clamp(min=MIN_VARIANCE) ** 0.25
         return cls(x.mean(0), matrix)
+
+    def flaw(self) -> str:
+        return "" if bool(self._log_det().isfinite()) else "a matrix that is not regular"
 
     def to_base(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         centred = (x - self.mean).reshape(len(x), -1)

@@ -34,6 +34,14 @@ class Transform(nn.Module, ABC):
     event_shape: tuple[int, ...] | None = None
     duration: float = 0.0
 
+    def flaw(self) -> str:
+        """Return why the fitted values make no invertible map, e.g. those of a damaged file.
+
+        Returns:
+            The reason; empty if they do.
+        """
+        return ""
+
     @abstractmethod
     def to_base(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map data towards the base.

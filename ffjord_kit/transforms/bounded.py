@@ -57,6 +57,9 @@ class Logit(Transform):
         infinite = torch.full_like(self.lower, torch.inf)
         return torch.where(self.bounded, self.lower, -infinite), torch.where(self.bounded, self.upper, infinite)
 
+    def flaw(self) -> str:
+        return "" if bool((self.lower < self.upper).all()) else "a lower bound that is not below its upper one"
+
     def to_base(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         inner = torch.where(self.bounded, x, (self.lower + self.upper) / 2)
         _check_inside((inner > self.lower) & (inner < self.upper), "strictly between the bounds")

@@ -86,6 +86,10 @@ class Gaussianize(Transform):
         z = torch.linspace(-MAX_KNOT, MAX_KNOT, KNOTS, dtype=zeros.dtype).expand(*zeros.shape, KNOTS)
         return cls(z.clone(), z.clone())
 
+    def flaw(self) -> str:
+        increasing = all(bool((knots.diff(dim=-1) > 0).all()) for knots in (self.x, self.z))
+        return "" if increasing else "knots that do not increase"
+
     def to_base(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         low, high, start, end, left, right = self._bin(x, self.x)
         rise = (end - start) / (high - low)

@@ -9,6 +9,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from ffjord_kit.transforms.base import Transform
+from ffjord_kit.transforms.contexts import ContextScaling
 
 
 class Preprocess(nn.Module):
@@ -19,7 +20,7 @@ class Preprocess(nn.Module):
 
     Args:
         transforms: Exact transforms, from data to base; they are copied.
-        context: Transform of the context; None to leave it as it is.
+        context: Scaling or transform of the context; None to leave it as it is.
 
     Raises:
         ValueError: If a transform has parameters: it belongs among the flow's own transforms.
@@ -33,7 +34,7 @@ class Preprocess(nn.Module):
         ([-1.0, 1.0], [0.0, 0.0])
     """
 
-    def __init__(self, transforms: Sequence[Transform] = (), context: Transform | None = None) -> None:
+    def __init__(self, transforms: Sequence[Transform] = (), context: Transform | ContextScaling | None = None) -> None:
         super().__init__()
         for transform in (*transforms, *([] if context is None else [context])):
             if list(transform.parameters()):
@@ -94,8 +95,12 @@ class Preprocess(nn.Module):
         """
         if context is None:
             return None
-        context = context.cpu().double()
-        return (context if self.context is None else self.context.to_base(context)[0]).to(like.device, like.dtype)
+        return self._scaled(context.cpu().double()).to(like.device, like.dtype)
+
+    def _scaled(self, context: Tensor) -> Tensor:
+        if isinstance(self.context, Transform):
+            return self.context.to_base(context)[0]
+        return context if self.context is None else self.context(context)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Preprocess:
         """Ignore moves and casts."""

@@ -1,0 +1,209 @@
+"""Conditional densities follow their contexts, whatever the scale, order, shape and reach of these."""
+
+import copy
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from ffjord_kit import FFJORD, ImageFFJORD
+from ffjord_kit.diagnostics.columns import DegenerateDataWarning, check_contexts
+from ffjord_kit.ode import SolveError
+from ffjord_kit.transforms import ContextScaling
+
+LEARNT = {"schedule": [("flow_matching", 300)], "hidden": (32, 32), "batch_size": 256, "random_state": 0}
+NOISE, ROWS = 0.3, 1000
+RNG = np.random.default_rng(0)
+EVEN = RNG.uniform(-1, 1, size=(ROWS, 1))
+EXPONENT = RNG.uniform(-3, 3, size=(ROWS, 1))
+SIGNS = np.sign(RNG.normal(size=(ROWS, 1)))
+YEARS = RNG.integers(1990, 2020, size=(ROWS, 1)).astype(float)
+UNEVEN = {  # contexts, and what the rows follow
+    "a stray value": (np.r_[[[1e6]], EVEN[1:]], 2 * EVEN),
+    "a sentinel": (np.r_[[[-9999.0]], YEARS[1:]], (YEARS - 2005) / 10),
+    "decades": (10**EXPONENT, EXPONENT),
+    "decades of both signs": (SIGNS * 10**EXPONENT, EXPONENT),
+}
+ORDINARY = {
+    "uniform": EVEN, "normal": RNG.normal(size=(ROWS, 1)), "exponential": RNG.exponential(size=(ROWS, 1)),
+    "rare": (RNG.random((ROWS, 1)) < 0.01) * 1.0, "count": RNG.poisson(0.7, (ROWS, 1)) * 1.0, "years": YEARS,
+    "far from zero": 1.7e9 + 1e5 * EVEN, "constant": np.ones((ROWS, 1)),
+}  # fmt: skip
+
+
+def rows_about(mean, seed=1):
+    return mean + NOISE * np.random.default_rng(seed).normal(size=mean.shape)
+
+
+def divergence(model, mean, context):
+    """Mean over contexts of the Kullback-Leibler divergence, estimated by new rows, nats."""
+    y = rows_about(mean, seed=2)
+    truth = -0.5 * ((y - mean) / NOISE) ** 2 - np.log(NOISE * np.sqrt(2 * np.pi))
+    return float((truth[:, 0] - model.score_samples(y, context=context)).mean())
+
+
+@pytest.mark.parametrize("name", UNEVEN)
+def test_rows_follow_a_context_of_uneven_scale_and_its_column_is_told(name):
+    context, mean = UNEVEN[name]
+    with pytest.warns(DegenerateDataWarning, match="context column 'c0' goes over orders of magnitude"):
+        model = FFJORD(**LEARNT).fit(rows_about(mean), context=context)
+    assert divergence(model, mean[1:], context[1:]) < 0.1
+
+
+@pytest.mark.parametrize("name", ORDINARY)
+def test_an_ordinary_context_is_standardised_in_silence(name):
+    context = ORDINARY[name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_contexts(context, ["age"])
+    scaling, c = ContextScaling.of(torch.from_numpy(context)), torch.from_numpy(context)
+    expected = torch.zeros_like(c) if scaling.constant else (c - c.mean()) / c.std(correction=0)
+    inside = expected.abs() <= scaling.edge
+    assert torch.allclose(scaling(c)[inside], expected[inside])
+
+
+def test_a_context_whose_squares_overflow_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"context column 'dose' goes from -1e\+200 to .* change its unit"):
+        check_contexts(1e200 * np.array([[-1.0], [1.0]]), ["dose"])
+
+
+def test_contexts_are_held_near_those_of_the_fit_and_keep_their_order():
+    scaling = ContextScaling.of(torch.from_numpy(EVEN))
+    far = torch.tensor([[-1e300], [-1e8], [-1.0], [0.5], [1.0], [3.0], [1e8], [1e300]], dtype=torch.float64)
+    held = scaling(far)
+    assert bool((held.diff(dim=0) >= 0).all())
+    assert float(held.abs().max()) <= float(scaling.edge) + 1
+
+
+QUICK = {"schedule": [("flow_matching", 20)], "hidden": (8,), "random_state": 0}
+TABLE = pd.DataFrame({"age": EVEN[:60, 0], "dose": RNG.normal(size=60)})
+Y = TABLE.to_numpy()[:, :1] + RNG.normal(size=(60, 1))
+
+
+@pytest.fixture(scope="module")
+def named(tmp_path_factory):
+    """A model of a frame of contexts, and the same from a folder."""
+    model, path = FFJORD(**QUICK).fit(Y, context=TABLE), tmp_path_factory.mktemp("runs") / "run"
+    model.save(path)
+    return model, FFJORD.load(path)
+
+
+def test_a_frame_of_contexts_is_taken_by_name(named):
+    for model in named:
+        expected = model.score_samples(Y, context=TABLE.to_numpy())
+        assert np.array_equal(model.score_samples(Y, context=TABLE), expected)
+        assert np.array_equal(model.score_samples(Y, context=TABLE[["dose", "age"]]), expected)
+        draws = [model.sample(60, context=c, random_state=0) for c in (TABLE, TABLE[["dose", "age"]])]
+        assert np.array_equal(*draws)
+
+
+@pytest.mark.parametrize("names", [["age"], ["age", "size"], ["age", "dose", "size"]], ids=str)
+def test_a_frame_of_other_contexts_is_refused(named, names):
+    frame = TABLE.assign(size=1.0)[names]
+    with pytest.raises(
+        ValueError, match=f"context must have the columns of the fit, age, dose; got {', '.join(names)}"
+    ):
+        named[0].score_samples(Y, context=frame)
+
+
+def test_a_warning_names_the_column_of_a_frame_or_the_given_name():
+    table = TABLE.assign(dose=10 ** np.linspace(-3, 3, 60))
+    with pytest.warns(DegenerateDataWarning, match="context column 'dose' goes"):
+        FFJORD(**QUICK).fit(Y, context=table)
+    with pytest.warns(DegenerateDataWarning, match="context column 'mg' goes"):
+        FFJORD(**QUICK).fit(Y, context=table.to_numpy(), context_columns=["age", "mg"])
+
+
+@pytest.mark.parametrize("names", [["a"], ["a", "a"]], ids=str)
+def test_names_that_do_not_suit_the_contexts_are_refused(names):
+    with pytest.raises(ValueError, match="context needs 2 different names of its columns; got a"):
+        FFJORD(**QUICK).fit(Y, context=TABLE.to_numpy(), context_columns=names)
+
+
+@pytest.mark.parametrize("shape", [(2,), (1, 2)], ids=str)
+def test_one_context_serves_all_rows_and_draws(named, shape):
+    model, one = named[0], np.array([0.2, -1.0])
+    each = np.tile(one, (5, 1))
+    one = one.reshape(shape)
+    assert np.array_equal(model.sample(5, context=one, random_state=0), model.sample(5, context=each, random_state=0))
+    for method in (model.score_samples, model.draft, lambda x, context: model.certify(x, context=context).log_prob):
+        assert np.array_equal(method(Y[:5], context=one), method(Y[:5], context=each))
+    assert model.score(Y[:5], context=one) == model.score(Y[:5], context=each)
+    assert model.solver_error(Y[:5], context=one) == model.solver_error(Y[:5], context=each)
+    ways = [model.trajectory(5, frames=2, context=context, random_state=0) for context in (one, each)]
+    assert np.array_equal(ways[0].log_prob, ways[1].log_prob)
+
+
+def test_a_single_row_is_scored_under_each_of_several_contexts(named):
+    model, contexts = named[0], TABLE.to_numpy()[:7]
+    expected = model.score_samples(np.tile(Y[:1], (7, 1)), context=contexts)
+    assert np.array_equal(model.score_samples(Y[:1], context=contexts), expected)
+    assert np.array_equal(model.score_samples(Y[:1], context=TABLE[:7]), expected)
+    assert model.score_samples(Y[:1], context=contexts, return_error=True)[1].shape == (7,)
+    assert model.evaluate(Y[:1], context=contexts).log_prob.shape == (7,)
+    assert model.velocity(Y[:1], 0.5, context=contexts).shape == (7, 1)
+
+
+def test_several_contexts_and_another_number_of_rows_are_refused(named):
+    with pytest.raises(ValueError, match=r"context must have shape \(3, c\), a row for each row .* got \(5, 2\)"):
+        named[0].score_samples(Y[:3], context=TABLE.to_numpy()[:5])
+    with pytest.raises(ValueError, match=r"context must have shape \(4, c\), a row for each row .* got \(5, 2\)"):
+        named[0].sample(4, context=TABLE.to_numpy()[:5])
+    with pytest.raises(ValueError, match=r"context must have shape \(60, c\), a row for each row .* got \(1, 2\)"):
+        FFJORD(**QUICK).fit(Y, context=TABLE.to_numpy()[:1])
+
+
+def test_a_single_row_outside_the_support_is_impossible_under_all_contexts():
+    model = FFJORD(**QUICK, support="positive").fit(np.exp(Y), context=TABLE)
+    assert np.array_equal(model.score_samples([[-1.0]], context=TABLE[:3]), [-np.inf] * 3)
+
+
+def test_one_image_is_scored_under_each_of_several_labels():
+    images = np.random.default_rng(0).integers(0, 256, size=(12, 4, 4), dtype=np.uint8)
+    model = ImageFFJORD(schedule=[("flow_matching", 2)], hidden=(8,), random_state=0).fit(images, context=[0, 1, 2] * 4)
+    each = [float(model.score_samples(images[:1], context=label)[0]) for label in range(3)]
+    assert model.score_samples(images[:1], context=[0, 1, 2]) == pytest.approx(each, abs=0.5)
+
+
+FAR = [1e3, 1e4, 1e6, 1e8, -1e8, 1e300]
+
+
+@pytest.fixture(scope="module")
+def learnt():
+    return FFJORD(**LEARNT).fit(rows_about(2 * EVEN), context=EVEN)
+
+
+def test_a_row_with_a_far_context_neither_ends_the_scoring_of_others_nor_changes_them(learnt):
+    y, context = np.linspace(-2, 2, 10)[:, None], np.linspace(-1, 1, 10)[:, None]
+    expected = learnt.score_samples(y, context=context)
+    for far in FAR:
+        found = learnt.score_samples(np.r_[y, [[0.0]]], context=np.r_[context, [[far]]])
+        assert np.array_equal(found[:-1], expected)
+        assert np.isfinite(found[-1])
+    calls = [learnt.evaluate([[0.0]], context=[c]).nfe for c in (1.0, 1e8)]
+    assert calls[1] < 10 * calls[0]
+    assert np.isfinite(learnt.sample(6, context=np.array(FAR)[:, None], random_state=0)).all()
+
+
+def test_the_error_of_a_solve_names_the_farthest_context(learnt):
+    strict = copy.deepcopy(learnt).set_params(max_nfe=7)
+    y, context = np.zeros((3, 1)), np.array([[0.0], [1e6], [0.5]])
+    for call in (strict.score_samples, strict.certify, lambda y, context: strict.sample(3, context=context)):
+        with pytest.raises(SolveError, match=r"max_nfe=7 .*\. The farthest context among these rows is c0 = 1e\+06"):
+            call(y, context=context)
+
+
+def test_a_context_that_was_constant_in_the_fit_is_told_when_it_varies():
+    context = np.c_[EVEN[:60], np.full(60, 3.0)]
+    model = FFJORD(**QUICK).fit(Y, context=context, context_columns=["age", "dose"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        expected = model.score_samples(Y, context=context)
+    context[7, 1] = 4.0
+    told = pytest.warns(DegenerateDataWarning, match="context column 'dose' was 3 in all rows of the fit and has other")
+    with told:
+        assert np.array_equal(model.score_samples(Y, context=context), expected)
+    with told:
+        model.sample(4, context=[0.0, 5.0])
