@@ -355,7 +355,7 @@ class Flow(nn.Module):
         _check_times([time])
         batch = Batch(*self._inner_inputs(z, context))
         moved = carry(batch, reverse(path_to_base(self._path, time)), options or SolveOptions())
-        x, log_det = self._leave(moved.x)
+        x, log_det = self._leave(moved.x, context)
         return x, None if moved.log_det is None else _total(moved.log_det, log_det)
 
     def trajectory(
@@ -394,7 +394,7 @@ class Flow(nn.Module):
         for start, end in zip(times[:-1], times[1:], strict=True):
             moved = carry(batch.with_x(inner), path_between(self._path, start, end), options)
             inner, log_prob, nfe = moved.x, log_prob - moved.required_log_det, nfe + moved.nfe
-            state, log_det = self._leave(inner)
+            state, log_det = self._leave(inner, context)
             states.append(state)
             log_probs.append(_total(log_prob, None if log_det is None else -log_det))
         return Trajectory(torch.as_tensor(times), torch.stack(states), torch.stack(log_probs), nfe)
@@ -417,12 +417,13 @@ class Flow(nn.Module):
         _check_times([time])
         segments, place = path_into(self._path, time, time), locate(self._path, time)
         with torch.inference_mode(False), torch.enable_grad():
-            batch, _ = self._enter(x.clone(), None if context is None else context.clone())
+            given = None if context is None else context.clone()
+            batch, _ = self._enter(x.clone(), given)
             inner = apply_exact(batch, segments)
             slope = place.dynamics(torch.as_tensor(place.clock).to(inner), inner, batch.context) * place.rate
 
             def to_data(point: Tensor) -> Tensor:
-                return self._leave(apply_exact(batch.with_x(point), reverse(segments)))[0]
+                return self._leave(apply_exact(batch.with_x(point), reverse(segments)), given)[0]
 
             return torch.autograd.functional.jvp(to_data, inner, slope)[1]
 
@@ -484,12 +485,12 @@ class Flow(nn.Module):
         """Preprocess data; the log-determinant is None where there is nothing to do."""
         if self.preprocess.identity:
             return Batch(x, context), None
-        z, log_det = self.preprocess.to_base(x)
+        z, log_det = self.preprocess.to_base(x, context)
         return Batch(*self._inner_inputs(z, context)), log_det
 
-    def _leave(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Undo the preprocessing of states."""
-        return (x, None) if self.preprocess.identity else self.preprocess.to_data(x)
+    def _leave(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Undo the preprocessing of states; the contexts are as they came."""
+        return (x, None) if self.preprocess.identity else self.preprocess.to_data(x, context)
 
     def _draw(self, n: int, context: Tensor | None, generator: torch.Generator | None) -> Batch:
         if n < 1:

@@ -382,7 +382,15 @@ class Run:
             raise damaged(path, "not a JSON object")
         return content
 
-    def _make_room(self, force: bool) -> None:
+    def check_room(self, *, force: bool) -> None:
+        """Check that `create` can make the folder, before the work whose result it is to keep.
+
+        Args:
+            force: Whether a run that is there may be replaced.
+
+        Raises:
+            RunError: If it cannot.
+        """
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"{self.path} is a file: choose another folder for the run")
         content = {entry.name for entry in self.path.iterdir()} if self.path.exists() else set()
@@ -390,6 +398,12 @@ class Run:
             raise RunError(f"{self.path} is not empty and holds no run: choose another folder")
         if content and not force:
             raise RunError(f"{self.path} already holds a run: choose another folder, --resume it, or pass --force")
+        there = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            raise RunError(f"{self.path} cannot be made: {there} is not a folder that may be written")
+
+    def _make_room(self, force: bool) -> None:
+        self.check_room(force=force)
         self.path.mkdir(parents=True, exist_ok=True)
         self.tidy()
         if any(self.file(name).exists() for name in ("model.safetensors", "checkpoint/state.safetensors")):

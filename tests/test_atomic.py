@@ -1,7 +1,10 @@
 """A file that is replaced is the old one or the new one, whatever happens on the way."""
 
 import os
+import signal
 import stat
+import subprocess
+import sys
 
 import pytest
 
@@ -68,6 +71,23 @@ def test_a_crash_after_the_writer_leaves_the_old_file_and_no_other(old, monkeypa
         write_text(old, "new")
     assert old.read_text() == "old"
     assert names(old.parent) == ["file.txt"]
+
+
+def test_sigterm_inside_the_writer_leaves_the_old_file_and_no_other(old):
+    program = (
+        "import os, signal, sys; from ffjord_kit.atomic import replacing\n"
+        f"with replacing({str(old)!r}) as temporary:\n"
+        "    temporary.write_text('half of the n'); os.kill(os.getpid(), signal.SIGTERM); temporary.write_text('new')\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (128 + signal.SIGTERM, "")
+    assert old.read_text() == "old"
+    assert names(old.parent) == ["file.txt"]
+
+
+def test_sigterm_is_handled_as_before_after_a_write(old):
+    write_text(old, "new")
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_a_crash_before_there_was_a_file_leaves_none(tmp_path):

@@ -61,7 +61,7 @@ def write_runs():
     Path("changed.csv").write_text(text(X + 1, "a,b,c"))
     Path("gone.csv").unlink()
     FFJORD(**TINY).fit(X, run="python")
-    for name in ("cut-config", "later", "cut-model", "no-model", "nan-model", "cut-checkpoint"):
+    for name in ("cut-config", "later", "cut-model", "no-model", "nan-model", "cut-checkpoint", "no-checkpoint"):
         shutil.copytree("run", name)
     Path("cut-config/config.json").write_text('{"format": 1, "vers')
     later = {**json.loads(Path("later/config.json").read_text()), "format": 7, "version": "3.1"}
@@ -69,6 +69,7 @@ def write_runs():
     for path in ("cut-model/model.safetensors", "cut-checkpoint/checkpoint/state.safetensors"):
         Path(path).write_bytes(Path(path).read_bytes()[:700])
     Path("no-model/model.safetensors").unlink()
+    shutil.rmtree("no-checkpoint/checkpoint")
     nan = {name: value * np.nan for name, value in load_file("run/model.safetensors").items()}
     save_file(nan, "nan-model/model.safetensors")
 
@@ -241,6 +242,8 @@ COMMANDS |= {
     "reflow folder --out out": NO_RUN.format("folder"),
     "reflow run --out run": "run is the run to reflow, which stays as it is: choose another folder",
     "reflow run --out folder": "folder is not empty: choose another folder, or pass --force .*",
+    "reflow run --out file": "file is a file: choose another folder for the run",
+    "reflow run --out file/run": r"file/run cannot be made: .*file is not a folder that may be written",
     "reflow run --out out --learning-rate 0": r"learning_rate must be positive; got 0\.0",
     "reflow run --out out --hidden 0": r"hidden must be one or more positive widths; got \(0,\)",
     "reflow run two.csv --out out": r"two\.csv has no column 'width', .*",
@@ -262,6 +265,8 @@ COMMANDS |= {
     "info later": r"later/config\.json has format 7; .*",
     "info cut-config": r"cut-config/config\.json is damaged .*",
     "info cut-checkpoint": r"cut-checkpoint/checkpoint/state\.safetensors is damaged .*",
+    "sample run -n 1000000000000 --out x.csv": "1000000000000 samples of 3 numbers would take 24 TB, more than 50% .*",
+    "fit --resume no-checkpoint": "no-checkpoint has a model but no checkpoint to go on from: use the model .*",
     "sample folder --out x.csv": NO_RUN.format("folder"),
     "sample conditional -n 3 --context tabel.csv --out x.csv": r"tabel\.csv: no such file.*",
 }

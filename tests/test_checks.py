@@ -1,12 +1,15 @@
 """Data on which a likelihood has no bound are told of, by the columns' names, and good data are not."""
 
+import time
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from ffjord_kit import FFJORD, datasets
 from ffjord_kit.diagnostics.columns import DegenerateDataWarning, check_columns
+from ffjord_kit.estimator.table import in_order
 
 NAMES = ("a", "b", "c", "sum")
 
@@ -51,6 +54,36 @@ def test_another_unit_is_told(x):
 def test_equal_columns_are_told_once(x):
     (text,) = told(np.c_[x[:, 0], x[:, 0]])
     assert "columns 'a' and 'b' are equal" in text
+
+
+def test_many_equal_columns_are_told_once_by_the_first_ten(x):
+    names = [f"c{i}" for i in range(3000)]
+    (text,) = [text for text in told(np.tile(x[:, :1], (1, 3000)), names) if "equal" in text]
+    assert ", ".join(repr(name) for name in names[:10]) + " and 2990 more equal others" in text
+    assert "'c10'" not in text
+
+
+def test_many_columns_with_rows_far_out_are_told_once(x):
+    x[7] *= 1e6
+    (text,) = [text for text in told(x) if "middle half" in text]
+    assert "column 'a' reaches" in text
+    assert "; others as far out: 'b', 'c': drop" in text
+
+
+def test_columns_are_brought_in_order_in_linear_time():
+    names = [f"c{i}" for i in range(40_000)]
+    frame = pd.DataFrame(np.arange(80_000.0).reshape(2, -1), columns=names[::-1])
+    start = time.process_time()
+    assert list(in_order(frame, names).columns) == names
+    assert time.process_time() - start < 3  # by a search for each name: thirty
+    with pytest.raises(ValueError, match=r"lacks columns of the fit: z; it has c39999, .* and 39990 more$"):
+        in_order(frame, [*names, "z"])
+
+
+def test_repeated_names_are_refused_in_one_line(x):
+    frame = pd.DataFrame(x, columns=["a", "b", "a"])
+    with pytest.raises(ValueError, match="^two columns are called 'a': give each its own name$"):
+        FFJORD().fit(frame)
 
 
 def test_a_value_that_many_rows_share_is_told_with_its_share(x):

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import re
 import signal
 import subprocess
@@ -137,6 +138,15 @@ def test_ctrl_c_while_pytorch_is_loaded_ends_in_one_line(line, tmp_path):
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
     assert ended.returncode in (130, -signal.SIGINT)  # a shell shows both as 130
     assert ended.stderr.split() == ["interrupted"]
+
+
+def test_a_terminal_of_ascii_alone_gets_plain_characters(moons):
+    shown = subprocess.run(
+        [sys.executable, "-m", "ffjord_kit", "info", moons],
+        capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    assert (shown.returncode, shown.stderr) == (0, b"")
+    assert re.search(rb"best validation NLL +\d\.\d{4} \+- \d\.\d{4} nats", shown.stdout)
 
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "npy", "npz", "parquet"])

@@ -6,6 +6,8 @@ command runs, so that help and usage errors come at once.
 
 from __future__ import annotations
 
+import codecs
+import io
 import os
 import re
 import sys
@@ -17,6 +19,7 @@ from ffjord_kit.cli.commands import cli
 from ffjord_kit.memory import readable
 
 INTERRUPTED = 130
+PLAINLY = "ffjord_kit_plainly"  # name of the handler of characters that cannot be encoded
 
 __all__ = ["INTERRUPTED", "cli", "main"]
 
@@ -31,6 +34,7 @@ def main() -> None:
         SystemExit: Always, with the exit code.
     """
     warnings.showwarning = _show_warning
+    _write_plainly()
     try:
         sys.exit(cli(standalone_mode=False))
     except click.exceptions.Exit as leave:
@@ -58,6 +62,22 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, (ValueError, RuntimeError, ImportError, OSError)):
         return text
     return f"{type(error).__name__}: {text} (unexpected; set FFJORD_KIT_DEBUG=1 for the traceback)"
+
+
+def _write_plainly() -> None:
+    """Let output that a terminal or file has no characters for be written in others, e.g. +- for ±."""
+    codecs.register_error(PLAINLY, _in_plain_characters)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=PLAINLY)
+
+
+def _in_plain_characters(error: UnicodeError) -> tuple[str, int]:
+    """Return ASCII for the characters that could not be encoded, and where to go on."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end].replace("±", "+-")
+    return text.encode("ascii", "backslashreplace").decode("ascii"), error.end
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *place: object, **more: object) -> None:

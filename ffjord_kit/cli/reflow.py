@@ -70,6 +70,7 @@ def _check_folder(run: Path, out: Path, *, force: bool) -> None:
     content = {entry.name for entry in out.iterdir()} if out.is_dir() else set()
     if content and not (force and "config.json" in content):
         raise RunError(f"{out} is not empty: choose another folder, or pass --force to replace a run in it")
+    Run(out).check_room(force=force)
 
 
 def _compared_rows(run: Run, model: DensityModel, fitted: LoadedData | None, source: str | None) -> LoadedData | None:

@@ -46,7 +46,9 @@ def sample(
         check_replaceable(path, force=force)
     if not is_images:
         datasets.check_writable(out)
-    model, contexts = DensityModel.load(run), parse_context(opened, context, n_samples)
+    model = DensityModel.load(run)
+    model.check_draws(n_samples)
+    contexts = parse_context(opened, context, n_samples)
     x = model.sample(n_samples, context=contexts, random_state=random_state, steps=steps, guidance=guidance)
     _write(paths, x, contexts, model)
     click.echo(f"{n_samples} samples in {' and '.join(paths)}")

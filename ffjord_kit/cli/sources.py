@@ -169,14 +169,13 @@ def load_for_run(run: Run, source: str, *, rows: int | None = None, seed: int = 
     if datasets.is_image_source(source):
         raise ValueError(f"{source} holds images, and {run.path} is a run on a table of {listing(config['columns'])}")
     data = load(source, rows=rows, seed=seed, context_columns=config["data"].get("context_columns", []))
-    expected = tuple(config["columns"])
-    if set(expected) <= set(data.columns):
-        positions = [data.columns.index(column) for column in expected]
-        return replace(data, x=data.x[:, positions], columns=expected)
+    expected, places = tuple(config["columns"]), {name: i for i, name in enumerate(data.columns)}
+    if set(expected) <= places.keys():
+        return replace(data, x=data.x[:, [places[column] for column in expected]], columns=expected)
     unnamed = datasets.default_columns(len(expected)) in (data.columns, expected)
     if unnamed and len(data.columns) == len(expected):
         return data
-    missing = next(column for column in expected if column not in data.columns)
+    missing = next(column for column in expected if column not in places)
     raise ValueError(f"{source} has no column {missing!r}, which the run has; its columns are {listing(data.columns)}")
 
 

@@ -15,6 +15,7 @@ FLAT = 1e-5  # the least eigenvalue of the columns' correlations
 LARGEST = 1e150
 FAR = 100.0
 REPEATED, MOST_ROWS = 0.1, 200_000  # the share of rows; of more rows it would take long
+SHOWN = 10  # equal columns, or columns with outliers
 TIED, FEW_ROWS = 0.05, 100  # the share of rows with one value; fewer rows show nothing
 
 
@@ -104,12 +105,18 @@ def _refuse_extreme(x: np.ndarray, names: Sequence[str], noun: str = "column") -
 
 def _warn_of_duplicates(x: np.ndarray, names: Sequence[str]) -> bool:
     """Warn of equal columns; return whether there are any."""
-    order, found = np.argsort(x[0], kind="stable"), False
+    order = np.argsort(x[0], kind="stable").tolist()
+    equal: dict[int, None] = {}
     for a, b in zip(order[:-1], order[1:], strict=True):
         if x[0, a] == x[0, b] and np.array_equal(x[:, a], x[:, b]):
-            _warn(f"columns {names[a]!r} and {names[b]!r} are equal: the likelihood has no bound; drop one of them")
-            found = True
-    return found
+            equal |= {a: None, b: None}
+    if len(equal) == 2:
+        a, b = sorted(equal)
+        _warn(f"columns {names[a]!r} and {names[b]!r} are equal: the likelihood has no bound; drop one of them")
+    elif equal:
+        found = _listed([names[i] for i in sorted(equal)], SHOWN)
+        _warn(f"columns {found} equal others: the likelihood has no bound; keep one of each")
+    return bool(equal)
 
 
 def _warn_of_dependence(x: np.ndarray, names: Sequence[str]) -> None:
@@ -162,18 +169,22 @@ def _warn_of_outliers(x: np.ndarray, names: Sequence[str]) -> None:
     """Warn of columns with a value very far out, in widths of the column's middle half."""
     low, middle, high = np.quantile(x[:: max(1, len(x) // LOOK)], [0.25, 0.5, 0.75], axis=0)
     reach, width = np.maximum(middle - x.min(axis=0), x.max(axis=0) - middle), high - low
-    for column in np.flatnonzero((width > 0) & (reach > FAR * width)).tolist():
-        row = int(np.abs(x[:, column] - middle[column]).argmax())
-        _warn(
-            f"column {names[column]!r} reaches {reach[column] / width[column]:.1e} times the width of its middle half "
-            f"(row {row}, {x[row, column]:g}): drop that row if it is an error, or pass base='student', for heavy tails"
-        )
+    far = np.flatnonzero((width > 0) & (reach > FAR * width)).tolist()
+    if not far:
+        return
+    first, row = far[0], int(np.abs(x[:, far[0]] - middle[far[0]]).argmax())
+    others = f"; others as far out: {_listed([names[i] for i in far[1:]], SHOWN)}" if len(far) > 1 else ""
+    _warn(
+        f"column {names[first]!r} reaches {reach[first] / width[first]:.1e} times the width of its middle half "
+        f"(row {row}, {x[row, first]:g}){others}: drop such rows if they are errors, or pass base='student', for heavy "
+        "tails"
+    )
 
 
 def _warn(text: str) -> None:
     warnings.warn(text, DegenerateDataWarning, stacklevel=4)
 
 
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(repr(name) for name in names[:5]) + more
+def _listed(names: Sequence[str], shown: int = 5) -> str:
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(repr(name) for name in names[:shown]) + more

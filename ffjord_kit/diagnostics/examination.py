@@ -163,7 +163,7 @@ def preprocessed(flow: Flow, batch: Batch) -> tuple[Batch, Tensor]:
         Rows and contexts behind the preprocessing, in the dtype and on the device of the transforms, and the
         preprocessing's log|det|, shape (batch,), in float64 on the CPU.
     """
-    x, log_det = flow.preprocess.to_base(batch.x)
+    x, log_det = flow.preprocess.to_base(batch.x, batch.context)
     like = flow.like
     return Batch(x.to(like), flow.preprocess.scale_context(batch.context, like)), log_det
 

@@ -127,9 +127,10 @@ def _requested_steps(dequantize: Any, names: Sequence[str]) -> dict[str, float |
     if isinstance(dequantize, (str, bytes)) or not isinstance(dequantize, (Mapping, Sequence)):
         raise _dequantize_error(dequantize)
     steps = dict(dequantize) if isinstance(dequantize, Mapping) else dict.fromkeys(map(str, dequantize))
+    known, first = set(names), ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
     for name, step in steps.items():
-        if name not in names:
-            raise ValueError(f"dequantize names a column {name!r} that is not there; there are {', '.join(names)}")
+        if name not in known:
+            raise ValueError(f"dequantize names a column {name!r} that is not there; there are {first}")
         if step is not None and not (isinstance(step, Real) and 0 < float(step) < math.inf):
             raise _dequantize_error({name: step})
     return steps

@@ -15,9 +15,8 @@ import torch
 from torch import nn
 
 from ffjord_kit.accuracy import MAX_STEP
-from ffjord_kit.data import Batch
 from ffjord_kit.distributions import Base
-from ffjord_kit.estimator.data import Domain
+from ffjord_kit.estimator.data import Domain, TrainingData
 from ffjord_kit.estimator.fields import (
     OPEN,
     CommonFields,
@@ -163,13 +162,13 @@ def find_device(name: str) -> torch.device:
     return current_workers().device(torch.device(name))
 
 
-def build_flow(config: Config, domain: Domain, fitting: Batch, seed: int) -> Flow:
+def build_flow(config: Config, domain: Domain, data: TrainingData, seed: int) -> Flow:
     """Return an untrained flow, its preprocessing and base fitted to data, on the device of the configuration.
 
     Args:
         config: Configuration.
         domain: Domain of the data.
-        fitting: Rows in float64, shape (n, *event), and contexts, to fit to.
+        data: Training data.
         seed: Seed of the weights.
 
     Returns:
@@ -178,12 +177,11 @@ def build_flow(config: Config, domain: Domain, fitting: Batch, seed: int) -> Flo
     Raises:
         ValueError: If the data do not suit the fields.
     """
-    preprocess = domain.preprocess(fitting.x, config.fields.scaling)
-    z = fitting.x
+    preprocess = domain.preprocess(data, config.fields.scaling)
+    z = data.fitting.x
     for transform in preprocess:
-        z, _ = transform.to_base(z)
-    scaling = None if fitting.context is None else ContextScaling.of(fitting.context)
-    return _assemble(config, domain, preprocess, domain.base(z, config.fields), scaling, seed)
+        z, _ = transform.to_base(z, data.scaled_context)
+    return _assemble(config, domain, preprocess, domain.base(z, config.fields), data.context_scaling, seed)
 
 
 def blank_flow(config: Config, domain: Domain, context_dim: int, seed: int) -> Flow:
@@ -200,7 +198,7 @@ def blank_flow(config: Config, domain: Domain, context_dim: int, seed: int) -> F
     """
     zeros = torch.zeros(context_dim, dtype=torch.float64)
     scaling = ContextScaling.blank(zeros) if context_dim else None
-    preprocess = domain.blank_preprocess(config.fields.scaling)
+    preprocess = domain.blank_preprocess(config.fields.scaling, context_dim)
     return _assemble(config, domain, preprocess, domain.base(None, config.fields), scaling, seed)
 
 

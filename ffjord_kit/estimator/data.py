@@ -11,8 +11,10 @@ import math
 import secrets
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from numbers import Integral
 from typing import Any, ClassVar
 
@@ -25,7 +27,7 @@ from ffjord_kit.distributions import Base
 from ffjord_kit.flow import Flow
 from ffjord_kit.objectives import FlowMatching, Objective
 from ffjord_kit.trace import TraceEstimator
-from ffjord_kit.transforms import CNF, Transform
+from ffjord_kit.transforms import CNF, ConditionalAffine, ContextScaling, Transform
 
 SMALLEST_VALIDATION_SET = 5
 CHUNK_BYTES = 1 << 24  # read at once
@@ -79,12 +81,25 @@ class TrainingData:
         context: Their contexts, shape (n, context_dim), or None.
         fitting: Rows that preprocessing and base are fitted to.
         held_out: Rows held out for validation; None if there are too few.
+        conditional: Location and scale that follow the context; None where there is none.
     """
 
     x: Tensor | Rows
     context: Tensor | None
     fitting: Batch
     held_out: Batch | None
+    conditional: ConditionalAffine | None = None
+
+    @cached_property
+    def context_scaling(self) -> ContextScaling | None:
+        """Scaling of the contexts, fitted to `fitting`; None where there are none."""
+        return None if self.fitting.context is None else ContextScaling.of(self.fitting.context)
+
+    @cached_property
+    def scaled_context(self) -> Tensor | None:
+        """Scaled contexts of `fitting`, shape (n, context_dim), or None."""
+        scaling, context = self.context_scaling, self.fitting.context
+        return None if scaling is None or context is None else scaling(context)
 
 
 class Domain(ABC):
@@ -134,12 +149,11 @@ class Domain(ABC):
         """
 
     @abstractmethod
-    def search_options(self, x: Tensor, rows: int) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    def search_options(self, data: TrainingData) -> Iterator[tuple[str, tuple[Any, ...]]]:
         """Yield the fields that schedule auto may try out, and the values to try, the likelier first.
 
         Args:
-            x: Rows that the preprocessing is fitted to, shape (k, *event).
-            rows: Number of rows to train on.
+            data: Training data.
 
         Yields:
             Fields and values.
@@ -227,11 +241,11 @@ class Domain(ABC):
         """
 
     @abstractmethod
-    def preprocess(self, x: Tensor, scaling: str) -> list[Transform]:
+    def preprocess(self, data: TrainingData, scaling: str) -> list[Transform]:
         """Fit the preprocessing.
 
         Args:
-            x: Rows in float64, shape (n, *event).
+            data: Training data.
             scaling: Word of the scaling.
 
         Returns:
@@ -242,11 +256,12 @@ class Domain(ABC):
         """
 
     @abstractmethod
-    def blank_preprocess(self, scaling: str) -> list[Transform]:
+    def blank_preprocess(self, scaling: str, context_dim: int) -> list[Transform]:
         """Return the preprocessing before any data, to load weights into.
 
         Args:
             scaling: Word of the scaling.
+            context_dim: Length of a context.
 
         Returns:
             Transforms, from data to base.
@@ -423,6 +438,38 @@ def check_context(context: Any, rows: int, dim: int | None = None) -> np.ndarray
     if array.ndim != 2 or len(array) != rows:
         raise ValueError(f"context must have shape ({rows}, c), a row for each row of the data; got {array.shape}")
     return array
+
+
+def shortened(words: Sequence[str], limit: int = 10) -> str:
+    """Return the first of many words for a message.
+
+    Args:
+        words: Words.
+        limit: Most words to list.
+
+    Returns:
+        The text, which counts the others.
+
+    Example:
+        >>> shortened(["a", "b", "c"], limit=2)
+        'a, b and 1 more'
+    """
+    more = f" and {len(words) - limit} more" if len(words) > limit else ""
+    return ", ".join(words[:limit]) + more
+
+
+def refuse_repeated(names: Iterable[Any]) -> None:
+    """Refuse columns of the same name.
+
+    Args:
+        names: Names of the columns.
+
+    Raises:
+        ValueError: If a name is repeated; the message has the first one.
+    """
+    repeated = [name for name, times in Counter(map(str, names)).items() if times > 1]
+    if repeated:
+        raise ValueError(f"two columns are called {repeated[0]!r}: give each its own name")
 
 
 def refuse_not_finite(array: np.ndarray, name: str) -> None:

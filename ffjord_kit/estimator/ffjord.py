@@ -16,7 +16,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ffjord_kit.data import Batch
 from ffjord_kit.estimator.config import Config, build_flow, resolve
-from ffjord_kit.estimator.data import Arrays, Domain, TrainingData, check_context, tensor, to_numpy
+from ffjord_kit.estimator.data import Arrays, Domain, TrainingData, check_context, refuse_repeated, tensor, to_numpy
 from ffjord_kit.estimator.fields import CommonFields, ImageFields, TableFields, check_kinds
 from ffjord_kit.estimator.image import ImageDomain
 from ffjord_kit.estimator.model import DensityModel
@@ -253,7 +253,7 @@ class DensityEstimator(DensityMixin, BaseEstimator, CommonFields):
         rows = domain.training_data(arrays, config.fields.validation_fraction, seed)
         count = config.train.micro_batches or workers.size
         check_micro_batches(count, min(config.train.batch_size, len(rows.x)), workers)
-        return config, rows, build_flow(config, domain, rows.fitting, seed)
+        return config, rows, build_flow(config, domain, rows, seed)
 
     def _search(
         self,
@@ -272,7 +272,7 @@ class DensityEstimator(DensityMixin, BaseEstimator, CommonFields):
         record = {**record, "chosen": values} if folder is None else folder.amend(chosen=values)
         settled = resolve(self, domain, seed=config.train.seed, chosen=values)
         if choice is None:
-            return settled, build_flow(settled, domain, rows.fitting, config.train.seed), record, History(**before)
+            return settled, build_flow(settled, domain, rows, config.train.seed), record, History(**before)
         return settled, choice.flow, record, History(**before)
 
     def _train(
@@ -352,6 +352,7 @@ class FFJORD(DensityEstimator, TableFields):
     ) -> tuple[Arrays, Domain]:
         if getattr(X, "ndim", 2) in (3, 4):
             raise ValueError(f"FFJORD is for tables (n, d); got shape {np.shape(X)}: use ImageFFJORD for images")
+        refuse_repeated(getattr(X, "columns", ()))
         dtype: Any = [np.float64, np.float32] if isinstance(X, np.memmap) else np.float64
         x = validate_data(self, X, dtype=dtype, ensure_min_samples=2, ensure_all_finite=False)
         names = getattr(self, "feature_names_in_", None)  # scikit-learn sets it where X carries names

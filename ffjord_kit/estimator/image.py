@@ -140,7 +140,7 @@ class ImageDomain(Domain):
             "adjoint": "checkpointed", "learning_rate": 2e-3, "batch_size": 64, "solver_steps": 4, "hidden": channels,
         }  # fmt: skip
 
-    def search_options(self, x: Tensor, rows: int) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    def search_options(self, data: TrainingData) -> Iterator[tuple[str, tuple[Any, ...]]]:
         yield from ()
 
     def is_small(self, rows: int) -> bool:
@@ -179,14 +179,14 @@ class ImageDomain(Domain):
         order = np.random.default_rng(seed).permutation(len(x))
         return np.sort(order[count:]), np.sort(order[:count])
 
-    def preprocess(self, x: Tensor, scaling: str) -> list[Transform]:
-        opened = self._opening(scaling)
+    def preprocess(self, data: TrainingData, scaling: str) -> list[Transform]:
+        opened, x = self._opening(scaling), data.fitting.x
         z, _ = opened.to_base(x)
         sizes = z.transpose(0, 1).flatten(1)
         mean, scale = (part[:, None, None].expand(x.shape[1:]).clone() for part in (sizes.mean(1), sizes.std(1)))
         return [opened, Standardize(mean, torch.where(scale > 0, scale, 1.0))]
 
-    def blank_preprocess(self, scaling: str) -> list[Transform]:
+    def blank_preprocess(self, scaling: str, context_dim: int) -> list[Transform]:
         zeros = torch.zeros(self.shape, dtype=torch.float64)
         return [self._opening(scaling), Standardize(zeros, torch.ones_like(zeros))]
 

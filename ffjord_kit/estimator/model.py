@@ -23,7 +23,8 @@ from ffjord_kit.estimator.image import REPORT_PROBES, ImageDomain
 from ffjord_kit.estimator.persistence import fields_of_record, load_model, prepare_reports, save_model
 from ffjord_kit.estimator.scoring import ScoringModel, placed, spread, to_data
 from ffjord_kit.flow import Flow
-from ffjord_kit.objectives import class_log_probs, guided
+from ffjord_kit.memory import check_fits
+from ffjord_kit.objectives import guided
 from ffjord_kit.objectives.reflow import Reflow, stack_pairs
 from ffjord_kit.ode import FINEST_SINGLE
 from ffjord_kit.precision import single_precision
@@ -167,13 +168,28 @@ class DensityModel(ScoringModel):
         flow = self.flow if guidance == 1 else self._guided(guidance)
         flow = flow if steps is None else single_precision(flow)
         rows = sampling_batch_size(self.event_shape, self.flow.like.device.type)
-        draws = []
+        draws = np.empty((n_samples, *self.event_shape))
         for start in range(0, n_samples, rows):
-            z = self.flow.base.sample(min(rows, n_samples - start), generator)
-            place = Batch(z, None if context is None else context[start : start + rows])
+            part = slice(start, min(start + rows, n_samples))
+            z = self.flow.base.sample(part.stop - start, generator)
+            place = Batch(z, None if context is None else context[part])
             with self._naming_context(place):
-                draws.append(to_numpy(to_data(flow, place, solver)))
-        return self.domain.restore(np.concatenate(draws))
+                draws[part] = to_numpy(to_data(flow, place, solver))
+        return self.domain.restore(draws)
+
+    def check_draws(self, n_samples: int) -> None:
+        """Check that the memory can hold some draws, before any of them is made.
+
+        Args:
+            n_samples: Number of draws.
+
+        Raises:
+            ValueError: If there is none, or there are too many.
+        """
+        if n_samples < 1:
+            raise ValueError(f"n_samples must be at least 1; got {n_samples}")
+        size = n_samples * self.n_features * np.dtype(np.float64).itemsize
+        check_fits(f"{n_samples} samples of {self.n_features} numbers would take", size, "draw fewer at a time")
 
     def states(
         self, n_samples: int, times: Sequence[float], *, context: Any = None, random_state: Any = None
@@ -386,27 +402,6 @@ class DensityModel(ScoringModel):
             solver=self._solver, on_progress=on_progress,
         )  # fmt: skip
 
-    def class_probabilities(self, X: Any) -> np.ndarray:
-        """Return the probabilities P(c | x) of classes by Bayes' rule, all classes being as likely before.
-
-        Args:
-            X: Images.
-
-        Returns:
-            Probabilities, shape (n, classes).
-
-        Raises:
-            ValueError: If the model was not fitted with labels.
-        """
-        if not isinstance(self.domain, ImageDomain) or not self.domain.classes:
-            raise ValueError("class_probabilities needs a model of images that was fitted with context=labels")
-
-        def log_prob(x: Tensor, context: Tensor) -> Tensor:
-            return torch.from_numpy(self.evaluate_batch(Batch(x, context)).log_prob)
-
-        x, _ = self.domain.rows(X)
-        return class_log_probs(log_prob, x, self.domain.classes).exp().numpy()
-
     def reflow(
         self,
         X: Any = None,
@@ -497,8 +492,7 @@ class DensityModel(ScoringModel):
         return {steps: float(np.abs(draft - log_prob).mean()) for steps, draft in drafts.items()}
 
     def _prepare_draws(self, n: int, context: Any, random_state: Any) -> tuple[torch.Generator, Tensor | None]:
-        if n < 1:
-            raise ValueError(f"n_samples must be at least 1; got {n}")
+        self.check_draws(n)
         contexts = self._contexts(context, n)
         generator = torch.Generator().manual_seed(seed_from(random_state))
         return generator, None if contexts is None else tensor(contexts)

@@ -104,6 +104,10 @@ def check_resumable(run: Run, params: Mapping[str, Any], about: Mapping[str, Any
     record = run.config
     if "reflow" in record:
         raise RunError(f"{run.path} was made by reflow, not fitted: it has no steps left to make; reflow the fit again")
+    if run.file("model.safetensors").exists() and not run.has_checkpoint:
+        raise RunError(
+            f"{run.path} has a model but no checkpoint to go on from: use the model as it is, or fit again with force"
+        )
     if record["sha256"] != about["sha256"]:
         raise RunError(f"{run.path} was fitted to other data: resume it with the same rows and columns")
     name, mine, its = next(_differences(record, params), ("", None, None))

@@ -18,6 +18,7 @@ from ffjord_kit.estimator.data import tensor, to_numpy
 from ffjord_kit.estimator.image import ImageDomain
 from ffjord_kit.estimator.persistence import StoredModel
 from ffjord_kit.flow import Flow
+from ffjord_kit.objectives import class_log_probs
 from ffjord_kit.ode import AdaptiveSolver, FixedSolver, SolveError, Solver, make_solver
 from ffjord_kit.precision import full_precision, single_precision
 from ffjord_kit.threads import solving_threads
@@ -252,6 +253,27 @@ class ScoringModel(StoredModel):
         solver: Solver = DRAFT_SOLVER if steps is None else self.few_step_solver(method, steps)
         options, flow = replace(self.config.reporting, solver=solver), single_precision(self.flow)
         return spread(self.evaluate_batch(batch, time=time, flow=flow, options=options).log_prob, inside, -np.inf)
+
+    def class_probabilities(self, X: Any) -> np.ndarray:
+        """Return the probabilities P(c | x) of classes by Bayes' rule, all classes being as likely before.
+
+        Args:
+            X: Images.
+
+        Returns:
+            Probabilities, shape (n, classes).
+
+        Raises:
+            ValueError: If the model was not fitted with labels.
+        """
+        if not isinstance(self.domain, ImageDomain) or not self.domain.classes:
+            raise ValueError("class_probabilities needs a model of images that was fitted with context=labels")
+
+        def log_prob(x: Tensor, context: Tensor) -> Tensor:
+            return torch.from_numpy(self.evaluate_batch(Batch(x, context)).log_prob)
+
+        x, _ = self.domain.rows(X)
+        return class_log_probs(log_prob, x, self.domain.classes).exp().numpy()
 
     def split(self, X: Any) -> tuple[np.ndarray, np.ndarray]:
         """Split the data of the fit into those that trained the model and those held out for validation.

@@ -208,7 +208,7 @@ class Search:
         flow = build_flow(
             resolve(self.fields, self.domain, seed=self.before.seed, chosen=values),
             self.domain,
-            self.data.fitting,
+            self.data,
             self.before.seed,
         )
         return Trial(values, flow, race.lowest, steps)
@@ -216,7 +216,8 @@ class Search:
     def _fold(self, rows: Tensor, judges: Tensor) -> TrainingData:
         """Return the training data of a fold."""
         every = self.data.fitting
-        return TrainingData(every.x[rows], every[rows].context, every[rows], every[judges])
+        part = every[rows]
+        return replace(self.data, x=part.x, context=part.context, fitting=part, held_out=every[judges])
 
     def _seconds_to_search(self) -> float:
         """Return the seconds left for cross-validation, the rest being for the fit itself."""
@@ -235,7 +236,7 @@ class Search:
         Yields:
             Fields and values.
         """
-        for name, values in self.domain.search_options(self.data.fitting.x, len(self.data.x)):
+        for name, values in self.domain.search_options(self.data):
             suits = name != "fourier_features" or self.config.fields.dynamics == "residual"
             if getattr(self.fields, name) in OPEN and suits:
                 yield name, values
@@ -375,7 +376,7 @@ class Search:
         """Return an untrained flow; what it is made of is fitted once, as a mixture takes seconds."""
         key = (id(data), *(getattr(config.fields, name, None) for name in FLOW_FIELDS))
         if key not in self.untrained:
-            self.untrained[key] = build_flow(config, self.domain, data.fitting, self.before.seed)
+            self.untrained[key] = build_flow(config, self.domain, data, self.before.seed)
         return deepcopy(self.untrained[key])
 
     def _judges(self) -> Batch | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any, ClassVar
 
@@ -24,13 +24,14 @@ from ffjord_kit.estimator.data import (
     held_out_count,
     refuse_not_finite,
     shared_tensor,
+    shortened,
     tensor,
 )  # fmt: skip
 from ffjord_kit.estimator.fields import TableFields, choice
 from ffjord_kit.nn import DYNAMICS
 from ffjord_kit.objectives import FlowMatching, Objective
 from ffjord_kit.trace import ExactTrace, TraceEstimator
-from ffjord_kit.transforms import CNF, SCALINGS, Logit, Softplus, Transform
+from ffjord_kit.transforms import CNF, SCALINGS, ConditionalAffine, Logit, Softplus, Transform
 from ffjord_kit.transforms.affine import gaussian_total_correlation
 
 FEW_COLUMNS = 3
@@ -145,10 +146,10 @@ class TableDomain(Domain):
             "base": "normal", "hidden": NARROW if self.few_columns else WIDE,
         }  # fmt: skip
 
-    def search_options(self, x: Tensor, rows: int) -> Iterator[tuple[str, tuple[Any, ...]]]:
-        small = self.is_small(rows)
+    def search_options(self, data: TrainingData) -> Iterator[tuple[str, tuple[Any, ...]]]:
+        follows, small = data.conditional is not None and not data.conditional.is_identity, self.is_small(len(data.x))
         yield "time_density", ("uniform", "likelihood") if small else ("likelihood", "uniform")
-        yield "scaling", self._scalings(x, rows)
+        yield "scaling", self._scalings(self._unscaled(data)[0] if follows else data.fitting.x, len(data.x))
         if self.few_columns:
             yield "fourier_features", (0, 2) if small else (2, 0)
         if small:
@@ -181,24 +182,27 @@ class TableDomain(Domain):
         context = arrays.contexts(kept)
         if not arrays.streamed:
             every = Batch(tensor(x[kept]).double(), context)
-            return TrainingData(every.x, context, every[_spread(len(kept), FITTED_ROWS)], judges)
+            fitting = every[_spread(len(kept), FITTED_ROWS)]
+            return self._with_conditional(TrainingData(every.x, context, fitting, judges))
         streamed = StreamedRows(shared_tensor(x), torch.from_numpy(held_out))
         some = _spread(len(kept), FITTED_ROWS)
         fitting = Batch(streamed.fetch(some), None if context is None else context[some])
-        return TrainingData(streamed, context, fitting, judges)
+        return self._with_conditional(TrainingData(streamed, context, fitting, judges))
 
     def split(self, x: Any, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
         return self._split(len(x), fraction, seed, isinstance(x, np.memmap))
 
-    def preprocess(self, x: Tensor, scaling: str) -> list[Transform]:
-        transforms = self._support_transforms()
-        for transform in transforms:
-            x, _ = transform.to_base(x)
-        return [*transforms, *(make(x) for make in choice("scaling", scaling, SCALINGS)[:1])]
+    def preprocess(self, data: TrainingData, scaling: str) -> list[Transform]:
+        makers = choice("scaling", scaling, SCALINGS)[:1]
+        if not makers:
+            return self._support_transforms()
+        x, transforms = self._unscaled(data)
+        return [*transforms, *(make(x) for make in makers)]
 
-    def blank_preprocess(self, scaling: str) -> list[Transform]:
-        zeros = torch.zeros(self.event_shape, dtype=torch.float64)
-        return [*self._support_transforms(), *(make(zeros) for make in choice("scaling", scaling, SCALINGS)[1:])]
+    def blank_preprocess(self, scaling: str, context_dim: int) -> list[Transform]:
+        zeros, makers = torch.zeros(self.event_shape, dtype=torch.float64), choice("scaling", scaling, SCALINGS)[1:]
+        conditional = [ConditionalAffine.identity(zeros, context_dim)] if context_dim and makers else []
+        return [*self._support_transforms(), *conditional, *(make(zeros) for make in makers)]
 
     def base(self, z: Tensor | None, fields: Any) -> Base:
         fitted, blank = choice("base", fields.base, BASES)
@@ -242,6 +246,19 @@ class TableDomain(Domain):
             return np.delete(np.arange(rows), held_out), held_out
         order = rng.permutation(rows)
         return np.sort(order[count:]), order[:count]
+
+    def _with_conditional(self, data: TrainingData) -> TrainingData:
+        """Return the data with the location and scale that follow their contexts."""
+        if data.scaled_context is None:
+            return data
+        return replace(data, conditional=ConditionalAffine.of(self._unscaled(data)[0], data.scaled_context))
+
+    def _unscaled(self, data: TrainingData) -> tuple[Tensor, list[Transform]]:
+        """Return the rows that the scaling is fitted to, and the transforms that lead to them."""
+        x, transforms = data.fitting.x, [*self._support_transforms(), *filter(None, [data.conditional])]
+        for transform in transforms:
+            x, _ = transform.to_base(x, data.scaled_context)
+        return x, transforms
 
     def _support_transforms(self) -> list[Transform]:
         """Return the transforms that open the support to the whole line."""
@@ -306,13 +323,13 @@ def in_order(x: Any, columns: Sequence[str]) -> Any:
     Raises:
         ValueError: If a frame has some of the names and lacks others.
     """
-    names = names_of(x)
-    missing = [name for name in columns if name not in names]
-    if not names or len(missing) == len(columns):
+    places = {name: i for i, name in enumerate(names_of(x))}
+    missing = [name for name in columns if name not in places]
+    if not places or len(missing) == len(columns):
         return x
     if missing:
-        raise ValueError(f"X lacks columns of the fit: {', '.join(missing)}; it has {', '.join(names)}")
-    return x.iloc[:, [names.index(name) for name in columns]]
+        raise ValueError(f"X lacks columns of the fit: {shortened(missing)}; it has {shortened(list(places))}")
+    return x.iloc[:, [places[name] for name in columns]]
 
 
 def context_in_order(context: Any, columns: Sequence[str]) -> Any:

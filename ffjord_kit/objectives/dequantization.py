@@ -332,7 +332,7 @@ class DequantizationBound(SolvedObjective):
         """Return preprocessed rows k + u, log q(u | k), and the preprocessing's log-determinant, each (batch,)."""
         noise = torch.rand(batch.x.shape, generator=generator, device=generator.device, dtype=torch.float64)
         u, log_q = model.dequantizer.draw(batch.x, noise.to(batch.x.device), batch.context)
-        x, log_det = model.flow.preprocess.to_base(batch.x + u)
+        x, log_det = model.flow.preprocess.to_base(batch.x + u, batch.context)
         like = model.flow.like
         context = model.flow.preprocess.scale_context(batch.context, like)
         return Batch(x.to(like.device, like.dtype), context), log_q, log_det

@@ -112,8 +112,8 @@ def preprocessed(flow: Flow, batch: Batch) -> TensorData:
         Rows and contexts for `flow.inner`.
     """
     like = flow.like
-    x, log_det = flow.preprocess.to_base(batch.x.detach())
     context = None if batch.context is None else batch.context.detach()
+    x, log_det = flow.preprocess.to_base(batch.x.detach(), context)
     return TensorData(Batch(x.to(like.device, like.dtype), flow.preprocess.scale_context(context, like)), log_det)
 
 

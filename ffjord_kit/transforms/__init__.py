@@ -11,6 +11,7 @@ from ffjord_kit.transforms.affine import Affine, Standardize, Whiten
 from ffjord_kit.transforms.base import Transform
 from ffjord_kit.transforms.bounded import IMAGE_SCALINGS, Logit, Softplus
 from ffjord_kit.transforms.cnf import CNF
+from ffjord_kit.transforms.conditional import ConditionalAffine
 from ffjord_kit.transforms.contexts import ContextScaling
 from ffjord_kit.transforms.gaussianize import Gaussianize
 from ffjord_kit.transforms.multiscale import Squeeze, multi_scale
@@ -28,6 +29,6 @@ SCALINGS: dict[str, tuple[Callable[[Tensor], Transform], ...]] = {
 }
 
 __all__ = [
-    "CNF", "IMAGE_SCALINGS", "SCALINGS", "Affine", "ContextScaling", "Gaussianize", "Logit", "Preprocess", "Softplus",
-    "Squeeze", "Standardize", "Stepped", "Transform", "Whiten", "multi_scale",
+    "CNF", "IMAGE_SCALINGS", "SCALINGS", "Affine", "ConditionalAffine", "ContextScaling", "Gaussianize", "Logit",
+    "Preprocess", "Softplus", "Squeeze", "Standardize", "Stepped", "Transform", "Whiten", "multi_scale",
 ]  # fmt: skip

@@ -51,35 +51,37 @@ class Preprocess(nn.Module):
         """Whether there is nothing to do."""
         return not len(self.transforms) and self.context is None
 
-    def to_base(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def to_base(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map data towards the base; gradients go through.
 
         Args:
             x: Data, shape (batch, *event).
+            context: Contexts, shape (batch, context_dim), or None.
 
         Returns:
             Preprocessed rows, shape (batch, *event), and log|det|, shape (batch,), in float64 on the CPU.
         """
-        x = x.cpu().double()
+        x, context = x.cpu().double(), self._scaled(context)
         log_det = x.new_zeros(len(x))
         for transform in self.transforms:
-            x, step = transform.to_base(x)
+            x, step = transform.to_base(x, context)
             log_det = log_det + step
         return x, log_det
 
-    def to_data(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    def to_data(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map preprocessed rows back to data; gradients go through.
 
         Args:
             z: Preprocessed rows, shape (batch, *event).
+            context: Contexts, shape (batch, context_dim), or None.
 
         Returns:
             Data, shape (batch, *event), and log|det|, shape (batch,), in float64 on the CPU.
         """
-        z = z.cpu().double()
+        z, context = z.cpu().double(), self._scaled(context)
         log_det = z.new_zeros(len(z))
         for transform in reversed(self.transforms):
-            z, step = transform.to_data(z)
+            z, step = transform.to_data(z, context)
             log_det = log_det + step
         return z, log_det
 
@@ -93,11 +95,14 @@ class Preprocess(nn.Module):
         Returns:
             Scaled contexts, shape (batch, context_dim), or None.
         """
+        scaled = self._scaled(context)
+        return None if scaled is None else scaled.to(like.device, like.dtype)
+
+    def _scaled(self, context: Tensor | None) -> Tensor | None:
+        """Return scaled contexts in float64 on the CPU."""
         if context is None:
             return None
-        return self._scaled(context.cpu().double()).to(like.device, like.dtype)
-
-    def _scaled(self, context: Tensor) -> Tensor:
+        context = context.cpu().double()
         if isinstance(self.context, Transform):
             return self.context.to_base(context)[0]
         return context if self.context is None else self.context(context)
