@@ -1,6 +1,7 @@
 """Schedule auto: it tries out what is left open on validation data, says what it did, and can be gone on with."""
 
 import json
+import signal
 import time
 
 import numpy as np
@@ -272,3 +273,26 @@ def test_a_race_drops_what_rises_or_is_clearly_worse_and_keeps_to_its_time():
     assert race.best() == ({"name": "good"}, 3000)
     left[0] = 1.0
     assert not race.add({"name": "good"}, 1000)
+
+
+def test_a_signal_during_the_trials_is_what_the_script_hears(monkeypatch):
+    fit_flow = auto.fit_flow
+
+    def interrupted(*args, on_step, **options):
+        return fit_flow(*args, on_step=lambda record: signal.raise_signal(signal.SIGTERM), **options)
+
+    monkeypatch.setattr(auto, "fit_flow", interrupted)
+    with pytest.raises(SystemExit):
+        FFJORD(**FIELDS).fit(moons())
+
+
+def test_all_that_is_fitted_is_fitted_to_a_folds_own_rows():
+    c = np.random.default_rng(0).uniform(-2, 1, (300, 1))
+    arrays, domain = FFJORD()._read(c + 10**c * np.random.default_rng(1).normal(size=(300, 1)), c, None, None)
+    data = domain.training_data(arrays, 0.1, 0)
+    rows, judges = cross_validation.split_folds(len(data.x), 4, 0)[0]
+    fold = domain.fold(data, rows, judges)
+    assert torch.equal(fold.held_out.x, data.x[judges])
+    assert not fold.conditional.is_identity
+    assert not torch.equal(fold.conditional.centre, data.conditional.centre)
+    assert not torch.equal(fold.scaled_context, data.scaled_context[rows])

@@ -1,13 +1,17 @@
 """The receipt of explicit steps: it holds for monotone ones, and catches those that fold or are not onto."""
 
 import copy
+import dataclasses
+import math
 
 import pytest
 import torch
 from torch import nn
 
 from ffjord_kit import CNF, Flow, FlowMatching, Phase, ResidualDynamics, datasets, fit_flow
-from ffjord_kit.diagnostics import check_steps
+from ffjord_kit.data import Batch
+from ffjord_kit.diagnostics import Receipt, check_steps
+from ffjord_kit.diagnostics.receipt import _there_and_back
 from ffjord_kit.objectives import SteppedLikelihood
 from ffjord_kit.training import TrainConfig
 from ffjord_kit.transforms import Standardize, Stepped
@@ -91,3 +95,30 @@ def test_steps_that_are_not_onto_are_caught():
 def test_a_flow_without_steps_has_no_receipt(matched):
     with pytest.raises(ValueError, match="this one has none"):
         check_steps(matched, checkerboard(10, 0))
+
+
+class OneSided(nn.Module):
+    """One Euler step gives x where the context is positive, and exp(x) + 9 elsewhere, which no base point has."""
+
+    def forward(self, t, x, context=None):
+        return torch.where(context > 0, 0.0, x - x.exp() - 9)
+
+
+def test_draws_are_examined_with_their_own_contexts():
+    flow = Flow([Stepped(OneSided(), (1,), method="euler", steps=1)], context_dim=1)
+    generator = torch.Generator().manual_seed(0)
+    x, context = torch.randn(400, 1, generator=generator), torch.randn(400, 1, generator=generator).sign()
+    receipt = check_steps(flow, x, context)
+    assert receipt.unreached == pytest.approx((context < 0).double().mean().item())
+    batch = Batch(x.double(), context.double())
+    _, draws, _ = _there_and_back(flow.double(), batch, generator)
+    assert bool((draws.context > 0).all())
+
+
+def test_an_integral_that_is_too_uncertain_decides_nothing():
+    good = Receipt(100, 0.5, 0.5, 0.0, 0.0, 0.0, 1e-12, 1.0, 0.01)
+    assert (good.verdict, good.holds) == ("holds", True)
+    unsure = dataclasses.replace(good, integral=3.0, integral_error=math.inf)
+    assert (unsure.verdict, unsure.holds) == ("undecided", False)
+    assert dataclasses.replace(good, integral=1.1).verdict == "fails"
+    assert dataclasses.replace(good, round_trip=math.inf).verdict == "fails"

@@ -13,6 +13,7 @@ uses p by its log-densities alone. The standard error is honest where many sampl
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -112,18 +113,35 @@ def _by_grid(exam: Examination) -> Integral:
 
 def _by_importance_sampling(exam: Examination) -> Integral:
     count = min(MAX_SAMPLES, SAMPLE_ELEMENTS // exam.size)
-    samples = flat(_sample(exam, count)).numpy(force=True)
-    mixture = metrics.best_gaussian_mixture(samples[::2], samples[1::2], seed=exam.seed, components=COMPONENTS)
-    narrow = torch.as_tensor(mixture.sample(count)[0]).to(exam.batch.x)
-    wide = torch.rand(count, generator=exam.generator()) < 0.5
-    centre = torch.as_tensor(samples.mean(0)).to(exam.batch.x)
+    samples = flat(_sample(exam, count))
+    return by_importance_sampling(samples, lambda points: _log_density(exam, points), count=count, seed=exam.seed)
+
+
+def by_importance_sampling(
+    samples: Tensor, log_density: Callable[[Tensor], Tensor], *, count: int, seed: int
+) -> Integral:
+    """Integrate a density by importance sampling from a mixture like given samples, and the same widened by two.
+
+    Args:
+        samples: Samples of the density or rows like them, shape (m, d).
+        log_density: Log-densities of points (count, d), nats, shape (count,).
+        count: Number of points.
+        seed: Seed of the points.
+
+    Returns:
+        The integral; its error is infinite where too few points carry it.
+    """
+    rows = samples.numpy(force=True)
+    mixture = metrics.best_gaussian_mixture(rows[::2], rows[1::2], seed=seed, components=COMPONENTS)
+    narrow, centre = torch.as_tensor(mixture.sample(count)[0]).to(samples), samples.mean(0)
+    wide = torch.rand(count, generator=torch.Generator().manual_seed(seed)) < 0.5
     points = torch.where(wide[:, None].to(narrow.device), centre + 2 * (narrow - centre), narrow)
     log_narrow = mixture.score_samples(points.numpy(force=True))
     log_wide = mixture.score_samples((centre + (points - centre) / 2).numpy(force=True))
     log_q = torch.logaddexp(
-        torch.as_tensor(log_narrow), torch.as_tensor(log_wide) - exam.size * math.log(2)
+        torch.as_tensor(log_narrow), torch.as_tensor(log_wide) - samples.shape[1] * math.log(2)
     ) - math.log(2)
-    weights = (_log_density(exam, points) - log_q.to(points)).exp()
+    weights = (log_density(points) - log_q.to(points)).exp()
     effective = float(weights.sum() ** 2 / weights.square().sum())
     value, error = metrics.mean_and_standard_error(weights.numpy(force=True))
     method = f"importance sampling ({effective:.0f} of {count} samples carry it)"

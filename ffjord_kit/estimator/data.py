@@ -170,6 +170,20 @@ class Domain(ABC):
             Whether a part of them would judge badly.
         """
 
+    def fold(self, data: TrainingData, rows: Tensor, judges: Tensor) -> TrainingData:
+        """Return a fold of cross-validation, to which all that is fitted is fitted anew.
+
+        Args:
+            data: Training data in memory.
+            rows: Indices of the rows to train on.
+            judges: Indices of those to judge by.
+
+        Returns:
+            The fold.
+        """
+        part = data.fitting[rows]
+        return TrainingData(part.x, part.context, part, data.fitting[judges])
+
     @abstractmethod
     def reason_not_to_search(self) -> str:
         """Return why schedule auto tries nothing out.

@@ -8,7 +8,7 @@ or a share of the seconds left if that buys enough steps. A finish of steps ends
 better, and the better weights are kept. The log records every trial and choice.
 
 Of a table of fewer than a thousand rows, a part judges badly: there settings and the length of training are chosen by
-cross-validation, beginning with one step, where the flow is hardly more than its base.
+cross-validation, beginning with the flow as it is, which is its base.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from ffjord_kit.progress import training_progress
 from ffjord_kit.training import History, Phase, TrainingDiverged, Workers, fit_flow
 from ffjord_kit.training.cross_validation import Race, split_folds
 from ffjord_kit.training.data import preprocessed
-from ffjord_kit.training.runtime import Timer
+from ffjord_kit.training.runtime import Timer, pass_on
 
 STEPS, MOST_EPOCHS = 4000, 700  # of flow matching where steps are counted: small sets are learnt by heart beyond
 TRIAL_STEPS, TRIAL_SHARE, TRIAL_SHARE_OF_MANY = 400, 0.06, 0.05  # of few columns, and of more, with more to try
@@ -187,7 +187,8 @@ class Search:
         Returns:
             The best trial, whose flow is not trained.
         """
-        folds = [self._fold(*rows) for rows in split_folds(len(self.data.x), FOLDS, self.before.seed)]
+        parts = split_folds(len(self.data.x), FOLDS, self.before.seed)
+        folds = [self.domain.fold(self.data, *rows) for rows in parts]
 
         def score(values: Mapping[str, Any], fold: int, steps: int) -> float:
             title = f"fold {fold + 1}/{FOLDS}" if steps > 1 else None
@@ -212,12 +213,6 @@ class Search:
             self.before.seed,
         )
         return Trial(values, flow, race.lowest, steps)
-
-    def _fold(self, rows: Tensor, judges: Tensor) -> TrainingData:
-        """Return the training data of a fold."""
-        every = self.data.fitting
-        part = every[rows]
-        return replace(self.data, x=part.x, context=part.context, fitting=part, held_out=every[judges])
 
     def _seconds_to_search(self) -> float:
         """Return the seconds left for cross-validation, the rest being for the fit itself."""
@@ -367,7 +362,8 @@ class Search:
         except TrainingDiverged as error:
             return Trial(dict(values), self.flow, failure=error)
         if history.interrupted:
-            raise KeyboardInterrupt
+            pass_on(history.signal)
+            raise KeyboardInterrupt  # a handler of the script's own has returned: there is no model yet
         before.validation_cost = history.validation_cost
         nll = math.inf if history.best_nll is None else history.best_nll
         return Trial(dict(values), flow, nll, history.step)

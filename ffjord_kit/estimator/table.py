@@ -247,6 +247,9 @@ class TableDomain(Domain):
         order = rng.permutation(rows)
         return np.sort(order[count:]), order[:count]
 
+    def fold(self, data: TrainingData, rows: Tensor, judges: Tensor) -> TrainingData:
+        return self._with_conditional(super().fold(data, rows, judges))
+
     def _with_conditional(self, data: TrainingData) -> TrainingData:
         """Return the data with the location and scale that follow their contexts."""
         if data.scaled_context is None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from ffjord_kit.ode.field import State
@@ -37,6 +38,12 @@ class Scheme(NamedTuple):
 
     stage_times: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]
     change: Callable[[Field, tuple[Tensor, ...], Any, State], State]
+
+    @property
+    def stages(self) -> int:
+        """Evaluations of the field in a step."""
+        zero = torch.zeros(())
+        return len(self.stage_times(zero, zero, zero))
 
 
 def integrate_on_grid(

@@ -18,13 +18,13 @@ from ffjord_kit.data import Batch
 from ffjord_kit.flow import Flow
 from ffjord_kit.noise import keyed_generator
 from ffjord_kit.objectives import SteppedLikelihood
+from ffjord_kit.ode.explicit import EXPLICIT_SCHEMES
 from ffjord_kit.training.config import Phase, TrainConfig
 from ffjord_kit.training.data import preprocessed
 from ffjord_kit.training.history import History, OnStep
 from ffjord_kit.training.loop import fit_flow
 from ffjord_kit.transforms import CNF, Stepped
 
-STAGES = {"euler": 1, "midpoint": 2, "heun3": 3, "rk4": 4}  # evaluations of a step
 GRADINGS = (1.0, 2.0, 3.0)
 CHUNK = 2000  # rows at once
 
@@ -136,9 +136,9 @@ def train_steps(
 
 
 def _candidates(evaluations: int) -> Iterator[tuple[str, int, float]]:
-    for method, stages in STAGES.items():
-        if evaluations >= stages:
-            yield from ((method, evaluations // stages, grading) for grading in GRADINGS)
+    for method, scheme in EXPLICIT_SCHEMES.items():
+        if evaluations >= scheme.stages:
+            yield from ((method, evaluations // scheme.stages, grading) for grading in GRADINGS)
 
 
 @torch.no_grad()
