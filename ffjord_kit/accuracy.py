@@ -212,7 +212,7 @@ def log_density(
     Returns:
         Log-densities and errors.
     """
-    return _refined(carry, base, batch, options.exact_if_cheaper(batch.x[0].numel()), generator, None)
+    return _refined(carry, base, batch, options.exact_if_cheaper(batch.x[0].numel()), generator, ())
 
 
 def _refined(
@@ -221,27 +221,37 @@ def _refined(
     batch: Batch,
     options: AccuracyOptions,
     generator: torch.Generator | None,
-    before: LogDensity | None,
+    before: tuple[LogDensity, ...],
 ) -> LogDensity:
-    """Solve, and solve the rows again that do not meet the error; `before`: of a coarser solve."""
+    """Solve, and solve the rows again that do not meet the error; `before`: of up to two coarser solves.
+
+    Rows are given up where two finer solves in a row did not help, as at a jump. One proves nothing: at a turning point
+    of a smooth field the stages of a long step look like a leap.
+    """
     first = _evaluate(carry, base, batch, options, generator)
     if options.error is None:
         return first
     allowed = options.error / (1 if options.probes is None else 2)
     coarse = (first.solver_error > allowed) & (first.rounding < allowed)
     noisy = ~first.met & (first.solver_error <= allowed) & first.value.isfinite()
-    if before is not None:
-        coarse &= (first.solver_error <= PROGRESS * before.solver_error) | (first.accepted <= SHORTER * before.accepted)
+    if len(before) == 2:
+        coarse &= _helped(before[1], before[0]) | _helped(first, before[1])
     for unmet, refined, known in (
-        (coarse, options.finer(batch.x.dtype), first),
-        (noisy, options.with_more_probes(), None),
+        (coarse, options.finer(batch.x.dtype), (*before, first)[-2:]),
+        (noisy, options.with_more_probes(), ()),
     ):
         rows = unmet.nonzero().flatten()
         if len(rows) and refined is not None:
-            coarser = known and known.take(rows)
+            coarser = tuple(solve.take(rows) for solve in known)
             again = _refined(carry, base, batch[rows], replace(refined, on_failure="nan"), generator, coarser)
             first = first.updated(rows, again)  # a coarser solve stands where a finer one cannot go on
     return first
+
+
+def _helped(finer: LogDensity, coarser: LogDensity) -> Tensor:
+    """Say of each row whether a finer solve lowered its error, or hardly shortened its steps, (batch,)."""
+    lower = finer.solver_error <= PROGRESS * coarser.solver_error
+    return lower | (finer.accepted <= SHORTER * coarser.accepted)
 
 
 def _evaluate(

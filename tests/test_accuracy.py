@@ -299,3 +299,16 @@ def test_the_estimator_gives_the_same_with_its_support():
     assert certified.error.max() <= 1e-7
     assert np.abs(certified.log_prob[:5] - log_prob[:5]).max() <= error.max()
     assert model.solver_error(rows[:5]) == pytest.approx(model.certify(rows[:5]).solver_error.mean())
+
+
+def test_a_smooth_network_meets_any_error_asked_for():
+    """At turning points of the field long steps seem to leap: one finer solve that does not help proves nothing."""
+    x = np.random.default_rng(0).normal(size=(500, 2))
+    model = FFJORD(schedule=[("flow_matching", 300)], hidden=(32, 32), random_state=0).fit(x)
+    rows = np.random.default_rng(1).normal(size=(200, 2))
+    truth = model.certify(rows, error=1e-9)
+    assert truth.met.all()
+    for error in (1e-4, 1e-6):
+        certified = model.certify(rows, error=error)
+        assert certified.met.all()
+        assert (np.abs(certified.log_prob - truth.log_prob) <= certified.error + truth.error).mean() >= 0.99
