@@ -58,7 +58,8 @@ def in_steps(flow: Flow, method: str, steps: int, grading: float = 1.0, *, learn
         learn_grid: Whether training moves the ends of the steps.
 
     Returns:
-        The flow of steps, whose density is its own.
+        The flow of steps, whose density is its own. Its fields can be trained, also those of a fitted model, which are
+        frozen.
 
     Raises:
         ValueError: If there is no continuous transform.
@@ -74,8 +75,8 @@ def in_steps(flow: Flow, method: str, steps: int, grading: float = 1.0, *, learn
         raise ValueError("only a flow with continuous transforms can be taken in steps; this one has none")
     transforms = [
         Stepped(
-            each.dynamics, each.event_shape, method=method, steps=steps, grading=grading, learn_grid=learn_grid,
-            end_time=each.end_time,
+            each.dynamics.requires_grad_(), each.event_shape, method=method, steps=steps, grading=grading,
+            learn_grid=learn_grid, end_time=each.end_time,
         ) if isinstance(each, CNF) else each
         for each in flow.transforms
     ]  # fmt: skip
