@@ -9,6 +9,7 @@ thread; seconds are CPU seconds for 10,000 log-densities.
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections.abc import Callable
 
@@ -20,8 +21,10 @@ from ffjord_kit import FFJORD
 from ffjord_kit.data import Batch
 from ffjord_kit.diagnostics import check_steps
 from ffjord_kit.flow import Flow
+from ffjord_kit.objectives import SteppedLikelihood
 from ffjord_kit.precision import single_precision
-from ffjord_kit.training.discretize import choose_scheme, in_steps, train_steps
+from ffjord_kit.training import Phase
+from ffjord_kit.training.discretize import LEARNING_RATE, choose_scheme, in_steps, train_steps
 
 TEST_ROWS, SCHEME_ROWS, CHUNK = 2000, 500, 1000
 
@@ -50,7 +53,10 @@ def _compare(name: str, seconds: float, evaluations: int, seed: int) -> None:
     steps = in_steps(flow, *scheme[:3], learn_grid=True)
     label = f"{scheme.method} {scheme.steps}, g = {scheme.grading:g}"
     _print(name, label, _scorer(steps), rows, str(check_steps(steps, judges.x)))
-    train_steps(steps, torch.as_tensor(rows.train), validation=judges, seconds=seconds / 2)
+    train_steps(
+        steps, torch.as_tensor(rows.train), validation=judges,
+        phase=Phase(SteppedLikelihood(), math.inf, LEARNING_RATE, seconds / 2, trial=True),
+    )  # fmt: skip
     _print(name, f"{label}, trained", _scorer(steps), rows, str(check_steps(steps, judges.x)))
 
 

@@ -5,6 +5,7 @@
     model.safetensors    best weights so far; they can be loaded at any moment
     checkpoint/          state.safetensors: the full state of training, to resume bit for bit
     samples/             sheets of sampled images during training
+    steps/               log, model and checkpoint of the same flow in few explicit steps, which is trained after it
 
 Every file but the log is replaced atomically, and none is ever unpickled.
 
@@ -19,7 +20,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from pathlib import Path
 from types import ModuleType
@@ -41,7 +42,7 @@ except ImportError:  # Windows, which has no locks of folders
 
 FORMAT = 2
 DAMAGE = (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError)
-FOLDERS = ("checkpoint", "samples")
+FOLDERS = ("checkpoint", "samples", "steps")
 CONTENT = ("metrics.jsonl", "model.safetensors", *FOLDERS, "config.json")
 NEW, WHOLE = ".new", ".whole"  # a run that is to replace the one in the folder, before and after it has a model
 
@@ -101,6 +102,7 @@ class Run:
     Args:
         path: Path of the folder.
         replaces: Whether the run is to replace the one that is there, which stays until `save_model`.
+        part: Folder of the log, the model and the checkpoint within the run; empty for the run itself.
 
     Example:
         >>> import tempfile
@@ -111,6 +113,7 @@ class Run:
 
     path: Path
     replaces: bool = False
+    part: str = ""
 
     @classmethod
     def create(cls, path: str | Path, config: Mapping[str, Any], *, force: bool = False) -> Run:
@@ -164,10 +167,27 @@ class Run:
         Returns:
             The path.
         """
+        name = f"{self.part}/{name}" if self.part and name != "config.json" else name
         if (self.path / WHOLE / name.split("/")[0]).exists():
             return self.path / WHOLE / name
         new = self.path / NEW
         return new / name if self.replaces and new.is_dir() else self.path / name
+
+    def within(self, part: str) -> Run:
+        """Return a part of the run, which has a log, a model and a checkpoint of its own.
+
+        Args:
+            part: Name of its folder, one of FOLDERS.
+
+        Returns:
+            The part; it shares the config.
+        """
+        return replace(self, part=part)
+
+    @property
+    def has_model(self) -> bool:
+        """Whether there are weights."""
+        return self.file("model.safetensors").exists()
 
     def tidy(self) -> None:
         """Remove what a killed process had begun to write, and end what it had begun to move (under the lock)."""
@@ -218,6 +238,7 @@ class Run:
             RunError: If it cannot be written.
         """
         log = self.file("metrics.jsonl")
+        log.parent.mkdir(parents=True, exist_ok=True)
         with self._writing(log), open(log, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
@@ -251,7 +272,7 @@ class Run:
             RunError: If they cannot be written.
         """
         self._save("model.safetensors", flow.state_dict(), {})
-        if self.replaces and (self.path / NEW).is_dir():
+        if not self.part and self.replaces and (self.path / NEW).is_dir():
             self._take_place()
 
     def load_model(self, flow: nn.Module) -> None:
@@ -272,7 +293,7 @@ class Run:
         for name, value in flow.state_dict().items():
             _check_type(self.path / "model.safetensors", name, tensors[name], value)
         if not all(bool(value.isfinite().all()) for value in tensors.values() if value.is_floating_point()):
-            raise RunError(f"{self.path / 'model.safetensors'} holds weights that are NaN or infinite")
+            raise RunError(f"{self.file('model.safetensors')} holds weights that are NaN or infinite")
         flow.load_state_dict(tensors)
 
     def save_checkpoint(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
@@ -343,14 +364,16 @@ class Run:
             raise damaged(self.path / name, reason) from error
 
     def _write(self, name: str, text: str) -> None:
-        with self._writing(self.file(name)):
-            write_text(self.file(name), text)
+        path = self.file(name)
+        with self._writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, text)
 
     def _save(self, name: str, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
         flat = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
         path = self.file(name)
         with self._writing(path):
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path) as temporary:
                 save_file(flat, temporary, metadata)
 

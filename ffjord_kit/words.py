@@ -24,7 +24,7 @@ SCALINGS = ("standardize", "robust", "whiten", "half_whiten", "gaussianize", "no
 IMAGE_SCALINGS = ("logit", "plain")  # transforms/bounded.py
 ZUKO_TRANSFORMS = ("maf", "nsf", "nice")  # transforms/zuko.py
 
-OBJECTIVES = ("flow_matching", "mle", "transforms")  # objectives/__init__.py
+OBJECTIVES = ("flow_matching", "mle", "transforms", "steps")  # objectives/__init__.py
 COUPLINGS = ("independent", "optimal_transport")  # objectives/couplings.py
 TIME_DENSITIES = ("uniform", "likelihood")  # objectives/flow_matching.py
 
@@ -33,3 +33,4 @@ PRECISIONS = ("float32", "tf32", "bf16")
 # Modes of torch.compile; reduce-overhead records CUDA graphs, which need the fixed shapes that batches have.
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
 CLOCKS = ("cpu", "wall")  # of limits in seconds; training/runtime.py
+DENSITIES = ("continuous", "steps")  # of a fit that has both; estimator/discretize.py

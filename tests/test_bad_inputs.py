@@ -240,7 +240,7 @@ COMMANDS |= {
     "doctor cut-model table.csv": r"cut-model/model\.safetensors is damaged \(.*\): restore it, or fit again",
     "doctor later table.csv": r"later/config\.json has format 7; .*",
     "reflow folder --out out": NO_RUN.format("folder"),
-    "reflow run --out run": "run is the run to reflow, which stays as it is: choose another folder",
+    "reflow run --out run": "run is the run to begin with, which stays as it is: choose another folder",
     "reflow run --out folder": "folder is not empty: choose another folder, or pass --force .*",
     "reflow run --out file": "file is a file: choose another folder for the run",
     "reflow run --out file/run": r"file/run cannot be made: .*file is not a folder that may be written",

@@ -17,6 +17,7 @@ from ffjord_kit.objectives import (
     MaximumLikelihood,
     Reflow,
     SolvedObjective,
+    SteppedLikelihood,
     TransformsLikelihood,
 )  # fmt: skip
 from ffjord_kit.objectives.flow_matching import LIKELIHOOD_FLOOR
@@ -24,7 +25,7 @@ from ffjord_kit.objectives.reflow import stack_pairs
 from ffjord_kit.ode import ADJOINTS, AdaptiveSolver, FixedSolver
 from ffjord_kit.regularizers import REGULARIZERS
 from ffjord_kit.trace import ExactTrace, HutchinsonTrace
-from ffjord_kit.transforms import CNF, Standardize
+from ffjord_kit.transforms import CNF, Standardize, Stepped
 from ffjord_kit.transforms.cnf import SolveOptions
 
 EXACT = FixedSolver("rk4", steps=20)
@@ -43,6 +44,12 @@ def seeded(seed=5):
 
 def a_flow(*transforms, **options):
     return Flow(list(transforms), **options).double()
+
+
+def continuous(word, field):
+    """Return the continuous transform that an objective trains, or its steps, some of which may fold."""
+    steep = CNF(field, (2,), solver=EXACT)
+    return Stepped(field, (2,), method="euler", steps=1, end_time=8.0) if word == "steps" else steep
 
 
 def loss_of(objective, flow, x, context=None, seed=5):
@@ -217,7 +224,7 @@ class UnconditionalField(SmoothMLP):
 def test_every_transform_sees_the_context(word, place):
     """Only the transform at one place depends on the context, and so does the loss."""
     field = SmoothMLP(2, context_dim=2) if place == 1 else UnconditionalField(2)
-    transforms = [Unconditional(2), CNF(field, (2,), solver=EXACT), Unconditional(2)]
+    transforms = [Unconditional(2), continuous(word, field), Unconditional(2)]
     if place != 1:
         transforms[place] = LearntAffine(2)
     flow, x, context = a_flow(*transforms, context_dim=2), randn(6, 2), randn(6, 2, seed=3)
@@ -308,7 +315,7 @@ def test_the_costs_of_several_blocks_are_added():
 
 @pytest.mark.parametrize("word", OBJECTIVES)
 def test_a_loss_takes_all_its_noise_from_the_generator_and_changes_nothing(word):
-    flow, x = a_flow(LearntAffine(2), CNF(SmoothMLP(2), (2,), solver=EXACT)), randn(6, 2)
+    flow, x = a_flow(LearntAffine(2), continuous(word, SmoothMLP(2))), randn(6, 2)
     kept, state, weights = x.clone(), torch.get_rng_state(), [p.detach().clone() for p in flow.parameters()]
     first, again, other = (loss_of(OBJECTIVES[word](), flow, x, seed=s).value.detach() for s in (1, 1, 2))
     assert float(first) == float(again)
@@ -324,6 +331,7 @@ LEARNERS = {
     "flow matching with coupled ends": (FlowMatching(coupling="optimal_transport"), 250),
     "maximum likelihood": (MaximumLikelihood(), 60),
     "likelihood of the transforms": (TransformsLikelihood(), 400),
+    "likelihood of few steps": (SteppedLikelihood(), 100),
 }
 
 
@@ -337,7 +345,8 @@ def test_a_short_training_reaches_the_entropy_of_a_gaussian(objective, steps):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         above = [LearntAffine(1)] if objective.name == "transforms" else []
-        flow = Flow([*above, CNF(ResidualDynamics((1,), hidden=(32,)), (1,), solver=FixedSolver("rk4", steps=6))])
+        field, solver = ResidualDynamics((1,), hidden=(32,)), FixedSolver("rk4", steps=6)
+        flow = Flow([*above, Stepped(field, (1,)) if objective.name == "steps" else CNF(field, (1,), solver=solver)])
     optimizer = torch.optim.Adam(flow.parameters(), lr=0.01)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):

@@ -294,7 +294,7 @@ def test_the_command_compares_both_and_leaves_a_run(capsys, tmp_path):
     assert call(capsys, "sample", out, "-n", "7", "--steps", "4", "--out", tmp_path / "x.npy")[0] == 0
     assert np.load(tmp_path / "x.npy").shape == (7, 2)
     for argv, message in (
-        ((run, "--out", run), "is the run to reflow, which stays as it is"),
+        ((run, "--out", run), "is the run to begin with, which stays as it is"),
         ((run, "--out", out), "is not empty: choose another folder, or pass --force"),
         ((run, "--out", tmp_path, "--force"), "is not empty: choose another folder"),
     ):

@@ -209,6 +209,23 @@ def reflow(**options: Any) -> None:
 
 @cli.command()
 @run_argument
+@click.argument("source", metavar="[DATA]", required=False)
+@click.option("--out", type=click.Path(), required=True, help="Folder of the new run.")
+@click.option(
+    "--max-seconds", type=float, metavar="FLOAT", default=60.0, show_default=True, help="Seconds of training."
+)
+@force_option
+def discretize(**options: Any) -> None:
+    """Give a RUN on a table a density in few exact steps.
+
+    It costs a fixed number of evaluations, and has no solver's error. The steps are chosen on the rows that RUN held
+    out, and trained on by their exact likelihood. DATA are the rows of the fit, if RUN no longer finds them.
+    """
+    _call("discretize", "discretize", **options)
+
+
+@cli.command()
+@run_argument
 @click.option("--out", type=click.Path(file_okay=False), required=True, help="Folder for the pictures.")
 @click.option(
     "--context", help="Context of a conditional run: values 1.0,2.5 or classes. [default: the median, or all classes]"

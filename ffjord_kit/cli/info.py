@@ -11,10 +11,13 @@ import click
 from ffjord_kit import datasets, metrics
 from ffjord_kit.cli.output import CONSOLE, plain_table, print_rows
 from ffjord_kit.cli.sources import open_run
+from ffjord_kit.estimator.discretize import SteppedNote
+from ffjord_kit.estimator.persistence import last_part
 from ffjord_kit.run import Run
 
 CHECKPOINT = "checkpoint/state.safetensors"
 COLUMNS_SHOWN = 8
+DENSITY = {"steps": "the steps", "continuous": "the continuous flow"}
 
 
 def describe_run(run: str) -> None:
@@ -125,7 +128,8 @@ def _origin(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _outcome(run: Run) -> Iterator[tuple[str, str]]:
     """Yield how far a run came, and how well it did."""
-    checkpoint, records = run.load_checkpoint(), run.records()
+    last_trained = last_part(run)
+    checkpoint, records = last_trained.load_checkpoint(), last_trained.records()
     last = checkpoint[1] if checkpoint else records[-1] if records else {"step": 0, "seconds": 0.0}
     with run.explained(CHECKPOINT if checkpoint else "metrics.jsonl"):
         steps = f"{last['step']} in {last['seconds']:.1f} s"
@@ -133,6 +137,11 @@ def _outcome(run: Run) -> Iterator[tuple[str, str]]:
         best = best_validation(records, math.prod(images["shape"]) if images else None)
     yield "steps", steps
     yield "best validation NLL", best
+    if "receipt" in run.config.get("steps", {}):
+        with run.explained("config.json"):
+            note = SteppedNote.of_record(run.config["steps"])
+        yield "in few steps", f"{note.scheme}; reports by default: the density of {DENSITY[note.density]}"
+        yield "receipt", str(note.receipt)
     yield "weights", "model.safetensors" if run.file("model.safetensors").exists() else "none yet"
 
 

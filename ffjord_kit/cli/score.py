@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import cast
 
 import click
 import numpy as np
@@ -12,6 +13,7 @@ from ffjord_kit import datasets, metrics, plots
 from ffjord_kit.cli.output import CONSOLE, check_replaceable, plain_table, print_rows, with_error
 from ffjord_kit.cli.sources import LoadedData, held_out, load_fitted, load_for_run, open_run
 from ffjord_kit.estimator import DensityModel
+from ffjord_kit.estimator.discretize import SteppedNote
 from ffjord_kit.estimator.scoring import LogDensities
 from ffjord_kit.progress import progress
 from ffjord_kit.run import Run
@@ -93,15 +95,25 @@ def _load(run: Run, source: str, rows: int | None) -> LoadedData:
 
 def _evaluate(model: DensityModel, data: LoadedData) -> Columns:
     """Score a table by the solve of reports."""
-    result, tolerance = model.evaluate(data.x, context=data.context), model.config.fields.tolerance
-    solver = model.solver_error(data.x, context=data.context)
-    print_rows([
-        *_likelihood(data, result.log_prob),
-        ("evaluations", f"{result.nfe} (exact trace, each row to tolerance {tolerance:g})"),
-        ("solver's error", f"{solver:.1e} nats a row (mean over up to 64 rows; --certify for each row)"),
-        *_divergence(data, result.log_prob),
-    ])  # fmt: skip
+    result = model.evaluate(data.x, context=data.context)
+    cost = _exact_steps(model) if model.density == "steps" else _solve(model, data, result.nfe)
+    print_rows([*_likelihood(data, result.log_prob), *cost, *_divergence(data, result.log_prob)])
     return {"log_likelihood": result.log_prob}
+
+
+def _solve(model: DensityModel, data: LoadedData, evaluations: int) -> Rows:
+    """Yield what the continuous flow's solve took, and its error."""
+    solver, tolerance = model.solver_error(data.x, context=data.context), model.config.fields.tolerance
+    yield "density", "of the continuous flow"
+    yield "evaluations", f"{evaluations} (exact trace, each row to tolerance {tolerance:g})"
+    yield "solver's error", f"{solver:.1e} nats a row (mean over up to 64 rows; --certify for each row)"
+
+
+def _exact_steps(model: DensityModel) -> Rows:
+    """Yield the steps whose density it is, and their receipt."""
+    note = cast(SteppedNote, model.note)
+    yield "density", f"of {note.scheme}, by their exact determinants: no solver's error"
+    yield "receipt", str(note.receipt)
 
 
 def _certify(model: DensityModel, data: LoadedData, error: float | None, probes: int | None) -> Columns:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from ffjord_kit import datasets
 from ffjord_kit.datasets.dataset import listing
 from ffjord_kit.estimator import DensityModel
 from ffjord_kit.estimator.persistence import check_entry, check_record
-from ffjord_kit.run import Run
+from ffjord_kit.run import Run, RunError
 
 LABEL = "label"  # the column that images can be conditioned on
 NOTE: dict[str, tuple[type, ...]] = {"context_columns": (list,), "classes": (list,)}
@@ -81,6 +82,25 @@ def open_run(path: str) -> Run:
             if name in note:
                 check_entry(note, name, *kinds)
     return run
+
+
+def check_successor(run: Path, out: Path, *, force: bool) -> None:
+    """Refuse, before any work, a folder that a run made from another one cannot have.
+
+    Args:
+        run: Folder of the other run, which stays as it is.
+        out: Folder of the new run.
+        force: Whether to replace a run that is there.
+
+    Raises:
+        RunError: If the folder is that of the run itself, or is not empty.
+    """
+    if out.resolve() == run.resolve():
+        raise RunError(f"{out} is the run to begin with, which stays as it is: choose another folder")
+    content = {entry.name for entry in out.iterdir()} if out.is_dir() else set()
+    if content and not (force and "config.json" in content):
+        raise RunError(f"{out} is not empty: choose another folder, or pass --force to replace a run in it")
+    Run(out).check_room(force=force)
 
 
 def load(

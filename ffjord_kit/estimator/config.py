@@ -40,6 +40,7 @@ from ffjord_kit.objectives import (
     FlowMatching,
     MaximumLikelihood,
     Objective,
+    SteppedLikelihood,
     TransformsLikelihood,
 )  # fmt: skip
 from ffjord_kit.ode import AdaptiveSolver, PerRowSolver, Solver, make_solver
@@ -50,7 +51,7 @@ from ffjord_kit.training.distributed import current_workers
 from ffjord_kit.transforms import CNF, ContextScaling, Transform
 from ffjord_kit.transforms.cnf import SolveOptions
 from ffjord_kit.transforms.zuko import zuko_transform
-from ffjord_kit.words import CLOCKS
+from ffjord_kit.words import CLOCKS, DENSITIES
 
 EXACT_TRACE_UP_TO = 8  # elements of an event, in training
 WEIGHT_BYTES = 7 * 4  # of a weight, its gradient, its average, two moments, and the good and the best one, in float32
@@ -65,7 +66,8 @@ class Config:
         fields: Fields, with the open ones settled.
         train: Options of the training loop.
         objectives: Objectives and their peak learning rates, by word.
-        phases: Schedule of training.
+        phases: Schedule of training of the continuous flow.
+        steps: Phase in which the flow in few explicit steps is trained; None for none.
         transforms: Exact transforms with weights, (word, count).
         network: Maker of a network, from an event's shape and `context_dim`.
         solver: Solver of maximum likelihood.
@@ -78,6 +80,7 @@ class Config:
     train: TrainConfig
     objectives: Mapping[str, tuple[Objective, float]]
     phases: tuple[Phase, ...]
+    steps: Phase | None
     transforms: tuple[tuple[str, int], ...]
     network: Callable[..., nn.Module]
     solver: Solver
@@ -108,11 +111,13 @@ def resolve(fields: CommonFields, domain: Domain, *, seed: int = 0, chosen: Mapp
     transforms = transform_counts(now.transforms) if isinstance(now, TableFields) else ()
     objectives, network = _objectives(now, domain, solver), _network(now, domain)
     _check_network_fits(now, domain, transforms)
+    phases = _phases(fields.schedule == "auto", phase_specs(now.schedule), objectives, domain, transforms)
     return Config(
         fields=now,
         train=_train_config(now, seed),
         objectives=objectives,
-        phases=_phases(fields.schedule == "auto", phase_specs(now.schedule), objectives, domain, transforms),
+        phases=tuple(phase for phase in phases if phase.objective.name != "steps"),
+        steps=next((phase for phase in phases if phase.objective.name == "steps"), None),
         transforms=transforms,
         network=network,
         solver=solver,
@@ -254,7 +259,13 @@ def _phases(
     transforms: Sequence[tuple[str, int]],
 ) -> tuple[Phase, ...]:
     """Make the phases of training; under schedule auto maximum likelihood is a trial, which may be of no help."""
-    domain.check_schedule([spec.objective for spec in specs])
+    words = [spec.objective for spec in specs]
+    domain.check_schedule(words)
+    if "steps" in words[:-1] or words == ["steps"]:
+        raise ValueError(
+            "the phase 'steps' trains the fitted flow on, in few explicit steps: it comes once, after the others; "
+            f"got {', '.join(words)}"
+        )
     if not transforms and any(spec.objective == "transforms" for spec in specs):
         raise ValueError(
             "the schedule has a phase 'transforms', but no transforms to train: pass transforms=[('maf', 3)], or drop "
@@ -262,7 +273,7 @@ def _phases(
         )
     return tuple(
         Phase(*objectives[spec.objective][:1], spec.steps, objectives[spec.objective][1], spec.seconds,
-              trial=auto and spec.objective == "mle")
+              trial=spec.objective == "steps" or (auto and spec.objective == "mle"))
         for spec in specs
     )  # fmt: skip
 
@@ -271,6 +282,7 @@ def _objectives(
     fields: TableFields | ImageFields, domain: Domain, solver: Solver
 ) -> dict[str, tuple[Objective, float]]:
     """Make every objective with its peak learning rate, so that a wrong field is refused at once."""
+    choice("density", fields.density, dict.fromkeys(("auto", *DENSITIES)))
     choice("time_density", fields.time_density, TIME_DENSITIES)
     choice("coupling", fields.coupling, COUPLINGS)
     weights = regularizer_weights(fields.regularizers)
@@ -283,6 +295,7 @@ def _objectives(
         "flow_matching": (matching, positive("learning_rate", fields.learning_rate)),
         "mle": (likelihood, rate),
         "transforms": (TransformsLikelihood(), rate),
+        "steps": (SteppedLikelihood(), rate),
     }
 
 

@@ -11,8 +11,7 @@ import math
 import secrets
 import warnings
 from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from numbers import Integral
@@ -190,6 +189,14 @@ class Domain(ABC):
 
         Returns:
             The reason; empty if it does.
+        """
+
+    @abstractmethod
+    def reason_not_to_step(self) -> str:
+        """Return why the flow is not trained in few explicit steps.
+
+        Returns:
+            The reason; empty if it is.
         """
 
     @abstractmethod
@@ -452,38 +459,6 @@ def check_context(context: Any, rows: int, dim: int | None = None) -> np.ndarray
     if array.ndim != 2 or len(array) != rows:
         raise ValueError(f"context must have shape ({rows}, c), a row for each row of the data; got {array.shape}")
     return array
-
-
-def shortened(words: Sequence[str], limit: int = 10) -> str:
-    """Return the first of many words for a message.
-
-    Args:
-        words: Words.
-        limit: Most words to list.
-
-    Returns:
-        The text, which counts the others.
-
-    Example:
-        >>> shortened(["a", "b", "c"], limit=2)
-        'a, b and 1 more'
-    """
-    more = f" and {len(words) - limit} more" if len(words) > limit else ""
-    return ", ".join(words[:limit]) + more
-
-
-def refuse_repeated(names: Iterable[Any]) -> None:
-    """Refuse columns of the same name.
-
-    Args:
-        names: Names of the columns.
-
-    Raises:
-        ValueError: If a name is repeated; the message has the first one.
-    """
-    repeated = [name for name, times in Counter(map(str, names)).items() if times > 1]
-    if repeated:
-        raise ValueError(f"two columns are called {repeated[0]!r}: give each its own name")
 
 
 def refuse_not_finite(array: np.ndarray, name: str) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,7 +16,8 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ffjord_kit.data import Batch
 from ffjord_kit.estimator.config import Config, build_flow, resolve
-from ffjord_kit.estimator.data import Arrays, Domain, TrainingData, check_context, refuse_repeated, tensor, to_numpy
+from ffjord_kit.estimator.data import Arrays, Domain, TrainingData, check_context, tensor, to_numpy
+from ffjord_kit.estimator.discretize import amended, fit_steps
 from ffjord_kit.estimator.fields import CommonFields, ImageFields, TableFields, check_kinds
 from ffjord_kit.estimator.image import ImageDomain
 from ffjord_kit.estimator.model import DensityModel
@@ -30,19 +31,20 @@ from ffjord_kit.estimator.persistence import (
     run_folder,
 )  # fmt: skip
 from ffjord_kit.estimator.scoring import to_data
-from ffjord_kit.estimator.search import choose
-from ffjord_kit.estimator.table import TableDomain, context_names, in_order
+from ffjord_kit.estimator.search import LEAST_SHARE, choose
+from ffjord_kit.estimator.table import TableDomain, context_names, in_order, refuse_repeated
 from ffjord_kit.flow import Flow
 from ffjord_kit.ode import FixedSolver
 from ffjord_kit.precision import compiled
 from ffjord_kit.progress import training_progress
 from ffjord_kit.run import Run
 from ffjord_kit.threads import training_threads
-from ffjord_kit.training import History, Workers, fit_flow
+from ffjord_kit.training import History, Phase, Workers, fit_flow
 from ffjord_kit.training.micro_batches import check_micro_batches
 from ffjord_kit.training.runtime import Timer, pass_on
 
 SHOWN_SAMPLES = 64  # draws of a flow in training
+RECEIPT_SHARE = 0.05  # of the seconds, for the receipt of few steps
 QUICK_SOLVER = FixedSolver("midpoint", 8, grading=2.0)
 
 OnStep = Callable[[dict[str, Any]], None]
@@ -133,8 +135,16 @@ class DensityEstimator(DensityMixin, BaseEstimator, CommonFields):
             history = self._train(flow, rows, config, folder, resume, before, timer, on_step, on_samples and _sampler(
                 flow, domain, arrays.context, config.train.seed, on_samples
             ))  # fmt: skip
-        prepare_reports(flow, config, domain)
-        self.model_ = DensityModel(flow, config, domain, record, history)
+            steps = None
+            if config.steps is not None and not history.interrupted:
+                steps, history, record = fit_steps(
+                    flow, rows, self._steps_phase(config, timer), config.train, before=history,
+                    continuous_nll=history.best_nll, record=record, folder=folder, resume=resume, timer=timer,
+                    shown=self.verbose, on_step=on_step,
+                )  # fmt: skip
+        for each in (flow, *([] if steps is None else [steps])):
+            prepare_reports(each, config, domain)
+        self.model_ = DensityModel(flow, config, domain, record, history, steps)
         if history.interrupted:
             pass_on(history.signal)
         return self
@@ -269,7 +279,7 @@ class DensityEstimator(DensityMixin, BaseEstimator, CommonFields):
         """Let the first worker try out what is left open, and settle it for all."""
         choice = workers.run_on_first(lambda: choose(self, domain, rows, config, flow, timer))
         values, before = workers.broadcast(lambda: (choice.values, vars(choice.before)) if choice else ({}, {}))
-        record = {**record, "chosen": values} if folder is None else folder.amend(chosen=values)
+        record = amended(record, folder, chosen=values)
         settled = resolve(self, domain, seed=config.train.seed, chosen=values)
         if choice is None:
             return settled, build_flow(settled, domain, rows, config.train.seed), record, History(**before)
@@ -298,6 +308,14 @@ class DensityEstimator(DensityMixin, BaseEstimator, CommonFields):
                 evaluation=config.validation, config=config.train, workers=workers, run=folder, resume=resume,
                 before=before, timer=timer, on_step=listener, on_validation=on_validation,
             )  # fmt: skip
+
+    def _steps_phase(self, config: Config, timer: Timer) -> Phase:
+        """Return the phase in few steps; under schedule auto it has all the seconds that are left."""
+        phase = cast(Phase, config.steps)
+        if self.max_seconds is None:
+            return phase
+        left = self.max_seconds * (1 - RECEIPT_SHARE) - timer.read()[1]
+        return replace(phase, seconds=max(left, LEAST_SHARE * self.max_seconds))
 
 
 @dataclass(eq=False, repr=False)
@@ -330,6 +348,22 @@ class FFJORD(DensityEstimator, TableFields):
     diagnose = _of_model_on_data(DensityModel.diagnose)
     few_step_sample_errors = _of_model(DensityModel.few_step_sample_errors)
     few_step_score_errors = _of_model_on_data(DensityModel.few_step_score_errors)
+
+    def discretize(self, X: Any, **options: Any) -> FFJORD:
+        """Return a new estimator with a density in few exact steps; see `DensityModel.discretize`.
+
+        Args:
+            X: Rows of the fit, all and in their order.
+            **options: Those of `DensityModel.discretize`.
+
+        Returns:
+            The new, fitted estimator; this one stays as it is.
+
+        Raises:
+            ValueError: If X are not the rows of the fit, or have too many columns.
+        """
+        check_is_fitted(self, "model_")
+        return _with_model(self.model_.discretize(self._checked(X), **options))
 
     def reflow(self, X: Any = None, **options: Any) -> FFJORD:
         """Return a new estimator that samples in a few steps; see `DensityModel.reflow`.

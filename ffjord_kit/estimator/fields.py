@@ -20,6 +20,7 @@ from ffjord_kit.words import (
     CLOCKS,
     COMPILE_MODES,
     COUPLINGS,
+    DENSITIES,
     DYNAMICS,
     IMAGE_DYNAMICS,
     IMAGE_SCALINGS,
@@ -139,6 +140,13 @@ class CommonFields:
         0.1, "Likelihood training", "largest solver error in mle, as a share of the loss's noise; 0: unchecked"
     )
     tolerance: float = option(1e-5, "Accuracy", "tolerance of every reported likelihood and of samples")
+    density: str = option(
+        "auto",
+        "Accuracy",
+        "density that reports: the continuous flow's, with an error, or that of few exact steps, with a receipt; "
+        "auto: the steps' where they hold and are as good",
+        ("auto", *DENSITIES),
+    )
     max_nfe: int = option(10_000, "Accuracy", "largest number of evaluations of one solve")
     device: str = option("auto", "Machine", "auto, cpu, cuda or mps")
     random_state: int | None = option(None, "Main", "seed of everything")

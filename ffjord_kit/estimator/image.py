@@ -149,6 +149,9 @@ class ImageDomain(Domain):
     def reason_not_to_search(self) -> str:
         return "images have settings that suit them"
 
+    def reason_not_to_step(self) -> str:
+        return "images have too many pixels"
+
     def check_schedule(self, objectives: Sequence[str]) -> None:
         if self.scales > 1 and "flow_matching" in objectives:
             raise ValueError(
@@ -156,6 +159,8 @@ class ImageDomain(Domain):
             )
         if "transforms" in objectives:
             raise ValueError("a phase 'transforms' is for tables; images have no exact transforms to train")
+        if "steps" in objectives:
+            raise ValueError("a phase 'steps' is for tables: it would carry a tangent for each pixel of an image")
 
     def matching(self, objective: FlowMatching) -> Objective:
         return DropContext(objective, self.context_dropout) if self.context_dropout else objective

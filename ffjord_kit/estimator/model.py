@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,28 +15,18 @@ from ffjord_kit import diagnostics
 from ffjord_kit.data import Batch, Pixels, sampling_batch_size
 from ffjord_kit.diagnostics.bits_per_dim import BitsPerDim, bits_per_dim
 from ffjord_kit.diagnostics.outliers import outlier_scores
-from ffjord_kit.estimator.config import Config, resolve, slow_transforms
-from ffjord_kit.estimator.data import Arrays, seed_from, tensor, to_numpy
+from ffjord_kit.estimator.config import resolve
+from ffjord_kit.estimator.data import seed_from, tensor, to_numpy
+from ffjord_kit.estimator.derived import DerivingModel
 from ffjord_kit.estimator.fields import CommonFields, ImageFields, TableFields
 from ffjord_kit.estimator.image import REPORT_PROBES, ImageDomain
-from ffjord_kit.estimator.persistence import fields_of_record, load_model, prepare_reports, save_model
-from ffjord_kit.estimator.scoring import ScoringModel, placed, spread, to_data
+from ffjord_kit.estimator.persistence import fields_of_record, load_model, save_model
+from ffjord_kit.estimator.scoring import placed, spread, to_data
 from ffjord_kit.flow import Flow
 from ffjord_kit.memory import check_fits
 from ffjord_kit.objectives import guided
-from ffjord_kit.objectives.reflow import Reflow, stack_pairs
-from ffjord_kit.ode import FINEST_SINGLE
 from ffjord_kit.precision import single_precision
-from ffjord_kit.progress import training_progress
 from ffjord_kit.run import Run
-from ffjord_kit.training.reflow import (
-    ReflowSettings,
-    best_grading,
-    draw_pairs,
-    prepare_flow,
-    train_on_pairs,
-    weights_digest,
-)  # fmt: skip
 from ffjord_kit.transforms.cnf import SolveOptions
 
 STEP_COUNTS = (1, 2, 4, 8)
@@ -60,7 +49,7 @@ class NumpyTrajectory(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class DensityModel(ScoringModel):
+class DensityModel(DerivingModel):
     """A fitted flow on arrays.
 
     Rows X of a table are (n, d); images are uint8, (n, h, w) or (n, channels, h, w), and noise and probes belong to
@@ -113,7 +102,7 @@ class DensityModel(ScoringModel):
         Raises:
             RunError: If the folder cannot be used.
         """
-        save_model(path, self.flow, self.record, self.history, force=force)
+        save_model(path, self, force=force)
 
     @property
     def requested_fields(self) -> TableFields | ImageFields:
@@ -151,8 +140,8 @@ class DensityModel(ScoringModel):
             n_samples: Number of draws.
             context: One context (c,) or (1, c) for all, or one for each (n_samples, c); of images labels, one or each.
             random_state: Seed, or None.
-            steps: Number of fixed steps, in float32: fast, and as good as the paths are straight (see `FFJORD.reflow`);
-                None for a converged solve.
+            steps: Number of fixed steps of the continuous flow, in float32: fast, and as good as the paths are
+                straight (see `FFJORD.reflow`); None for draws of the density that reports, converged or exact.
             method: Method of the fixed steps.
             guidance: Above 1, draws are further into their context than the data are; it needs `context_dropout` in
                 the fit.
@@ -165,8 +154,7 @@ class DensityModel(ScoringModel):
         """
         generator, context = self._prepare_draws(n_samples, context, random_state)
         solver = self._solver if steps is None else self.few_step_solver(method, steps)
-        flow = self.flow if guidance == 1 else self._guided(guidance)
-        flow = flow if steps is None else single_precision(flow)
+        flow = self._drawing_flow(steps, guidance)
         rows = sampling_batch_size(self.event_shape, self.flow.like.device.type)
         draws = np.empty((n_samples, *self.event_shape))
         for start in range(0, n_samples, rows):
@@ -176,6 +164,13 @@ class DensityModel(ScoringModel):
             with self._naming_context(place):
                 draws[part] = to_numpy(to_data(flow, place, solver))
         return self.domain.restore(draws)
+
+    def _drawing_flow(self, steps: int | None, guidance: float) -> Flow:
+        """Return the flow to draw from."""
+        if guidance != 1:
+            flow = self._guided(guidance)
+            return flow if steps is None else single_precision(flow)
+        return self.reporting_flow if steps is None else single_precision(self.flow)
 
     def check_draws(self, n_samples: int) -> None:
         """Check that the memory can hold some draws, before any of them is made.
@@ -333,10 +328,31 @@ class DensityModel(ScoringModel):
         if not self.config.train.guard and any(phase.objective.name == "mle" for phase in self.config.phases):
             solvers["in training"] = self.config.solver
         found = diagnostics.diagnose(
-            self.flow, batch.x, batch.context, trained_on=trained_on, solvers=solvers, rows=rows, seed=seed,
+            self.reporting_flow, batch.x, batch.context, trained_on=trained_on, solvers=solvers, rows=rows, seed=seed,
             on_progress=on_progress,
         )  # fmt: skip
-        return found.with_finding(diagnostics.check_training(self.history.validations, self.domain.size))
+        found = found.with_finding(diagnostics.check_training(self.history.validations, self.domain.size))
+        return found if self.density == "continuous" else found.with_finding(self.receipt(X, context=context).finding)
+
+    def receipt(self, X: Any, *, context: Any = None, rows: int = 1000, seed: int = 0) -> diagnostics.Receipt:
+        """Examine the few steps at rows, near them and at draws: are they a density?
+
+        Args:
+            X: Rows, shape (n, d).
+            context: Contexts.
+            rows: Largest number of rows to use.
+            seed: Seed of draws and of points near rows.
+
+        Returns:
+            The receipt.
+
+        Raises:
+            ValueError: If the model has no few steps, or rows lie outside the support.
+        """
+        if self.steps is None:
+            raise ValueError("this model has no density of few steps: discretize it first")
+        batch = self._rows_to_diagnose(X, context, seed)
+        return diagnostics.check_steps(self.steps, batch.x, batch.context, rows=rows, seed=seed)
 
     def _rows_to_diagnose(self, x: Any, context: Any, seed: int) -> Batch:
         """Return rows with the noise of grids, where the flow is."""
@@ -364,7 +380,7 @@ class DensityModel(ScoringModel):
         """
         batch, inside = self._batch(X, context)
         scores = outlier_scores(
-            self.flow, placed(self.flow, batch), reference=reference, options=self.config.reporting,
+            self.reporting_flow, placed(self.flow, batch), reference=reference, options=self.config.reporting,
             rows=self._rows_at_once, on_progress=on_progress,
         )  # fmt: skip
         return {name: spread(to_numpy(values), inside, np.inf) for name, values in scores.items()}
@@ -401,61 +417,6 @@ class DensityModel(ScoringModel):
             None if contexts is None else tensor(contexts), batch_size=self._rows_at_once, draws=draws, probes=probes,
             solver=self._solver, on_progress=on_progress,
         )  # fmt: skip
-
-    def reflow(
-        self,
-        X: Any = None,
-        *,
-        context: Any = None,
-        pairs: int = 20_000,
-        steps: int = 4_000,
-        learning_rate: float = 8e-3,
-        hidden: Sequence[int] | None = None,
-        random_state: Any = None,
-        source: str | None = None,
-        on_step: Callable[[dict[str, Any]], None] | None = None,
-    ) -> DensityModel:
-        """Return a new model that samples in a few steps: this one's network, trained again on its own pairs.
-
-        Its density is its own. Rows are not trained on: those that the fit held out validate the new model.
-
-        Args:
-            X: Rows of the fit, all and in their order, or None.
-            context: Contexts of the pairs, of a conditional model.
-            pairs: Number of pairs to draw.
-            steps: Steps of training.
-            learning_rate: Peak learning rate.
-            hidden: Widths of a new network; of a single width the exact trace has a closed form. None for the old one.
-            random_state: Seed, or None.
-            source: Note on where this model comes from.
-            on_step: Called with the record of each step.
-
-        Returns:
-            The new model; this one stays as it is.
-
-        Raises:
-            ValueError: If X are not the rows of the fit, a context is missing or of no use, or the data are images.
-
-        References:
-            Liu et al. 2023, reflow, https://arxiv.org/abs/2209.03003.
-        """
-        settings = ReflowSettings(pairs, steps, learning_rate, None if hidden is None else tuple(hidden))
-        self.domain.require_table("reflow", "sample it with few fixed steps")
-        rows = None if X is None else np.asarray(X, np.float64)
-        contexts = self._contexts_of_pairs(rows, context)
-        if rows is not None and Arrays(rows, contexts).facts()["sha256"] != self.record["sha256"]:
-            raise ValueError(
-                "X and context must be the rows of the fit, all and in their order: others cannot validate it"
-            )
-        seed = seed_from(random_state)
-        train, held_out = (None, None) if rows is None else self.split_indices(rows)
-        drawn = contexts if contexts is None or train is None else contexts[train]
-        note = {"source": source, "weights": weights_digest(self.flow), "seed": seed, **asdict(settings)}
-        model = self._reflowed(settings, None if drawn is None else tensor(drawn), note, on_step)
-        if rows is not None and held_out is not None and len(held_out):
-            noisy = self.domain.add_noise(rows, self.seed)[held_out]
-            _record_validation(model, noisy, None if contexts is None else contexts[held_out])
-        return model
 
     def few_step_sample_errors(
         self, *, n: int = 2_000, context: Any = None, random_state: Any = 0
@@ -497,58 +458,6 @@ class DensityModel(ScoringModel):
         generator = torch.Generator().manual_seed(seed_from(random_state))
         return generator, None if contexts is None else tensor(contexts)
 
-    def _reflowed(
-        self,
-        settings: ReflowSettings,
-        contexts: Tensor | None,
-        note: dict[str, Any],
-        on_step: Callable[[dict[str, Any]], None] | None,
-    ) -> DensityModel:
-        """Train a copy on its own pairs; the note of it gets what was measured."""
-        seed, old = note["seed"], single_precision(self.flow)
-        config, record = self._successor(settings.hidden, note)
-        tolerance = max(self.config.fields.tolerance, FINEST_SINGLE)
-        start, end, seen = draw_pairs(old, contexts, settings.pairs, seed, tolerance)
-        new = settings.hidden is not None
-        layers = slow_transforms(config, self.domain, self.flow.context_dim, seed) if new else None
-        flow, end, aligned = prepare_flow(old, layers, start, end)
-        note.update({"aligned": True} if aligned else {})
-        options = replace(config.train, seed=seed, micro_batches=None, precision="float32")
-        with training_progress([settings.phase], shown=config.fields.verbose, on_step=on_step) as listener:
-            history = train_on_pairs(flow, Batch(stack_pairs(start, end), seen), settings, options, listener)
-        prepare_reports(flow, config, self.domain)
-        note["grading"] = best_grading(flow, contexts, seed)
-        return DensityModel(flow, config, self.domain, record, history)
-
-    def _successor(self, hidden: tuple[int, ...] | None, note: dict[str, Any]) -> tuple[Config, dict[str, Any]]:
-        """Return the configuration and the record of a model made from this one: new widths and a note."""
-        changed: dict[str, Any] = {} if hidden is None else {"hidden": hidden}
-        chosen = {name: value for name, value in self.record.get("chosen", {}).items() if name not in changed}
-        record = {
-            **self.record,
-            "estimator": {**self.record["estimator"], **changed},
-            "chosen": chosen,
-            "reflow": [*self.record.get("reflow", []), note],
-        }
-        fields = replace(self.config.fields, **changed, max_seconds=None)
-        return resolve(fields, self.domain, seed=self.seed, chosen=chosen), record
-
-    def _contexts_of_pairs(self, rows: np.ndarray | None, context: Any) -> np.ndarray | None:
-        """Check the contexts of a reflow's pairs."""
-        dim = self.flow.context_dim
-        if dim and context is None:
-            raise ValueError(
-                f"this model is conditional, so its pairs need contexts: pass context=, rows (n, {dim}) like the fit's"
-            )
-        if not dim and context is not None:
-            raise ValueError("this model takes no context: leave it out")
-        if context is None:
-            return None
-        contexts = self._contexts(context, self._contexts_given(context) if rows is None else len(rows))
-        if contexts is not None and contexts.shape[1] != dim:
-            raise ValueError(f"context must have shape (rows, {dim}); got {contexts.shape}")
-        return contexts
-
     def _guided(self, guidance: float) -> Flow:
         if not guidance >= 0:
             raise ValueError(f"guidance must be at least 0, and above 1 to go further; got {guidance}")
@@ -573,20 +482,3 @@ def _on_great_circle(start: Tensor, end: Tensor, share: float) -> Tensor:
     turned = ((1 - share) * angle).sin() * a / lengths[0] + (share * angle).sin() * b / lengths[1]
     length = lengths[0] ** (1 - share) * lengths[1] ** share
     return (turned / angle.sin() * length).reshape(start.shape).to(start)
-
-
-def _record_validation(model: ScoringModel, x: np.ndarray, context: np.ndarray | None) -> None:
-    """Record the likelihood of held-out rows."""
-    batch = Batch(tensor(x), None if context is None else tensor(context))
-    nll, history = -model.evaluate_batch(batch).log_prob, model.history
-    history.best_nll, history.best_step = float(nll.mean()), history.step
-    few = slice(0, ERROR_ROWS)
-    record = {
-        "step": history.step,
-        "phase": Reflow().name,
-        "seconds": round(history.seconds, 3),
-        "validation_nll": history.best_nll,
-        "validation_standard_error": float(nll.std(ddof=1) / math.sqrt(len(nll))),
-        "validation_solver_error": model.solver_error(x[few], context=None if context is None else context[few]),
-    }
-    history.records.append(record)

@@ -15,6 +15,7 @@ import torch
 
 from ffjord_kit.estimator.config import Config, blank_flow, find_device, report_dtype, resolve
 from ffjord_kit.estimator.data import Domain, seed_from
+from ffjord_kit.estimator.discretize import SteppedNote, stepped
 from ffjord_kit.estimator.fields import (
     OPEN,
     CommonFields,
@@ -50,6 +51,7 @@ class StoredModel:
         domain: Domain of the data.
         record: Content of config.json.
         history: History of the fit.
+        steps: Flow in few explicit steps; None where there is none.
     """
 
     flow: Flow
@@ -57,6 +59,25 @@ class StoredModel:
     domain: Domain
     record: dict[str, Any]
     history: History
+    steps: Flow | None = None
+
+    @property
+    def note(self) -> SteppedNote | None:
+        """The note of the flow in few steps; None where there is none."""
+        return None if self.steps is None else SteppedNote.of_record(self.record["steps"])
+
+    @property
+    def density(self) -> str:
+        """Word of DENSITIES: the density that reports."""
+        wanted = self.config.fields.density
+        if wanted == "steps" and self.steps is None:
+            raise ValueError("this model has no density of few steps: discretize it first, or pass density='auto'")
+        return (self.note.density if self.note else "continuous") if wanted == "auto" else wanted
+
+    @property
+    def reporting_flow(self) -> Flow:
+        """Flow whose density reports."""
+        return self.steps if self.density == "steps" and self.steps is not None else self.flow
 
 
 def new_record(
@@ -300,27 +321,52 @@ def load_model(run: Run) -> StoredModel:
             flow = with_alignment(flow, blank_alignment(domain)) if "aligned" in note else flow
     run.load_model(flow)
     _check_transforms(run, flow)
-    prepare_reports(flow, config, domain)
-    return StoredModel(flow, config, domain, record, History(seed, records=run.records()))
+    steps = _load_steps(run, flow)
+    for each in (flow, *([] if steps is None else [steps])):
+        prepare_reports(each, config, domain)
+    return StoredModel(flow, config, domain, record, History(seed, records=last_part(run).records()), steps)
 
 
-def save_model(path: str | Path, flow: Flow, record: Mapping[str, Any], history: History, *, force: bool) -> None:
+def save_model(path: str | Path, model: StoredModel, *, force: bool) -> None:
     """Write a model as a run folder.
 
     Args:
         path: Folder.
-        flow: Its flow.
-        record: Content of config.json.
-        history: Its history.
+        model: The model.
         force: Whether to replace a run that is there.
 
     Raises:
         RunError: If the folder cannot be used.
     """
-    with claimed(path), closing(Run.create(path, record, force=force)) as run:
-        for entry in history.records:
+    with claimed(path), closing(Run.create(path, model.record, force=force)) as run:
+        for entry in model.history.records:
             run.record(entry)
-        run.save_model(flow)
+        if model.steps is not None:
+            run.within("steps").save_model(model.steps)
+        run.save_model(model.flow)
+
+
+def last_part(run: Run) -> Run:
+    """Return the part of a run that was trained last, whose log goes on from the others'.
+
+    Args:
+        run: The run.
+
+    Returns:
+        The part in few steps if it has a log, else the run itself.
+    """
+    steps = run.within("steps")
+    return steps if steps.file("metrics.jsonl").exists() else run
+
+
+def _load_steps(run: Run, flow: Flow) -> Flow | None:
+    """Return the flow in few steps, which counts once the fit has ended and it has its receipt."""
+    if "receipt" not in run.config.get("steps", {}):
+        return None
+    with run.explained("config.json"):
+        steps = stepped(flow, SteppedNote.of_record(run.config["steps"]).scheme)
+    run.within("steps").load_model(steps)
+    return steps
 
 
 def prepare_reports(flow: Flow, config: Config, domain: Domain) -> None:

@@ -100,7 +100,7 @@ class ScoringModel(StoredModel):
         return self.domain
 
     def score_samples(self, X: Any, *, context: Any = None, time: float = 1.0, return_error: bool = False) -> Any:
-        """Return the log-density of each row.
+        """Return the log-density of each row, by the density that reports (see the field `density`).
 
         Args:
             X: Rows or images.
@@ -163,7 +163,7 @@ class ScoringModel(StoredModel):
         Returns:
             Log-densities and evaluations.
         """
-        flow, options = flow or self.flow, options or self.config.reporting
+        flow, options = flow or self._flow_at(time), options or self.config.reporting
         results = []
         with solving_threads(flow, batch[: self._rows_at_once]):
             for chunk in batch.split(self._rows_at_once):
@@ -207,12 +207,12 @@ class ScoringModel(StoredModel):
     def _certified(self, batch: Batch, random_state: int = 0, **options: Any) -> list[LogDensity]:
         """Return the log-densities of checked rows with their errors, chunk by chunk."""
         generator, fields = torch.Generator().manual_seed(random_state), self.config.fields
-        results = []
-        with full_precision(), solving_threads(self.flow, batch[: self._rows_at_once]):
+        flow, results = self._flow_at(options.get("time", 1.0)), []
+        with full_precision(), solving_threads(flow, batch[: self._rows_at_once]):
             for chunk in batch.split(self._rows_at_once):
-                part = placed(self.flow, chunk)
+                part = placed(flow, chunk)
                 with self._naming_context(chunk):
-                    result = self.flow.evaluate(
+                    result = flow.evaluate(
                         part.x, part.context, tolerance=fields.tolerance, generator=generator,
                         max_nfe=fields.max_nfe, **options,
                     )  # fmt: skip
@@ -251,8 +251,12 @@ class ScoringModel(StoredModel):
         """
         batch, inside = self._batch(X, context)
         solver: Solver = DRAFT_SOLVER if steps is None else self.few_step_solver(method, steps)
-        options, flow = replace(self.config.reporting, solver=solver), single_precision(self.flow)
+        options, flow = replace(self.config.reporting, solver=solver), single_precision(self._drafted(time, steps))
         return spread(self.evaluate_batch(batch, time=time, flow=flow, options=options).log_prob, inside, -np.inf)
+
+    def _drafted(self, time: float, steps: int | None) -> Flow:
+        """Return the flow that a draft evaluates; a number of solver's steps is for the continuous one."""
+        return self.flow if steps is not None else self._flow_at(time)
 
     def class_probabilities(self, X: Any) -> np.ndarray:
         """Return the probabilities P(c | x) of classes by Bayes' rule, all classes being as likely before.
@@ -321,6 +325,10 @@ class ScoringModel(StoredModel):
         """Grading of few steps that the last reflow measured; 1 without a reflow."""
         notes = reversed(self.record.get("reflow", []))
         return float(next((note["grading"] for note in notes if "grading" in note), 1.0))
+
+    def _flow_at(self, time: float) -> Flow:
+        """Return the flow whose density is p_time: that which reports has p_1 alone where it is made of steps."""
+        return self.reporting_flow if time == 1 else self.flow
 
     @property
     def _solver(self) -> Solver:

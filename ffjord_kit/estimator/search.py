@@ -3,9 +3,9 @@ r"""Schedule `auto`: open fields are tried out on validation data, then training
 Short fits by flow matching follow each other, each with one field changed, and the better is kept: the density of t
 (which weight suits is a matter of the data), the scaling next to the data (correlations, edges and skew against plain
 units), and for a few columns the Fourier features among the inputs. A later value must win by a margin. The best fit is
-trained on by flow matching. A finish by maximum likelihood follows: MLE_STEPS for few columns where steps are counted,
-or a share of the seconds left if that buys enough steps. A finish of steps ends at the second validation that is not
-better, and the better weights are kept. The log records every trial and choice.
+trained on by flow matching. Half of the seconds left go to its few explicit steps, trained by exact likelihood, or, of
+more columns than these pay for, a share to a finish by maximum likelihood, if that buys enough steps. The log records
+every trial and choice.
 
 Of a table of fewer than a thousand rows, a part judges badly: there settings and the length of training are chosen by
 cross-validation, beginning with the flow as it is, which is its base.
@@ -50,8 +50,8 @@ LEAST_SHARE = 0.01  # of the seconds, for the rest of a fit whose trials took al
 RATE_OF_ONE_STEP = 1e-9  # leaves the flow as it begins
 WARM_STEPS = 3  # before the trials: the first steps of a process are slow
 TRANSFORMS_STEPS, TRANSFORMS_SHARE = 2000, 0.25
-MLE_STEPS = 100  # of a finish where steps are counted, for a few columns
-FINISH, FINISH_OF_MANY = (0.35, 30), (0.2, 50)  # of the time left, and the least steps of it: few columns, and more
+FINISH_SHARE, FINISH_STEPS = 0.2, 50  # of the time left for maximum likelihood, and the least steps of it
+STEPS_IN_STEPS, SHARE_IN_STEPS = 200, 0.5  # of training in few explicit steps: where steps are counted, and of the time
 THERE_AND_BACK = 3  # times the cost of the forward pass
 
 
@@ -262,7 +262,7 @@ class Search:
         if config.phases[0].objective.name == "mle":  # multi-scale flows, which flow matching cannot train
             yield PhaseSpec("mle", self._matching_steps()) if left is None else PhaseSpec("mle", seconds=left)
             return
-        finish = self.finish(config, best)
+        finish = self.in_steps(best) or self.finish(config, best)
         left = self._seconds_left()
         taken = 0.0 if finish is None or left is None else finish.seconds
         if config.transforms:
@@ -273,8 +273,23 @@ class Search:
         if finish is not None:
             yield finish
 
+    def in_steps(self, best: Trial) -> PhaseSpec | None:
+        """Return the training in few explicit steps.
+
+        Args:
+            best: Best trial.
+
+        Returns:
+            The phase; None where the trials, the columns or the data rule it out.
+        """
+        if not best.steps or self.domain.reason_not_to_step():
+            return None
+        if self.fields.max_seconds is None:
+            return PhaseSpec("steps", steps=STEPS_IN_STEPS)
+        return PhaseSpec("steps", seconds=SHARE_IN_STEPS * (self._seconds_left() or 0.0))
+
     def finish(self, config: Config, best: Trial) -> PhaseSpec | None:
-        """Return the finish by maximum likelihood.
+        """Return the finish by maximum likelihood, where the columns are too many for explicit steps.
 
         Args:
             config: Configuration with the chosen values.
@@ -286,16 +301,13 @@ class Search:
         if not best.steps:
             return self._no_finish("no trials")
         if self.fields.max_seconds is None:
-            if self.domain.few_columns:
-                return PhaseSpec("mle", steps=MLE_STEPS)
             return self._no_finish("too dear for so many columns without max_seconds")
-        share, least = FINISH if self.domain.few_columns else FINISH_OF_MANY
         forward = self._seconds_of_a_loss(config, best.flow)
         left = self._seconds_left() or 0.0
-        steps = int(share * left / (THERE_AND_BACK * forward))
-        if steps < least:
-            return self._no_finish(f"{share:.0%} of the time left would buy {steps} of its steps")
-        return PhaseSpec("mle", seconds=share * (self._seconds_left() or 0.0))
+        steps = int(FINISH_SHARE * left / (THERE_AND_BACK * forward))
+        if steps < FINISH_STEPS:
+            return self._no_finish(f"{FINISH_SHARE:.0%} of the time left would buy {steps} of its steps")
+        return PhaseSpec("mle", seconds=FINISH_SHARE * (self._seconds_left() or 0.0))
 
     def note(self, event: str) -> None:
         """Record an event.

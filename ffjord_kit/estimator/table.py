@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any, ClassVar
@@ -24,7 +25,6 @@ from ffjord_kit.estimator.data import (
     held_out_count,
     refuse_not_finite,
     shared_tensor,
-    shortened,
     tensor,
 )  # fmt: skip
 from ffjord_kit.estimator.fields import TableFields, choice
@@ -39,6 +39,7 @@ NARROW, WIDE = (64, 64, 64), (128, 128, 128)  # default widths for few columns, 
 LARGEST_VALIDATION_SET = 2_000
 VALIDATION_ELEMENTS, VALIDATION_ROWS = 8_192, 200  # fewer rows where a row is long, as its exact trace is dear
 FITTED_ROWS = 100_000  # of a longer table, for scalings and trials
+MOST_STEPPED_COLUMNS = 64  # a step's frame has a tangent for each
 SMALL = 1000  # rows: fewer are cross-validated, for a part of them judges badly
 GAUSSIANIZED_FROM = 200  # rows: fewer say little of the quantiles
 WHITENED_UP_TO = 32  # columns: with 63 it led by ten nats after 240 steps, and after 2,500 by nothing
@@ -162,8 +163,15 @@ class TableDomain(Domain):
     def reason_not_to_search(self) -> str:
         return ""
 
+    def reason_not_to_step(self) -> str:
+        return f"more than {MOST_STEPPED_COLUMNS} columns" if self.size > MOST_STEPPED_COLUMNS else ""
+
     def check_schedule(self, objectives: Sequence[str]) -> None:
-        """Accept every objective."""
+        if "steps" in objectives and self.size > MOST_STEPPED_COLUMNS:
+            raise ValueError(
+                f"a phase 'steps' carries a tangent for each column, which pays up to {MOST_STEPPED_COLUMNS} columns; "
+                f"got {self.size}: leave it out"
+            )
 
     def matching(self, objective: FlowMatching) -> Objective:
         return objective
@@ -333,6 +341,38 @@ def in_order(x: Any, columns: Sequence[str]) -> Any:
     if missing:
         raise ValueError(f"X lacks columns of the fit: {shortened(missing)}; it has {shortened(list(places))}")
     return x.iloc[:, [places[name] for name in columns]]
+
+
+def shortened(words: Sequence[str], limit: int = 10) -> str:
+    """Return the first of many words for a message.
+
+    Args:
+        words: Words.
+        limit: Most words to list.
+
+    Returns:
+        The text, which counts the others.
+
+    Example:
+        >>> shortened(["a", "b", "c"], limit=2)
+        'a, b and 1 more'
+    """
+    more = f" and {len(words) - limit} more" if len(words) > limit else ""
+    return ", ".join(words[:limit]) + more
+
+
+def refuse_repeated(names: Iterable[Any]) -> None:
+    """Refuse columns of the same name.
+
+    Args:
+        names: Names of the columns.
+
+    Raises:
+        ValueError: If a name is repeated; the message has the first one.
+    """
+    repeated = [name for name, times in Counter(map(str, names)).items() if times > 1]
+    if repeated:
+        raise ValueError(f"two columns are called {repeated[0]!r}: give each its own name")
 
 
 def context_in_order(context: Any, columns: Sequence[str]) -> Any:

@@ -14,6 +14,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "flow_matching": FlowMatching,
     "mle": MaximumLikelihood,
     "transforms": TransformsLikelihood,
+    "steps": SteppedLikelihood,
 }
 
 __all__ = [

@@ -32,8 +32,10 @@ class Checkpoints:
         self, run: Run | None, workers: Workers, saved: nn.Module, state: TrainState, history: History
     ) -> None:
         self.run, self.workers, self.saved, self.state, self.history = run, workers, saved, state, history
-        folder: str | None = workers.broadcast(lambda: None if run is None else str(run.path))
-        self.shared_run = None if folder is None else Run(Path(folder))  # known to all workers, written by the first
+        where: tuple[str, str] | None = workers.broadcast(lambda: None if run is None else (str(run.path), run.part))
+        self.shared_run = (
+            None if where is None else Run(Path(where[0]), part=where[1])
+        )  # known to all workers, written by the first
         self.saved_at = time.monotonic()
 
     @property

@@ -8,25 +8,28 @@ log-likelihood with each step held monotone.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ffjord_kit.data import Batch
+from ffjord_kit.data import Batch, Rows
 from ffjord_kit.flow import Flow
 from ffjord_kit.noise import keyed_generator
 from ffjord_kit.objectives import SteppedLikelihood
 from ffjord_kit.ode.explicit import EXPLICIT_SCHEMES
 from ffjord_kit.training.config import Phase, TrainConfig
 from ffjord_kit.training.data import preprocessed
-from ffjord_kit.training.history import History, OnStep
+from ffjord_kit.training.history import History
 from ffjord_kit.training.loop import fit_flow
 from ffjord_kit.transforms import CNF, Stepped
 
 GRADINGS = (1.0, 2.0, 3.0)
 CHUNK = 2000  # rows at once
+LEARNING_RATE, EMA_DECAY = 2e-3, 0.98  # of a training that makes some hundreds of steps
 
 
 class Scheme(NamedTuple):
@@ -102,38 +105,23 @@ def choose_scheme(flow: Flow, validation: Batch, evaluations: int = 16) -> list[
 
 
 def train_steps(
-    flow: Flow,
-    x: Tensor,
-    *,
-    validation: Batch,
-    context: Tensor | None = None,
-    seconds: float = 60.0,
-    learning_rate: float = 1e-3,
-    objective: SteppedLikelihood | None = None,
-    config: TrainConfig | None = None,
-    on_step: OnStep | None = None,
+    flow: Flow, x: Tensor | Rows, *, phase: Phase | None = None, config: TrainConfig | None = None, **options: Any
 ) -> History:
     """Train a flow of explicit steps in place by its exact likelihood; the best weights on held-out rows are kept.
 
     Args:
         flow: Flow of steps.
-        x: Rows, shape (n, *event), in the units of the data.
-        validation: Held-out rows and contexts.
-        context: Contexts, shape (n, context_dim), or None.
-        seconds: Seconds of training, as the configuration's clock counts them.
-        learning_rate: Peak learning rate.
-        objective: Objective; the default penalty if None.
-        config: How weights are updated and validated.
-        on_step: Callback, called with the record of each step.
+        x: Rows, shape (n, *event), in the units of the data, or a source of them.
+        phase: Objective and length; the default objective for 60 seconds if None.
+        config: How weights are updated and validated; the moving average is that of a short training.
+        **options: Further options of `fit_flow`: validation, context, run, on_step, ...
 
     Returns:
         The history, which ends early where validation gets no better.
     """
-    phase = Phase(objective or SteppedLikelihood(), steps=float("inf"), seconds=seconds, learning_rate=learning_rate)
-    return fit_flow(
-        flow, x, context=context, validation=validation, schedule=[phase],
-        config=config or TrainConfig(ema_decay=0.98, patience=5), on_step=on_step,
-    )  # fmt: skip
+    phase = phase or Phase(SteppedLikelihood(), math.inf, LEARNING_RATE, 60.0, trial=True)
+    config = replace(config or TrainConfig(), ema_decay=EMA_DECAY)
+    return fit_flow(flow, x, schedule=[phase], config=config, **options)
 
 
 def _candidates(evaluations: int) -> Iterator[tuple[str, int, float]]:

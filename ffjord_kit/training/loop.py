@@ -33,7 +33,8 @@ from ffjord_kit.training.micro_batches import MicroBatches, broadcast_together
 from ffjord_kit.training.optim import assign, exchanged
 from ffjord_kit.training.runtime import Timer, interruptible
 from ffjord_kit.training.state import MAX_RESTORES, RATE_FACTOR, TrainingDiverged, TrainState, explain_divergence
-from ffjord_kit.training.validation import LikelihoodValidation, ValidationScore, Validator
+from ffjord_kit.training.validation import LikelihoodValidation, SteppedValidation, ValidationScore, Validator
+from ffjord_kit.transforms import Stepped
 from ffjord_kit.transforms.cnf import SolveOptions
 
 LATEST = 1.04  # end of a last validation, relative to the seconds of a phase
@@ -176,7 +177,9 @@ def fit_flow(
     data = StreamedData(x, context, flow) if isinstance(x, Rows) else preprocessed(flow, Batch(x, context))
     inner, validate = flow.inner, None
     if validation is not None:
-        validate = LikelihoodValidation(inner, preprocessed(flow, validation), evaluation or SolveOptions())
+        stepped = any(isinstance(transform, Stepped) for transform in inner.transforms)
+        judge = SteppedValidation if stepped else LikelihoodValidation
+        validate = judge(inner, preprocessed(flow, validation), evaluation or SolveOptions())
     return fit(
         inner, data, schedule, config=config, validate=validate, saved=flow, workers=workers, run=run, resume=resume,
         before=before, timer=timer, on_step=on_step, on_validation=on_validation,
@@ -356,10 +359,10 @@ class _Trainer:
                 score = self.validate(self.workers, self.micro_batches.count)
             self._call_on_validation(phase, score)
         self.state.keep()
-        if here.best_nll is None or score.mean < here.best_nll:
+        if score.sound and (here.best_nll is None or score.mean < here.best_nll):
             here.best_nll, here.best_step, here.stale = score.mean, here.step, 0
             self.state.keep_best()
-        else:
+        elif score.sound:
             here.stale += 1
         before = here.work_seconds
         here.seconds, here.work_seconds = self.workers.broadcast(self.timer.read)

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from ffjord_kit.data import scoring_batch_size
 from ffjord_kit.flow import Flow
+from ffjord_kit.noise import keyed_generator
+from ffjord_kit.objectives.stepped import MOST_UNCERTIFIED, lowest_eigenvalue, with_neighbours
 from ffjord_kit.ode import FINEST_SINGLE, AdaptiveSolver, PerRowSolver, SolveError
 from ffjord_kit.precision import full_precision
 from ffjord_kit.trace import PerRowTrace
@@ -20,6 +22,7 @@ from ffjord_kit.training.micro_batches import run_together
 from ffjord_kit.transforms.cnf import SolveOptions
 
 ERROR_ROWS = 32
+STEPPED_ROWS = 1000  # at which, and near which, explicit steps are examined
 FINER = 0.1  # factor of the tolerance for the solve that measures the solver's error
 
 
@@ -32,11 +35,18 @@ class ValidationScore:
         standard_error: Standard error of the mean.
         solver_error: Mean absolute difference of some rows from a solve ten times finer; None for a solver without a
             tolerance.
+        uncertified: Share of points where an explicit step may fold; None for a flow without such steps.
     """
 
     mean: float
     standard_error: float
     solver_error: float | None
+    uncertified: float | None = None
+
+    @property
+    def sound(self) -> bool:
+        """Whether the likelihood is one: explicit steps that fold have none."""
+        return (self.uncertified or 0.0) <= MOST_UNCERTIFIED
 
     def record(self) -> dict[str, float]:
         """Return the score as plain numbers for the log.
@@ -44,8 +54,9 @@ class ValidationScore:
         Returns:
             Numbers by name.
         """
-        nll = {"validation_nll": self.mean, "validation_standard_error": self.standard_error}
-        return nll if self.solver_error is None else {**nll, "validation_solver_error": self.solver_error}
+        others = {"solver_error": self.solver_error, "uncertified": self.uncertified}
+        known = {f"validation_{name}": value for name, value in others.items() if value is not None}
+        return {"validation_nll": self.mean, "validation_standard_error": self.standard_error, **known}
 
 
 Validator = Callable[[Workers, int], ValidationScore]  # from the workers, and the least number of pieces to share
@@ -114,3 +125,18 @@ class LikelihoodValidation:
             log_prob, _ = self.flow.evaluate_log_prob(batch.x, batch.context, options=options)
         log_det = 0.0 if self.data.log_det is None else self.data.log_det[rows]
         return -(log_prob.cpu().double() + log_det)
+
+
+@dataclass(frozen=True)
+class SteppedValidation(LikelihoodValidation):
+    """Score a flow of explicit steps, and look for steps that may fold at some held-out rows and near them."""
+
+    @torch.no_grad()
+    def __call__(self, workers: Workers, pieces: int) -> ValidationScore:
+        score = super().__call__(workers, pieces)
+        return replace(score, uncertified=workers.broadcast(self._uncertified))
+
+    def _uncertified(self) -> float:
+        points = with_neighbours(self.data.batch[:STEPPED_ROWS], keyed_generator(self.data.device, "folds"))
+        lowest = torch.cat([lowest_eigenvalue(self.flow, part) for part in points.split(STEPPED_ROWS)])
+        return float((lowest <= 0).double().mean())

@@ -147,6 +147,23 @@ class Stepped(Transform):
             yield step
             x = step.y
 
+    def push_forward(
+        self, x: Tensor, tangents: Sequence[Tensor], context: Tensor | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Make the steps one by one with some tangents in place of the whole frame.
+
+        Args:
+            x: States at the explicit end, shape (batch, *event).
+            tangents: Tangents v of each step, shape (k, batch, *event), K of them.
+            context: Contexts, shape (batch, context_dim), or None.
+
+        Yields:
+            The state after each step, shape (batch, *event), and its Jacobian-vector products (dy/dx) v.
+        """
+        for start, end, v in zip(self.grid[:-1], self.grid[1:], tangents, strict=True):
+            x, products = self._moved(start, end, x, v, context)
+            yield x, products
+
     def _forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         log_det = x.new_zeros(len(x), dtype=torch.float64)
         for step in self.walk(x, context):
@@ -165,16 +182,21 @@ class Stepped(Transform):
         """Make a step, with the frame of unit vectors carried through its stages."""
         size = math.prod(self.event_shape)
         frame = torch.eye(size, dtype=x.dtype, device=x.device).reshape(size, 1, *self.event_shape)
-        frame = frame.expand(-1, *x.shape)
+        y, frame = self._moved(start, end, x, frame.expand(-1, *x.shape), context)
+        return Step(x, y, frame.reshape(size, len(x), size).permute(1, 2, 0))
+
+    def _moved(
+        self, start: Tensor, end: Tensor, x: Tensor, tangents: Tensor, context: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the state after a step, and its Jacobian-vector products."""
         scheme, length = EXPLICIT_SCHEMES[self.method], (end - start).to(x)
 
         def field(t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             return push_forward(self.dynamics, t, state[0], state[1], context)
 
         times = tuple(t.to(x) for t in scheme.stage_times(start, end - start, end))
-        dx, dframe = scheme.change(field, times, length, (x, frame))
-        jacobian = (frame + dframe).reshape(size, len(x), size).permute(1, 2, 0)
-        return Step(x, x + dx, jacobian)
+        dx, dtangents = scheme.change(field, times, length, (x, tangents))
+        return x + dx, tangents + dtangents
 
     def _inverted(self, start: Tensor, end: Tensor, y: Tensor, context: Tensor | None) -> Step:
         """Return the step that ends at y; with a gradient by one Newton step at the solution, where it is exact."""

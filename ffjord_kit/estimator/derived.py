@@ -1,0 +1,217 @@
+"""Models made from a fitted one: with a density in few exact steps, or with straight paths."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+from torch import Tensor
+
+from ffjord_kit.data import Batch
+from ffjord_kit.estimator.config import Config, resolve, slow_transforms
+from ffjord_kit.estimator.data import Arrays, seed_from, tensor
+from ffjord_kit.estimator.discretize import fit_steps
+from ffjord_kit.estimator.persistence import prepare_reports
+from ffjord_kit.estimator.scoring import ScoringModel
+from ffjord_kit.objectives.reflow import Reflow, stack_pairs
+from ffjord_kit.ode import FINEST_SINGLE
+from ffjord_kit.precision import single_precision
+from ffjord_kit.progress import training_progress
+from ffjord_kit.training import Phase
+from ffjord_kit.training.reflow import (
+    ReflowSettings,
+    best_grading,
+    draw_pairs,
+    prepare_flow,
+    train_on_pairs,
+    weights_digest,
+)  # fmt: skip
+from ffjord_kit.training.runtime import pass_on
+
+Model = TypeVar("Model", bound="DerivingModel")
+
+ERROR_ROWS = 32  # of the solver's error that a reflow records
+
+
+@dataclass(frozen=True, eq=False)
+class DerivingModel(ScoringModel):
+    """A fitted flow on arrays from which other models are made; see `ffjord_kit.estimator.model.DensityModel`."""
+
+    def discretize(
+        self: Model,
+        X: Any,
+        *,
+        context: Any = None,
+        max_seconds: float = 60.0,
+        on_step: Callable[[dict[str, Any]], None] | None = None,
+    ) -> Model:
+        """Return a model whose density is that of few exact steps: cheap, and without a solver's error.
+
+        The scheme, the number of steps and their grid are chosen on the rows that the fit held out; then the steps are
+        trained on by exact likelihood, each one held injective. The continuous flow stays beside them.
+
+        Args:
+            X: Rows of the fit, all and in their order.
+            context: Their contexts, of a conditional model.
+            max_seconds: Seconds of training, as the model's clock counts them.
+            on_step: Called with the record of each step.
+
+        Returns:
+            The new model, which reports by the steps if their receipt holds and their likelihood is as good (see
+            `note` and `density`); this one stays as it is.
+
+        Raises:
+            ValueError: If X are not the rows of the fit, or have too many columns.
+        """
+        self.domain.require_table("discretize", "sample it with few fixed steps")
+        self.domain.check_schedule(["flow_matching", "steps"])
+        arrays = self._rows_of_fit(X, context)
+        rows = self.domain.training_data(arrays, self.config.fields.validation_fraction, self.seed)
+        objective, rate = self.config.objectives["steps"]
+        phase = Phase(objective, math.inf, rate, max_seconds, trial=True)
+        known = {name: value for name, value in self.record.items() if name != "steps"}
+        nll = min((nll for _, nll in self.history.validations), default=None)
+        steps, history, record = fit_steps(
+            self.flow, rows, phase, self.config.train, before=self.history, continuous_nll=nll, record=known,
+            shown=self.config.fields.verbose, on_step=on_step,
+        )  # fmt: skip
+        if steps is None:
+            pass_on(history.signal)
+            raise KeyboardInterrupt
+        prepare_reports(steps, self.config, self.domain)
+        return replace(self, record=record, history=history, steps=steps)
+
+    def _rows_of_fit(self, X: Any, context: Any) -> Arrays:
+        """Return the rows of the fit with their contexts."""
+        rows = np.asarray(X, np.float64)
+        arrays = Arrays(rows, self._contexts(context, len(rows)))
+        if arrays.facts()["sha256"] != self.record["sha256"]:
+            raise ValueError(
+                "X and context must be the rows of the fit, all and in their order: others cannot validate it"
+            )
+        return arrays
+
+    def reflow(
+        self: Model,
+        X: Any = None,
+        *,
+        context: Any = None,
+        pairs: int = 20_000,
+        steps: int = 4_000,
+        learning_rate: float = 8e-3,
+        hidden: Sequence[int] | None = None,
+        random_state: Any = None,
+        source: str | None = None,
+        on_step: Callable[[dict[str, Any]], None] | None = None,
+    ) -> Model:
+        """Return a new model that samples in a few steps: this one's network, trained again on its own pairs.
+
+        Its density is its own. Rows are not trained on: those that the fit held out validate the new model.
+
+        Args:
+            X: Rows of the fit, all and in their order, or None.
+            context: Contexts of the pairs, of a conditional model.
+            pairs: Number of pairs to draw.
+            steps: Steps of training.
+            learning_rate: Peak learning rate.
+            hidden: Widths of a new network; of a single width the exact trace has a closed form. None for the old one.
+            random_state: Seed, or None.
+            source: Note on where this model comes from.
+            on_step: Called with the record of each step.
+
+        Returns:
+            The new model; this one stays as it is.
+
+        Raises:
+            ValueError: If X are not the rows of the fit, a context is missing or of no use, or the data are images.
+
+        References:
+            Liu et al. 2023, reflow, https://arxiv.org/abs/2209.03003.
+        """
+        settings = ReflowSettings(pairs, steps, learning_rate, None if hidden is None else tuple(hidden))
+        self.domain.require_table("reflow", "sample it with few fixed steps")
+        rows = None if X is None else np.asarray(X, np.float64)
+        contexts = self._contexts_of_pairs(rows, context)
+        if rows is not None:
+            self._rows_of_fit(rows, contexts)
+        seed = seed_from(random_state)
+        train, held_out = (None, None) if rows is None else self.split_indices(rows)
+        drawn = contexts if contexts is None or train is None else contexts[train]
+        note = {"source": source, "weights": weights_digest(self.flow), "seed": seed, **asdict(settings)}
+        model = self._reflowed(settings, None if drawn is None else tensor(drawn), note, on_step)
+        if rows is not None and held_out is not None and len(held_out):
+            noisy = self.domain.add_noise(rows, self.seed)[held_out]
+            _record_validation(model, noisy, None if contexts is None else contexts[held_out])
+        return model
+
+    def _reflowed(
+        self: Model,
+        settings: ReflowSettings,
+        contexts: Tensor | None,
+        note: dict[str, Any],
+        on_step: Callable[[dict[str, Any]], None] | None,
+    ) -> Model:
+        """Train a copy on its own pairs; the note of it gets what was measured."""
+        seed, old = note["seed"], single_precision(self.flow)
+        config, record = self._successor(settings.hidden, note)
+        tolerance = max(self.config.fields.tolerance, FINEST_SINGLE)
+        start, end, seen = draw_pairs(old, contexts, settings.pairs, seed, tolerance)
+        new = settings.hidden is not None
+        layers = slow_transforms(config, self.domain, self.flow.context_dim, seed) if new else None
+        flow, end, aligned = prepare_flow(old, layers, start, end)
+        note.update({"aligned": True} if aligned else {})
+        options = replace(config.train, seed=seed, micro_batches=None, precision="float32")
+        with training_progress([settings.phase], shown=config.fields.verbose, on_step=on_step) as listener:
+            history = train_on_pairs(flow, Batch(stack_pairs(start, end), seen), settings, options, listener)
+        prepare_reports(flow, config, self.domain)
+        note["grading"] = best_grading(flow, contexts, seed)
+        return replace(self, flow=flow, config=config, record=record, history=history, steps=None)
+
+    def _successor(self, hidden: tuple[int, ...] | None, note: dict[str, Any]) -> tuple[Config, dict[str, Any]]:
+        """Return the configuration and the record of a model made from this one: new widths and a note."""
+        changed: dict[str, Any] = {} if hidden is None else {"hidden": hidden}
+        chosen = {name: value for name, value in self.record.get("chosen", {}).items() if name not in changed}
+        record = {
+            **{name: value for name, value in self.record.items() if name != "steps"},
+            "estimator": {**self.record["estimator"], **changed},
+            "chosen": chosen,
+            "reflow": [*self.record.get("reflow", []), note],
+        }
+        fields = replace(self.config.fields, **changed, max_seconds=None)
+        return resolve(fields, self.domain, seed=self.seed, chosen=chosen), record
+
+    def _contexts_of_pairs(self, rows: np.ndarray | None, context: Any) -> np.ndarray | None:
+        """Check the contexts of a reflow's pairs."""
+        dim = self.flow.context_dim
+        if dim and context is None:
+            raise ValueError(
+                f"this model is conditional, so its pairs need contexts: pass context=, rows (n, {dim}) like the fit's"
+            )
+        if not dim and context is not None:
+            raise ValueError("this model takes no context: leave it out")
+        if context is None:
+            return None
+        contexts = self._contexts(context, self._contexts_given(context) if rows is None else len(rows))
+        if contexts is not None and contexts.shape[1] != dim:
+            raise ValueError(f"context must have shape (rows, {dim}); got {contexts.shape}")
+        return contexts
+
+
+def _record_validation(model: ScoringModel, x: np.ndarray, context: np.ndarray | None) -> None:
+    """Record the likelihood of held-out rows."""
+    batch = Batch(tensor(x), None if context is None else tensor(context))
+    nll, history = -model.evaluate_batch(batch).log_prob, model.history
+    history.best_nll, history.best_step = float(nll.mean()), history.step
+    few = slice(0, ERROR_ROWS)
+    record = {
+        "step": history.step,
+        "phase": Reflow().name,
+        "seconds": round(history.seconds, 3),
+        "validation_nll": history.best_nll,
+        "validation_standard_error": float(nll.std(ddof=1) / math.sqrt(len(nll))),
+        "validation_solver_error": model.solver_error(x[few], context=None if context is None else context[few]),
+    }
+    history.records.append(record)

@@ -1,0 +1,212 @@
+"""The second density of a fit: the same flow in few explicit steps, trained on by exact likelihood, with its receipt.
+
+It is exact, and costs a fixed number of evaluations. The continuous flow remains: for trajectories, for p_t, and as the
+density that reports where the steps' is not as good or fails its receipt.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from ffjord_kit.data import Batch
+from ffjord_kit.diagnostics import Receipt, check_steps
+from ffjord_kit.estimator.data import TrainingData
+from ffjord_kit.flow import Flow
+from ffjord_kit.noise import keyed_generator
+from ffjord_kit.precision import single_precision
+from ffjord_kit.progress import training_progress
+from ffjord_kit.run import Run
+from ffjord_kit.training import History, Phase, TrainConfig, Workers
+from ffjord_kit.training.discretize import choose_scheme, in_steps, train_steps
+from ffjord_kit.training.history import OnStep
+from ffjord_kit.training.runtime import Timer
+
+EVALUATIONS = 16  # of the field, at most
+SCHEME_ROWS, RECEIPT_ROWS = 300, 400
+MARGIN = 0.01  # nats by which the steps may be worse than the continuous flow, which costs many times as much
+
+
+class Scheme(NamedTuple):
+    """A number of explicit steps.
+
+    Attributes:
+        method: Word of EXPLICIT_SCHEMES.
+        steps: Number of steps.
+        grading: Exponent of their grid; see `Stepped`.
+    """
+
+    method: str
+    steps: int
+    grading: float
+
+    def __str__(self) -> str:
+        return f"{self.steps} steps of {self.method}"
+
+
+@dataclass(frozen=True)
+class SteppedNote:
+    """Note of a run on its flow in few steps.
+
+    Attributes:
+        scheme: The steps.
+        nll: Validation NLL by the steps, nats.
+        continuous_nll: Validation NLL by the continuous flow, nats.
+        receipt: Receipt on held-out rows.
+    """
+
+    scheme: Scheme
+    nll: float
+    continuous_nll: float
+    receipt: Receipt
+
+    @property
+    def density(self) -> str:
+        """Word of the density that reports: "steps" where these hold, and are as good as the continuous flow."""
+        good = self.receipt.holds and self.nll <= self.continuous_nll + MARGIN
+        return "steps" if good else "continuous"
+
+    def record(self) -> dict[str, Any]:
+        """Return the note as plain values.
+
+        Returns:
+            Values by name.
+        """
+        nll = {name: value if math.isfinite(value) else None for name, value in self._nlls().items()}
+        return {**self.scheme._asdict(), **nll, "receipt": self.receipt.record(), "density": self.density}
+
+    @classmethod
+    def of_record(cls, record: Mapping[str, Any]) -> SteppedNote:
+        """Read the note of a record.
+
+        Args:
+            record: Values by name, as `record` returned them.
+
+        Returns:
+            The note.
+
+        Raises:
+            KeyError, TypeError, ValueError: If they make no sense.
+        """
+        scheme = scheme_of(record)
+        nll, continuous = (
+            math.inf if record[name] is None else float(record[name]) for name in ("nll", "continuous_nll")
+        )
+        return cls(scheme, nll, continuous, Receipt.of_record(record["receipt"]))
+
+    def _nlls(self) -> dict[str, float]:
+        return {"nll": self.nll, "continuous_nll": self.continuous_nll}
+
+
+def scheme_of(record: Mapping[str, Any]) -> Scheme:
+    """Read the scheme of a record.
+
+    Args:
+        record: Values by name.
+
+    Returns:
+        The scheme.
+
+    Raises:
+        KeyError, TypeError, ValueError: If they make no sense.
+    """
+    return Scheme(str(record["method"]), int(record["steps"]), float(record["grading"]))
+
+
+def fit_steps(
+    flow: Flow,
+    rows: TrainingData,
+    phase: Phase,
+    config: TrainConfig,
+    *,
+    before: History,
+    continuous_nll: float | None,
+    record: dict[str, Any],
+    folder: Run | None = None,
+    resume: bool = False,
+    timer: Timer | None = None,
+    shown: bool = False,
+    on_step: OnStep | None = None,
+) -> tuple[Flow | None, History, dict[str, Any]]:
+    """Train a copy of a flow on, in few explicit steps, and examine it; the first worker chooses these.
+
+    Args:
+        flow: Continuous flow.
+        rows: Training data.
+        phase: Objective and length of the training.
+        config: How weights are updated and validated.
+        before: History of the continuous flow.
+        continuous_nll: Validation NLL of the continuous flow; None if it was not validated.
+        record: What config.json holds; an earlier choice of steps in it stays.
+        folder: Run folder, or None.
+        resume: Whether to go on from the last checkpoint of the steps, if there is one.
+        timer: Clocks that run already.
+        shown: Whether to show a progress bar.
+        on_step: Called with the record of each step.
+
+    Returns:
+        The flow of steps, None if it was interrupted; the history; and the record with the note of the steps.
+    """
+    workers, judges = Workers.here(), rows.fitting if rows.held_out is None else rows.held_out
+    known = record.get("steps")
+    scheme: Scheme = workers.broadcast(lambda: scheme_of(known) if known else _best_scheme(flow, judges))
+    record = amended(record, folder, steps=scheme._asdict())
+    steps, part = stepped(flow, scheme), None if folder is None else folder.within("steps")
+    going_on = workers.broadcast(lambda: part is not None and resume and part.has_checkpoint)
+    with training_progress([phase], shown=shown and workers.is_first, on_step=on_step) as listener:
+        history = train_steps(
+            steps, rows.x, validation=rows.held_out, context=rows.context, phase=phase, config=config,
+            workers=workers, run=part, resume=going_on, before=before, timer=timer, on_step=listener,
+        )  # fmt: skip
+    if history.interrupted:
+        return None, history, record
+    nlls = (history.best_nll, continuous_nll)
+    note = workers.broadcast(lambda: _examined(steps, scheme, judges, *nlls).record())
+    return steps, history, amended(record, folder, steps=note)
+
+
+def stepped(flow: Flow, scheme: Scheme) -> Flow:
+    """Return a copy of a flow in few steps, in the precision of training.
+
+    Args:
+        flow: Continuous flow.
+        scheme: The steps.
+
+    Returns:
+        The flow of steps.
+    """
+    return in_steps(single_precision(flow), *scheme)
+
+
+def amended(record: dict[str, Any], folder: Run | None, **content: Any) -> dict[str, Any]:
+    """Return a record with further entries, which its run keeps too.
+
+    Args:
+        record: What config.json holds.
+        folder: Run folder, or None.
+        **content: Entries by name.
+
+    Returns:
+        The new record.
+    """
+    return {**record, **content} if folder is None else folder.amend(**content)
+
+
+def _best_scheme(flow: Flow, rows: Batch) -> Scheme:
+    """Return the scheme with the lowest sum of NLL and penalty at the number of evaluations allowed."""
+    some = torch.linspace(0, len(rows) - 1, min(len(rows), SCHEME_ROWS)).long()
+    best = choose_scheme(single_precision(flow), rows[some], EVALUATIONS)[0]
+    return Scheme(best.method, best.steps, best.grading)
+
+
+def _examined(flow: Flow, scheme: Scheme, rows: Batch, nll: float | None, continuous_nll: float | None) -> SteppedNote:
+    """Examine a flow of steps on some rows; an NLL is None where it was not validated, or no weights were sound."""
+    some = rows[torch.randperm(len(rows), generator=keyed_generator(torch.device("cpu"), "receipt"))[:RECEIPT_ROWS]]
+    receipt = check_steps(flow, some.x, some.context, rows=RECEIPT_ROWS)
+    return SteppedNote(
+        scheme, math.inf if nll is None else nll, math.inf if continuous_nll is None else continuous_nll, receipt
+    )

@@ -1,0 +1,156 @@
+"""The two densities of a fit: the continuous flow's, and that of few exact steps, which is kept where it holds."""
+
+import json
+
+import numpy as np
+import pytest
+
+from ffjord_kit import FFJORD
+from ffjord_kit.diagnostics import Receipt
+from ffjord_kit.estimator import load
+from ffjord_kit.estimator.discretize import Scheme, SteppedNote
+from ffjord_kit.run import RunError
+
+SCHEDULE = [("flow_matching", 200), ("steps", 20)]
+
+
+def banana(n, seed):
+    z = np.random.default_rng(seed).normal(size=(n, 2))
+    return np.stack([z[:, 0], 0.3 * z[:, 1] + z[:, 0] ** 2], 1)
+
+
+def estimator(**fields):
+    options = {"schedule": SCHEDULE, "hidden": (32, 32), "learning_rate": 8e-3, "random_state": 0, "ema_decay": 0.9}
+    return FFJORD(**{**options, **fields})
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return tmp_path_factory.mktemp("few") / "run"
+
+
+@pytest.fixture(scope="module")
+def fitted(run):
+    return estimator().fit(banana(1500, 0), run=run)
+
+
+def test_the_steps_report_where_they_hold_and_are_as_good(fitted):
+    note = fitted.model_.note
+    assert note.receipt.holds
+    assert fitted.model_.density == note.density == "steps"
+    x = banana(200, 1)
+    continuous = fitted.model_.flow.log_prob
+    assert np.abs(fitted.score_samples(x) - continuous(_tensor(x)).numpy()).mean() < 0.2
+    assert fitted.evaluate(x).nfe == 0  # no solve
+
+
+def _tensor(x):
+    import torch
+
+    return torch.as_tensor(x)
+
+
+def test_the_density_of_the_steps_integrates_to_one(fitted):
+    grid = np.linspace(-6, 6, 241), np.linspace(-3, 22, 501)
+    places = np.stack(np.meshgrid(*grid, indexing="ij"), -1).reshape(-1, 2)
+    cell = (grid[0][1] - grid[0][0]) * (grid[1][1] - grid[1][0])
+    assert np.exp(fitted.score_samples(places)).sum() * cell == pytest.approx(1, abs=1e-3)
+
+
+def test_draws_are_those_of_the_steps_and_invert_to_rounding(fitted):
+    draws = fitted.sample(500, random_state=0)
+    z, _ = fitted.model_.steps.to_base(_tensor(draws))
+    assert np.abs(fitted.model_.steps.to_data(z)[0].numpy() - draws).max() < 1e-8
+    assert np.abs(draws.mean(0) - banana(20_000, 2).mean(0)).max() < 0.3
+
+
+def test_one_word_chooses_the_density(fitted, run):
+    model, x = load(run), banana(50, 1)
+    exact = model.score_samples(x)
+    assert np.array_equal(exact, fitted.score_samples(x))
+    assert (model.set_params(density="continuous").score_samples(x) != exact).all()
+    assert np.array_equal(model.set_params(density="steps").score_samples(x), exact)
+    plain = estimator(schedule=SCHEDULE[:1]).fit(banana(300, 0))
+    with pytest.raises(ValueError, match="discretize it first"):
+        plain.set_params(density="steps").score_samples(x)
+
+
+def test_steps_without_a_receipt_do_not_count(fitted, run, tmp_path):
+    fitted.save(tmp_path / "copy")
+    config = json.loads((tmp_path / "copy" / "config.json").read_text())
+    config["steps"] = {name: config["steps"][name] for name in ("method", "steps", "grading")}  # killed before its end
+    (tmp_path / "copy" / "config.json").write_text(json.dumps(config))
+    assert load(tmp_path / "copy").model_.density == "continuous"
+
+
+def test_damaged_steps_are_named(fitted, tmp_path):
+    fitted.save(tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    config["steps"]["receipt"] = {}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(RunError, match="damaged"):
+        load(tmp_path / "run")
+    fitted.save(tmp_path / "run", force=True)
+    (tmp_path / "run" / "steps" / "model.safetensors").unlink()
+    with pytest.raises(RunError, match="steps/model.safetensors is missing"):
+        load(tmp_path / "run")
+
+
+def test_a_fit_stopped_in_its_steps_is_resumed_to_the_same_end(fitted, tmp_path):
+    x, stopped = banana(1500, 0), tmp_path / "run"
+
+    def stop(record):
+        if record["phase"] == "steps" and record["phase_step"] == 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        estimator(validate_every=4).fit(x, run=stopped, on_step=stop)
+    resumed = estimator(validate_every=4).fit(x, run=stopped, resume=True)
+    whole = estimator(validate_every=4).fit(x)
+    assert np.array_equal(resumed.score_samples(banana(50, 1)), whole.score_samples(banana(50, 1)))
+
+
+def test_a_worse_or_unsound_density_of_steps_does_not_report():
+    receipt = Receipt(100, 0.5, 0.5, 0.0, 0.0, 0.0, 1e-12, 1.0, 0.01)
+    scheme = Scheme("midpoint", 8, 2.0)
+    assert SteppedNote(scheme, 1.0, 1.005, receipt).density == "steps"
+    assert SteppedNote(scheme, 1.1, 1.0, receipt).density == "continuous"
+    folded = Receipt(100, -0.5, 0.5, 0.01, 0.0, 0.0, 1e-12, 1.0, 0.01)
+    assert SteppedNote(scheme, 0.0, 1.0, folded).density == "continuous"
+    note = SteppedNote(scheme, float("inf"), 1.0, receipt)
+    assert SteppedNote.of_record(json.loads(json.dumps(note.record()))) == note
+
+
+def test_a_fitted_model_is_discretized(tmp_path):
+    x = banana(1500, 0)
+    plain = estimator(schedule=SCHEDULE[:1]).fit(x)
+    new = plain.discretize(x, max_seconds=2)
+    assert new.model_.note.receipt.holds
+    new.save(tmp_path / "fast")
+    assert np.array_equal(load(tmp_path / "fast").score_samples(x[:20]), new.score_samples(x[:20]))
+    assert plain.model_.steps is None
+    with pytest.raises(ValueError, match="must be the rows of the fit"):
+        plain.discretize(x[1:], max_seconds=2)
+
+
+def test_a_conditional_flow_is_stepped():
+    rng = np.random.default_rng(0)
+    c = rng.normal(size=(1500, 1))
+    x = c + 0.5 * rng.normal(size=(1500, 1))
+    model = estimator().fit(x, context=c)
+    exact = -0.5 * ((x - c) / 0.5) ** 2 - np.log(0.5 * np.sqrt(2 * np.pi))
+    assert model.model_.note.receipt.holds
+    assert model.score_samples(x, context=c).mean() == pytest.approx(exact.mean(), abs=0.1)
+    draws = model.sample(2000, context=[[1.0]], random_state=0)
+    assert draws.mean() == pytest.approx(1.0, abs=0.1)
+
+
+@pytest.mark.parametrize("schedule", [[("steps", 5)], [("steps", 5), ("flow_matching", 5)]])
+def test_steps_come_after_the_others(schedule):
+    with pytest.raises(ValueError, match="it comes once, after the others"):
+        estimator(schedule=schedule).fit(banana(50, 0))
+
+
+def test_many_columns_are_refused():
+    with pytest.raises(ValueError, match="up to 64 columns"):
+        estimator().fit(np.random.default_rng(0).normal(size=(50, 65)))
