@@ -161,3 +161,16 @@ def single_precision(module: Module) -> Module:
         The copy.
     """
     return copy.deepcopy(module).float()
+
+
+def double_precision(module: Module) -> Module:
+    """Return a copy of a module in float64 if its parameters are float32, or the module itself.
+
+    Args:
+        module: Module.
+
+    Returns:
+        The module.
+    """
+    single = any(value.dtype == torch.float32 for value in module.parameters())
+    return copy.deepcopy(module).double() if single else module

@@ -9,6 +9,7 @@ from ffjord_kit import FFJORD
 from ffjord_kit.diagnostics import Receipt
 from ffjord_kit.estimator import load
 from ffjord_kit.estimator.discretize import Scheme, SteppedNote
+from ffjord_kit.precision import double_precision
 from ffjord_kit.run import RunError
 
 SCHEDULE = [("flow_matching", 200), ("steps", 20)]
@@ -59,8 +60,21 @@ def test_the_density_of_the_steps_integrates_to_one(fitted):
 
 def test_draws_are_those_of_the_steps_and_invert_to_rounding(fitted):
     draws = fitted.sample(500, random_state=0)
-    z, _ = fitted.model_.steps.to_base(_tensor(draws))
-    assert np.abs(fitted.model_.steps.to_data(z)[0].numpy() - draws).max() < 1e-8
+    steps = double_precision(fitted.model_.steps)
+    z, _ = steps.to_base(_tensor(draws))
+    assert np.abs(steps.to_data(z)[0].numpy() - draws).max() < 1e-8
+
+
+def test_scores_are_single_precision_of_what_certify_gives(fitted):
+    x = banana(100, 1)
+    certified = fitted.certify(x)
+    assert (certified.error < 1e-9).all()
+    difference = np.abs(fitted.score_samples(x) - certified.log_prob)
+    assert 0 < difference.max() < 10 * max(fitted.model_.note.receipt.rounding, 1e-6)
+
+
+def test_draws_are_like_the_data(fitted):
+    draws = fitted.sample(500, random_state=0)
     assert np.abs(draws.mean(0) - banana(20_000, 2).mean(0)).max() < 0.3
 
 
@@ -111,11 +125,11 @@ def test_a_fit_stopped_in_its_steps_is_resumed_to_the_same_end(fitted, tmp_path)
 
 
 def test_a_worse_or_unsound_density_of_steps_does_not_report():
-    receipt = Receipt(100, 0.5, 0.5, 0.0, 0.0, 0.0, 1e-12, 1.0, 0.01)
+    receipt = Receipt(100, 0.5, 0.5, 0.0, 0.0, 0.0, 1e-12, 1e-5, 1.0, 0.01)
     scheme = Scheme("midpoint", 8, 2.0)
     assert SteppedNote(scheme, 1.0, 1.005, receipt).density == "steps"
     assert SteppedNote(scheme, 1.1, 1.0, receipt).density == "continuous"
-    folded = Receipt(100, -0.5, 0.5, 0.01, 0.0, 0.0, 1e-12, 1.0, 0.01)
+    folded = Receipt(100, -0.5, 0.5, 0.01, 0.0, 0.0, 1e-12, 1e-5, 1.0, 0.01)
     assert SteppedNote(scheme, 0.0, 1.0, folded).density == "continuous"
     note = SteppedNote(scheme, float("inf"), 1.0, receipt)
     assert SteppedNote.of_record(json.loads(json.dumps(note.record()))) == note

@@ -116,7 +116,7 @@ def test_draws_are_examined_with_their_own_contexts():
 
 
 def test_an_integral_that_is_too_uncertain_decides_nothing():
-    good = Receipt(100, 0.5, 0.5, 0.0, 0.0, 0.0, 1e-12, 1.0, 0.01)
+    good = Receipt(100, 0.5, 0.5, 0.0, 0.0, 0.0, 1e-12, 1e-5, 1.0, 0.01)
     assert good.holds
     unsure = dataclasses.replace(good, integral=3.0, integral_error=math.inf)
     assert unsure.holds

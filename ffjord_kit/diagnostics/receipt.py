@@ -46,6 +46,7 @@ class Receipt:
         folded: Share of the points where a step's determinant is not positive.
         unreached: Share of points at the implicit end that no step reaches.
         round_trip: Largest distance of a row from itself, there and back, in preprocessed units.
+        rounding: Largest difference of a row's log-density as the flow computes it from that in float64, nats.
         integral: Integral of the density, by importance sampling.
         integral_error: Its standard error.
     """
@@ -57,6 +58,7 @@ class Receipt:
     folded: float
     unreached: float
     round_trip: float
+    rounding: float
     integral: float
     integral_error: float
 
@@ -104,7 +106,8 @@ class Receipt:
         return (
             f"{'holds' if self.holds else 'FAILS: this is no density'}: lowest eigenvalue of a step "
             f"{self.lowest_eigenvalue:.3g} at {self.points} points ({self.uncertified:.2%} not positive), "
-            f"{self.unreached:.2%} of draws missing, integral {integral}, there and back {self.round_trip:.1e}"
+            f"{self.unreached:.2%} of draws missing, integral {integral}, there and back {self.round_trip:.1e}, "
+            f"rounding {self.rounding:.1e} nats"
         )
 
 
@@ -146,8 +149,15 @@ def check_steps(flow: Flow, x: Tensor, context: Tensor | None = None, *, rows: i
     return Receipt(
         points=len(points), lowest_eigenvalue=float(lowest.min()), lowest_singular_value=float(singular.min()),
         uncertified=float((lowest <= 0).double().mean()), folded=float(folded.double().mean()), unreached=unreached,
-        round_trip=round_trip, integral=integral.value, integral_error=integral.error,
+        round_trip=round_trip, rounding=_rounding(flow, double, Batch(x, context)[some]),
+        integral=integral.value, integral_error=integral.error,
     )  # fmt: skip
+
+
+def _rounding(flow: Flow, double: Flow, batch: Batch) -> float:
+    """Return the largest difference of log-densities from those in float64, nats."""
+    log_probs = [each.log_prob(batch.x, batch.context).double() for each in (flow, double)]
+    return float((log_probs[0] - log_probs[1]).abs().max())
 
 
 def _there_and_back(inner: Flow, batch: Batch, generator: torch.Generator) -> tuple[float, Batch, float]:

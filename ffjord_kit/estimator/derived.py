@@ -81,7 +81,6 @@ class DerivingModel(ScoringModel):
         if steps is None:
             pass_on(history.signal)
             raise KeyboardInterrupt
-        prepare_reports(steps, self.config, self.domain)
         return replace(self, record=record, history=history, steps=steps)
 
     def _rows_of_fit(self, X: Any, context: Any) -> Arrays:

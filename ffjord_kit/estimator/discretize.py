@@ -166,6 +166,7 @@ def fit_steps(
         return None, history, record
     nlls = (history.best_nll, continuous_nll)
     note = workers.broadcast(lambda: _examined(steps, scheme, judges, *nlls).record())
+    steps.requires_grad_(False)
     return steps, history, amended(record, folder, steps=note)
 
 

@@ -142,8 +142,7 @@ class DensityEstimator(DensityMixin, BaseEstimator, CommonFields):
                     continuous_nll=history.best_nll, record=record, folder=folder, resume=resume, timer=timer,
                     shown=self.verbose, on_step=on_step,
                 )  # fmt: skip
-        for each in (flow, *([] if steps is None else [steps])):
-            prepare_reports(each, config, domain)
+        prepare_reports(flow, config, domain)
         self.model_ = DensityModel(flow, config, domain, record, history, steps)
         if history.interrupted:
             pass_on(history.signal)

@@ -25,7 +25,7 @@ from ffjord_kit.estimator.scoring import placed, spread, to_data
 from ffjord_kit.flow import Flow
 from ffjord_kit.memory import check_fits
 from ffjord_kit.objectives import guided
-from ffjord_kit.precision import single_precision
+from ffjord_kit.precision import double_precision, single_precision
 from ffjord_kit.run import Run
 from ffjord_kit.transforms.cnf import SolveOptions
 
@@ -170,7 +170,7 @@ class DensityModel(DerivingModel):
         if guidance != 1:
             flow = self._guided(guidance)
             return flow if steps is None else single_precision(flow)
-        return self.reporting_flow if steps is None else single_precision(self.flow)
+        return double_precision(self.reporting_flow) if steps is None else single_precision(self.flow)
 
     def check_draws(self, n_samples: int) -> None:
         """Check that the memory can hold some draws, before any of them is made.

@@ -51,7 +51,7 @@ class StoredModel:
         domain: Domain of the data.
         record: Content of config.json.
         history: History of the fit.
-        steps: Flow in few explicit steps; None where there is none.
+        steps: Flow in few explicit steps, in the precision of training; None where there is none.
     """
 
     flow: Flow
@@ -321,9 +321,8 @@ def load_model(run: Run) -> StoredModel:
             flow = with_alignment(flow, blank_alignment(domain)) if "aligned" in note else flow
     run.load_model(flow)
     _check_transforms(run, flow)
-    steps = _load_steps(run, flow)
-    for each in (flow, *([] if steps is None else [steps])):
-        prepare_reports(each, config, domain)
+    steps = _load_steps(run, flow, config.device)
+    prepare_reports(flow, config, domain)
     return StoredModel(flow, config, domain, record, History(seed, records=last_part(run).records()), steps)
 
 
@@ -359,14 +358,14 @@ def last_part(run: Run) -> Run:
     return steps if steps.file("metrics.jsonl").exists() else run
 
 
-def _load_steps(run: Run, flow: Flow) -> Flow | None:
+def _load_steps(run: Run, flow: Flow, device: torch.device) -> Flow | None:
     """Return the flow in few steps, which counts once the fit has ended and it has its receipt."""
     if "receipt" not in run.config.get("steps", {}):
         return None
     with run.explained("config.json"):
         steps = stepped(flow, SteppedNote.of_record(run.config["steps"]).scheme)
     run.within("steps").load_model(steps)
-    return steps
+    return steps.to(device).requires_grad_(False)
 
 
 def prepare_reports(flow: Flow, config: Config, domain: Domain) -> None:
