@@ -239,7 +239,10 @@ def flow_of(dynamics, **options):
 def test_every_dynamics_has_right_gradients_by_every_adjoint(word):
     flow = flow_of(DYNAMICS[word]((2,), context_dim=1, hidden=(8,)), context_dim=1)
     checks = check_gradients(flow, randn(6, 2).float(), randn(6, 1), solvers=SOLVERS, directions=2)
-    assert [(c.solver.method, c.solver.adjoint) for c in checks] == [(s.method, a) for s in SOLVERS for a in ADJOINTS]
+    refused = checks.pop(len(ADJOINTS) - 1)
+    assert refused.failure.startswith("reversible: adjoint 'reversible' walks back by fixed one-step schemes")
+    ways = [(s.method, a) for s in SOLVERS for a in ADJOINTS]
+    assert [(c.solver.method, c.solver.adjoint) for c in checks] == [w for w in ways if w != ("dopri5", "reversible")]
     for check in checks:
         assert check.failure == ""
         through_fixed_steps = isinstance(check.solver, FixedSolver) and not check.solver.uses_adjoint_equation
@@ -259,6 +262,7 @@ def test_checkpoints_save_less_than_backprop():
     saved = {c.solver.adjoint: c.saved_bytes for c in check_gradients(flow, randn(50, 2), solvers=SOLVERS[1:])}
     assert saved["checkpointed"] < saved["backprop"] / 10
     assert saved["adjoint"] < saved["backprop"] / 10
+    assert saved["reversible"] < saved["backprop"] / 10
 
 
 class Cut(nn.Module):
