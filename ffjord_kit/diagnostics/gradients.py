@@ -117,12 +117,12 @@ def gradient_table(checks: Sequence[GradientCheck]) -> str:
         rk4 x 4         backprop         1.0e-09      4.0         2
         use rk4 with backprop for speed, rk4 with backprop for memory
     """
-    lines = [f"{'solver':<16}{'adjoint':<15}{'error':>9}{'ms':>9}{'saved, kB':>10}"]
-    for check in checks:
-        solver = check.solver
-        name = f"{solver.method} x {solver.steps}" if isinstance(solver, FixedSolver) else solver.method
+    names = [_name(check.solver) for check in checks]
+    width = max(15, *map(len, names)) + 1
+    lines = [f"{'solver':<{width}}{'adjoint':<15}{'error':>9}{'ms':>9}{'saved, kB':>10}"]
+    for name, check in zip(names, checks, strict=True):
         numbers = f"{check.error:>9.1e}{1e3 * check.seconds:>9.1f}{check.saved_bytes / 1e3:>10.0f}"
-        lines.append(f"{name:<16}" + (check.failure or f"{solver.adjoint:<15}{numbers}"))
+        lines.append(f"{name:<{width}}" + (check.failure or f"{check.solver.adjoint:<15}{numbers}"))
     good = [check for check in checks if check.good]
     if not good:
         advice = f"no gradient is right to {MAX_ERROR:g}: is a transform or the dynamics not differentiable?"
@@ -130,6 +130,10 @@ def gradient_table(checks: Sequence[GradientCheck]) -> str:
     best = min(good, key=lambda check: check.seconds), min(good, key=lambda check: check.saved_bytes)
     fastest, smallest = (f"{check.solver.method} with {check.solver.adjoint}" for check in best)
     return "\n".join([*lines, f"use {fastest} for speed, {smallest} for memory"])
+
+
+def _name(solver: Solver) -> str:
+    return f"{solver.method} x {solver.steps}" if isinstance(solver, FixedSolver) else solver.method
 
 
 class _Loss:
