@@ -142,12 +142,12 @@ class LinearMultistep(nn.Module):
         super().__init__()
         if steps < 1 or not -1 < memory < 1:
             raise ValueError(f"expected steps >= 1 and memory in (-1, 1); got {steps} and {memory}")
-        self.shape = nn.Parameter(torch.full((steps,), memory).atanh())
+        self.unbounded = nn.Parameter(torch.full((steps,), memory).atanh())
 
     @property
     def memory(self) -> Tensor:
         """Coefficient k of each step, shape (steps,)."""
-        return self.shape.tanh()
+        return self.unbounded.tanh()
 
     def forward(self, field: Field, state: State, grid: Tensor) -> State:
         """Integrate from the first to the last time of a grid.
@@ -163,8 +163,8 @@ class LinearMultistep(nn.Module):
         Raises:
             ValueError: If the grid has another number of steps.
         """
-        if len(grid) != len(self.shape) + 1:
-            raise ValueError(f"expected a grid of {len(self.shape) + 1} times, steps + 1; got {len(grid)}")
+        if len(grid) != len(self.unbounded) + 1:
+            raise ValueError(f"expected a grid of {len(self.unbounded) + 1} times, steps + 1; got {len(grid)}")
         clock, memory = grid.cpu(), self.memory.to(state[0]).unbind()
         return linear_multistep(field, state, clock, clock[[0, -1]], lambda *_: None, memory)[-1]
 
