@@ -61,7 +61,7 @@ def growth(method: str, adjoint: str, z: np.ndarray) -> np.ndarray:
     start = torch.tensor([1.0, 0.0], dtype=torch.float64).expand(len(factors), 2)
     solver = FixedSolver(method, STEPS, adjoint=adjoint, max_nfe=10**6)
     x = solver.solve(rhs, (start,), torch.tensor([0.0, float(STEPS)])).states[0][-1]
-    size = x.norm(dim=1).nan_to_num(OUT, OUT)
+    size = torch.hypot(*x.unbind(1)).nan_to_num(OUT, OUT)
     return (size ** (1 / STEPS)).reshape(z.shape).numpy()
 
 
