@@ -9,10 +9,11 @@ ACTIVATIONS = ("silu", "tanh", "softplus", "elu", "gelu")  # nn/activations.py
 DYNAMICS = ("residual", "concat_squash", "concat", "potential")  # nn/__init__.py
 IMAGE_DYNAMICS = ("convolution", "unet")  # nn/__init__.py
 
-ADJOINTS = ("backprop", "checkpointed", "adjoint", "seminorm")
+ADJOINTS = ("backprop", "checkpointed", "adjoint", "seminorm", "reversible")
 METHODS = (
     "dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun", "scipy_solver",
-    "euler", "midpoint", "heun2", "heun3", "rk4", "explicit_adams", "implicit_adams", "fixed_adams",
+    "euler", "midpoint", "heun2", "heun3", "rk4", "poly2", "poly3", "fractal2", "fractal3",
+    "linear_multistep", "revnet", "asynchronous_leapfrog", "explicit_adams", "implicit_adams", "fixed_adams",
     "dopri5_by_row",
 )  # ode/solver.py  # fmt: skip
 

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from ffjord_kit.flow import Flow
-from ffjord_kit.ode import Solver
+from ffjord_kit.ode import ADJOINTS, Solver
 from ffjord_kit.transforms import CNF, Softplus, Standardize, Transform, Whiten
 
 F64 = torch.float64
+ADAPTIVE_ADJOINTS = tuple(word for word in ADJOINTS if word != "reversible")  # which needs fixed steps
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:

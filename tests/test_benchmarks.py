@@ -22,8 +22,10 @@ import peers  # noqa: E402
 import race  # noqa: E402
 import report  # noqa: E402
 import results  # noqa: E402
+import schemes  # noqa: E402
 import sets  # noqa: E402
 import solves  # noqa: E402
+import stability  # noqa: E402
 import tables  # noqa: E402
 import toys  # noqa: E402
 import workers  # noqa: E402
@@ -240,6 +242,25 @@ def test_curves_are_drawn(tmp_path):
 @pytest.mark.parametrize("name", memory.ADJOINTS)
 def test_every_gradient_method_takes_memory_and_runs(name):
     assert memory.peak(name, 2, "cpu") >= 0
+
+
+def test_measured_stability_is_that_of_the_polynomial():
+    z = np.array([-0.5 + 0.5j, -1.9, 0.1 + 0.2j])
+    assert stability.growth("euler", "backprop", z) == pytest.approx(np.abs(1 + z), rel=1e-9)
+    z[1] = -7.9  # the Chebyshev polynomial of degree 2 is stable up to -8
+    assert stability.growth("fractal2", "backprop", z) == pytest.approx(np.abs(2 * (1 + z / 4) ** 2 - 1), rel=1e-9)
+    assert float(stability.growth("euler", "backprop", np.array([-7.9]))[0]) > stability.GROWTH
+    assert stability.reach(stability.growth("euler", "backprop", -stability.AXIS)) == pytest.approx(2)
+    assert stability.reach(stability.growth("revnet", "backprop", -stability.AXIS)) == 0
+
+
+def test_a_scheme_is_trained_and_scored_by_itself_by_the_field_and_by_its_exact_steps(small):
+    for method in ("poly2", "revnet"):
+        row = schemes.measured(sets.load("plane"), method, 0.5, 0)
+        assert row["nfe"] == 12
+        assert ("steps" in row) == (method == "poly2")
+        row |= {"set": "plane", "method": method}
+        assert f"| {method} | 12 |" in schemes.table([row], ("plane",))
 
 
 def test_rows_a_second_are_told_beside_those_of_one_process(monkeypatch):

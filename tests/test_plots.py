@@ -78,6 +78,13 @@ def records(n=120):
     return rows
 
 
+def stability(order):
+    """Growth of |x| in a step of a Taylor polynomial."""
+    real, imaginary = np.meshgrid(np.linspace(-3, 1, 41), np.linspace(-2, 2, 41))
+    z = real + 1j * imaginary
+    return np.abs(1 + z + (z**2 / 2 if order == 2 else 0))
+
+
 def scores(n=300, m=200, seed=0):
     rng = np.random.default_rng(seed)
     return {"bits": (rng.normal(size=n), 1 + rng.normal(size=m)), "|z|": (rng.normal(size=n), rng.normal(size=m))}
@@ -100,6 +107,7 @@ FIGURES = {
     "vector field": lambda: plots.vector_field(turn, [0.0, 1.0], BOUNDS, size=8),
     "vector field at rest": lambda: plots.vector_field(lambda t, x: 0 * x, [0.0], BOUNDS, size=5),
     "density strip": lambda: plots.density_strip(TIMES, field(), BOUNDS),
+    "stability": lambda: plots.stability_regions({"euler": stability(1), "taylor": stability(2)}, ((-3, 1), (-2, 2))),
     "training curves": lambda: plots.training_curves(records()),
     "pair plot": lambda: plots.pair_plot(TABLE, TABLE[:90] + 0.1, NAMES, most=3),
     "pair plot of equal points": lambda: plots.pair_plot(np.ones((5, 2)), np.ones((5, 2)) + 1e9, ["a", "b"]),
@@ -317,6 +325,20 @@ def test_velocity_is_called_with_a_float_and_points():
 # ---- tables and training
 
 
+def test_stable_points_are_shaded_and_no_others(tmp_path):
+    figure = plots.stability_regions({"euler": stability(1)}, ((-3, 1), (-2, 2)))
+    image = pixels(plots.save(figure, tmp_path / "stability.png"))
+    panel = figure.axes[0]
+
+    def colour(x, y):
+        column, row = panel.transData.transform((x, y)) * image.shape[1] / figure.bbox.width
+        return image[round(image.shape[0] - row), round(column)]
+
+    assert (colour(-1.5, 0.5) != 255).any()
+    assert (colour(-2.5, 0.5) == 255).all()
+    assert (colour(0.5, 0.5) == 255).all()
+
+
 def test_pair_plot_states_its_number_of_columns():
     assert "3 of 8 columns" in texts(drawn("pair plot"))
 
@@ -425,6 +447,8 @@ BAD = {
     "log_densities must have shape (6, 4, 4); got (6, 3, 4)": lambda: plots.density_strip(
         TIMES, np.ones((6, 3, 4)), BOUNDS
     ),
+    "growths must have one method or more; got none": lambda: plots.stability_regions({}, BOUNDS),
+    "euler must have shape (n, m); got (3,)": lambda: plots.stability_regions({"euler": np.ones(3)}, BOUNDS),
     "seconds must be positive; got 0": lambda: plots.density_gif("a.gif", TIMES, field(), BOUNDS, seconds=0),
     "path must end in .gif; got 'a.png'": lambda: plots.density_gif("a.png", TIMES, field(), BOUNDS),
     "path must end in .png or .jpg or .pdf or .svg; got 'a'": lambda: plots.save(Figure(), "a"),

@@ -131,6 +131,11 @@ def test_a_point_that_no_step_reaches_is_an_error():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (
+            {"method": "linear_multistep"},
+            "carries the state before the last, .* has no determinant: choose one of",
+        ),
+        ({"method": "revnet"}, "carries two copies of the state, so its step is no map of x alone"),
         ({"method": "dopri5"}, "method must be one of euler, midpoint, .*; got 'dopri5'"),
         ({"explicit_from": "end"}, "explicit_from must be one of data, base; got 'end'"),
         ({"steps": 0}, "must be positive; got 0"),

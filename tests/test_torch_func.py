@@ -46,6 +46,7 @@ def by_parameters(flow):
 
 
 FIXED = [FixedSolver(method, 4) for method in ("euler", "midpoint", "heun2", "heun3", "rk4")]
+FIXED += [FixedSolver(method, 4) for method in ("fractal3", "linear_multistep", "asynchronous_leapfrog")]
 FIXED.append(FixedSolver("rk4", 4, adjoint="checkpointed"))
 
 
@@ -107,6 +108,7 @@ def test_an_ensemble_of_weights_is_evaluated_at_once(word):
 ADAPTIVE = [
     AdaptiveSolver(), AdaptiveSolver("bosh3", 1e-3, 1e-3), AdaptiveSolver(adjoint="adjoint"), PerRowSolver(),
     FixedSolver("explicit_adams", 5), FixedSolver("rk4", 4, adjoint="adjoint"),
+    FixedSolver("rk4", 4, adjoint="reversible"),
 ]  # fmt: skip
 CALLS = {
     "grad of x": lambda flow: grad(lambda x: flow.log_prob(x, CONTEXT).sum())(X),

@@ -90,19 +90,15 @@ def check_gradients(
         >>> flow = Flow([CNF(ConcatDynamics((1,), hidden=(4,)), (1,))])
         >>> checks = check_gradients(flow, torch.ones(2, 1), solvers=[FixedSolver("rk4", steps=2)], directions=1)
         >>> [check.solver.adjoint for check in checks]
-        ['backprop', 'checkpointed', 'adjoint', 'seminorm']
+        ['backprop', 'checkpointed', 'adjoint', 'seminorm', 'reversible']
     """
     flow = copy.deepcopy(flow).double().requires_grad_(True)
     batch = Batch(x.detach().double(), None if context is None else context.detach().double())
     flow.check(batch.x, batch.context)
-    loss = _Loss(flow, batch, trace or ExactTrace(), seed)
+    loss = _Loss(flow, batch, trace or ExactTrace(), seed, directions)
     if not loss.parameters:
         raise ValueError("this flow has no parameters, so there are no gradients to check")
-    checks = []
-    for solver in solvers:
-        slopes = loss.central_differences(_reference(solver), directions)
-        checks += [_check(loss, solver, adjoint, slopes) for adjoint in ADJOINTS]
-    return checks
+    return [_check(loss, solver, adjoint) for solver in solvers for adjoint in ADJOINTS]
 
 
 def gradient_table(checks: Sequence[GradientCheck]) -> str:
@@ -121,12 +117,12 @@ def gradient_table(checks: Sequence[GradientCheck]) -> str:
         rk4 x 4         backprop         1.0e-09      4.0         2
         use rk4 with backprop for speed, rk4 with backprop for memory
     """
-    lines = [f"{'solver':<16}{'adjoint':<15}{'error':>9}{'ms':>9}{'saved, kB':>10}"]
-    for check in checks:
-        solver = check.solver
-        name = f"{solver.method} x {solver.steps}" if isinstance(solver, FixedSolver) else solver.method
+    names = [_name(check.solver) for check in checks]
+    width = max(15, *map(len, names)) + 1
+    lines = [f"{'solver':<{width}}{'adjoint':<15}{'error':>9}{'ms':>9}{'saved, kB':>10}"]
+    for name, check in zip(names, checks, strict=True):
         numbers = f"{check.error:>9.1e}{1e3 * check.seconds:>9.1f}{check.saved_bytes / 1e3:>10.0f}"
-        lines.append(f"{name:<16}" + (check.failure or f"{solver.adjoint:<15}{numbers}"))
+        lines.append(f"{name:<{width}}" + (check.failure or f"{check.solver.adjoint:<15}{numbers}"))
     good = [check for check in checks if check.good]
     if not good:
         advice = f"no gradient is right to {MAX_ERROR:g}: is a transform or the dynamics not differentiable?"
@@ -136,23 +132,33 @@ def gradient_table(checks: Sequence[GradientCheck]) -> str:
     return "\n".join([*lines, f"use {fastest} for speed, {smallest} for memory"])
 
 
+def _name(solver: Solver) -> str:
+    return f"{solver.method} x {solver.steps}" if isinstance(solver, FixedSolver) else solver.method
+
+
 class _Loss:
     """The mean log-likelihood as a function of parameters and rows."""
 
-    def __init__(self, flow: Flow, batch: Batch, trace: TraceEstimator, seed: int) -> None:
-        self.flow, self.batch, self.trace, self.seed = flow, batch, trace, seed
+    def __init__(self, flow: Flow, batch: Batch, trace: TraceEstimator, seed: int, directions: int) -> None:
+        self.flow, self.batch, self.trace, self.seed, self.directions = flow, batch, trace, seed, directions
         self.parameters = list(flow.parameters())
+        self.slopes: dict[Solver, list[tuple[list[Tensor], float]]] = {}
 
     def __call__(self, x: Tensor, solver: Solver) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed)
         context = self.batch.context
         return self.flow.log_prob(x, context, trace=self.trace, solver=solver, generator=generator).mean()
 
+    def central_differences(self, solver: Solver) -> list[tuple[list[Tensor], float]]:
+        """Return unit directions in parameters and rows, and the central difference along each, once for a solver."""
+        if solver not in self.slopes:
+            self.slopes[solver] = self._differences(solver)
+        return self.slopes[solver]
+
     @torch.no_grad()
-    def central_differences(self, solver: Solver, count: int) -> list[tuple[list[Tensor], float]]:
-        """Return unit directions in parameters and rows, and the central difference along each."""
+    def _differences(self, solver: Solver) -> list[tuple[list[Tensor], float]]:
         generator, slopes = torch.Generator().manual_seed(self.seed), []
-        for _ in range(count):
+        for _ in range(self.directions):
             points = [*self.parameters, self.batch.x]
             direction = [torch.randn(p.shape, generator=generator, dtype=p.dtype).to(p.device) for p in points]
             size = torch.stack([part.square().sum() for part in direction]).sum().sqrt()
@@ -174,15 +180,16 @@ class _Loss:
 
 def _reference(solver: Solver) -> Solver:
     """Return the solver of the differences: the same fixed steps, or a fine solve."""
-    if isinstance(solver, FixedSolver):
-        return solver
+    if isinstance(solver, FixedSolver):  # a reversible gradient has steps of its own
+        return solver if solver.adjoint == "reversible" else replace(solver, adjoint="backprop")
     return AdaptiveSolver("dopri5", REFERENCE_TOLERANCE, REFERENCE_TOLERANCE, max_nfe=REFERENCE_MAX_NFE)
 
 
-def _check(loss: _Loss, solver: Solver, adjoint: str, slopes: Sequence[tuple[list[Tensor], float]]) -> GradientCheck:
+def _check(loss: _Loss, solver: Solver, adjoint: str) -> GradientCheck:
     """Check one adjoint of a solver; a solver without it gets a failure."""
     try:
-        return _compare(loss, _with_adjoint(solver, adjoint), slopes)
+        chosen = _with_adjoint(solver, adjoint)
+        return _compare(loss, chosen, loss.central_differences(_reference(chosen)))
     except (ValueError, SolveError) as error:
         return GradientCheck(_with_adjoint(solver, "backprop"), failure=f"{adjoint}: {error}")
 

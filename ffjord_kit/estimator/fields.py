@@ -127,7 +127,7 @@ class CommonFields:
     adjoint: str | None = option(
         None,
         "Likelihood training",
-        "how gradients run back (default: backprop; images checkpointed); adjoint, seminorm need little memory",
+        "how gradients run back (default: backprop; images checkpointed); adjoint, seminorm, reversible: little memory",
         ADJOINTS,
     )
     compile: str | None = option(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 
@@ -46,3 +47,16 @@ class StepSizeUnderflow(SolveError):
 
 class TooManyEvaluations(SolveError):
     """Signal a solve that needs more evaluations than `max_nfe` allows."""
+
+
+def refuse_second_derivative(adjoint: str) -> None:
+    """Refuse to differentiate a gradient that is not made of recorded steps.
+
+    Args:
+        adjoint: Word of ADJOINTS that gave the gradient.
+
+    Raises:
+        SolveError: If autograd records the way back.
+    """
+    if torch.is_grad_enabled():
+        raise SolveError(f"adjoint {adjoint!r} gives first derivatives only: pass adjoint='backprop' for a second one")

@@ -9,41 +9,19 @@ A scheme maps a state y at time t to y + dy at t + h by evaluations of the field
     rk4        dy = h (k_1 + 3 (k_2 + k_3) + k_4) / 8     Kutta's 3/8 rule
 
 The steps are plain operations on tensors, so torch.func transforms (grad, vmap, jvp, ...) run through them. They are
-those of torchdiffeq's solvers of the same names, operation by operation.
+those of torchdiffeq's solvers of the same names, operation by operation. The menu also has the schemes that are
+architectures of residual networks (architectures.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
-
-import torch
 from torch import Tensor
 
+from ffjord_kit.ode.architectures import ARCHITECTURES
 from ffjord_kit.ode.field import State
-
-Field = Callable[[Tensor, State], State]
-StepCallback = Callable[[Tensor, State, Tensor], None]
+from ffjord_kit.ode.scheme import Field, Scheme, StepCallback
 
 THIRD, TWO_THIRDS = 1 / 3, 2 / 3
-
-
-class Scheme(NamedTuple):
-    """An explicit Runge-Kutta scheme.
-
-    Attributes:
-        stage_times: From the starts, sizes and ends of steps, each (steps,), to the times of each stage, each (steps,).
-        change: From the field, the times of the stages, the step size h (a number or tensor ()) and the state y to dy.
-    """
-
-    stage_times: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]
-    change: Callable[[Field, tuple[Tensor, ...], Any, State], State]
-
-    @property
-    def stages(self) -> int:
-        """Evaluations of the field in a step."""
-        zero = torch.zeros(())
-        return len(self.stage_times(zero, zero, zero))
 
 
 def integrate_on_grid(
@@ -118,10 +96,11 @@ def _rk4(field: Field, t: tuple[Tensor, ...], h: float, y: State) -> State:
     return tuple([(p + 3 * (q + r) + s) * h * 0.125 for p, q, r, s in zip(k1, k2, k3, k4, strict=True)])
 
 
-EXPLICIT_SCHEMES: dict[str, Scheme] = {
+RUNGE_KUTTA: dict[str, Scheme] = {
     "euler": Scheme(lambda t, h, end: (t,), _euler),
     "midpoint": Scheme(lambda t, h, end: (t, t + 0.5 * h), _midpoint),
     "heun2": Scheme(lambda t, h, end: (t, t + h), _heun2),
     "heun3": Scheme(lambda t, h, end: (t, t + h * THIRD, t + h * TWO_THIRDS), _heun3),
     "rk4": Scheme(lambda t, h, end: (t, t + h * THIRD, t + h * TWO_THIRDS, end), _rk4),
 }
+EXPLICIT_SCHEMES: dict[str, Scheme] = {**RUNGE_KUTTA, **ARCHITECTURES}

@@ -122,7 +122,14 @@ class CheckedField:
         self.stats.nfe += not self.backward
         rhs = self._rhs(rows)
         if self.recompute and torch.is_grad_enabled() and not is_transformed(*state):
-            slopes = checkpoint(self._evaluate, rhs, t, state, use_reentrant=False, preserve_rng_state=False)
+            # Parts are passed one by one: autograd, and who counts what it saves, does not look into a tuple.
+            slopes = checkpoint(
+                lambda t, *parts: self._evaluate(rhs, t, parts),
+                t,
+                *state,
+                use_reentrant=False,
+                preserve_rng_state=False,
+            )
         else:
             slopes = self._evaluate(rhs, t, state)
         if is_transformed(*state, *slopes):  # whose values cannot be looked at

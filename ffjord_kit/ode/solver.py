@@ -16,6 +16,9 @@ evaluated outside the interval. Gradients run back
     adjoint         through the adjoint equation, whose memory does not grow with the steps (Chen et al. 2018, sec. 2)
     seminorm        likewise, with steps that ignore the error of the parameters' part, an integral that nothing
                     depends on: fewer steps (Kidger, Chen & Lyons 2021)
+    reversible      by the inverse of each step: exact, in memory that does not grow with the steps. A one-step scheme
+                    is coupled to a second solution for it (reversible.py): twice the evaluations, and a solution that
+                    differs from the scheme's own within its error
 """
 
 from __future__ import annotations
@@ -30,9 +33,10 @@ import torch
 from torch import Tensor
 
 from ffjord_kit.ode import torchdiffeq
+from ffjord_kit.ode.architectures import linear_multistep
 from ffjord_kit.ode.dopri5_by_row import RowStepUnderflow, dopri5_by_row
 from ffjord_kit.ode.errors import SolveError, StepSizeUnderflow
-from ffjord_kit.ode.explicit import EXPLICIT_SCHEMES, integrate_on_grid
+from ffjord_kit.ode.explicit import EXPLICIT_SCHEMES, RUNGE_KUTTA, integrate_on_grid
 from ffjord_kit.ode.field import (
     CheckedField,
     RightHandSide,
@@ -43,10 +47,12 @@ from ffjord_kit.ode.field import (
     is_transformed,
 )  # fmt: skip
 from ffjord_kit.ode.grids import graded_grid
+from ffjord_kit.ode.reversible import REVERSIBLE_SCHEMES, integrate_reversibly, reversible_scheme, walk_on_grid
 from ffjord_kit.words import ADJOINTS
 
 FINEST_SINGLE = 1e-6  # finest useful tolerance of states in float32
 CONTINUOUS_ADJOINTS = ("adjoint", "seminorm")  # those that integrate the adjoint equation
+ADAMS = ("explicit_adams", "implicit_adams", "fixed_adams")
 MAX_NFE = 10_000
 
 
@@ -226,8 +232,9 @@ class FixedSolver(Solver):
     """Integrate by a fixed number of steps.
 
     Args:
-        method: "euler", "midpoint", "heun2", "heun3", "rk4" (the 3/8 rule), "explicit_adams", "implicit_adams" or
-            "fixed_adams".
+        method: "euler", "midpoint", "heun2", "heun3", "rk4" (the 3/8 rule); "poly2", "poly3", "fractal2", "fractal3" or
+            "linear_multistep" (architectures.py); "revnet" or "asynchronous_leapfrog" (reversible.py); or
+            "explicit_adams", "implicit_adams" or "fixed_adams".
         steps: Number of steps over the whole interval.
         grading: 1 for equal steps, above 1 to crowd them towards the latest time, below 1 towards the earliest; Adams
             formulas need 1.
@@ -245,7 +252,7 @@ class FixedSolver(Solver):
         0.3679 by 32 evaluations
     """
 
-    METHODS: ClassVar[tuple[str, ...]] = (*EXPLICIT_SCHEMES, "explicit_adams", "implicit_adams", "fixed_adams")
+    METHODS: ClassVar[tuple[str, ...]] = (*EXPLICIT_SCHEMES, "linear_multistep", *REVERSIBLE_SCHEMES, *ADAMS)
 
     method: str
     steps: int
@@ -256,6 +263,11 @@ class FixedSolver(Solver):
     def __post_init__(self) -> None:
         _check_common(self)
         _check_steps(self.method, self.steps)
+        if self.uses_adjoint_equation and self.method not in (*RUNGE_KUTTA, *ADAMS):
+            raise ValueError(
+                f"method {self.method!r} has no adjoint equation: pass adjoint='backprop' or 'checkpointed', or one of "
+                f"{', '.join(RUNGE_KUTTA)}; got {self.adjoint!r}"
+            )
         if not 0 < self.grading < math.inf or (self.grading != 1 and not self.gradable):
             raise ValueError(
                 f"grading must be positive, and 1 unless the method takes fixed single steps; got {self.grading}"
@@ -270,14 +282,14 @@ class FixedSolver(Solver):
     @property
     def gradable(self) -> bool:
         """Whether the steps may crowd towards one end."""
-        return self.method in EXPLICIT_SCHEMES
+        return self.method not in ADAMS
 
     def _checked(self, rhs: RightHandSide, state: State, times: Tensor, for_rows: RowSelector | None) -> CheckedField:
         recompute = self.adjoint == "checkpointed"
         return CheckedField(rhs, times, max_nfe=self.max_nfe, deferred=self.gradable, recompute=recompute)
 
     def _check_state(self, state: State, params: Sequence[Tensor]) -> None:
-        if not self.gradable or self.uses_adjoint_equation:
+        if not self.gradable or self.uses_adjoint_equation or self.adjoint == "reversible":
             _refuse_transformed(state, params, f"{self.method} with adjoint={self.adjoint!r}")
 
     def _integrate(
@@ -301,8 +313,20 @@ class FixedSolver(Solver):
                 options=options,
             )  # fmt: skip
         grid = graded_grid(times, float(times.min()), float(times.max()), self.steps, self.grading)
-        scheme = EXPLICIT_SCHEMES[self.method]
-        return _stacked(integrate_on_grid(scheme, checked, state, grid, times, checked.on_step))
+        return _stacked(self._walk(checked, state, grid, times, params))
+
+    def _walk(
+        self, checked: CheckedField, state: State, grid: Tensor, times: Tensor, params: tuple[Tensor, ...]
+    ) -> list[State]:
+        """Make the steps of a grid."""
+        given = checked, state, grid, times, checked.on_step
+        if self.adjoint == "reversible":
+            return integrate_reversibly(reversible_scheme(self.method), *given, params)
+        if self.method in REVERSIBLE_SCHEMES:
+            return walk_on_grid(REVERSIBLE_SCHEMES[self.method], *given)
+        if self.method == "linear_multistep":
+            return linear_multistep(*given)
+        return integrate_on_grid(EXPLICIT_SCHEMES[self.method], *given)
 
 
 @dataclass(frozen=True)
@@ -451,6 +475,11 @@ def _check_common(solver: Solver) -> None:
         raise ValueError(f"max_nfe must be at least 1; got {solver.max_nfe}")
     if solver.adjoint not in ADJOINTS:
         raise ValueError(f"adjoint must be one of {', '.join(ADJOINTS)}; got {solver.adjoint!r}")
+    if solver.adjoint == "reversible" and solver.method not in (*EXPLICIT_SCHEMES, *REVERSIBLE_SCHEMES):
+        raise ValueError(
+            f"adjoint 'reversible' walks back by fixed one-step schemes, and {solver.method!r} is none: pass "
+            "method='rk4' with steps=16 (or another number), or adjoint='checkpointed'"
+        )
 
 
 def _check_steps(method: str, steps: int | None) -> int:

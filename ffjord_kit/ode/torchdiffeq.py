@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint, odeint_adjoint
 
-from ffjord_kit.ode.errors import SolveError
+from ffjord_kit.ode.errors import refuse_second_derivative
 from ffjord_kit.ode.field import CheckedField, State, StepCallbacks
 from ffjord_kit.ode.grids import graded_grid, step_count
 
@@ -170,6 +170,5 @@ class _OnceDifferentiable(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        if torch.is_grad_enabled():
-            raise SolveError("the adjoint gives first derivatives only: pass adjoint='backprop' for a second one")
+        refuse_second_derivative("adjoint")
         return grad

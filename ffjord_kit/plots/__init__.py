@@ -12,6 +12,7 @@ from ffjord_kit.plots.diagnosis import diagnosis
 from ffjord_kit.plots.figure import save
 from ffjord_kit.plots.images import extreme_images, image_sheet, image_strip, interpolation_strip, nearest_images
 from ffjord_kit.plots.outliers import outlier_histograms
+from ffjord_kit.plots.stability import stability_regions
 from ffjord_kit.plots.training import training_curves
 from ffjord_kit.plots.trajectories import trajectories, vector_field
 
@@ -31,6 +32,7 @@ __all__ = [
     "robust_bounds",
     "samples",
     "save",
+    "stability_regions",
     "training_curves",
     "trajectories",
     "vector_field",

@@ -20,7 +20,7 @@ from ffjord_kit.data import Batch, Rows
 from ffjord_kit.flow import Flow
 from ffjord_kit.noise import keyed_generator
 from ffjord_kit.objectives import SteppedLikelihood
-from ffjord_kit.ode.explicit import EXPLICIT_SCHEMES
+from ffjord_kit.ode.explicit import RUNGE_KUTTA
 from ffjord_kit.training.config import Phase, TrainConfig
 from ffjord_kit.training.data import preprocessed
 from ffjord_kit.training.history import History
@@ -125,7 +125,7 @@ def train_steps(
 
 
 def _candidates(evaluations: int) -> Iterator[tuple[str, int, float]]:
-    for method, scheme in EXPLICIT_SCHEMES.items():
+    for method, scheme in RUNGE_KUTTA.items():
         if evaluations >= scheme.stages:
             yield from ((method, evaluations // scheme.stages, grading) for grading in GRADINGS)
 

@@ -32,6 +32,11 @@ from ffjord_kit.ode.explicit import EXPLICIT_SCHEMES
 from ffjord_kit.transforms.base import Transform
 
 ENDS = ("data", "base")
+TWO_STATES = {
+    "linear_multistep": "the state before the last",
+    "revnet": "two copies of the state",
+    "asynchronous_leapfrog": "a velocity beside the state",
+}
 NEWTON_STEPS, HALVINGS = 50, 8
 RESIDUAL = 8.0  # units of rounding of 1 + |y| to which a step is inverted
 
@@ -99,8 +104,7 @@ class Stepped(Transform):
         end_time: float = 1.0,
     ) -> None:
         super().__init__()
-        if method not in EXPLICIT_SCHEMES:
-            raise ValueError(f"method must be one of {', '.join(EXPLICIT_SCHEMES)}; got {method!r}")
+        _check_method(method)
         if explicit_from not in ENDS:
             raise ValueError(f"explicit_from must be one of {', '.join(ENDS)}; got {explicit_from!r}")
         if not (steps >= 1 and grading > 0 and end_time > 0):
@@ -241,6 +245,17 @@ class Stepped(Transform):
                 rows=rows,
             )
         return step.x
+
+
+def _check_method(method: str) -> None:
+    """Refuse a method whose steps are no maps of the state alone."""
+    if method in TWO_STATES:
+        raise ValueError(
+            f"method {method!r} carries {TWO_STATES[method]}, so its step is no map of x alone and has no determinant: "
+            f"choose one of {', '.join(EXPLICIT_SCHEMES)}, or integrate it by FixedSolver"
+        )
+    if method not in EXPLICIT_SCHEMES:
+        raise ValueError(f"method must be one of {', '.join(EXPLICIT_SCHEMES)}; got {method!r}")
 
 
 def push_forward(
