@@ -124,15 +124,57 @@ def test_help_and_usage_errors_load_no_heavy_module(line):
     assert ended.stdout.splitlines()[-1] == "loaded []"
 
 
-@pytest.mark.parametrize("line", ["info a", "fit moons --out a"])
-def test_ctrl_c_while_pytorch_is_loaded_ends_in_one_line(line, tmp_path):
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("fit nosuch.csv --out r", "nosuch.csv: no such file"),
+        ("fit mooons --out r", "no data set and no file 'mooons' (did you mean 'moons'?)"),
+        ("fit mnist:valid --out r", "'mnist:valid': the splits of mnist are train and test; got 'valid'"),
+        ("fit image:nosuch.png --out r", "nosuch.png: "),
+        ("fit moons --out r --schedule sgd:5", "schedule must be 'auto', or read like"),
+        ("fit moons --out r --bits 5", "--bits is for images; moons is a table: leave it out"),
+        ("fit moons --out full", "full is not empty and holds no run: choose another folder"),
+        ("fit --resume nosuch", "nosuch is no run folder: no such folder"),
+        ("info full/note.txt", "full/note.txt is no run folder: it is a file"),
+        ("info full", "full is no run folder: it has no config.json"),
+        ("sample nosuch --out a.csv", "nosuch is no run folder: no such folder"),
+        ("sample run --out full/note.txt", "full/note.txt exists: choose another name, or pass --force"),
+        ("sample run --out no/a.csv", "no/a.csv: no folder"),
+        ("score run nosuch.csv", "nosuch.csv: no such file"),
+        ("score run moons nosuch.csv --outliers", "nosuch.csv: no such file"),
+        ("doctor run nosuch.csv", "nosuch.csv: no such file"),
+        ("reflow run nosuch.csv --out r", "nosuch.csv: no such file"),
+        ("reflow run --out run", "run is the run to reflow, which stays as it is"),
+        ("plot run --out p --data nosuch.csv", "nosuch.csv: no such file"),
+    ],
+)
+def test_what_is_not_there_is_told_before_a_slow_library_is_loaded(line, message, tmp_path):
+    for name, file in (("full", "note.txt"), ("run", "config.json")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).write_text("{}")
+    slow = {"matplotlib", "pandas", "sklearn", "torch"}
+    program = (
+        "import atexit, sys\n"
+        f"atexit.register(lambda: print('loaded', sorted({slow} & set(sys.modules))))\n"
+        f"sys.argv = ['ffjord-kit', *{line.split()}]\n"
+        "from ffjord_kit.cli import main\n"
+        "main()\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
+    assert (ended.returncode, ended.stdout) == (1, "loaded []\n")
+    assert ended.stderr.startswith(f"error: {message}")
+
+
+@pytest.mark.parametrize("library", ["click", "rich", "numpy", "torch"])
+@pytest.mark.parametrize("line", ["data", "fit moons --out a"])
+def test_ctrl_c_while_a_library_is_loaded_ends_in_one_line(line, library, tmp_path):
     program = (
         "import signal, sys\n"
         "class Loader:\n"
         "    def find_spec(self, name, *more):\n"
-        "        if name == 'torch': signal.raise_signal(signal.SIGINT)\n"
+        f"        if name == '{library}': signal.raise_signal(signal.SIGINT)\n"
         f"sys.meta_path.insert(0, Loader()); sys.argv = ['ffjord-kit', *{line.split()}]\n"
-        "from ffjord_kit.cli import main\n"
+        "from ffjord_kit.__main__ import main\n"
         "main()\n"
     )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)

@@ -251,9 +251,13 @@ def demo(**options: Any) -> None:
 
 
 def _call(module: str, function: str, **options: Any) -> None:
-    """Import the module behind a command, which takes a second or two, and call its function."""
-    from rich.console import Console  # here, as help and usage errors do without it
+    """Check what the options name, import the module behind a command, which takes seconds, and call its function."""
+    from rich.console import Console  # here, as help and usage errors do without them
 
+    from ffjord_kit.cli.checks import CHECKS
+
+    if function in CHECKS:
+        CHECKS[function](**options)
     with Console(stderr=True).status("loading PyTorch"):
         implementation = import_module(f"ffjord_kit.cli.{module}")
     getattr(implementation, function)(**options)

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.text import Text
 
 from ffjord_kit import plots
-from ffjord_kit.cli.output import CONSOLE, check_replaceable, plain_table
+from ffjord_kit.cli.checks import check_replaceable
+from ffjord_kit.cli.output import CONSOLE, plain_table
 from ffjord_kit.cli.sources import LoadedData, held_out, load_fitted, load_for_run, open_run
 from ffjord_kit.diagnostics import Diagnosis
 from ffjord_kit.estimator import DensityModel

@@ -63,20 +63,6 @@ def with_error(values: np.ndarray, digits: int = 4) -> str:
     return f"{mean:.{digits}f} ± {error:.{digits}f}"
 
 
-def check_replaceable(path: str | Path, *, force: bool) -> None:
-    """Check that a file may be written.
-
-    Args:
-        path: The file.
-        force: Whether an existing file may be replaced.
-
-    Raises:
-        ValueError: If it exists, and must not be replaced.
-    """
-    if Path(path).exists() and not force:
-        raise ValueError(f"{path} exists: choose another name, or pass --force")
-
-
 def image_files(out: str) -> list[str]:
     """Return the two files that samples of images go to.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import click
 import numpy as np
@@ -13,7 +12,7 @@ from ffjord_kit.cli.output import CONSOLE, plain_table, with_error
 from ffjord_kit.cli.sources import LoadedData, held_out, load_fitted, load_for_run, open_run
 from ffjord_kit.estimator import DensityModel
 from ffjord_kit.estimator.model import STEP_COUNTS, STEP_METHODS
-from ffjord_kit.run import Run, RunError
+from ffjord_kit.run import Run
 
 COMPARED_ROWS = 2_000
 
@@ -45,10 +44,8 @@ def reflow(
         force: Whether to replace an existing run.
 
     Raises:
-        RunError: If the new run would replace the old one, or its folder is not empty.
         ValueError: If the data do not suit the run.
     """
-    _check_folder(Path(run), Path(out), force=force)
     opened, model = open_run(run), DensityModel.load(run)
     fitted = load_fitted(opened) if "source" in opened.config["data"] else None  # a run from Python names no data
     compared = _compared_rows(opened, model, fitted, source)
@@ -61,16 +58,6 @@ def reflow(
     result.save(out, force=force)
     _print_comparison(model, result, compared)
     click.echo(f"run: {out}")
-
-
-def _check_folder(run: Path, out: Path, *, force: bool) -> None:
-    """Refuse, before any work, the folder of the run itself, or one that the new run cannot have."""
-    if out.resolve() == run.resolve():
-        raise RunError(f"{out} is the run to reflow, which stays as it is: choose another folder")
-    content = {entry.name for entry in out.iterdir()} if out.is_dir() else set()
-    if content and not (force and "config.json" in content):
-        raise RunError(f"{out} is not empty: choose another folder, or pass --force to replace a run in it")
-    Run(out).check_room(force=force)
 
 
 def _compared_rows(run: Run, model: DensityModel, fitted: LoadedData | None, source: str | None) -> LoadedData | None:

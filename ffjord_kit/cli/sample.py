@@ -6,7 +6,8 @@ import click
 import numpy as np
 
 from ffjord_kit import datasets
-from ffjord_kit.cli.output import check_replaceable, image_files, write_images
+from ffjord_kit.cli.checks import check_replaceable
+from ffjord_kit.cli.output import image_files, write_images
 from ffjord_kit.cli.sources import open_run, parse_context
 from ffjord_kit.estimator import DensityModel
 

@@ -9,7 +9,7 @@ import click
 import numpy as np
 
 from ffjord_kit import datasets, metrics, plots
-from ffjord_kit.cli.output import CONSOLE, check_replaceable, plain_table, print_rows, with_error
+from ffjord_kit.cli.output import CONSOLE, plain_table, print_rows, with_error
 from ffjord_kit.cli.sources import LoadedData, held_out, load_fitted, load_for_run, open_run
 from ffjord_kit.estimator import DensityModel
 from ffjord_kit.estimator.scoring import LogDensities
@@ -59,10 +59,6 @@ def score(
     Raises:
         ValueError: If a file exists or cannot be written, or the data do not suit the run.
     """
-    for path in filter(None, (out, picture)):
-        check_replaceable(path, force=force)
-    if out is not None:
-        datasets.check_writable(out)
     opened, model = open_run(run), DensityModel.load(run)
     if draws > 1 and not model.is_image:
         raise ValueError("--draws is for runs on images, whose grey levels get noise: leave it out")

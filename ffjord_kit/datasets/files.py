@@ -115,6 +115,19 @@ def read(source: str) -> Dataset:
     return dataset
 
 
+def check_readable(source: str) -> None:
+    """Check that a file is there and that its extension is known, without reading it.
+
+    Args:
+        source: Path of the file, or `file.npz:KEY`.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    path, _ = _path_and_key(source)
+    _reader(in_data_folder(path))
+
+
 def read_npy(path: str) -> Dataset:
     """Read the array of an NPY file; a large table of floats is mapped into memory instead.
 
