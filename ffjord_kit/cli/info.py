@@ -82,18 +82,21 @@ def option_text(value: Any) -> str:
         value: Value of a field, as a run records it.
 
     Returns:
-        The text; "not set" for None.
+        The text; "not set" for None, "none" for what is empty.
 
     Example:
         >>> option_text([["flow_matching", 4000], ["mle", "60s"]]), option_text({"kinetic": 0.01})
         ('flow_matching:4000,mle:60s', 'kinetic:0.01')
+        >>> option_text([]), option_text(None)
+        ('none', 'not set')
     """
     if value is None:
         return "not set"
     entries = list(value.items()) if isinstance(value, Mapping) else value
     if not isinstance(entries, (list, tuple)):
         return str(value)
-    return ",".join(":".join(map(str, entry)) if isinstance(entry, (list, tuple)) else str(entry) for entry in entries)
+    texts = (":".join(map(str, entry)) if isinstance(entry, (list, tuple)) else str(entry) for entry in entries)
+    return ",".join(texts) or "none"
 
 
 def _data(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

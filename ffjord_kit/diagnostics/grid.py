@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 ON_GRID, MOST_OFF_GRID = 1e-3, 0.05  # of a step; the latter where values are rounded to float32
+DECIMAL, MOST_DIGITS = 1e-6, 4  # share of a step by which it may differ from a decimal number; digits of that
 DISTINCT = 0.5  # largest share of distinct values of a column that "auto" takes for one of steps
 
 
@@ -81,7 +82,15 @@ class Grid(NamedTuple):
         rounded = x.copy()
         rounded[:, stepped] = offset + step * np.round((x[:, stepped] - offset) / step)
         rounded[:, self.counts] = np.maximum(rounded[:, self.counts], 0.0)
+        for column, decimals in enumerate(self.decimals):
+            if decimals is not None:  # 177.9, not the sum of steps 177.89999999999964
+                rounded[:, column] = np.round(rounded[:, column], decimals)
         return rounded
+
+    @property
+    def decimals(self) -> list[int | None]:
+        """Decimals of each column, None where it has no steps or is no grid of decimal numbers, e.g. one of thirds."""
+        return [_decimals(step, offset) for step, offset in zip(self.step, self.offset, strict=True)]
 
 
 def find_grid(dequantize: Any, x: np.ndarray, names: Sequence[str]) -> Grid:
@@ -153,6 +162,19 @@ def _checked_step(name: str, column: np.ndarray, requested: float | None) -> flo
             f"(in Python dequantize={{{name!r}: 0.5}}), or leave it out"
         )
     return step
+
+
+def _decimals(step: float, offset: float) -> int | None:
+    """Return the decimals that a grid is written with, of a step of up to four digits; None if there are none."""
+    if not step:
+        return None
+    for decimals in range(max(0, MOST_DIGITS - math.floor(math.log10(step)))):
+        if (
+            abs(step - round(step, decimals)) <= DECIMAL * step
+            and abs(offset - round(offset, decimals)) <= ON_GRID * step
+        ):
+            return decimals
+    return None
 
 
 def _find_step(column: np.ndarray) -> float:
