@@ -514,8 +514,9 @@ class DensityModel(ScoringModel):
         flow, end, aligned = prepare_flow(old, layers, start, end)
         note.update({"aligned": True} if aligned else {})
         options = replace(config.train, seed=seed, micro_batches=None, precision="float32")
-        with training_progress([settings.phase], shown=config.fields.verbose, on_step=on_step) as listener:
-            history = train_on_pairs(flow, Batch(stack_pairs(start, end), seen), settings, options, listener)
+        with training_progress([settings.phase], shown=config.fields.verbose, on_step=on_step) as bars:
+            history = train_on_pairs(flow, Batch(stack_pairs(start, end), seen), settings, options, bars.on_step)
+            bars.finish(history.interrupted)
         prepare_reports(flow, config, self.domain)
         note["grading"] = best_grading(flow, contexts, seed)
         return DensityModel(flow, config, self.domain, record, history)
