@@ -69,7 +69,8 @@ def content(path):
 def test_fit_says_how_it_went_and_leaves_a_run(command, tmp_path):
     out = command(*MOONS, "--out", tmp_path / "run")
     assert re.search(r"done after 8 steps, [\d.]+ s \([\d.]+ s of work\)\n", out)
-    assert re.search(r"validation NLL: \d\.\d{4} ± \d\.\d{4} nats at step \d, solver's error \d\.\de-\d\d\n", out)
+    assert re.search(r"validation NLL: \d\.\d{4} ± \d\.\d{4} nats at step \d, solver's error \d\.\de-\d\d", out)
+    assert out.count("(± is over rows, not over fits)") == 1
     assert f"run: {tmp_path / 'run'}   seed: 0" in out
     assert DensityModel.load(tmp_path / "run").n_features == 2
 
@@ -257,7 +258,9 @@ def test_score_takes_the_columns_of_the_run_by_their_names(command, moons, tmp_p
 
 def test_score_of_a_set_whose_truth_is_known_prints_the_divergence(command, moons, monkeypatch):
     monkeypatch.setattr(datasets, "TOY_ROWS", 50)
-    assert re.search(r"KL\(truth \| model\) +\d\.\d{4} ± \d\.\d{4} nats", command("score", moons, "moons:test"))
+    out = command("score", moons, "moons:test")
+    assert re.search(r"KL\(truth \| model\) +\d\.\d{4} ± \d\.\d{4} nats over 50 rows of moons:test", out)
+    assert re.search(r"rows +50, 2 columns; ± is over rows, not over fits", out)
 
 
 def test_info_tells_what_a_run_is(command, moons, conditional, table):
@@ -291,6 +294,57 @@ def test_plot_of_a_plane_draws_everything(command, moons, tmp_path, small_pictur
     assert drawn.keys() == PLANE
     assert out.split() == [str(tmp_path / "new" / "pictures" / name) for name in sorted(drawn, key=out.index)]
     assert all(data.startswith((b"\x89PNG", b"GIF8")) for data in drawn.values())
+
+
+@pytest.mark.parametrize(
+    ("data", "name"), [((), "6 held-out rows"), (("--data", "moons:test"), "50 rows of moons:test")]
+)
+def test_the_divergence_of_the_picture_is_that_of_score_and_says_over_which_rows(
+    command, moons, tmp_path, small_pictures, monkeypatch, data, name
+):
+    titles, draw = [], plot.plots.density
+    monkeypatch.setattr(datasets, "TOY_ROWS", 50)
+    monkeypatch.setattr(
+        plot.plots, "density", lambda *xs, title, **more: titles.append(title) or draw(*xs, title=title, **more)
+    )
+    command("plot", moons, *data, "--out", tmp_path / "pictures")
+    model, rows = DensityModel.load(moons), datasets.load("moons:test")
+    x = rows.x if data else model.split(datasets.load("moons", rows=60, seed=0).x)[1]
+    kl = (rows.log_prob(x) - model.score_samples(x)).mean()
+    assert titles[0].startswith(f"KL(truth ‖ model) = {kl:.4f} ± ")
+    assert titles[0].endswith(f" nats over {name}")
+
+
+@pytest.fixture(scope="module")
+def bereft(tmp_path_factory):
+    """A run whose table is gone, and another table like it."""
+    folder = tmp_path_factory.mktemp("bereft")
+    for name in ("table.csv", "other.csv"):
+        datasets.write(folder / name, np.random.default_rng(0).normal(size=(50, 2)), ["a", "b"])
+    run = made(folder / "run", "fit", folder / "table.csv", *TINY)
+    (folder / "table.csv").unlink()
+    return run.rename(folder / "moved"), folder / "other.csv"
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [("plot", "pass rows to draw beside it by --data"), ("doctor", "pass rows that it has not seen as DATA"),
+     ("reflow", "pass rows to compare on as DATA"), ("fit", "put the data back there, or resume it in Python")],
+)  # fmt: skip
+def test_a_run_without_its_table_says_how_to_pass_another(capsys, bereft, tmp_path, name, advice):
+    argv = ["fit", "--resume", bereft[0]] if name == "fit" else [name, bereft[0], "--out", tmp_path / "out"]
+    code, _, err = call(capsys, *argv)
+    assert code == 1
+    assert re.search(rf"table\.csv: no such file.*; .*moved was fitted to it: {advice}", err)
+
+
+def test_a_run_without_its_table_works_on_another(command, bereft, tmp_path, small_pictures):
+    run, other = bereft
+    assert "density.png" in command("plot", run, "--data", other, "--out", tmp_path / "pictures")
+    assert "change, row by row" in command(
+        "reflow", run, other, "--pairs", 20, "--steps", 2, "--out", tmp_path / "fast"
+    )
+    assert "the data of the fit are gone" in command("score", run, other, "--outliers")
 
 
 def test_plot_of_more_columns_draws_pairs_and_of_pictures_a_sheet(command, tmp_path, small_pictures):

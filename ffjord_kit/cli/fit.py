@@ -25,6 +25,7 @@ from ffjord_kit.run import NEW, Run
 from ffjord_kit.training.distributed import Workers, current_workers, restarted
 
 INTERRUPTED = 130
+RESUME_ELSEWHERE = "put the data back there, or resume it in Python on the same rows by fit(X, run=..., resume=True)"
 
 Estimator = FFJORD | ImageFFJORD
 
@@ -71,7 +72,8 @@ def resume(path: str, verbose: bool) -> None:
     checkpoint = run.load_checkpoint()
     with run.explained(CHECKPOINT):
         finished = checkpoint is not None and checkpoint[1]["phase"] >= checkpoint[1]["phases"]
-    _train(model, load_fitted(run), run.path, resume=True)
+    fitted = load_fitted(run, RESUME_ELSEWHERE)
+    _train(model, fitted, run.path, resume=True)
     if finished and current_workers().is_first:
         click.echo("the run was complete already: no steps were left")
 

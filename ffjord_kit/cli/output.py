@@ -15,6 +15,7 @@ from ffjord_kit.atomic import replacing
 from ffjord_kit.run import Run
 
 SHEET_IMAGES = 100
+OVER_ROWS = "± is over rows, not over fits"  # by another seed a fit may differ by more
 CONSOLE = Console(markup=False, highlight=False)  # a column's name may look like markup
 
 

@@ -9,8 +9,8 @@ import click
 import numpy as np
 
 from ffjord_kit import datasets, metrics, plots
-from ffjord_kit.cli.output import CONSOLE, plain_table, print_rows, with_error
-from ffjord_kit.cli.sources import LoadedData, held_out, load_fitted, load_for_run, open_run
+from ffjord_kit.cli.output import CONSOLE, OVER_ROWS, plain_table, print_rows, with_error
+from ffjord_kit.cli.sources import LoadedData, find_fitted, held_out, load_for_run, open_run
 from ffjord_kit.estimator import DensityModel
 from ffjord_kit.estimator.scoring import LogDensities
 from ffjord_kit.progress import progress
@@ -116,7 +116,7 @@ def _certify(model: DensityModel, data: LoadedData, error: float | None, probes:
 def _likelihood(data: LoadedData, log_prob: np.ndarray) -> Rows:
     """Yield the mean log-likelihood and bits per dimension."""
     dimensions = int(np.prod(data.x.shape[1:]))
-    yield "rows", f"{len(log_prob)}, {dimensions} {'pixels' if data.is_images else 'columns'}"
+    yield "rows", f"{len(log_prob)}, {dimensions} {'pixels' if data.is_images else 'columns'}; {OVER_ROWS}"
     yield "log-likelihood", f"{with_error(log_prob)} nats a row"
     yield "bits/dim", with_error(metrics.bits_per_dim(-log_prob, dimensions))
 
@@ -125,7 +125,7 @@ def _divergence(data: LoadedData, log_prob: np.ndarray) -> Rows:
     """Yield the divergence from the true density where it is known."""
     if data.log_prob is not None:
         kl, error = metrics.kl_divergence(data.log_prob(data.x), log_prob)
-        yield "KL(truth | model)", f"{kl:.4f} ± {error:.4f} nats"
+        yield "KL(truth | model)", f"{kl:.4f} ± {error:.4f} nats over {len(log_prob)} rows of {data.note['source']}"
 
 
 def _errors(result: LogDensities, error: float | None, probes: int | None) -> Rows:
@@ -162,7 +162,7 @@ def _score_images(model: DensityModel, data: LoadedData, draws: int, probes: int
     nats, tolerance = -values * model.n_features * np.log(2), model.config.fields.tolerance
     print_rows([
         ("images", f"{len(values)} of {' x '.join(map(str, model.event_shape))}, {result.bits} bits"),
-        ("bits/dim", f"{result.mean:.4f} ± {result.standard_error:.4f}"),
+        ("bits/dim", f"{result.mean:.4f} ± {result.standard_error:.4f} ({OVER_ROWS})"),
         ("log-likelihood", f"{with_error(nats, digits=2)} nats an image"),
         ("noise", f"{result.noise}, {result.draws} draw{'s' * (result.draws > 1)} (an upper bound on the bits)"),
         ("grey levels", _scaling(model)),
@@ -220,6 +220,9 @@ def _print_outliers(scores: Mapping[str, Columns], areas: Mapping[str, tuple[flo
 
 
 def _reference(run: Run, model: DensityModel, data: LoadedData) -> float:
-    """Return the mean log-density of rows that the run held out; of the data if the run does not name its own."""
-    rows = held_out(model, load_fitted(run)) if "source" in run.config["data"] else data
+    """Return the mean log-density of rows that the run held out; of the data if those of the run cannot be had."""
+    fitted = find_fitted(run)
+    rows = data if fitted is None else held_out(model, fitted)
+    if fitted is None and "source" in run.config["data"]:
+        click.echo(f"the data of the fit are gone ({run.config['data']['source']}): typicality is relative to DATA")
     return model.score(rows.x, context=rows.context)

@@ -126,11 +126,12 @@ def load(
     return LoadedData(split.x, split.context, split.columns, note, None, None)
 
 
-def load_fitted(run: Run) -> LoadedData:
+def load_fitted(run: Run, advice: str = "put it back there") -> LoadedData:
     """Read the data that a run was fitted to.
 
     Args:
         run: The run.
+        advice: Advice for where they cannot be had.
 
     Returns:
         The data.
@@ -140,10 +141,26 @@ def load_fitted(run: Run) -> LoadedData:
     """
     note = run.config["data"]
     if "source" not in note:
-        raise ValueError(
-            f"{run.path} was made in Python and does not name its data: resume it there, or plot --data FILE"
-        )
-    return load(note["source"], **{name: note[name] for name in RECORDED if name in note})
+        raise ValueError(f"{run.path} was made in Python and does not name its data: {advice}")
+    try:
+        return load(note["source"], **{name: note[name] for name in RECORDED if name in note})
+    except ValueError as error:
+        raise ValueError(f"{error}; {run.path} was fitted to it: {advice}") from error
+
+
+def find_fitted(run: Run) -> LoadedData | None:
+    """Read the data that a run was fitted to, if they can be had.
+
+    Args:
+        run: The run.
+
+    Returns:
+        The data; None where they are gone or not named.
+    """
+    try:
+        return load_fitted(run)
+    except (ValueError, OSError):
+        return None
 
 
 def load_for_run(run: Run, source: str, *, rows: int | None = None, seed: int = 0) -> LoadedData:
