@@ -241,6 +241,30 @@ def test_score_states_the_error_of_each_row_and_meets_a_requested_one(command, m
     assert "of the trace" in command("score", moons, tmp_path / "x.csv", "--probes", 2)
 
 
+def test_score_with_errors_takes_a_subset_of_many_rows_unless_they_go_to_a_file(command, moons, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, "TOY_ROWS", 30)
+    monkeypatch.setattr(importlib.import_module("ffjord_kit.cli.score"), "CERTIFIED_ROWS", 20)
+    for option in (["--certify"], ["--error", "0.1"]):
+        out = command("score", moons, "moons:test", *option)
+        assert out.startswith("20 of 30 rows, a random subset (all: --rows 30)\n")
+        assert "over 20 rows of moons:test" in out
+        assert "30, 2 columns" in command("score", moons, "moons:test", *option, "--rows", 30)
+        assert "30, 2 columns" in command(
+            "score", moons, "moons:test", *option, "--out", tmp_path / f"{len(option)}.csv"
+        )
+    assert "30, 2 columns" in command("score", moons, "moons:test")
+
+
+def test_score_tells_its_progress(moons, monkeypatch):
+    model, x, told = DensityModel.load(moons), datasets.load("moons", rows=600, seed=3).x, []
+    model.certify(x, on_progress=lambda *counts: told.append(counts))
+    assert told == [(0, 600), (256, 600), (512, 600)]
+    monkeypatch.setattr(DensityModel, "_rows_at_once", 400)
+    told.clear()
+    model.evaluate(x, on_progress=lambda *counts: told.append(counts))
+    assert told == [(0, 600), (400, 600)]
+
+
 def test_score_names_the_rows_that_could_not_meet_the_target(command, moons, tmp_path, monkeypatch):
     found = DensityModel.load(moons).certify(datasets.load("moons", rows=9, seed=3).x)
     monkeypatch.setattr(DensityModel, "certify", lambda *_, **__: found._replace(met=np.arange(9) == 4))

@@ -123,7 +123,7 @@ def sample(**options: Any) -> None:
     "--rows",
     type=click.IntRange(min=2),
     metavar="INT",
-    help="Size of a random subset to score. [default: all; 256 images]",
+    help="Size of a random subset. [default: all; 1000 with --certify or --error but without --out; 256 images]",
 )
 @click.option("--certify", is_flag=True, help="State the numerical error of each row; costs three times the work.")
 @click.option("--error", type=float, metavar="NATS", help="Refine the solve row by row until its error is this small.")

@@ -11,12 +11,14 @@ import numpy as np
 from ffjord_kit import datasets, metrics, plots
 from ffjord_kit.cli.output import CONSOLE, OVER_ROWS, plain_table, print_rows, with_error
 from ffjord_kit.cli.sources import LoadedData, find_fitted, held_out, load_for_run, open_run
+from ffjord_kit.datasets.splits import subset_rows
 from ffjord_kit.estimator import DensityModel
 from ffjord_kit.estimator.scoring import LogDensities
 from ffjord_kit.progress import progress
 from ffjord_kit.run import Run
 
 IMAGES = 256  # scored by default, as each one takes a solve
+CERTIFIED_ROWS = 1000  # with --certify or --error by default, as these take minutes for ten thousand
 CAUTION = (
     "The likelihood alone may rate simpler data of another kind higher than the run's own (Nalisnick et al. 2019): "
     "look at the other scores too."
@@ -47,7 +49,7 @@ def score(
         source: Data.
         other: Data to separate from the first by outlier scores, or None.
         out: File for the result of each row, or None.
-        rows: Size of a random subset; None for all rows, or 256 images.
+        rows: Size of a random subset; None for all rows, 1000 with errors and without a file, or 256 images.
         certify: Whether to state the numerical error of each row.
         error: Numerical error in nats that every row should meet, or None.
         probes: Number of Hutchinson probes; None for the exact trace, or 2 for images.
@@ -62,8 +64,8 @@ def score(
     opened, model = open_run(run), DensityModel.load(run)
     if draws > 1 and not model.is_image:
         raise ValueError("--draws is for runs on images, whose grey levels get noise: leave it out")
-    data = _load(opened, source, rows)
     certified = certify or error is not None
+    data = _load(opened, source, rows, most=CERTIFIED_ROWS if certified and out is None else None)
     if outliers:
         sets = {source: data} if other is None else {source: data, other: _load(opened, other, rows)}
         columns = _score_outliers(opened, model, sets, picture)
@@ -78,18 +80,21 @@ def score(
         click.echo(f"each row's {' and '.join(columns)} in {out}")
 
 
-def _load(run: Run, source: str, rows: int | None) -> LoadedData:
-    """Return the data or a random subset, by default a subset of many images."""
+def _load(run: Run, source: str, rows: int | None, most: int | None = None) -> LoadedData:
+    """Return the data or a random subset, by default one of at most some rows, or of some images."""
     data = load_for_run(run, source, rows=rows)
-    if rows is not None or not data.is_images or len(data.x) <= IMAGES:
+    noun, most = ("images", IMAGES) if data.is_images else ("rows", most or len(data.x))
+    if rows is not None or len(data.x) <= most:
         return data
-    click.echo(f"{IMAGES} of {len(data.x)} images, a random subset (--rows for more)")
-    return load_for_run(run, source, rows=IMAGES)
+    click.echo(f"{most} of {len(data.x)} {noun}, a random subset (all: --rows {len(data.x)})")
+    return data.take(subset_rows(source, len(data.x), rows=most, seed=0))
 
 
 def _evaluate(model: DensityModel, data: LoadedData) -> Columns:
     """Score a table by the solve of reports."""
-    result, tolerance = model.evaluate(data.x, context=data.context), model.config.fields.tolerance
+    tolerance = model.config.fields.tolerance
+    with progress(f"{len(data.x)} rows") as on_progress:
+        result = model.evaluate(data.x, context=data.context, on_progress=on_progress)
     solver = model.solver_error(data.x, context=data.context)
     print_rows([
         *_likelihood(data, result.log_prob),
@@ -102,7 +107,8 @@ def _evaluate(model: DensityModel, data: LoadedData) -> Columns:
 
 def _certify(model: DensityModel, data: LoadedData, error: float | None, probes: int | None) -> Columns:
     """Score data with the numerical error of each row."""
-    result = model.certify(data.x, context=data.context, error=error, probes=probes)
+    with progress(f"{len(data.x)} {'images' if data.is_images else 'rows'}") as on_progress:
+        result = model.certify(data.x, context=data.context, error=error, probes=probes, on_progress=on_progress)
     print_rows([
         *_likelihood(data, result.log_prob),
         *_errors(result, error, probes),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, cast
@@ -27,7 +27,10 @@ from ffjord_kit.transforms import ContextScaling
 from ffjord_kit.transforms.cnf import SolveOptions
 
 JUDGED_ROWS = 64  # of the solver's error
+CERTIFIED_ROWS = 256  # solved at once; of more, a bar would stand still for minutes
 DRAFT_SOLVER = AdaptiveSolver(rtol=1e-3, atol=1e-3)
+
+OnProgress = Callable[[int, int], None]
 
 
 class Evaluation(NamedTuple):
@@ -134,23 +137,32 @@ class ScoringModel(StoredModel):
         """
         return float(self.evaluate(X, context=context).log_prob.mean())
 
-    def evaluate(self, X: Any, *, context: Any = None, time: float = 1.0) -> Evaluation:
+    def evaluate(
+        self, X: Any, *, context: Any = None, time: float = 1.0, on_progress: OnProgress | None = None
+    ) -> Evaluation:
         """Return the log-density of each row, and the evaluations of the dynamics that they took.
 
         Args:
             X: Rows or images.
             context: Contexts.
             time: Time of the states X, in [0, 1].
+            on_progress: Called with the number of rows done and of all rows.
 
         Returns:
             Log-densities and evaluations.
         """
         batch, inside = self._batch(X, context)
-        result = self.evaluate_batch(batch, time=time)
+        result = self.evaluate_batch(batch, time=time, on_progress=on_progress)
         return result._replace(log_prob=spread(result.log_prob, inside, -np.inf))
 
     def evaluate_batch(
-        self, batch: Batch, *, time: float = 1.0, flow: Flow | None = None, options: SolveOptions | None = None
+        self,
+        batch: Batch,
+        *,
+        time: float = 1.0,
+        flow: Flow | None = None,
+        options: SolveOptions | None = None,
+        on_progress: OnProgress | None = None,
     ) -> Evaluation:
         """Return the log-densities of checked rows.
 
@@ -159,6 +171,7 @@ class ScoringModel(StoredModel):
             time: Time of the states, in [0, 1].
             flow: Copy of the flow to use; the model's own if None.
             options: Trace and solver; those of reports if None.
+            on_progress: Called with the number of rows done and of all rows.
 
         Returns:
             Log-densities and evaluations.
@@ -166,7 +179,7 @@ class ScoringModel(StoredModel):
         flow, options = flow or self.flow, options or self.config.reporting
         results = []
         with solving_threads(flow, batch[: self._rows_at_once]):
-            for chunk in batch.split(self._rows_at_once):
+            for chunk in self._chunks(batch, self._rows_at_once, on_progress):
                 with self._naming_context(chunk):
                     results.append(_evaluate(flow, chunk, time, options))
         log_prob = np.concatenate([np.empty(0), *(result.log_prob for result in results)])
@@ -181,6 +194,7 @@ class ScoringModel(StoredModel):
         error: float | None = None,
         probes: int | None = None,
         random_state: int = 0,
+        on_progress: OnProgress | None = None,
     ) -> LogDensities:
         """Return log-densities with the errors of solver and trace.
 
@@ -193,6 +207,7 @@ class ScoringModel(StoredModel):
             error: Requested error, nats; None for the one that the model's tolerance gives.
             probes: Probes of Hutchinson's trace; None for the exact trace, of images 4 probes.
             random_state: Seed of the probes.
+            on_progress: Called with the number of rows done and of all rows.
 
         Returns:
             Log-densities and errors.
@@ -202,14 +217,16 @@ class ScoringModel(StoredModel):
         """
         options = {"time": time, "error": error, "probes": self.domain.certify_probes if probes is None else probes}
         batch, inside = self._batch(X, context)
-        return _log_densities(self._certified(batch, random_state, **options), inside)
+        return _log_densities(self._certified(batch, random_state, on_progress, **options), inside)
 
-    def _certified(self, batch: Batch, random_state: int = 0, **options: Any) -> list[LogDensity]:
+    def _certified(
+        self, batch: Batch, random_state: int = 0, on_progress: OnProgress | None = None, **options: Any
+    ) -> list[LogDensity]:
         """Return the log-densities of checked rows with their errors, chunk by chunk."""
         generator, fields = torch.Generator().manual_seed(random_state), self.config.fields
-        results = []
-        with full_precision(), solving_threads(self.flow, batch[: self._rows_at_once]):
-            for chunk in batch.split(self._rows_at_once):
+        results, rows = [], min(CERTIFIED_ROWS, self._rows_at_once)
+        with full_precision(), solving_threads(self.flow, batch[:rows]):
+            for chunk in self._chunks(batch, rows, on_progress):
                 part = placed(self.flow, chunk)
                 with self._naming_context(chunk):
                     result = self.flow.evaluate(
@@ -326,6 +343,16 @@ class ScoringModel(StoredModel):
     def _solver(self) -> Solver:
         """Solver of reports."""
         return self.config.reporting.solver or DRAFT_SOLVER
+
+    @staticmethod
+    def _chunks(batch: Batch, rows: int, on_progress: OnProgress | None) -> Iterator[Batch]:
+        """Yield a batch in chunks of some rows, and report what is done."""
+        done = 0
+        for chunk in batch.split(rows):
+            if on_progress is not None:
+                on_progress(done, len(batch))
+            yield chunk
+            done += len(chunk)
 
     @property
     def _rows_at_once(self) -> int:
