@@ -201,6 +201,31 @@ def test_samples_are_written_in_the_format_of_the_file(command, moons, tmp_path,
     assert read.columns == ("x0", "x1")
 
 
+@pytest.mark.parametrize("context", [None, [0.5]])
+def test_samples_larger_than_the_memory_go_to_the_file_as_they_are_drawn(
+    command, moons, conditional, tmp_path, monkeypatch, context
+):
+    run, more = (moons, []) if context is None else (conditional, ["--context", "0.5"])
+    whole = DensityModel.load(run).sample(20, context=context, random_state=1)
+    monkeypatch.setattr("ffjord_kit.estimator.scoring.sampling_batch_size", lambda *_: 8)
+    monkeypatch.setattr(DensityModel, "check_draws", lambda *_: pytest.fail("they must not be held at once"))
+    command("sample", run, "-n", "2e1", "--seed", 1, "--out", tmp_path / "x.csv", *more)
+    drawn = datasets.load(tmp_path / "x.csv").x
+    assert drawn.shape == whole.shape
+    assert drawn[:8] == pytest.approx(whole[:8], abs=1e-6)  # the noise is drawn chunk by chunk
+
+
+def test_draws_of_counts_and_tenths_are_written_as_the_data_are(command, tmp_path):
+    rng = np.random.default_rng(0)
+    x = np.stack([rng.poisson(3, 900), np.round(175 + 3 * rng.normal(size=900), 1), rng.normal(size=900)], axis=1)
+    datasets.write(tmp_path / "people.csv", x, ["children", "height", "score"])
+    run = made(tmp_path / "run", "fit", tmp_path / "people.csv", "--dequantize", "auto", *TINY)
+    command("sample", run, "-n", 300, "--seed", 0, "--out", tmp_path / "draws.csv")
+    header, *rows = (tmp_path / "draws.csv").read_text().splitlines()
+    assert header == "children,height,score"
+    assert all(re.fullmatch(r"\d+,\d+\.\d,-?\d+\.\d+(e-\d+)?", row) for row in rows)
+
+
 def test_the_same_seed_gives_the_same_bytes(command, moons, tmp_path):
     command(*MOONS, "--out", tmp_path / "again")
     assert (tmp_path / "again/model.safetensors").read_bytes() == (moons / "model.safetensors").read_bytes()
@@ -271,6 +296,14 @@ def test_score_names_the_rows_that_could_not_meet_the_target(command, moons, tmp
     datasets.write(tmp_path / "x.csv", datasets.load("moons", rows=9, seed=3).x, ["x0", "x1"])
     out = command("score", moons, tmp_path / "x.csv", "--error", "0.01")
     assert re.search(r"error of 0\.01 +met by 1 of 9 rows; not by rows 0, 1, 2, 3, 5, \.\.\.", out)
+
+
+def test_a_row_scores_alike_among_any_other_rows(moons):
+    model, x = DensityModel.load(moons), datasets.load("moons", rows=60, seed=3).x
+    whole = model.score_samples(x)
+    for parts in (2, 7, 60):
+        cut = np.concatenate([model.score_samples(rows) for rows in np.array_split(x, parts)])
+        assert np.abs(cut - whole).max() < 1e-7
 
 
 def test_score_takes_the_columns_of_the_run_by_their_names(command, moons, tmp_path):

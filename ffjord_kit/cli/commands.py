@@ -8,7 +8,16 @@ from typing import Any
 
 import click
 
-from ffjord_kit.cli.options import IMAGES, OUTPUT, HeadedCommand, Widths, command_line_options, field_options, headed
+from ffjord_kit.cli.options import (
+    IMAGES,
+    OUTPUT,
+    Count,
+    HeadedCommand,
+    Widths,
+    command_line_options,
+    field_options,
+    headed,
+)
 from ffjord_kit.version import __version__
 
 MAIN = "Main"
@@ -84,7 +93,11 @@ def fit(context: click.Context, **options: Any) -> None:
 @cli.command()
 @run_argument
 @click.option(
-    "-n", "--n-samples", type=click.IntRange(min=1), metavar="INT", help="Number of samples. [default: 1000; images 64]"
+    "-n",
+    "--n-samples",
+    type=Count(min=1),
+    metavar="INT",
+    help="Number of samples, e.g. 5000 or 1e6. [default: 1000; images 64]",
 )
 @click.option("--out", type=click.Path(), required=True, help="File: .csv, .tsv, .npy, .npz, .parquet; images: .npz.")
 @click.option(

@@ -219,7 +219,8 @@ def parse_context(run: Run, text: str | None, count: int) -> np.ndarray | None:
         count: Number of rows.
 
     Returns:
-        Contexts (count, c), labels (count,) of images, or None for a run without context.
+        Contexts, (1, c) from values or (count, c) from a file; labels (count,) of images; None for a run without
+        context.
 
     Raises:
         ValueError: If the text does not suit the run.
@@ -234,8 +235,8 @@ def parse_context(run: Run, text: str | None, count: int) -> np.ndarray | None:
         return None
     if text is None:
         raise ValueError(f"this run is conditional: pass --context with values of {', '.join(names) or expected}")
-    rows = _read_contexts(text, count)
-    if rows.shape != (count, expected):
+    rows = _read_contexts(text)
+    if rows.shape not in ((1, expected), (count, expected)):
         raise ValueError(
             f"--context must give {expected} values ({', '.join(names)}), or a file of {count} rows of them; "
             f"got shape {rows.shape}"
@@ -289,10 +290,10 @@ def _number_classes(data: LoadedData, classes: Sequence[str], source: str) -> Lo
     return replace(data, context=numbers[data.context], classes=tuple(known))
 
 
-def _read_contexts(text: str, count: int) -> np.ndarray:
-    """Return values for all rows, or else the rows of a file."""
+def _read_contexts(text: str) -> np.ndarray:
+    """Return values for all rows, as one row, or else the rows of a file."""
     try:
-        return np.broadcast_to(np.array([float(part) for part in text.split(",")]), (count, text.count(",") + 1))
+        return np.array([[float(part) for part in text.split(",")]])
     except ValueError:
         return datasets.load(text).x
 

@@ -27,7 +27,6 @@ from ffjord_kit.datasets.dataset import (
     split_columns,
     suggestion,
 )
-from ffjord_kit.datasets.files import check_writable, write
 from ffjord_kit.datasets.images import (
     IMAGE_SETS,
     ImageDescription,
@@ -38,6 +37,7 @@ from ffjord_kit.datasets.images import (
     locate_images,
 )
 from ffjord_kit.datasets.splits import SPLITS, check_numbers, random_stream, split_rows, subset_rows
+from ffjord_kit.datasets.writing import check_disk, check_writable, write, write_chunks
 from ffjord_kit.memory import check_fits
 
 __all__ = [
@@ -50,6 +50,7 @@ __all__ = [
     "Description",
     "ImageDescription",
     "ImageSet",
+    "check_disk",
     "check_source",
     "check_writable",
     "default_columns",
@@ -62,6 +63,7 @@ __all__ = [
     "locate_images",
     "split_columns",
     "write",
+    "write_chunks",
 ]
 
 TOY_ROWS = 10_000
