@@ -119,7 +119,7 @@ def _steps(dequantize: Any, x: np.ndarray, names: Sequence[str]) -> list[float]:
     """Return the step of each column, 0 where it has none."""
     if isinstance(dequantize, str) and dequantize == "auto":
         stepped = [len(np.unique(column)) <= DISTINCT * len(column) for column in x.T]
-        return [_find_step(column) if some else 0.0 for some, column in zip(stepped, x.T, strict=True)]
+        return [find_step(column) if some else 0.0 for some, column in zip(stepped, x.T, strict=True)]
     steps = _requested_steps(dequantize, names)
     if not steps:
         return [0.0] * len(names)
@@ -154,7 +154,7 @@ def _dequantize_error(dequantize: Any) -> ValueError:
 
 def _checked_step(name: str, column: np.ndarray, requested: float | None) -> float:
     """Return the step of a column, which is found if none is requested."""
-    step = requested or _find_step(column)
+    step = requested or find_step(column)
     if not step or not _on_grid(column, step):
         of_step = f" of {step:g}" if step else ""
         raise ValueError(
@@ -177,8 +177,15 @@ def _decimals(step: float, offset: float) -> int | None:
     return None
 
 
-def _find_step(column: np.ndarray) -> float:
-    """Return the least gap between values, averaged over their span, if all are multiples of it apart, else 0."""
+def find_step(column: np.ndarray) -> float:
+    """Return the step of a column: the least gap between values, averaged over their span.
+
+    Args:
+        column: Values, shape (n,).
+
+    Returns:
+        The step, if all values are multiples of it apart, else 0.
+    """
     values = np.unique(column)
     if len(values) < 2:
         return 0.0
