@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
@@ -35,6 +35,18 @@ class ScheduledPhase(Protocol):
         """Largest number of steps."""
 
 
+class TrainingBars(NamedTuple):
+    """Bars of the phases of a training.
+
+    Attributes:
+        on_step: Listener for records of steps, or None.
+        finish: Function to call when training has ended, with whether it was interrupted; if not, all bars are full.
+    """
+
+    on_step: OnStep | None
+    finish: Callable[[bool], None]
+
+
 @contextmanager
 def training_progress(
     schedule: Sequence[ScheduledPhase],
@@ -42,7 +54,7 @@ def training_progress(
     shown: bool = True,
     on_step: OnStep | None = None,
     titles: Sequence[str] | None = None,
-) -> Iterator[OnStep | None]:
+) -> Iterator[TrainingBars]:
     """Show a bar for each phase of training: steps, loss, validation NLL, evaluations forward and backward.
 
     Args:
@@ -52,10 +64,10 @@ def training_progress(
         titles: Titles of the bars; the names of the objectives if None.
 
     Yields:
-        A listener for records of steps; `on_step` itself where nothing is shown.
+        The bars; where nothing is shown, their listener is `on_step` itself.
     """
     if not shown:
-        yield on_step
+        yield TrainingBars(on_step, lambda interrupted: None)
         return
     bar = _bar(TextColumn("{task.fields[done]}"), TextColumn("{task.fields[numbers]}"))
     names = [phase.objective.name for phase in schedule] if titles is None else titles
@@ -72,9 +84,12 @@ def training_progress(
         if on_step is not None:
             on_step(record)
 
+    def finish(interrupted: bool) -> None:
+        if bar.live.is_started and not interrupted:
+            _complete(bar)
+
     try:
-        yield listener
-        _complete(bar)
+        yield TrainingBars(listener, finish)
     finally:
         _stop(bar)
 
@@ -103,22 +118,25 @@ def progress(label: str, *, shown: bool | None = None) -> Iterator[OnProgress]:
 
     try:
         yield on_progress
+        if bar.live.is_started:
+            _complete(bar)
     finally:
         _stop(bar)
 
 
 def _bar(*columns: ProgressColumn) -> Progress:
+    bar = BarColumn(bar_width=8, finished_style="green")  # rich's own looks empty where there are 16 colours
     return Progress(
-        TextColumn("{task.description:>13}"), BarColumn(bar_width=8), *columns, TimeRemainingColumn(compact=True),
-        TextColumn("left"), console=Console(stderr=True), refresh_per_second=4,
+        TextColumn("{task.description:>13}"), bar, *columns, TimeRemainingColumn(compact=True), TextColumn("left"),
+        console=Console(stderr=True), refresh_per_second=4,
     )  # fmt: skip
 
 
 def _complete(bar: Progress) -> None:
-    """Fill the bars that were begun: a phase that ends by time or early has ended."""
+    """Fill all bars: a phase that ends by time or early has ended, be it before its first step."""
     for task in bar.tasks:
-        if task.started:
-            bar.update(task.id, completed=task.total)
+        bar.start_task(task.id)
+        bar.update(task.id, completed=task.total)
 
 
 def _stop(bar: Progress) -> None:

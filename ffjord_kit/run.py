@@ -32,6 +32,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ffjord_kit.atomic import flush, replacing, write_text
+from ffjord_kit.run_folder import RunError, check_is_run, check_room
 from ffjord_kit.version import __version__
 
 fcntl: ModuleType | None
@@ -45,10 +46,6 @@ DAMAGE = (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, R
 FOLDERS = ("checkpoint", "samples", "steps")
 CONTENT = ("metrics.jsonl", "model.safetensors", *FOLDERS, "config.json")
 NEW, WHOLE = ".new", ".whole"  # a run that is to replace the one in the folder, before and after it has a model
-
-
-class RunError(ValueError):
-    """Signal a run folder that cannot be read or written; the message says which file, why, and what to do."""
 
 
 def damaged(path: Path, reason: str) -> RunError:
@@ -152,9 +149,8 @@ class Run:
         Raises:
             RunError: If its config cannot be read.
         """
+        check_is_run(path)
         run = cls(Path(path))
-        if not run.path.is_dir():
-            raise RunError(f"{path} is no run folder: no such folder")
         run.config  # noqa: B018  reads and checks it
         return run
 
@@ -405,28 +401,8 @@ class Run:
             raise damaged(path, "not a JSON object")
         return content
 
-    def check_room(self, *, force: bool) -> None:
-        """Check that `create` can make the folder, before the work whose result it is to keep.
-
-        Args:
-            force: Whether a run that is there may be replaced.
-
-        Raises:
-            RunError: If it cannot.
-        """
-        if self.path.exists() and not self.path.is_dir():
-            raise RunError(f"{self.path} is a file: choose another folder for the run")
-        content = {entry.name for entry in self.path.iterdir()} if self.path.exists() else set()
-        if content and "config.json" not in content:
-            raise RunError(f"{self.path} is not empty and holds no run: choose another folder")
-        if content and not force:
-            raise RunError(f"{self.path} already holds a run: choose another folder, --resume it, or pass --force")
-        there = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
-        if not there.is_dir() or not os.access(there, os.W_OK):
-            raise RunError(f"{self.path} cannot be made: {there} is not a folder that may be written")
-
     def _make_room(self, force: bool) -> None:
-        self.check_room(force=force)
+        check_room(self.path, force=force)
         self.path.mkdir(parents=True, exist_ok=True)
         self.tidy()
         if any(self.file(name).exists() for name in ("model.safetensors", "checkpoint/state.safetensors")):

@@ -69,7 +69,8 @@ def content(path):
 def test_fit_says_how_it_went_and_leaves_a_run(command, tmp_path):
     out = command(*MOONS, "--out", tmp_path / "run")
     assert re.search(r"done after 8 steps, [\d.]+ s \([\d.]+ s of work\)\n", out)
-    assert re.search(r"validation NLL: \d\.\d{4} ± \d\.\d{4} nats at step \d, solver's error \d\.\de-\d\d\n", out)
+    assert re.search(r"validation NLL: \d\.\d{4} ± \d\.\d{4} nats at step \d, solver's error \d\.\de-\d\d", out)
+    assert out.count("(± is over rows, not over fits)") == 1
     assert f"run: {tmp_path / 'run'}   seed: 0" in out
     assert DensityModel.load(tmp_path / "run").n_features == 2
 
@@ -124,15 +125,57 @@ def test_help_and_usage_errors_load_no_heavy_module(line):
     assert ended.stdout.splitlines()[-1] == "loaded []"
 
 
-@pytest.mark.parametrize("line", ["info a", "fit moons --out a"])
-def test_ctrl_c_while_pytorch_is_loaded_ends_in_one_line(line, tmp_path):
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("fit nosuch.csv --out r", "nosuch.csv: no such file"),
+        ("fit mooons --out r", "no data set and no file 'mooons' (did you mean 'moons'?)"),
+        ("fit mnist:valid --out r", "'mnist:valid': the splits of mnist are train and test; got 'valid'"),
+        ("fit image:nosuch.png --out r", "nosuch.png: "),
+        ("fit moons --out r --schedule sgd:5", "schedule must be 'auto', or read like"),
+        ("fit moons --out r --bits 5", "--bits is for images; moons is a table: leave it out"),
+        ("fit moons --out full", "full is not empty and holds no run: choose another folder"),
+        ("fit --resume nosuch", "nosuch is no run folder: no such folder"),
+        ("info full/note.txt", "full/note.txt is no run folder: it is a file"),
+        ("info full", "full is no run folder: it has no config.json"),
+        ("sample nosuch --out a.csv", "nosuch is no run folder: no such folder"),
+        ("sample run --out full/note.txt", "full/note.txt exists: choose another name, or pass --force"),
+        ("sample run --out no/a.csv", "no/a.csv: no folder"),
+        ("score run nosuch.csv", "nosuch.csv: no such file"),
+        ("score run moons nosuch.csv --outliers", "nosuch.csv: no such file"),
+        ("doctor run nosuch.csv", "nosuch.csv: no such file"),
+        ("reflow run nosuch.csv --out r", "nosuch.csv: no such file"),
+        ("reflow run --out run", "run is the run to begin with, which stays as it is"),
+        ("plot run --out p --data nosuch.csv", "nosuch.csv: no such file"),
+    ],
+)
+def test_what_is_not_there_is_told_before_a_slow_library_is_loaded(line, message, tmp_path):
+    for name, file in (("full", "note.txt"), ("run", "config.json")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).write_text("{}")
+    slow = {"matplotlib", "pandas", "sklearn", "torch"}
+    program = (
+        "import atexit, sys\n"
+        f"atexit.register(lambda: print('loaded', sorted({slow} & set(sys.modules))))\n"
+        f"sys.argv = ['ffjord-kit', *{line.split()}]\n"
+        "from ffjord_kit.cli import main\n"
+        "main()\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
+    assert (ended.returncode, ended.stdout) == (1, "loaded []\n")
+    assert ended.stderr.startswith(f"error: {message}")
+
+
+@pytest.mark.parametrize("library", ["click", "rich", "numpy", "torch"])
+@pytest.mark.parametrize("line", ["data", "fit moons --out a"])
+def test_ctrl_c_while_a_library_is_loaded_ends_in_one_line(line, library, tmp_path):
     program = (
         "import signal, sys\n"
         "class Loader:\n"
         "    def find_spec(self, name, *more):\n"
-        "        if name == 'torch': signal.raise_signal(signal.SIGINT)\n"
+        f"        if name == '{library}': signal.raise_signal(signal.SIGINT)\n"
         f"sys.meta_path.insert(0, Loader()); sys.argv = ['ffjord-kit', *{line.split()}]\n"
-        "from ffjord_kit.cli import main\n"
+        "from ffjord_kit.__main__ import main\n"
         "main()\n"
     )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
@@ -156,6 +199,31 @@ def test_samples_are_written_in_the_format_of_the_file(command, moons, tmp_path,
     read = datasets.load(path)
     assert read.x == pytest.approx(DensityModel.load(moons).sample(7, random_state=1), abs=0)
     assert read.columns == ("x0", "x1")
+
+
+@pytest.mark.parametrize("context", [None, [0.5]])
+def test_samples_larger_than_the_memory_go_to_the_file_as_they_are_drawn(
+    command, moons, conditional, tmp_path, monkeypatch, context
+):
+    run, more = (moons, []) if context is None else (conditional, ["--context", "0.5"])
+    whole = DensityModel.load(run).sample(20, context=context, random_state=1)
+    monkeypatch.setattr("ffjord_kit.estimator.scoring.sampling_batch_size", lambda *_: 8)
+    monkeypatch.setattr(DensityModel, "check_draws", lambda *_: pytest.fail("they must not be held at once"))
+    command("sample", run, "-n", "2e1", "--seed", 1, "--out", tmp_path / "x.csv", *more)
+    drawn = datasets.load(tmp_path / "x.csv").x
+    assert drawn.shape == whole.shape
+    assert drawn[:8] == pytest.approx(whole[:8], abs=1e-6)  # the noise is drawn chunk by chunk
+
+
+def test_draws_of_counts_and_tenths_are_written_as_the_data_are(command, tmp_path):
+    rng = np.random.default_rng(0)
+    x = np.stack([rng.poisson(3, 900), np.round(175 + 3 * rng.normal(size=900), 1), rng.normal(size=900)], axis=1)
+    datasets.write(tmp_path / "people.csv", x, ["children", "height", "score"])
+    run = made(tmp_path / "run", "fit", tmp_path / "people.csv", "--dequantize", "auto", *TINY)
+    command("sample", run, "-n", 300, "--seed", 0, "--out", tmp_path / "draws.csv")
+    header, *rows = (tmp_path / "draws.csv").read_text().splitlines()
+    assert header == "children,height,score"
+    assert all(re.fullmatch(r"\d+,\d+\.\d,-?\d+\.\d+(e-\d+)?", row) for row in rows)
 
 
 def test_the_same_seed_gives_the_same_bytes(command, moons, tmp_path):
@@ -198,12 +266,44 @@ def test_score_states_the_error_of_each_row_and_meets_a_requested_one(command, m
     assert "of the trace" in command("score", moons, tmp_path / "x.csv", "--probes", 2)
 
 
+def test_score_with_errors_takes_a_subset_of_many_rows_unless_they_go_to_a_file(command, moons, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, "TOY_ROWS", 30)
+    monkeypatch.setattr(importlib.import_module("ffjord_kit.cli.score"), "CERTIFIED_ROWS", 20)
+    for option in (["--certify"], ["--error", "0.1"]):
+        out = command("score", moons, "moons:test", *option)
+        assert out.startswith("20 of 30 rows, a random subset (all: --rows 30)\n")
+        assert "over 20 rows of moons:test" in out
+        assert "30, 2 columns" in command("score", moons, "moons:test", *option, "--rows", 30)
+        assert "30, 2 columns" in command(
+            "score", moons, "moons:test", *option, "--out", tmp_path / f"{len(option)}.csv"
+        )
+    assert "30, 2 columns" in command("score", moons, "moons:test")
+
+
+def test_score_tells_its_progress(moons, monkeypatch):
+    model, x, told = DensityModel.load(moons), datasets.load("moons", rows=600, seed=3).x, []
+    model.certify(x, on_progress=lambda *counts: told.append(counts))
+    assert told == [(0, 600), (256, 600), (512, 600)]
+    monkeypatch.setattr(DensityModel, "_rows_at_once", 400)
+    told.clear()
+    model.evaluate(x, on_progress=lambda *counts: told.append(counts))
+    assert told == [(0, 600), (400, 600)]
+
+
 def test_score_names_the_rows_that_could_not_meet_the_target(command, moons, tmp_path, monkeypatch):
     found = DensityModel.load(moons).certify(datasets.load("moons", rows=9, seed=3).x)
     monkeypatch.setattr(DensityModel, "certify", lambda *_, **__: found._replace(met=np.arange(9) == 4))
     datasets.write(tmp_path / "x.csv", datasets.load("moons", rows=9, seed=3).x, ["x0", "x1"])
     out = command("score", moons, tmp_path / "x.csv", "--error", "0.01")
     assert re.search(r"error of 0\.01 +met by 1 of 9 rows; not by rows 0, 1, 2, 3, 5, \.\.\.", out)
+
+
+def test_a_row_scores_alike_among_any_other_rows(moons):
+    model, x = DensityModel.load(moons), datasets.load("moons", rows=60, seed=3).x
+    whole = model.score_samples(x)
+    for parts in (2, 7, 60):
+        cut = np.concatenate([model.score_samples(rows) for rows in np.array_split(x, parts)])
+        assert np.abs(cut - whole).max() < 1e-7
 
 
 def test_score_takes_the_columns_of_the_run_by_their_names(command, moons, tmp_path):
@@ -215,7 +315,9 @@ def test_score_takes_the_columns_of_the_run_by_their_names(command, moons, tmp_p
 
 def test_score_of_a_set_whose_truth_is_known_prints_the_divergence(command, moons, monkeypatch):
     monkeypatch.setattr(datasets, "TOY_ROWS", 50)
-    assert re.search(r"KL\(truth \| model\) +\d\.\d{4} ± \d\.\d{4} nats", command("score", moons, "moons:test"))
+    out = command("score", moons, "moons:test")
+    assert re.search(r"KL\(truth \| model\) +\d\.\d{4} ± \d\.\d{4} nats over 50 rows of moons:test", out)
+    assert re.search(r"rows +50, 2 columns; ± is over rows, not over fits", out)
 
 
 def test_info_tells_what_a_run_is(command, moons, conditional, table):
@@ -249,6 +351,57 @@ def test_plot_of_a_plane_draws_everything(command, moons, tmp_path, small_pictur
     assert drawn.keys() == PLANE
     assert out.split() == [str(tmp_path / "new" / "pictures" / name) for name in sorted(drawn, key=out.index)]
     assert all(data.startswith((b"\x89PNG", b"GIF8")) for data in drawn.values())
+
+
+@pytest.mark.parametrize(
+    ("data", "name"), [((), "6 held-out rows"), (("--data", "moons:test"), "50 rows of moons:test")]
+)
+def test_the_divergence_of_the_picture_is_that_of_score_and_says_over_which_rows(
+    command, moons, tmp_path, small_pictures, monkeypatch, data, name
+):
+    titles, draw = [], plot.plots.density
+    monkeypatch.setattr(datasets, "TOY_ROWS", 50)
+    monkeypatch.setattr(
+        plot.plots, "density", lambda *xs, title, **more: titles.append(title) or draw(*xs, title=title, **more)
+    )
+    command("plot", moons, *data, "--out", tmp_path / "pictures")
+    model, rows = DensityModel.load(moons), datasets.load("moons:test")
+    x = rows.x if data else model.split(datasets.load("moons", rows=60, seed=0).x)[1]
+    kl = (rows.log_prob(x) - model.score_samples(x)).mean()
+    assert titles[0].startswith(f"KL(truth ‖ model) = {kl:.4f} ± ")
+    assert titles[0].endswith(f" nats over {name}")
+
+
+@pytest.fixture(scope="module")
+def bereft(tmp_path_factory):
+    """A run whose table is gone, and another table like it."""
+    folder = tmp_path_factory.mktemp("bereft")
+    for name in ("table.csv", "other.csv"):
+        datasets.write(folder / name, np.random.default_rng(0).normal(size=(50, 2)), ["a", "b"])
+    run = made(folder / "run", "fit", folder / "table.csv", *TINY)
+    (folder / "table.csv").unlink()
+    return run.rename(folder / "moved"), folder / "other.csv"
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [("plot", "pass rows to draw beside it by --data"), ("doctor", "pass rows that it has not seen as DATA"),
+     ("reflow", "pass rows to compare on as DATA"), ("fit", "put the data back there, or resume it in Python")],
+)  # fmt: skip
+def test_a_run_without_its_table_says_how_to_pass_another(capsys, bereft, tmp_path, name, advice):
+    argv = ["fit", "--resume", bereft[0]] if name == "fit" else [name, bereft[0], "--out", tmp_path / "out"]
+    code, _, err = call(capsys, *argv)
+    assert code == 1
+    assert re.search(rf"table\.csv: no such file.*; .*moved was fitted to it: {advice}", err)
+
+
+def test_a_run_without_its_table_works_on_another(command, bereft, tmp_path, small_pictures):
+    run, other = bereft
+    assert "density.png" in command("plot", run, "--data", other, "--out", tmp_path / "pictures")
+    assert "change, row by row" in command(
+        "reflow", run, other, "--pairs", 20, "--steps", 2, "--out", tmp_path / "fast"
+    )
+    assert "the data of the fit are gone" in command("score", run, other, "--outliers")
 
 
 def test_plot_of_more_columns_draws_pairs_and_of_pictures_a_sheet(command, tmp_path, small_pictures):

@@ -11,7 +11,16 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from ffjord_kit.datasets import Dataset, DataWarning, check_writable, load, split_columns, write
+from ffjord_kit.datasets import (
+    Dataset,
+    DataWarning,
+    check_disk,
+    check_writable,
+    load,
+    split_columns,
+    write,
+    write_chunks,
+)
 from ffjord_kit.datasets.validation import check_distinct_names
 
 TEXTS = {
@@ -253,6 +262,42 @@ def test_parquet_keeps_whole_and_decimal_numbers_and_takes_no_column_from_its_fo
     dataset = load(str(tmp_path / "year=1999" / "t.parquet"))
     assert dataset.columns == ("a", "b", "c") and dataset.x.dtype == np.float64
     np.testing.assert_array_equal(dataset.x, [[1, 1.5, 1], [2, 2.5, 0]])
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "npy", "npz", "parquet"])
+def test_a_table_written_chunk_by_chunk_is_the_same_file(tmp_path, suffix):
+    x = np.random.default_rng(0).normal(size=(10, 3))
+    write(tmp_path / f"whole.{suffix}", x, ["a", "b", "c"])
+    write_chunks(tmp_path / f"parts.{suffix}", (x[i : i + 4] for i in (0, 4, 8)), ["a", "b", "c"], rows=10)
+    parts = load(tmp_path / f"parts.{suffix}")
+    assert np.array_equal(parts.x, x)
+    assert parts.columns == load(tmp_path / f"whole.{suffix}").columns
+    if suffix in ("csv", "tsv", "npy"):
+        assert (tmp_path / f"parts.{suffix}").read_bytes() == (tmp_path / f"whole.{suffix}").read_bytes()
+
+
+def test_whole_numbers_are_written_without_a_point_where_they_are_said_to_be(tmp_path):
+    x = np.array([[1.0, 2.0], [3.0, 4.5], [1e300, 5.0]])
+    write_chunks(tmp_path / "x.csv", [x[:2], x[2:]], ["a", "b"], rows=3, whole=["a"])
+    assert (tmp_path / "x.csv").read_text() == "a,b\n1,2.0\n3,4.5\n1e+300,5.0\n"
+
+
+def test_rows_that_stop_coming_leave_no_file(tmp_path):
+    def chunks():
+        yield np.zeros((4, 1))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_chunks(tmp_path / "x.csv", chunks(), ["a"], rows=8)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_table_larger_than_the_disk_is_refused_with_its_size(tmp_path):
+    check_disk(tmp_path / "x.csv", 1000, [18, 18])
+    with pytest.raises(ValueError, match=r"x\.csv: 1000000000000000 rows take about 36 PB, and its disk has .* left"):
+        check_disk(tmp_path / "x.csv", 10**15, [18, 18])
+    with pytest.raises(ValueError, match=r"x\.npy: 1000000000000000 rows take about 16 PB"):
+        check_disk(tmp_path / "x.npy", 10**15, [18, 18])
 
 
 def test_a_file_that_is_not_here_is_looked_for_in_the_folder_of_larger_sets(tmp_path, monkeypatch):

@@ -33,6 +33,19 @@ def test_decimals_kept_in_single_precision_are_steps():
     assert find_grid("auto", np.repeat(np.random.default_rng(0).normal(size=300), 3)[:, None], "x").step == [0.0]
 
 
+@pytest.mark.parametrize("kind", [np.float64, np.float32])
+@pytest.mark.parametrize(("step", "decimals"), [(0.1, 1), (0.05, 2), (0.0025, 4), (2.0, 0), (100.0, 0), (1 / 3, None)])
+def test_draws_have_the_decimals_of_the_data(step, decimals, kind):
+    k = np.random.default_rng(0).integers(-30, 60, (2000, 1))
+    x = (k * step if decimals is None else np.round(17 * step + k * step, decimals)).astype(kind).astype(float)
+    grid = find_grid("auto", x, "x")
+    draws = grid.round(x + grid.step[0] * np.random.default_rng(1).uniform(-0.49, 0.49, x.shape))
+    assert grid.decimals == [decimals]
+    assert draws == pytest.approx(x, abs=1e-5)
+    if decimals is not None:
+        assert [float(value) for value in draws[:, 0]] == [float(f"{value:.{decimals}f}") for value in x[:, 0]]
+
+
 def test_counts_are_never_below_0_and_other_steps_may_be():
     x = np.random.default_rng(0).poisson(0.7, (2000, 1)).astype(float)
     assert FFJORD(dequantize="auto", **QUICK).fit(x).sample(3000, random_state=0).min() == 0

@@ -212,6 +212,12 @@ def test_failed_saving_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatc
 # ---- densities
 
 
+def test_density_takes_a_title():
+    figure = plots.density(moons(50), wide, truth=mixture, size=9, title="over other points")
+    assert figure.get_suptitle() == "over other points"
+    assert plots.density(moons(50), wide, size=9).get_suptitle() == ""
+
+
 def test_density_title_states_the_divergence_on_the_data():
     gaps = mixture(moons(400)) - wide(moons(400))
     mean, error = map(float, re.findall(r"-?\d+\.\d+", drawn("density").get_suptitle()))

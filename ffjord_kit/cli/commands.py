@@ -8,7 +8,16 @@ from typing import Any
 
 import click
 
-from ffjord_kit.cli.options import IMAGES, OUTPUT, HeadedCommand, Widths, command_line_options, field_options, headed
+from ffjord_kit.cli.options import (
+    IMAGES,
+    OUTPUT,
+    Count,
+    HeadedCommand,
+    Widths,
+    command_line_options,
+    field_options,
+    headed,
+)
 from ffjord_kit.version import __version__
 
 MAIN = "Main"
@@ -84,7 +93,11 @@ def fit(context: click.Context, **options: Any) -> None:
 @cli.command()
 @run_argument
 @click.option(
-    "-n", "--n-samples", type=click.IntRange(min=1), metavar="INT", help="Number of samples. [default: 1000; images 64]"
+    "-n",
+    "--n-samples",
+    type=Count(min=1),
+    metavar="INT",
+    help="Number of samples, e.g. 5000 or 1e6. [default: 1000; images 64]",
 )
 @click.option("--out", type=click.Path(), required=True, help="File: .csv, .tsv, .npy, .npz, .parquet; images: .npz.")
 @click.option(
@@ -123,7 +136,7 @@ def sample(**options: Any) -> None:
     "--rows",
     type=click.IntRange(min=2),
     metavar="INT",
-    help="Size of a random subset to score. [default: all; 256 images]",
+    help="Size of a random subset. [default: all; 1000 with --certify or --error but without --out; 256 images]",
 )
 @click.option("--certify", is_flag=True, help="State the numerical error of each row; costs three times the work.")
 @click.option("--error", type=float, metavar="NATS", help="Refine the solve row by row until its error is this small.")
@@ -268,9 +281,13 @@ def demo(**options: Any) -> None:
 
 
 def _call(module: str, function: str, **options: Any) -> None:
-    """Import the module behind a command, which takes a second or two, and call its function."""
-    from rich.console import Console  # here, as help and usage errors do without it
+    """Check what the options name, import the module behind a command, which takes seconds, and call its function."""
+    from rich.console import Console  # here, as help and usage errors do without them
 
+    from ffjord_kit.cli.checks import CHECKS
+
+    if function in CHECKS:
+        CHECKS[function](**options)
     with Console(stderr=True).status("loading PyTorch"):
         implementation = import_module(f"ffjord_kit.cli.{module}")
     getattr(implementation, function)(**options)

@@ -61,7 +61,8 @@ def _show(exhibit: Exhibit, folder: Path, seed: int, *, force: bool) -> None:
     estimator = FFJORD(random_state=seed, verbose=True)
     estimator.fit(train.x, columns=train.columns, run=folder / exhibit.name, force=force, data=train.note)
     _compare(estimator, train, test, seed)
-    subject, pictures = TableSubject(estimator.model_, train, None, seed), folder / f"{exhibit.name}-pictures"
+    unseen = (f"rows of {exhibit.name}:test", test)
+    subject, pictures = TableSubject(estimator.model_, train, None, seed, unseen), folder / f"{exhibit.name}-pictures"
     paths = list(draw_table(subject, estimator.history_.records, pictures, force=force))
     click.echo(f"{len(paths)} pictures in {pictures}\n")
 

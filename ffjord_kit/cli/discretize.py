@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import cast
 
 import click
@@ -12,7 +11,7 @@ import numpy as np
 
 from ffjord_kit import metrics
 from ffjord_kit.cli.output import CONSOLE, plain_table, print_rows, with_error
-from ffjord_kit.cli.sources import LoadedData, check_successor, held_out, load_fitted, load_for_run, open_run
+from ffjord_kit.cli.sources import LoadedData, held_out, load_fitted, load_for_run, open_run
 from ffjord_kit.estimator import DensityModel
 from ffjord_kit.estimator.discretize import SteppedNote
 
@@ -30,10 +29,8 @@ def discretize(run: str, source: str | None, out: str, max_seconds: float, force
         force: Whether to replace an existing run.
 
     Raises:
-        RunError: If the new run would replace the old one, or its folder is not empty.
         ValueError: If the data are not the rows of the fit.
     """
-    check_successor(Path(run), Path(out), force=force)
     opened, model = open_run(run), DensityModel.load(run)
     data = load_fitted(opened) if source is None else load_for_run(opened, source)
     model = model.with_fields(replace(model.requested_fields, density="auto", verbose=True))

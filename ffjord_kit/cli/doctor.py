@@ -10,15 +10,16 @@ from rich.console import Console
 from rich.text import Text
 
 from ffjord_kit import plots
-from ffjord_kit.cli.output import CONSOLE, check_replaceable, plain_table
-from ffjord_kit.cli.sources import LoadedData, held_out, load_fitted, load_for_run, open_run
+from ffjord_kit.cli.checks import check_replaceable
+from ffjord_kit.cli.output import CONSOLE, plain_table
+from ffjord_kit.cli.sources import find_fitted, held_out, load_fitted, load_for_run, open_run
 from ffjord_kit.diagnostics import Diagnosis
 from ffjord_kit.estimator import DensityModel
 from ffjord_kit.ode import PerRowSolver
-from ffjord_kit.run import Run
 
 COLOURS = {"good": "green", "fair": "yellow", "bad": "bold red", "unsure": "cyan"}
 PICTURE = "diagnosis.png"
+GONE = "pass rows that it has not seen as DATA"
 
 
 def doctor(run: str, source: str | None, rows: int, out: str | None, random_state: int, force: bool) -> None:
@@ -39,8 +40,8 @@ def doctor(run: str, source: str | None, rows: int, out: str | None, random_stat
     if picture is not None:
         check_replaceable(picture, force=force)
     opened, model = open_run(run), DensityModel.load(run)
-    fitted = _fitted(opened)
-    data = held_out(model, load_fitted(opened)) if source is None else load_for_run(opened, source)
+    fitted = find_fitted(opened)
+    data = held_out(model, load_fitted(opened, GONE)) if source is None else load_for_run(opened, source)
     trained_on = None if fitted is None else fitted.take(model.split_indices(fitted.x)[0])
     with Console(stderr=True).status("examining rows") as status:
         diagnosis = model.diagnose(
@@ -51,14 +52,6 @@ def doctor(run: str, source: str | None, rows: int, out: str | None, random_stat
     _print(diagnosis)
     if picture is not None:
         click.echo(plots.save(plots.diagnosis(**_arrays(diagnosis)), picture))
-
-
-def _fitted(run: Run) -> LoadedData | None:
-    """Return the data that a run was fitted to; None where they are gone or not named."""
-    try:
-        return load_fitted(run)
-    except (ValueError, OSError):
-        return None
 
 
 def _print(diagnosis: Diagnosis) -> None:

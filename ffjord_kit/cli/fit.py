@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,9 @@ from rich.console import Console
 
 from ffjord_kit import datasets
 from ffjord_kit.cli.info import CHECKPOINT, best_validation, option_text
-from ffjord_kit.cli.options import field_values, flag
+from ffjord_kit.cli.options import field_values
 from ffjord_kit.cli.output import write_training_sheet
-from ffjord_kit.cli.parsing import (
-    parse_dequantize,
-    parse_regularizers,
-    parse_schedule,
-    parse_support,
-    parse_transforms,
-)  # fmt: skip
+from ffjord_kit.cli.parsing import parse_fields
 from ffjord_kit.cli.sources import LoadedData, load, load_fitted, open_run
 from ffjord_kit.estimator import FFJORD, ImageFFJORD, from_run
 from ffjord_kit.estimator.fields import ImageFields, TableFields
@@ -31,14 +24,8 @@ from ffjord_kit.estimator.persistence import same_fields
 from ffjord_kit.run import NEW, Run
 from ffjord_kit.training.distributed import Workers, current_workers, restarted
 
-PARSERS = {
-    "schedule": parse_schedule,
-    "transforms": parse_transforms,
-    "regularizers": parse_regularizers,
-    "support": parse_support,
-    "dequantize": parse_dequantize,
-}
 INTERRUPTED = 130
+RESUME_ELSEWHERE = "put the data back there, or resume it in Python on the same rows by fit(X, run=..., resume=True)"
 
 Estimator = FFJORD | ImageFFJORD
 
@@ -85,7 +72,8 @@ def resume(path: str, verbose: bool) -> None:
     checkpoint = run.load_checkpoint()
     with run.explained(CHECKPOINT):
         finished = checkpoint is not None and checkpoint[1]["phase"] >= checkpoint[1]["phases"]
-    _train(model, load_fitted(run), run.path, resume=True)
+    fitted = load_fitted(run, RESUME_ELSEWHERE)
+    _train(model, fitted, run.path, resume=True)
     if finished and current_workers().is_first:
         click.echo("the run was complete already: no steps were left")
 
@@ -93,14 +81,8 @@ def resume(path: str, verbose: bool) -> None:
 def _make_estimator(source: str, options: Mapping[str, Any], explicit: Sequence[str]) -> Estimator:
     """Return the estimator for tables or for images, with the options as its fields."""
     is_images = datasets.is_image_source(source)
-    kind, other = (ImageFields, TableFields) if is_images else (TableFields, ImageFields)
-    names = {field.name for field in fields(kind)}
-    foreign = [field.name for field in fields(other) if field.name in explicit and field.name not in names]
-    if foreign:
-        own, other_kind = ("a set of images", "tables") if is_images else ("a table", "images")
-        raise ValueError(f"{flag(foreign[0])} is for {other_kind}; {source} is {own}: leave it out")
-    values = field_values(kind, options)
-    values |= {name: PARSERS[name](value) for name, value in values.items() if name in PARSERS and value is not None}
+    values = field_values(ImageFields if is_images else TableFields, options)
+    values |= parse_fields(values)
     if is_images and "bits" not in explicit:
         values["bits"] = _bits(source)
     return ImageFFJORD(**values) if is_images else FFJORD(**values)

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from ffjord_kit import datasets, metrics
-from ffjord_kit.cli.output import CONSOLE, plain_table, print_rows
+from ffjord_kit.cli.output import CONSOLE, OVER_ROWS, plain_table, print_rows
 from ffjord_kit.cli.sources import open_run
 from ffjord_kit.estimator.discretize import SteppedNote
 from ffjord_kit.estimator.persistence import last_part
@@ -64,7 +64,7 @@ def best_validation(records: Sequence[Mapping[str, Any]], pixels: int | None) ->
 
     Example:
         >>> best_validation([{"step": 8, "validation_nll": 1.5, "validation_standard_error": 0.25}], None)
-        '1.5000 ± 0.2500 nats at step 8'
+        '1.5000 ± 0.2500 nats at step 8 (± is over rows, not over fits)'
     """
     validations = [record for record in records if "validation_nll" in record]
     if not validations:
@@ -72,7 +72,7 @@ def best_validation(records: Sequence[Mapping[str, Any]], pixels: int | None) ->
     best = min(validations, key=lambda record: record["validation_nll"])
     solver = f", solver's error {best['validation_solver_error']:.1e}" if "validation_solver_error" in best else ""
     nll, error = best["validation_nll"], best["validation_standard_error"]
-    nats = f"{nll:.4f} ± {error:.4f} nats at step {best['step']}{solver}"
+    nats = f"{nll:.4f} ± {error:.4f} nats at step {best['step']}{solver} ({OVER_ROWS})"
     if pixels is None:
         return nats
     return f"{metrics.bits_per_dim(nll, pixels):.4f} ± {metrics.bits_per_dim(error, pixels):.4f} bits/dim, {nats}"
@@ -85,18 +85,21 @@ def option_text(value: Any) -> str:
         value: Value of a field, as a run records it.
 
     Returns:
-        The text; "not set" for None.
+        The text; "not set" for None, "none" for what is empty.
 
     Example:
         >>> option_text([["flow_matching", 4000], ["mle", "60s"]]), option_text({"kinetic": 0.01})
         ('flow_matching:4000,mle:60s', 'kinetic:0.01')
+        >>> option_text([]), option_text(None)
+        ('none', 'not set')
     """
     if value is None:
         return "not set"
     entries = list(value.items()) if isinstance(value, Mapping) else value
     if not isinstance(entries, (list, tuple)):
         return str(value)
-    return ",".join(":".join(map(str, entry)) if isinstance(entry, (list, tuple)) else str(entry) for entry in entries)
+    texts = (":".join(map(str, entry)) if isinstance(entry, (list, tuple)) else str(entry) for entry in entries)
+    return ",".join(texts) or "none"
 
 
 def _data(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

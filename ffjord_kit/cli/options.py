@@ -39,6 +39,18 @@ class Widths(click.ParamType):
             self.fail(f"{value!r} is not a list of whole numbers such as 128,128", param, ctx)
 
 
+class Count(click.IntRange):
+    """A whole number in a range, which may be written as 1e6."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            number = float(value)
+            exact = "e" in str(value).lower() and number.is_integer()
+        except ValueError:
+            exact = False
+        return super().convert(int(number) if exact else value, param, ctx)
+
+
 TYPES: dict[str, tuple[click.ParamType, str]] = {
     "int": (click.INT, "INT"),
     "float": (click.FLOAT, "FLOAT"),

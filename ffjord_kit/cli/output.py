@@ -15,6 +15,7 @@ from ffjord_kit.atomic import replacing
 from ffjord_kit.run import Run
 
 SHEET_IMAGES = 100
+OVER_ROWS = "± is over rows, not over fits"  # by another seed a fit may differ by more
 CONSOLE = Console(markup=False, highlight=False)  # a column's name may look like markup
 
 
@@ -61,20 +62,6 @@ def with_error(values: np.ndarray, digits: int = 4) -> str:
     """
     mean, error = metrics.mean_and_standard_error(values)
     return f"{mean:.{digits}f} ± {error:.{digits}f}"
-
-
-def check_replaceable(path: str | Path, *, force: bool) -> None:
-    """Check that a file may be written.
-
-    Args:
-        path: The file.
-        force: Whether an existing file may be replaced.
-
-    Raises:
-        ValueError: If it exists, and must not be replaced.
-    """
-    if Path(path).exists() and not force:
-        raise ValueError(f"{path} exists: choose another name, or pass --force")
 
 
 def image_files(out: str) -> list[str]:

@@ -6,6 +6,7 @@ A text such as 'flow_matching:4000,mle:60s' becomes the value that the estimator
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ffjord_kit.words import OBJECTIVES, REGULARIZERS, ZUKO_TRANSFORMS
@@ -125,6 +126,25 @@ def parse_dequantize(text: str) -> str | dict[str, float | None] | None:
     return dict(_step(part.strip()) for part in text.split(",") if part.strip()) or None
 
 
+def parse_fields(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Read the fields that are written in a form of their own.
+
+    Args:
+        options: Options by name, as the command line gave them.
+
+    Returns:
+        Those of them that have a parser and are given, as the estimators take them.
+
+    Raises:
+        ValueError: If a text cannot be read.
+
+    Example:
+        >>> parse_fields({"schedule": "mle:5", "support": None, "hidden": (8,)})
+        {'schedule': [('mle', 5)]}
+    """
+    return {name: parse(options[name]) for name, parse in PARSERS.items() if options.get(name) is not None}
+
+
 def _pairs(text: str) -> list[tuple[str, str]]:
     """Split 'a:1,b:2' into pairs of texts."""
     parts = [part.strip().partition(":") for part in text.split(",")] if text.strip() else []
@@ -162,3 +182,12 @@ def _number(text: str) -> float:
         return float(text)
     except ValueError:
         return math.nan
+
+
+PARSERS: dict[str, Callable[[str], Any]] = {
+    "schedule": parse_schedule,
+    "transforms": parse_transforms,
+    "regularizers": parse_regularizers,
+    "support": parse_support,
+    "dequantize": parse_dequantize,
+}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ POINTS = 4000
 DIGITS = 50  # on the sheet of a table of pixels
 SHEET, STRIPS, STEPS, NEIGHBOURS = 100, 8, 9, 5
 SCORED, EXTREMES = 64, 10
+GONE = "pass rows to draw beside it by --data"
 NEAR_ROWS = 200  # least number of rows beside a picture at one context
 
 Records = Sequence[Mapping[str, Any]]
@@ -41,12 +42,15 @@ class TableSubject:
         data: Rows to draw beside it.
         context: Context (c,) of every picture, or None.
         seed: Seed of the samples.
+        unseen: Rows that the model was not fitted to and what they are, for the divergence from a known truth; the data
+            if None.
     """
 
     model: DensityModel
     data: LoadedData
     context: np.ndarray | None
     seed: int
+    unseen: tuple[str, LoadedData] | None = None
 
     def density(self, x: np.ndarray, time: float = 1.0) -> np.ndarray:
         """Return log-densities, as precise as a picture needs.
@@ -168,13 +172,14 @@ def plot(run: str, out: str, context: str | None, random_state: int, source: str
         ValueError: If a picture exists, or the data or the context do not suit the run.
     """
     opened, model = open_run(run), DensityModel.load(run)
-    data = load_fitted(opened) if source is None else load_for_run(opened, source)
+    data = load_fitted(opened, GONE) if source is None else load_for_run(opened, source)
     if model.is_image:
         images = ImageSubject(model, data, _labels(opened, context), random_state, fitted=source is None)
         paths = draw_images(images, opened.records(), Path(out), force=force)
     else:
-        paths = draw_table(_table_subject(opened, model, data, context, random_state), opened.records(), Path(out),
-                           force=force)  # fmt: skip
+        subject = _table_subject(opened, model, data, context, random_state)
+        unseen = ("held-out rows", held_out(model, data)) if source is None else (f"rows of {source}", data)
+        paths = draw_table(replace(subject, unseen=unseen), opened.records(), Path(out), force=force)
     for path in paths:
         click.echo(path)
 
@@ -284,7 +289,10 @@ def _plane_pictures(subject: TableSubject) -> dict[str, Draw]:
     x, bounds = data.x[:POINTS], plots.robust_bounds(data.x)
     return {
         "density.png": lambda path: plots.save(
-            plots.density(x, subject.density, truth=data.log_prob, bounds=bounds, size=GRID), path
+            plots.density(
+                x, subject.density, truth=data.log_prob, bounds=bounds, size=GRID, title=_divergence_title(subject)
+            ),
+            path,
         ),
         "samples.png": lambda path: plots.save(plots.samples(x, subject.samples(len(x)), data.columns), path),
         "trajectories.png": lambda path: _draw_trajectories(subject, path),
@@ -294,6 +302,15 @@ def _plane_pictures(subject: TableSubject) -> dict[str, Draw]:
         ),
         "flow.gif": lambda path: plots.density_gif(path, GIF_TIMES, _densities(subject, GIF_TIMES, GIF_GRID), bounds),
     }
+
+
+def _divergence_title(subject: TableSubject) -> str | None:
+    """Return the divergence from the truth as `score` prints it, over rows that the model was not fitted to."""
+    name, rows = subject.unseen or ("points", subject.data)
+    if rows.log_prob is None:
+        return None
+    kl, error = metrics.kl_divergence(rows.log_prob(rows.x), subject.model.score_samples(rows.x))
+    return f"KL(truth ‖ model) = {kl:.4f} ± {error:.4f} nats over {len(rows.x):,} {name}"
 
 
 def _densities(subject: TableSubject, times: np.ndarray, size: int) -> np.ndarray:

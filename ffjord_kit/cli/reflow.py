@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import click
 import numpy as np
 
 from ffjord_kit import metrics
 from ffjord_kit.cli.output import CONSOLE, plain_table, with_error
-from ffjord_kit.cli.sources import LoadedData, check_successor, held_out, load_fitted, load_for_run, open_run
+from ffjord_kit.cli.sources import LoadedData, find_fitted, held_out, load_fitted, load_for_run, open_run
 from ffjord_kit.estimator import DensityModel
 from ffjord_kit.estimator.model import STEP_COUNTS, STEP_METHODS
 from ffjord_kit.run import Run
 
 COMPARED_ROWS = 2_000
+GONE = "pass rows to compare on as DATA"
 
 Row = tuple[str, ...]
 
@@ -45,12 +45,11 @@ def reflow(
         force: Whether to replace an existing run.
 
     Raises:
-        RunError: If the new run would replace the old one, or its folder is not empty.
         ValueError: If the data do not suit the run.
     """
-    check_successor(Path(run), Path(out), force=force)
     opened, model = open_run(run), DensityModel.load(run)
-    fitted = load_fitted(opened) if "source" in opened.config["data"] else None  # a run from Python names no data
+    named = source is None and "source" in opened.config["data"]  # a run from Python names no data
+    fitted = load_fitted(opened, GONE) if named else find_fitted(opened)
     compared = _compared_rows(opened, model, fitted, source)
     contexts = fitted if fitted is not None else compared
     result = model.reflow(

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from typing import Any
+
 import click
 import numpy as np
 
 from ffjord_kit import datasets
-from ffjord_kit.cli.output import check_replaceable, image_files, write_images
+from ffjord_kit.cli.checks import check_replaceable
+from ffjord_kit.cli.output import image_files, write_images
 from ffjord_kit.cli.sources import open_run, parse_context
+from ffjord_kit.datasets.writing import TEXT_BYTES
+from ffjord_kit.diagnostics.grid import Grid
 from ffjord_kit.estimator import DensityModel
+from ffjord_kit.progress import OnProgress, progress
 
 ROWS, IMAGES = 1000, 64  # default numbers of samples
+GRID_BYTES = 2  # of a number on a grid in text, decimals aside
 
 
 def sample(
@@ -36,7 +44,7 @@ def sample(
         force: Whether to replace existing files.
 
     Raises:
-        ValueError: If the file exists or cannot be written, or the context does not suit the run.
+        ValueError: If the file exists, cannot be written or exceeds the disk, or the context does not suit the run.
     """
     opened = open_run(run)
     is_images = opened.config.get("images") is not None
@@ -47,16 +55,35 @@ def sample(
     if not is_images:
         datasets.check_writable(out)
     model = DensityModel.load(run)
-    model.check_draws(n_samples)
     contexts = parse_context(opened, context, n_samples)
-    x = model.sample(n_samples, context=contexts, random_state=random_state, steps=steps, guidance=guidance)
-    _write(paths, x, contexts, model)
+    draws: dict[str, Any] = {
+        "context": contexts, "random_state": random_state, "steps": steps, "guidance": guidance,
+    }  # fmt: skip
+    if is_images:
+        x = model.sample(n_samples, **draws)
+        write_images(paths, x.reshape(-1, *model.event_shape), contexts)
+    else:
+        _write(out, model, n_samples, draws)
     click.echo(f"{n_samples} samples in {' and '.join(paths)}")
 
 
-def _write(paths: list[str], x: np.ndarray, contexts: np.ndarray | None, model: DensityModel) -> None:
-    """Write samples to the files."""
-    if model.is_image:
-        write_images(paths, x.reshape(-1, *model.event_shape), contexts)
-    else:
-        datasets.write(paths[0], x, model.record["columns"])
+def _write(out: str, model: DensityModel, n_samples: int, draws: Mapping[str, Any]) -> None:
+    """Write rows as they are drawn, so that a table may be larger than the memory."""
+    columns = model.record["columns"]
+    decimals = Grid.from_record(model.record["grid"], len(columns)).decimals
+    widths = [TEXT_BYTES if digits is None else GRID_BYTES + digits for digits in decimals]
+    datasets.check_disk(out, n_samples, widths)
+    whole = [name for name, digits in zip(columns, decimals, strict=True) if digits == 0]
+    with progress(f"{n_samples} rows") as on_progress:
+        chunks = _told(model.sample_chunks(n_samples, **draws), n_samples, on_progress)
+        datasets.write_chunks(out, chunks, columns, rows=n_samples, whole=whole)
+
+
+def _told(chunks: Iterator[np.ndarray], rows: int, on_progress: OnProgress) -> Iterator[np.ndarray]:
+    """Yield chunks, and report the rows done."""
+    done = 0
+    on_progress(done, rows)
+    for chunk in chunks:
+        yield chunk
+        done += len(chunk)
+        on_progress(done, rows)

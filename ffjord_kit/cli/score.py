@@ -10,8 +10,9 @@ import click
 import numpy as np
 
 from ffjord_kit import datasets, metrics, plots
-from ffjord_kit.cli.output import CONSOLE, check_replaceable, plain_table, print_rows, with_error
-from ffjord_kit.cli.sources import LoadedData, held_out, load_fitted, load_for_run, open_run
+from ffjord_kit.cli.output import CONSOLE, OVER_ROWS, plain_table, print_rows, with_error
+from ffjord_kit.cli.sources import LoadedData, find_fitted, held_out, load_for_run, open_run
+from ffjord_kit.datasets.splits import subset_rows
 from ffjord_kit.estimator import DensityModel
 from ffjord_kit.estimator.discretize import SteppedNote
 from ffjord_kit.estimator.scoring import LogDensities
@@ -19,6 +20,7 @@ from ffjord_kit.progress import progress
 from ffjord_kit.run import Run
 
 IMAGES = 256  # scored by default, as each one takes a solve
+CERTIFIED_ROWS = 1000  # with --certify or --error by default, as these take minutes for ten thousand
 CAUTION = (
     "The likelihood alone may rate simpler data of another kind higher than the run's own (Nalisnick et al. 2019): "
     "look at the other scores too."
@@ -49,7 +51,7 @@ def score(
         source: Data.
         other: Data to separate from the first by outlier scores, or None.
         out: File for the result of each row, or None.
-        rows: Size of a random subset; None for all rows, or 256 images.
+        rows: Size of a random subset; None for all rows, 1000 with errors and without a file, or 256 images.
         certify: Whether to state the numerical error of each row.
         error: Numerical error in nats that every row should meet, or None.
         probes: Number of Hutchinson probes; None for the exact trace, or 2 for images.
@@ -61,15 +63,11 @@ def score(
     Raises:
         ValueError: If a file exists or cannot be written, or the data do not suit the run.
     """
-    for path in filter(None, (out, picture)):
-        check_replaceable(path, force=force)
-    if out is not None:
-        datasets.check_writable(out)
     opened, model = open_run(run), DensityModel.load(run)
     if draws > 1 and not model.is_image:
         raise ValueError("--draws is for runs on images, whose grey levels get noise: leave it out")
-    data = _load(opened, source, rows)
     certified = certify or error is not None
+    data = _load(opened, source, rows, most=CERTIFIED_ROWS if certified and out is None else None)
     if outliers:
         sets = {source: data} if other is None else {source: data, other: _load(opened, other, rows)}
         columns = _score_outliers(opened, model, sets, picture)
@@ -84,18 +82,20 @@ def score(
         click.echo(f"each row's {' and '.join(columns)} in {out}")
 
 
-def _load(run: Run, source: str, rows: int | None) -> LoadedData:
-    """Return the data or a random subset, by default a subset of many images."""
+def _load(run: Run, source: str, rows: int | None, most: int | None = None) -> LoadedData:
+    """Return the data or a random subset, by default one of at most some rows, or of some images."""
     data = load_for_run(run, source, rows=rows)
-    if rows is not None or not data.is_images or len(data.x) <= IMAGES:
+    noun, most = ("images", IMAGES) if data.is_images else ("rows", most or len(data.x))
+    if rows is not None or len(data.x) <= most:
         return data
-    click.echo(f"{IMAGES} of {len(data.x)} images, a random subset (--rows for more)")
-    return load_for_run(run, source, rows=IMAGES)
+    click.echo(f"{most} of {len(data.x)} {noun}, a random subset (all: --rows {len(data.x)})")
+    return data.take(subset_rows(source, len(data.x), rows=most, seed=0))
 
 
 def _evaluate(model: DensityModel, data: LoadedData) -> Columns:
     """Score a table by the solve of reports."""
-    result = model.evaluate(data.x, context=data.context)
+    with progress(f"{len(data.x)} rows") as on_progress:
+        result = model.evaluate(data.x, context=data.context, on_progress=on_progress)
     cost = _exact_steps(model) if model.density == "steps" else _solve(model, data, result.nfe)
     print_rows([*_likelihood(data, result.log_prob), *cost, *_divergence(data, result.log_prob)])
     return {"log_likelihood": result.log_prob}
@@ -118,7 +118,8 @@ def _exact_steps(model: DensityModel) -> Rows:
 
 def _certify(model: DensityModel, data: LoadedData, error: float | None, probes: int | None) -> Columns:
     """Score data with the numerical error of each row."""
-    result = model.certify(data.x, context=data.context, error=error, probes=probes)
+    with progress(f"{len(data.x)} {'images' if data.is_images else 'rows'}") as on_progress:
+        result = model.certify(data.x, context=data.context, error=error, probes=probes, on_progress=on_progress)
     print_rows([
         *_likelihood(data, result.log_prob),
         *_errors(result, error, probes),
@@ -132,7 +133,7 @@ def _certify(model: DensityModel, data: LoadedData, error: float | None, probes:
 def _likelihood(data: LoadedData, log_prob: np.ndarray) -> Rows:
     """Yield the mean log-likelihood and bits per dimension."""
     dimensions = int(np.prod(data.x.shape[1:]))
-    yield "rows", f"{len(log_prob)}, {dimensions} {'pixels' if data.is_images else 'columns'}"
+    yield "rows", f"{len(log_prob)}, {dimensions} {'pixels' if data.is_images else 'columns'}; {OVER_ROWS}"
     yield "log-likelihood", f"{with_error(log_prob)} nats a row"
     yield "bits/dim", with_error(metrics.bits_per_dim(-log_prob, dimensions))
 
@@ -141,7 +142,7 @@ def _divergence(data: LoadedData, log_prob: np.ndarray) -> Rows:
     """Yield the divergence from the true density where it is known."""
     if data.log_prob is not None:
         kl, error = metrics.kl_divergence(data.log_prob(data.x), log_prob)
-        yield "KL(truth | model)", f"{kl:.4f} ± {error:.4f} nats"
+        yield "KL(truth | model)", f"{kl:.4f} ± {error:.4f} nats over {len(log_prob)} rows of {data.note['source']}"
 
 
 def _errors(result: LogDensities, error: float | None, probes: int | None) -> Rows:
@@ -178,7 +179,7 @@ def _score_images(model: DensityModel, data: LoadedData, draws: int, probes: int
     nats, tolerance = -values * model.n_features * np.log(2), model.config.fields.tolerance
     print_rows([
         ("images", f"{len(values)} of {' x '.join(map(str, model.event_shape))}, {result.bits} bits"),
-        ("bits/dim", f"{result.mean:.4f} ± {result.standard_error:.4f}"),
+        ("bits/dim", f"{result.mean:.4f} ± {result.standard_error:.4f} ({OVER_ROWS})"),
         ("log-likelihood", f"{with_error(nats, digits=2)} nats an image"),
         ("noise", f"{result.noise}, {result.draws} draw{'s' * (result.draws > 1)} (an upper bound on the bits)"),
         ("grey levels", _scaling(model)),
@@ -236,6 +237,9 @@ def _print_outliers(scores: Mapping[str, Columns], areas: Mapping[str, tuple[flo
 
 
 def _reference(run: Run, model: DensityModel, data: LoadedData) -> float:
-    """Return the mean log-density of rows that the run held out; of the data if the run does not name its own."""
-    rows = held_out(model, load_fitted(run)) if "source" in run.config["data"] else data
+    """Return the mean log-density of rows that the run held out; of the data if those of the run cannot be had."""
+    fitted = find_fitted(run)
+    rows = data if fitted is None else held_out(model, fitted)
+    if fitted is None and "source" in run.config["data"]:
+        click.echo(f"the data of the fit are gone ({run.config['data']['source']}): typicality is relative to DATA")
     return model.score(rows.x, context=rows.context)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from ffjord_kit import datasets
 from ffjord_kit.datasets.dataset import listing
 from ffjord_kit.estimator import DensityModel
 from ffjord_kit.estimator.persistence import check_entry, check_record
-from ffjord_kit.run import Run, RunError
+from ffjord_kit.run import Run
 
 LABEL = "label"  # the column that images can be conditioned on
 NOTE: dict[str, tuple[type, ...]] = {"context_columns": (list,), "classes": (list,)}
@@ -84,25 +83,6 @@ def open_run(path: str) -> Run:
     return run
 
 
-def check_successor(run: Path, out: Path, *, force: bool) -> None:
-    """Refuse, before any work, a folder that a run made from another one cannot have.
-
-    Args:
-        run: Folder of the other run, which stays as it is.
-        out: Folder of the new run.
-        force: Whether to replace a run that is there.
-
-    Raises:
-        RunError: If the folder is that of the run itself, or is not empty.
-    """
-    if out.resolve() == run.resolve():
-        raise RunError(f"{out} is the run to begin with, which stays as it is: choose another folder")
-    content = {entry.name for entry in out.iterdir()} if out.is_dir() else set()
-    if content and not (force and "config.json" in content):
-        raise RunError(f"{out} is not empty: choose another folder, or pass --force to replace a run in it")
-    Run(out).check_room(force=force)
-
-
 def load(
     source: str,
     *,
@@ -146,11 +126,12 @@ def load(
     return LoadedData(split.x, split.context, split.columns, note, None, None)
 
 
-def load_fitted(run: Run) -> LoadedData:
+def load_fitted(run: Run, advice: str = "put it back there") -> LoadedData:
     """Read the data that a run was fitted to.
 
     Args:
         run: The run.
+        advice: Advice for where they cannot be had.
 
     Returns:
         The data.
@@ -160,10 +141,26 @@ def load_fitted(run: Run) -> LoadedData:
     """
     note = run.config["data"]
     if "source" not in note:
-        raise ValueError(
-            f"{run.path} was made in Python and does not name its data: resume it there, or plot --data FILE"
-        )
-    return load(note["source"], **{name: note[name] for name in RECORDED if name in note})
+        raise ValueError(f"{run.path} was made in Python and does not name its data: {advice}")
+    try:
+        return load(note["source"], **{name: note[name] for name in RECORDED if name in note})
+    except ValueError as error:
+        raise ValueError(f"{error}; {run.path} was fitted to it: {advice}") from error
+
+
+def find_fitted(run: Run) -> LoadedData | None:
+    """Read the data that a run was fitted to, if they can be had.
+
+    Args:
+        run: The run.
+
+    Returns:
+        The data; None where they are gone or not named.
+    """
+    try:
+        return load_fitted(run)
+    except (ValueError, OSError):
+        return None
 
 
 def load_for_run(run: Run, source: str, *, rows: int | None = None, seed: int = 0) -> LoadedData:
@@ -222,7 +219,8 @@ def parse_context(run: Run, text: str | None, count: int) -> np.ndarray | None:
         count: Number of rows.
 
     Returns:
-        Contexts (count, c), labels (count,) of images, or None for a run without context.
+        Contexts, (1, c) from values or (count, c) from a file; labels (count,) of images; None for a run without
+        context.
 
     Raises:
         ValueError: If the text does not suit the run.
@@ -237,8 +235,8 @@ def parse_context(run: Run, text: str | None, count: int) -> np.ndarray | None:
         return None
     if text is None:
         raise ValueError(f"this run is conditional: pass --context with values of {', '.join(names) or expected}")
-    rows = _read_contexts(text, count)
-    if rows.shape != (count, expected):
+    rows = _read_contexts(text)
+    if rows.shape not in ((1, expected), (count, expected)):
         raise ValueError(
             f"--context must give {expected} values ({', '.join(names)}), or a file of {count} rows of them; "
             f"got shape {rows.shape}"
@@ -292,10 +290,10 @@ def _number_classes(data: LoadedData, classes: Sequence[str], source: str) -> Lo
     return replace(data, context=numbers[data.context], classes=tuple(known))
 
 
-def _read_contexts(text: str, count: int) -> np.ndarray:
-    """Return values for all rows, or else the rows of a file."""
+def _read_contexts(text: str) -> np.ndarray:
+    """Return values for all rows, as one row, or else the rows of a file."""
     try:
-        return np.broadcast_to(np.array([float(part) for part in text.split(",")]), (count, text.count(",") + 1))
+        return np.array([[float(part) for part in text.split(",")]])
     except ValueError:
         return datasets.load(text).x
 

@@ -27,16 +27,17 @@ from ffjord_kit.datasets.dataset import (
     split_columns,
     suggestion,
 )
-from ffjord_kit.datasets.files import check_writable, write
 from ffjord_kit.datasets.images import (
     IMAGE_SETS,
     ImageDescription,
+    check_image_source,
     describe_images,
     is_image_source,
     load_images,
     locate_images,
 )
 from ffjord_kit.datasets.splits import SPLITS, check_numbers, random_stream, split_rows, subset_rows
+from ffjord_kit.datasets.writing import check_disk, check_writable, write, write_chunks
 from ffjord_kit.memory import check_fits
 
 __all__ = [
@@ -49,6 +50,8 @@ __all__ = [
     "Description",
     "ImageDescription",
     "ImageSet",
+    "check_disk",
+    "check_source",
     "check_writable",
     "default_columns",
     "describe",
@@ -60,6 +63,7 @@ __all__ = [
     "locate_images",
     "split_columns",
     "write",
+    "write_chunks",
 ]
 
 TOY_ROWS = 10_000
@@ -213,6 +217,28 @@ def load(source: str | os.PathLike[str], *, rows: int | None = None, seed: int =
     if files.looks_like_path(source):
         return _take(files.read(source), rows=rows, seed=seed)
     raise ValueError(_unknown(source))
+
+
+def check_source(source: str) -> None:
+    """Check that a data set or a file is there, of a table or of images, without reading it.
+
+    Args:
+        source: A name or a path, as `load` and `load_images` take it.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    name, _ = _name_and_split(source)
+    if name in DATASETS:
+        return
+    if is_image_source(source):
+        check_image_source(source)
+    elif name.startswith("image:"):
+        _picture(name).density()
+    elif files.looks_like_path(source):
+        files.check_readable(source)
+    else:
+        raise ValueError(_unknown(source))
 
 
 def locate(source: str) -> str:

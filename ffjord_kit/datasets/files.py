@@ -1,25 +1,20 @@
-"""A user's own tables: text, NumPy's NPY and NPZ, and Parquet. No pickled object is ever loaded.
-
-Files are written whole or not at all: the new file is written beside the old one, then takes its name.
-"""
+"""A user's own tables: text, NumPy's NPY and NPZ, and Parquet. No pickled object is ever loaded."""
 
 from __future__ import annotations
 
 import os
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ffjord_kit.atomic import replacing
 from ffjord_kit.datasets.dataset import Dataset, default_columns, listing, pixel_columns, suggestion
-from ffjord_kit.datasets.text import is_text, read_text
+from ffjord_kit.datasets.text import read_text
 from ffjord_kit.datasets.validation import (
     check_distinct_names,
     check_finite,
@@ -113,6 +108,19 @@ def read(source: str) -> Dataset:
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
     return dataset
+
+
+def check_readable(source: str) -> None:
+    """Check that a file is there and that its extension is known, without reading it.
+
+    Args:
+        source: Path of the file, or `file.npz:KEY`.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    path, _ = _path_and_key(source)
+    _reader(in_data_folder(path))
 
 
 def read_npy(path: str) -> Dataset:
@@ -289,7 +297,15 @@ def _check_array(label: str, array: np.ndarray) -> None:
     check_not_empty(label, array.shape)
 
 
-def _import_pyarrow() -> ModuleType:
+def import_pyarrow() -> ModuleType:
+    """Import the reader and writer of Parquet.
+
+    Returns:
+        The module.
+
+    Raises:
+        ImportError: If it is missing.
+    """
     try:
         import pyarrow
     except ImportError as error:
@@ -298,7 +314,7 @@ def _import_pyarrow() -> ModuleType:
 
 
 def _load_parquet(path: str) -> pd.DataFrame:
-    pyarrow = _import_pyarrow()
+    pyarrow = import_pyarrow()
     import pandas as pd
 
     try:
@@ -324,107 +340,4 @@ READERS: dict[str, Callable[[str], Dataset]] = {
     ".npy": read_npy,
     ".npz": read_npz,
     ".parquet": read_parquet,
-}
-
-
-# ---- writing
-
-
-def write(path: str | os.PathLike[str], x: np.ndarray, columns: Sequence[str]) -> None:
-    """Write a table in the format that the extension of the path names.
-
-    Numbers in text have as many digits as reading them back exactly needs. An NPY file has no place for names, and a
-    text file whose names are all numbers would be read as a table without a header: there they become x0, x1, ...
-    A crash leaves the old file or the new one, never a part.
-
-    Args:
-        path: Path of the file: .csv, .tsv, .npy, .npz or .parquet.
-        x: Values, shape (n, d).
-        columns: Names of the d columns.
-
-    Raises:
-        ValueError: If the file cannot be written there (see `check_writable`), `x` is not a table of real numbers, or
-            the names do not fit it.
-        ImportError: If the file is Parquet and pyarrow is missing.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     write(f"{folder}/pairs.csv", np.array([[0.5, 1.0], [2.0, 3.0]]), ["a", "b"])
-        ...     print(Path(folder, "pairs.csv").read_text())
-        a,b
-        0.5,1.0
-        2.0,3.0
-        <BLANKLINE>
-    """
-    check_writable(path)
-    table = _check_table(x, columns)
-    check_distinct_names(str(path), columns)
-    with replacing(os.path.realpath(path)) as temporary, open(temporary, "wb") as file:
-        WRITERS[Path(path).suffix.lower()](file, table, tuple(columns))
-
-
-def check_writable(path: str | os.PathLike[str]) -> None:
-    """Check that `write` can write to a path. Call it before the work whose result is to be written.
-
-    Args:
-        path: Path of the file.
-
-    Raises:
-        ValueError: If the extension is unknown, or the folder does not exist or may not be written.
-        ImportError: If the file is Parquet and pyarrow is missing.
-    """
-    suffix, folder = Path(path).suffix.lower(), Path(os.path.realpath(path)).parent
-    if suffix not in WRITERS:
-        raise ValueError(f"{path}: unknown extension {suffix!r}; known: {', '.join(WRITERS)}")
-    if os.path.isdir(path):
-        raise ValueError(f"{path}: a folder; give the name of a file")
-    if not folder.is_dir():
-        raise ValueError(f"{path}: no folder {str(folder)!r}; make it first")
-    if not os.access(folder, os.W_OK):
-        raise ValueError(f"{path}: the folder {str(folder)!r} may not be written")
-    if suffix == ".parquet":
-        _import_pyarrow()
-
-
-def _check_table(x: np.ndarray, columns: Sequence[str]) -> np.ndarray:
-    table = np.asarray(x)
-    if table.ndim != 2 or table.shape[1] != len(columns):
-        raise ValueError(f"x must have shape (rows, {len(columns)}), a column for each name; got {table.shape}")
-    if table.dtype.kind not in "biuf":
-        raise ValueError(f"x must hold real numbers; got {table.dtype}")
-    return table
-
-
-def _write_text(file: BinaryIO, x: np.ndarray, columns: tuple[str, ...], *, delimiter: str) -> None:
-    import pandas as pd
-
-    names = columns if any(map(is_text, columns)) else default_columns(len(columns))
-    numbers = x if x.dtype.kind in "iu" else x.astype(np.float64)
-    frame = pd.DataFrame(numbers, columns=list(names))
-    frame.to_csv(file, mode="wb", sep=delimiter, index=False, lineterminator="\n", na_rep="nan")
-
-
-def _write_npy(file: BinaryIO, x: np.ndarray, columns: tuple[str, ...]) -> None:
-    np.save(file, x, allow_pickle=False)
-
-
-def _write_npz(file: BinaryIO, x: np.ndarray, columns: tuple[str, ...]) -> None:
-    np.savez(file, x=x, columns=np.array(columns, dtype=np.str_))
-
-
-def _write_parquet(file: BinaryIO, x: np.ndarray, columns: tuple[str, ...]) -> None:
-    import pandas as pd
-
-    pd.DataFrame(x, columns=list(columns)).to_parquet(file, engine="pyarrow", index=False)
-
-
-Writer = Callable[[BinaryIO, np.ndarray, tuple[str, ...]], None]
-
-WRITERS: dict[str, Writer] = {
-    ".csv": partial(_write_text, delimiter=","),
-    ".tsv": partial(_write_text, delimiter="\t"),
-    ".npy": _write_npy,
-    ".npz": _write_npz,
-    ".parquet": _write_parquet,
 }

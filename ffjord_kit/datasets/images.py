@@ -13,7 +13,6 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-from sklearn.datasets import load_digits
 
 from ffjord_kit.datasets.dataset import ImageSet, suggestion
 from ffjord_kit.datasets.fetching import CIFAR10, FASHION_MNIST, MNIST, SVHN, Origin, read_fetched
@@ -138,6 +137,21 @@ def is_image_source(source: str) -> bool:
     return holds_pictures(path) if os.path.isdir(path) else holds_images(path)
 
 
+def check_image_source(source: str) -> None:
+    """Check that a set of images is there, without reading it.
+
+    Args:
+        source: A name or a path, with or without a split.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    name, _ = _name_and_split(source)
+    path = in_data_folder(name)
+    if name not in IMAGE_SETS and not os.path.isdir(path) and not holds_images(path):
+        raise ValueError(_unknown(source))
+
+
 def locate_images(source: str) -> str:
     """Return a source as `load_images` finds it from any folder.
 
@@ -208,6 +222,8 @@ def _check_size(source: str, images: np.ndarray, size: int | None) -> None:
 
 def _digits(split: str) -> Arrays:
     """Read scikit-learn's digits of 17 grey levels, split as the table `digits` is."""
+    from sklearn.datasets import load_digits  # here, as scikit-learn takes seconds to load
+
     digits = load_digits()
     rows = split_rows(len(digits.images), split)
     return Arrays(digits.images[rows, None].astype(np.uint8) << 3, digits.target[rows].astype(np.int64))

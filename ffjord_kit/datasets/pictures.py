@@ -22,7 +22,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageOps
-from sklearn.datasets import load_sample_image
 
 from ffjord_kit.datasets.dataset import Density
 
@@ -85,6 +84,8 @@ def sample_picture() -> Density:
     Returns:
         The density.
     """
+    from sklearn.datasets import load_sample_image  # here, as scikit-learn takes seconds to load
+
     return PictureDensity(_brightness(Image.fromarray(load_sample_image("flower.jpg"))))
 
 

@@ -7,9 +7,9 @@ evaluation of generative models", 2016, eq. 2). The other tables are left as the
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-from sklearn import datasets as sklearn_datasets
-from sklearn.utils import Bunch
 
 from ffjord_kit.datasets.dataset import Dataset, pixel_columns
 
@@ -23,7 +23,7 @@ def digits(rng: np.random.Generator) -> Dataset:
     Returns:
         Values in [0, 17), shape (1797, 64).
     """
-    levels = sklearn_datasets.load_digits().data
+    levels = _carried("digits").data
     return Dataset("digits", levels + rng.random(levels.shape), pixel_columns((8, 8)), image_shape=(8, 8))
 
 
@@ -36,7 +36,7 @@ def breast_cancer(rng: np.random.Generator) -> Dataset:
     Returns:
         Values as measured, shape (569, 30).
     """
-    return _dataset("breast_cancer", sklearn_datasets.load_breast_cancer())
+    return _dataset("breast_cancer", _carried("breast_cancer"))
 
 
 def wine(rng: np.random.Generator) -> Dataset:
@@ -48,7 +48,7 @@ def wine(rng: np.random.Generator) -> Dataset:
     Returns:
         Values as measured, shape (178, 13).
     """
-    return _dataset("wine", sklearn_datasets.load_wine())
+    return _dataset("wine", _carried("wine"))
 
 
 def iris(rng: np.random.Generator) -> Dataset:
@@ -60,7 +60,7 @@ def iris(rng: np.random.Generator) -> Dataset:
     Returns:
         Values in centimetres, shape (150, 4).
     """
-    return _dataset("iris", sklearn_datasets.load_iris())
+    return _dataset("iris", _carried("iris"))
 
 
 def diabetes(rng: np.random.Generator) -> Dataset:
@@ -72,8 +72,15 @@ def diabetes(rng: np.random.Generator) -> Dataset:
     Returns:
         Values as measured, not scaled, shape (442, 10).
     """
-    return _dataset("diabetes", sklearn_datasets.load_diabetes(scaled=False))
+    return _dataset("diabetes", _carried("diabetes", scaled=False))
 
 
-def _dataset(name: str, bunch: Bunch) -> Dataset:
+def _carried(name: str, **options: Any) -> Any:
+    """Return a table of scikit-learn, which takes seconds to load and is loaded here alone."""
+    from sklearn import datasets
+
+    return getattr(datasets, f"load_{name}")(**options)
+
+
+def _dataset(name: str, bunch: Any) -> Dataset:
     return Dataset(name, np.asarray(bunch.data, dtype=np.float64), tuple(map(str, bunch.feature_names)))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from ffjord_kit.diagnostics.grid import find_step
 from ffjord_kit.transforms import ContextScaling
 
 LOOK = 10_000  # rows
@@ -26,6 +27,8 @@ class DegenerateDataWarning(UserWarning):
 def check_columns(x: np.ndarray, names: Sequence[str], *, heavy_tails: bool = False) -> None:
     """Refuse constant columns, and warn where the likelihood has no bound or follows too few rows.
 
+    Each column by itself is warned of once, of what is worst about it: its cure may leave nothing else to cure.
+
     Args:
         x: Rows, shape (n, d).
         names: Names of the columns.
@@ -36,12 +39,14 @@ def check_columns(x: np.ndarray, names: Sequence[str], *, heavy_tails: bool = Fa
     """
     _refuse_constant(x, names)
     _refuse_extreme(x, names)
-    if not _warn_of_duplicates(x, names):
+    warned = _warn_of_duplicates(x, names)
+    if not warned:
         _warn_of_dependence(x, names)
-    _warn_of_ties(x, names)
-    _warn_of_repeats(x)
+    tied = _warn_of_ties(x, names, warned)
+    if len(tied) < x.shape[1]:  # rows of ties alone are repeated by chance
+        _warn_of_repeats(x)
     if not heavy_tails:
-        _warn_of_outliers(x, names)
+        _warn_of_outliers(x, names, warned | tied)
     if len(x) < x.shape[1]:
         _warn(f"{len(x)} rows for {x.shape[1]} columns: the density will follow the rows, not what they came from")
 
@@ -103,8 +108,8 @@ def _refuse_extreme(x: np.ndarray, names: Sequence[str], noun: str = "column") -
         )
 
 
-def _warn_of_duplicates(x: np.ndarray, names: Sequence[str]) -> bool:
-    """Warn of equal columns; return whether there are any."""
+def _warn_of_duplicates(x: np.ndarray, names: Sequence[str]) -> set[int]:
+    """Warn of equal columns; return them."""
     order = np.argsort(x[0], kind="stable").tolist()
     equal: dict[int, None] = {}
     for a, b in zip(order[:-1], order[1:], strict=True):
@@ -116,7 +121,7 @@ def _warn_of_duplicates(x: np.ndarray, names: Sequence[str]) -> bool:
     elif equal:
         found = _listed([names[i] for i in sorted(equal)], SHOWN)
         _warn(f"columns {found} equal others: the likelihood has no bound; keep one of each")
-    return bool(equal)
+    return set(equal)
 
 
 def _warn_of_dependence(x: np.ndarray, names: Sequence[str]) -> None:
@@ -137,19 +142,26 @@ def _warn_of_dependence(x: np.ndarray, names: Sequence[str]) -> None:
         )
 
 
-def _warn_of_ties(x: np.ndarray, names: Sequence[str]) -> None:
-    """Warn of columns with one value in many rows."""
+def _warn_of_ties(x: np.ndarray, names: Sequence[str], warned: set[int]) -> set[int]:
+    """Warn of columns with one value in many rows, by the cure that each has; return them."""
     some = x[:: max(1, len(x) // LOOK)]
     if len(some) < FEW_ROWS:
-        return
+        return set()
     shares = [float(np.unique(column, return_counts=True)[1].max() / len(some)) for column in some.T]
-    tied = [f"{name!r} ({share:.0%})" for name, share in zip(names, shares, strict=True) if share > TIED]
-    if tied:
-        shown = ", ".join(tied[:5]) + (f" and {len(tied) - 5} more" if len(tied) > 5 else "")
-        _warn(
-            f"one value in many rows of column {shown}: the likelihood can be made as large as one likes there; use it "
-            "as context, or pass dequantize='auto', for noise of the width of its steps"
-        )
+    tied = [i for i, share in enumerate(shares) if share > TIED and i not in warned]
+    stepped = [i for i in tied if find_step(some[:, i])]
+    for columns, cure in (
+        (stepped, f"pass dequantize={[names[i] for i in stepped]}, for noise of the width of its steps"),
+        ([i for i in tied if i not in stepped], "leave it out; its values lie on no grid, so dequantize does not help"),
+    ):
+        if columns:
+            found = [f"{names[i]!r} ({shares[i]:.0%})" for i in columns]
+            shown = ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
+            _warn(
+                f"one value in many rows of column {shown}: the likelihood can be made as large as one likes there; "
+                f"use it as context, or {cure}"
+            )
+    return set(tied)
 
 
 def _warn_of_repeats(x: np.ndarray) -> None:
@@ -165,11 +177,11 @@ def _warn_of_repeats(x: np.ndarray) -> None:
         )
 
 
-def _warn_of_outliers(x: np.ndarray, names: Sequence[str]) -> None:
+def _warn_of_outliers(x: np.ndarray, names: Sequence[str], warned: set[int]) -> None:
     """Warn of columns with a value very far out, in widths of the column's middle half."""
     low, middle, high = np.quantile(x[:: max(1, len(x) // LOOK)], [0.25, 0.5, 0.75], axis=0)
     reach, width = np.maximum(middle - x.min(axis=0), x.max(axis=0) - middle), high - low
-    far = np.flatnonzero((width > 0) & (reach > FAR * width)).tolist()
+    far = [i for i in np.flatnonzero((width > 0) & (reach > FAR * width)).tolist() if i not in warned]
     if not far:
         return
     first, row = far[0], int(np.abs(x[:, far[0]] - middle[far[0]]).argmax())

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 ON_GRID, MOST_OFF_GRID = 1e-3, 0.05  # of a step; the latter where values are rounded to float32
+DECIMAL, MOST_DIGITS = 1e-6, 4  # share of a step by which it may differ from a decimal number; digits of that
 DISTINCT = 0.5  # largest share of distinct values of a column that "auto" takes for one of steps
 
 
@@ -81,7 +82,15 @@ class Grid(NamedTuple):
         rounded = x.copy()
         rounded[:, stepped] = offset + step * np.round((x[:, stepped] - offset) / step)
         rounded[:, self.counts] = np.maximum(rounded[:, self.counts], 0.0)
+        for column, decimals in enumerate(self.decimals):
+            if decimals is not None:  # 177.9, not the sum of steps 177.89999999999964
+                rounded[:, column] = np.round(rounded[:, column], decimals)
         return rounded
+
+    @property
+    def decimals(self) -> list[int | None]:
+        """Decimals of each column, None where it has no steps or is no grid of decimal numbers, e.g. one of thirds."""
+        return [_decimals(step, offset) for step, offset in zip(self.step, self.offset, strict=True)]
 
 
 def find_grid(dequantize: Any, x: np.ndarray, names: Sequence[str]) -> Grid:
@@ -110,7 +119,7 @@ def _steps(dequantize: Any, x: np.ndarray, names: Sequence[str]) -> list[float]:
     """Return the step of each column, 0 where it has none."""
     if isinstance(dequantize, str) and dequantize == "auto":
         stepped = [len(np.unique(column)) <= DISTINCT * len(column) for column in x.T]
-        return [_find_step(column) if some else 0.0 for some, column in zip(stepped, x.T, strict=True)]
+        return [find_step(column) if some else 0.0 for some, column in zip(stepped, x.T, strict=True)]
     steps = _requested_steps(dequantize, names)
     if not steps:
         return [0.0] * len(names)
@@ -145,7 +154,7 @@ def _dequantize_error(dequantize: Any) -> ValueError:
 
 def _checked_step(name: str, column: np.ndarray, requested: float | None) -> float:
     """Return the step of a column, which is found if none is requested."""
-    step = requested or _find_step(column)
+    step = requested or find_step(column)
     if not step or not _on_grid(column, step):
         of_step = f" of {step:g}" if step else ""
         raise ValueError(
@@ -155,8 +164,28 @@ def _checked_step(name: str, column: np.ndarray, requested: float | None) -> flo
     return step
 
 
-def _find_step(column: np.ndarray) -> float:
-    """Return the least gap between values, averaged over their span, if all are multiples of it apart, else 0."""
+def _decimals(step: float, offset: float) -> int | None:
+    """Return the decimals that a grid is written with, of a step of up to four digits; None if there are none."""
+    if not step:
+        return None
+    for decimals in range(max(0, MOST_DIGITS - math.floor(math.log10(step)))):
+        if (
+            abs(step - round(step, decimals)) <= DECIMAL * step
+            and abs(offset - round(offset, decimals)) <= ON_GRID * step
+        ):
+            return decimals
+    return None
+
+
+def find_step(column: np.ndarray) -> float:
+    """Return the step of a column: the least gap between values, averaged over their span.
+
+    Args:
+        column: Values, shape (n,).
+
+    Returns:
+        The step, if all values are multiples of it apart, else 0.
+    """
     values = np.unique(column)
     if len(values) < 2:
         return 0.0

@@ -83,6 +83,30 @@ class DerivingModel(ScoringModel):
             raise KeyboardInterrupt
         return replace(self, record=record, history=history, steps=steps)
 
+    def split(self, X: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Split the data of the fit into those that trained the model and those held out for validation.
+
+        Args:
+            X: Data of the fit, all and in their order.
+
+        Returns:
+            Two arrays.
+        """
+        x = X if isinstance(X, np.memmap) else np.asarray(X, None if self.is_image else np.float64)
+        train, held_out = self.split_indices(x)
+        return x[train], x[held_out]
+
+    def split_indices(self, X: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Return the indices of the data of the fit that trained the model, and of those held out.
+
+        Args:
+            X: Data of the fit.
+
+        Returns:
+            Two arrays of indices.
+        """
+        return self.domain.split(X, self.config.fields.validation_fraction, self.seed)
+
     def _rows_of_fit(self, X: Any, context: Any) -> Arrays:
         """Return the rows of the fit with their contexts."""
         rows = np.asarray(X, np.float64)
@@ -163,8 +187,9 @@ class DerivingModel(ScoringModel):
         flow, end, aligned = prepare_flow(old, layers, start, end)
         note.update({"aligned": True} if aligned else {})
         options = replace(config.train, seed=seed, micro_batches=None, precision="float32")
-        with training_progress([settings.phase], shown=config.fields.verbose, on_step=on_step) as listener:
-            history = train_on_pairs(flow, Batch(stack_pairs(start, end), seen), settings, options, listener)
+        with training_progress([settings.phase], shown=config.fields.verbose, on_step=on_step) as bars:
+            history = train_on_pairs(flow, Batch(stack_pairs(start, end), seen), settings, options, bars.on_step)
+            bars.finish(history.interrupted)
         prepare_reports(flow, config, self.domain)
         note["grading"] = best_grading(flow, contexts, seed)
         return replace(self, flow=flow, config=config, record=record, history=history, steps=None)

@@ -157,11 +157,12 @@ def fit_steps(
     record = amended(record, folder, steps=scheme._asdict())
     steps, part = stepped(flow, scheme), None if folder is None else folder.within("steps")
     going_on = workers.broadcast(lambda: part is not None and resume and part.has_checkpoint)
-    with training_progress([phase], shown=shown and workers.is_first, on_step=on_step) as listener:
+    with training_progress([phase], shown=shown and workers.is_first, on_step=on_step) as bars:
         history = train_steps(
             steps, rows.x, validation=rows.held_out, context=rows.context, phase=phase, config=config,
-            workers=workers, run=part, resume=going_on, before=before, timer=timer, on_step=listener,
+            workers=workers, run=part, resume=going_on, before=before, timer=timer, on_step=bars.on_step,
         )  # fmt: skip
+        bars.finish(history.interrupted)
     if history.interrupted:
         return None, history, record
     nlls = (history.best_nll, continuous_nll)

@@ -299,14 +299,16 @@ class DensityEstimator(DensityMixin, BaseEstimator, CommonFields):
         workers = Workers.here()
         shown = self.verbose and workers.is_first
         with (
-            training_progress(config.phases, shown=shown, on_step=on_step) as listener,
+            training_progress(config.phases, shown=shown, on_step=on_step) as bars,
             compiled(flow, config.fields.compile),
         ):
-            return fit_flow(
+            history = fit_flow(
                 flow, rows.x, context=rows.context, validation=rows.held_out, schedule=config.phases,
                 evaluation=config.validation, config=config.train, workers=workers, run=folder, resume=resume,
-                before=before, timer=timer, on_step=listener, on_validation=on_validation,
+                before=before, timer=timer, on_step=bars.on_step, on_validation=on_validation,
             )  # fmt: skip
+            bars.finish(history.interrupted)
+        return history
 
     def _steps_phase(self, config: Config, timer: Timer) -> Phase:
         """Return the phase in few steps; under schedule auto it has all the seconds that are left."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ffjord_kit import diagnostics
-from ffjord_kit.data import Batch, Pixels, sampling_batch_size
+from ffjord_kit.data import Batch, Pixels
 from ffjord_kit.diagnostics.bits_per_dim import BitsPerDim, bits_per_dim
 from ffjord_kit.diagnostics.outliers import outlier_scores
 from ffjord_kit.estimator.config import resolve
@@ -21,11 +21,8 @@ from ffjord_kit.estimator.derived import DerivingModel
 from ffjord_kit.estimator.fields import CommonFields, ImageFields, TableFields
 from ffjord_kit.estimator.image import REPORT_PROBES, ImageDomain
 from ffjord_kit.estimator.persistence import fields_of_record, load_model, save_model
+from ffjord_kit.estimator.sampling import SamplingModel
 from ffjord_kit.estimator.scoring import placed, spread, to_data
-from ffjord_kit.flow import Flow
-from ffjord_kit.memory import check_fits
-from ffjord_kit.objectives import guided
-from ffjord_kit.precision import double_precision, single_precision
 from ffjord_kit.run import Run
 from ffjord_kit.transforms.cnf import SolveOptions
 
@@ -49,7 +46,7 @@ class NumpyTrajectory(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class DensityModel(DerivingModel):
+class DensityModel(DerivingModel, SamplingModel):
     """A fitted flow on arrays.
 
     Rows X of a table are (n, d); images are uint8, (n, h, w) or (n, channels, h, w), and noise and probes belong to
@@ -123,68 +120,6 @@ class DensityModel(DerivingModel):
         """
         chosen = self.record.get("chosen", {})
         return replace(self, config=resolve(fields, self.domain, seed=self.seed, chosen=chosen))
-
-    def sample(
-        self,
-        n_samples: int = 1,
-        *,
-        context: Any = None,
-        random_state: Any = None,
-        steps: int | None = None,
-        method: str = "midpoint",
-        guidance: float = 1.0,
-    ) -> np.ndarray:
-        """Draw new rows or images.
-
-        Args:
-            n_samples: Number of draws.
-            context: One context (c,) or (1, c) for all, or one for each (n_samples, c); of images labels, one or each.
-            random_state: Seed, or None.
-            steps: Number of fixed steps of the continuous flow, in float32: fast, and as good as the paths are
-                straight (see `FFJORD.reflow`); None for draws of the density that reports, converged or exact.
-            method: Method of the fixed steps.
-            guidance: Above 1, draws are further into their context than the data are; it needs `context_dropout` in
-                the fit.
-
-        Returns:
-            Draws in the form of the data, columns of equal steps on their grid.
-
-        Raises:
-            ValueError: If a number is out of range, or the context does not fit.
-        """
-        generator, context = self._prepare_draws(n_samples, context, random_state)
-        solver = self._solver if steps is None else self.few_step_solver(method, steps)
-        flow = self._drawing_flow(steps, guidance)
-        rows = sampling_batch_size(self.event_shape, self.flow.like.device.type)
-        draws = np.empty((n_samples, *self.event_shape))
-        for start in range(0, n_samples, rows):
-            part = slice(start, min(start + rows, n_samples))
-            z = self.flow.base.sample(part.stop - start, generator)
-            place = Batch(z, None if context is None else context[part])
-            with self._naming_context(place):
-                draws[part] = to_numpy(to_data(flow, place, solver))
-        return self.domain.restore(draws)
-
-    def _drawing_flow(self, steps: int | None, guidance: float) -> Flow:
-        """Return the flow to draw from."""
-        if guidance != 1:
-            flow = self._guided(guidance)
-            return flow if steps is None else single_precision(flow)
-        return double_precision(self.reporting_flow) if steps is None else single_precision(self.flow)
-
-    def check_draws(self, n_samples: int) -> None:
-        """Check that the memory can hold some draws, before any of them is made.
-
-        Args:
-            n_samples: Number of draws.
-
-        Raises:
-            ValueError: If there is none, or there are too many.
-        """
-        if n_samples < 1:
-            raise ValueError(f"n_samples must be at least 1; got {n_samples}")
-        size = n_samples * self.n_features * np.dtype(np.float64).itemsize
-        check_fits(f"{n_samples} samples of {self.n_features} numbers would take", size, "draw fewer at a time")
 
     def states(
         self, n_samples: int, times: Sequence[float], *, context: Any = None, random_state: Any = None
@@ -451,21 +386,6 @@ class DensityModel(DerivingModel):
         """
         drafts = {steps: self.draft(X, context=context, steps=steps) for steps in STEP_COUNTS}
         return {steps: float(np.abs(draft - log_prob).mean()) for steps, draft in drafts.items()}
-
-    def _prepare_draws(self, n: int, context: Any, random_state: Any) -> tuple[torch.Generator, Tensor | None]:
-        self.check_draws(n)
-        contexts = self._contexts(context, n)
-        generator = torch.Generator().manual_seed(seed_from(random_state))
-        return generator, None if contexts is None else tensor(contexts)
-
-    def _guided(self, guidance: float) -> Flow:
-        if not guidance >= 0:
-            raise ValueError(f"guidance must be at least 0, and above 1 to go further; got {guidance}")
-        if not isinstance(self.domain, ImageDomain) or not self.domain.context_dropout:
-            raise ValueError(
-                "guidance needs a model of images that was fitted with labels and context_dropout=0.1; this one was not"
-            )
-        return guided(self.flow, guidance)
 
     @torch.no_grad()
     def _to_base(self, batch: Batch) -> Tensor:

@@ -362,15 +362,16 @@ class Search:
         known = History(before.seed, validation_cost=before.validation_cost or guess)
         shown = self.fields.verbose and title is not None
         try:
-            with training_progress([phase], shown=shown, titles=[title or ""]) as on_step:
+            with training_progress([phase], shown=shown, titles=[title or ""]) as bars:
                 flow = self._untrained(config, data)
                 history = fit_flow(
                     flow, data.fitting.x, context=data.fitting.context,
                     validation=self._judges() if fold is None else fold.held_out,
                     schedule=[phase],
                     evaluation=config.validation, config=self._alone(config), workers=Workers(), before=known,
-                    on_step=on_step,
+                    on_step=bars.on_step,
                 )  # fmt: skip
+                bars.finish(history.interrupted)
         except TrainingDiverged as error:
             return Trial(dict(values), self.flow, failure=error)
         if history.interrupted:

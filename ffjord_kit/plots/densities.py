@@ -35,11 +35,13 @@ def density(
     truth: LogDensity | None = None,
     bounds: Bounds | None = None,
     size: int = 200,
+    title: str | None = None,
 ) -> Figure:
     """Draw the data, the learned density and, if known, the true density on one colour scale.
 
     With `truth`, of which `x` must be a sample, the title states the Kullback-Leibler divergence
-    KL(truth || model) = E[truth(x) - log_prob(x)] in nats with its standard error.
+    KL(truth || model) = E[truth(x) - log_prob(x)] in nats with its standard error, over x. If the model was fitted to
+    x, that flatters it: pass a `title` then, with the divergence over other points.
 
     Args:
         x: Data, shape (n, 2).
@@ -47,6 +49,7 @@ def density(
         truth: True log-density in nats, maps (m, 2) to (m,).
         bounds: Limits ((x0, x1), (y0, y1)); by default `robust_bounds(x)`.
         size: Number of grid cells along each axis.
+        title: Title; the divergence over x if None, and none without `truth`.
 
     Returns:
         The figure: panels of the data, the learned density and the true density.
@@ -69,10 +72,12 @@ def density(
     densities = {f"data ({len(x):,} points, smoothed)": _data_density(x, bounds, size), **densities}
     figure, axes = panel_grid(len(densities), bounds, per_row=3, side=2.6)
     _draw_densities(figure, axes, list(densities.values()), bounds, limit)
-    for panel, title in zip(axes, densities, strict=True):
-        panel.set_title(title)
-    if truth is not None:
-        figure.suptitle(_divergence_title(x, log_prob, truth))
+    for panel, name in zip(axes, densities, strict=True):
+        panel.set_title(name)
+    if title is None and truth is not None:
+        title = _divergence_title(x, log_prob, truth)
+    if title is not None:
+        figure.suptitle(title)
     return figure
 
 
@@ -179,7 +184,7 @@ def _divergence_title(x: NDArray, log_prob: LogDensity, truth: LogDensity) -> st
     gaps = arrays.checked_log_density("truth", truth, x) - arrays.checked_log_density("log_prob", log_prob, x)
     has_error = len(gaps) > 1 and bool(np.all(np.isfinite(gaps)))
     error = f" ± {gaps.std(ddof=1) / np.sqrt(len(gaps)):.3f}" if has_error else ""
-    return f"KL(truth ‖ model) = {gaps.mean():.3f}{error} nats"
+    return f"KL(truth ‖ model) = {gaps.mean():.3f}{error} nats over {len(gaps):,} points"
 
 
 def _encode_gif(frames: list[Image], seconds: float) -> bytes:

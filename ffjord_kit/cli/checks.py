@@ -1,0 +1,164 @@
+"""Checks of the files, folders and words that a command names, before PyTorch is loaded: errors come at once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from ffjord_kit import datasets
+from ffjord_kit.cli.options import flag
+from ffjord_kit.cli.parsing import parse_fields
+from ffjord_kit.estimator.fields import ImageFields, TableFields
+from ffjord_kit.run_folder import RunError, check_is_run, check_room
+
+IMAGE_SUFFIXES = (".npz", ".png")  # samples of images make the folder of these themselves
+
+
+def check_replaceable(path: str | Path, *, force: bool) -> None:
+    """Check that a file may be written.
+
+    Args:
+        path: The file.
+        force: Whether an existing file may be replaced.
+
+    Raises:
+        ValueError: If it exists, and must not be replaced.
+    """
+    if Path(path).exists() and not force:
+        raise ValueError(f"{path} exists: choose another name, or pass --force")
+
+
+def check_fit(options: Mapping[str, Any], explicit: Sequence[str]) -> None:
+    """Check the data, the words and the folder of a fit.
+
+    Args:
+        options: Parameters of the command.
+        explicit: Those that the command line names.
+
+    Raises:
+        ValueError: If something is not there, or cannot be read or written.
+    """
+    datasets.check_source(options["source"])
+    _refuse_foreign(options["source"], explicit)
+    parse_fields(options)
+    alone = "WORLD_SIZE" not in os.environ  # of several workers the first one looks, which may have been restarted
+    if alone and options["out"] is not None and not options["dry_run"]:
+        check_room(options["out"], force=options["force"])
+
+
+def check_resume(path: str, **_: Any) -> None:
+    """Check the folder of a run to resume.
+
+    Args:
+        path: Run folder.
+
+    Raises:
+        RunError: If it is none.
+    """
+    check_is_run(path)
+
+
+def check_sample(run: str, out: str, force: bool, **_: Any) -> None:
+    """Check the run and the file of samples.
+
+    Args:
+        run: Run folder.
+        out: File.
+        force: Whether an existing file may be replaced.
+
+    Raises:
+        ValueError: If there is no run, or the file cannot be written.
+    """
+    check_is_run(run)
+    check_replaceable(out, force=force)
+    if Path(out).suffix.lower() not in IMAGE_SUFFIXES:
+        datasets.check_writable(out)
+
+
+def check_score(
+    run: str, source: str, other: str | None, out: str | None, picture: str | None, force: bool, **_: Any
+) -> None:
+    """Check the run, the data and the files of scores.
+
+    Args:
+        run: Run folder.
+        source: Data.
+        other: Further data, or None.
+        out: File for the result of each row, or None.
+        picture: PNG file, or None.
+        force: Whether existing files may be replaced.
+
+    Raises:
+        ValueError: If something is not there, or a file cannot be written.
+    """
+    for path in filter(None, (out, picture)):
+        check_replaceable(path, force=force)
+    if out is not None:
+        datasets.check_writable(out)
+    check_use(run, source)
+    if other is not None:
+        datasets.check_source(other)
+
+
+def check_use(run: str, source: str | None = None, **_: Any) -> None:
+    """Check a run and the data that it is used on.
+
+    Args:
+        run: Run folder.
+        source: Data, or None.
+
+    Raises:
+        ValueError: If one of them is not there.
+    """
+    check_is_run(run)
+    if source is not None:
+        datasets.check_source(source)
+
+
+def check_successor(run: str, source: str | None, out: str, force: bool, **_: Any) -> None:
+    """Check a run, its data, and the folder of a run made from it, which must be another one.
+
+    Args:
+        run: Run folder.
+        source: Data, or None.
+        out: Folder of the new run.
+        force: Whether to replace an existing run.
+
+    Raises:
+        ValueError: If something is not there, or the folder cannot be used.
+    """
+    folder = Path(out)
+    if folder.resolve() == Path(run).resolve():
+        raise RunError(f"{out} is the run to begin with, which stays as it is: choose another folder")
+    content = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+    if content and not (force and "config.json" in content):
+        raise RunError(f"{out} is not empty: choose another folder, or pass --force to replace a run in it")
+    check_room(folder, force=force)
+    check_use(run, source)
+
+
+def _refuse_foreign(source: str, explicit: Sequence[str]) -> None:
+    """Refuse options of images for a table, and those of tables for images."""
+    is_images = datasets.is_image_source(source)
+    kind, other = (ImageFields, TableFields) if is_images else (TableFields, ImageFields)
+    names = {field.name for field in fields(kind)}
+    foreign = [field.name for field in fields(other) if field.name in explicit and field.name not in names]
+    if foreign:
+        own, other_kind = ("a set of images", "tables") if is_images else ("a table", "images")
+        raise ValueError(f"{flag(foreign[0])} is for {other_kind}; {source} is {own}: leave it out")
+
+
+CHECKS: dict[str, Callable[..., None]] = {
+    "fit": check_fit,
+    "resume": check_resume,
+    "sample": check_sample,
+    "score": check_score,
+    "doctor": check_use,
+    "reflow": check_successor,
+    "discretize": check_successor,
+    "plot": check_use,
+    "describe_run": check_use,
+}

@@ -1,0 +1,215 @@
+"""Tables written to a user's files, all at once or chunk by chunk.
+
+A file is written whole or not at all: the new file is written beside the old one, then takes its name.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import zipfile
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import numpy as np
+
+from ffjord_kit.atomic import replacing
+from ffjord_kit.datasets.dataset import default_columns
+from ffjord_kit.datasets.files import import_pyarrow
+from ffjord_kit.datasets.text import is_text
+from ffjord_kit.datasets.validation import check_distinct_names
+from ffjord_kit.memory import readable
+
+CHUNK = 1 << 16  # rows written at once
+TEXT_BYTES, NUMBER_BYTES = 18, 8  # of a number with all its digits and a delimiter in text, and in other files
+LARGEST_WHOLE = 2**53  # floats beyond have no digits after the point, and too many before it
+
+
+class Heading(NamedTuple):
+    """The facts about a table that stand before its rows.
+
+    Args:
+        columns: Names of the columns.
+        rows: Number of rows.
+        whole: Names of columns of whole numbers, which text holds without a point.
+    """
+
+    columns: tuple[str, ...]
+    rows: int
+    whole: Collection[str]
+
+
+Chunks = Iterator[np.ndarray]
+
+
+def write(path: str | os.PathLike[str], x: np.ndarray, columns: Sequence[str]) -> None:
+    """Write a table in the format that the extension of the path names.
+
+    Numbers in text have as many digits as reading them back exactly needs. An NPY file has no place for names, and a
+    text file whose names are all numbers would be read as a table without a header: there they become x0, x1, ...
+    A crash leaves the old file or the new one, never a part.
+
+    Args:
+        path: Path of the file: .csv, .tsv, .npy, .npz or .parquet.
+        x: Values, shape (n, d).
+        columns: Names of the d columns.
+
+    Raises:
+        ValueError: If the file cannot be written there (see `check_writable`), `x` is not a table of real numbers, or
+            the names do not fit it.
+        ImportError: If the file is Parquet and pyarrow is missing.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write(f"{folder}/pairs.csv", np.array([[0.5, 1.0], [2.0, 3.0]]), ["a", "b"])
+        ...     print(Path(folder, "pairs.csv").read_text())
+        a,b
+        0.5,1.0
+        2.0,3.0
+        <BLANKLINE>
+    """
+    check_writable(path)
+    table = _check_table(x, columns)
+    chunks = (table[start : start + CHUNK] for start in range(0, max(1, len(table)), CHUNK))
+    write_chunks(path, chunks, columns, rows=len(table))
+
+
+def write_chunks(
+    path: str | os.PathLike[str],
+    chunks: Iterable[np.ndarray],
+    columns: Sequence[str],
+    *,
+    rows: int,
+    whole: Collection[str] = (),
+) -> None:
+    """Write a table as its rows come, in the format of `write`, so that it may be larger than the memory.
+
+    Args:
+        path: Path of the file: .csv, .tsv, .npy, .npz or .parquet.
+        chunks: Values, each of shape (some, d), one chunk or more.
+        columns: Names of the d columns.
+        rows: Number of rows in all.
+        whole: Names of columns of whole numbers, which text then holds without a point.
+
+    Raises:
+        ValueError: If the file cannot be written there (see `check_writable`), or two names are the same.
+        ImportError: If the file is Parquet and pyarrow is missing.
+    """
+    check_writable(path)
+    check_distinct_names(str(path), columns)
+    with replacing(os.path.realpath(path)) as temporary, open(temporary, "wb") as file:
+        WRITERS[Path(path).suffix.lower()](file, iter(chunks), Heading(tuple(columns), rows, whole))
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Check that `write` can write to a path. Call it before the work whose result is to be written.
+
+    Args:
+        path: Path of the file.
+
+    Raises:
+        ValueError: If the extension is unknown, or the folder does not exist or may not be written.
+        ImportError: If the file is Parquet and pyarrow is missing.
+    """
+    suffix, folder = Path(path).suffix.lower(), Path(os.path.realpath(path)).parent
+    if suffix not in WRITERS:
+        raise ValueError(f"{path}: unknown extension {suffix!r}; known: {', '.join(WRITERS)}")
+    if os.path.isdir(path):
+        raise ValueError(f"{path}: a folder; give the name of a file")
+    if not folder.is_dir():
+        raise ValueError(f"{path}: no folder {str(folder)!r}; make it first")
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"{path}: the folder {str(folder)!r} may not be written")
+    if suffix == ".parquet":
+        import_pyarrow()
+
+
+def check_disk(path: str | os.PathLike[str], rows: int, widths: Sequence[int]) -> None:
+    """Check that a disk has room for a table. Call it before the work whose result is to be written.
+
+    Args:
+        path: Path of the file.
+        rows: Number of rows.
+        widths: Characters of a number in text, delimiter included, of each column.
+
+    Raises:
+        ValueError: If it has not.
+    """
+    text = Path(path).suffix.lower() in (".csv", ".tsv")
+    size = rows * (sum(widths) if text else NUMBER_BYTES * len(widths))
+    free = shutil.disk_usage(Path(os.path.realpath(path)).parent).free
+    if size > free:
+        raise ValueError(
+            f"{path}: {rows} rows take about {readable(size)}, and its disk has {readable(free)} left: write fewer "
+            "rows, or to another disk"
+        )
+
+
+def _check_table(x: np.ndarray, columns: Sequence[str]) -> np.ndarray:
+    table = np.asarray(x)
+    if table.ndim != 2 or table.shape[1] != len(columns):
+        raise ValueError(f"x must have shape (rows, {len(columns)}), a column for each name; got {table.shape}")
+    if table.dtype.kind not in "biuf":
+        raise ValueError(f"x must hold real numbers; got {table.dtype}")
+    return table
+
+
+def _write_text(file: IO[bytes], chunks: Chunks, heading: Heading, *, delimiter: str) -> None:
+    import pandas as pd
+
+    columns = heading.columns
+    names = columns if any(map(is_text, columns)) else default_columns(len(columns))
+    whole = [name for name, column in zip(names, columns, strict=True) if column in heading.whole]
+    for number, x in enumerate(chunks):
+        frame = pd.DataFrame(x if x.dtype.kind in "iu" else x.astype(np.float64), columns=list(names))
+        kinds = {name: np.int64 for name in whole if frame[name].abs().max() < LARGEST_WHOLE}
+        frame.astype(kinds).to_csv(
+            file, mode="wb", sep=delimiter, index=False, header=not number, lineterminator="\n", na_rep="nan"
+        )
+
+
+def _write_npy(file: IO[bytes], chunks: Chunks, heading: Heading) -> None:
+    """Write the header of the first chunk's type, with the shape of all, and then the numbers as they come."""
+    first = next(chunks)
+    descr = np.lib.format.dtype_to_descr(first.dtype)
+    shape = (heading.rows, len(heading.columns))
+    np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
+    for x in chain([first], chunks):
+        file.write(np.ascontiguousarray(x).tobytes())
+
+
+def _write_npz(file: IO[bytes], chunks: Chunks, heading: Heading) -> None:
+    names = np.array(heading.columns, dtype=np.str_)
+    with zipfile.ZipFile(file, "w") as archive:
+        with archive.open("x.npy", "w", force_zip64=True) as entry:
+            _write_npy(entry, chunks, heading)
+        with archive.open("columns.npy", "w", force_zip64=True) as entry:
+            np.lib.format.write_array(entry, names, allow_pickle=False)
+
+
+def _write_parquet(file: IO[bytes], chunks: Chunks, heading: Heading) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    writer = None
+    for x in chunks:
+        table = pa.table(list(np.ascontiguousarray(x.T)), names=list(heading.columns))
+        writer = writer or pq.ParquetWriter(file, table.schema)
+        writer.write_table(table)
+    if writer is not None:
+        writer.close()
+
+
+Writer = Callable[[IO[bytes], Chunks, Heading], None]
+
+WRITERS: dict[str, Writer] = {
+    ".csv": partial(_write_text, delimiter=","),
+    ".tsv": partial(_write_text, delimiter="\t"),
+    ".npy": _write_npy,
+    ".npz": _write_npz,
+    ".parquet": _write_parquet,
+}

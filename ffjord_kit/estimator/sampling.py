@@ -1,0 +1,172 @@
+"""Draws of a fitted flow as arrays, all at once or chunk by chunk."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ffjord_kit.data import Batch, sampling_batch_size
+from ffjord_kit.estimator.data import seed_from, tensor, to_numpy
+from ffjord_kit.estimator.image import ImageDomain
+from ffjord_kit.estimator.scoring import ScoringModel, to_data
+from ffjord_kit.flow import Flow
+from ffjord_kit.memory import check_fits
+from ffjord_kit.objectives import guided
+from ffjord_kit.ode import SolveError, Solver
+from ffjord_kit.precision import double_precision, single_precision
+
+MOST_REDRAWN = 0.05  # of the draws
+
+
+@dataclass(frozen=True, eq=False)
+class SamplingModel(ScoringModel):
+    """A fitted flow that draws arrays; see `ffjord_kit.estimator.model.DensityModel`."""
+
+    def sample(
+        self,
+        n_samples: int = 1,
+        *,
+        context: Any = None,
+        random_state: Any = None,
+        steps: int | None = None,
+        method: str = "midpoint",
+        guidance: float = 1.0,
+    ) -> np.ndarray:
+        """Draw new rows or images.
+
+        Args:
+            n_samples: Number of draws.
+            context: One context (c,) or (1, c) for all, or one for each (n_samples, c); of images labels, one or each.
+            random_state: Seed, or None.
+            steps: Number of fixed steps of the continuous flow, in float32: fast, and as good as the paths are
+                straight (see `FFJORD.reflow`); None for draws of the density that reports, converged or exact.
+            method: Method of the fixed steps.
+            guidance: Above 1, draws are further into their context than the data are; it needs `context_dropout` in
+                the fit.
+
+        Returns:
+            Draws in the form of the data, columns of equal steps on their grid.
+
+        Raises:
+            ValueError: If a number is out of range, or the context does not fit.
+        """
+        self.check_draws(n_samples)
+        draws, done = np.empty(0), 0
+        for chunk in self._draw(n_samples, context, random_state, steps, method, guidance):
+            if not done:
+                draws = np.empty((n_samples, *chunk.shape[1:]), chunk.dtype)
+            draws[done : done + len(chunk)] = chunk
+            done += len(chunk)
+        return draws
+
+    def sample_chunks(self, n_samples: int, **options: Any) -> Iterator[np.ndarray]:
+        """Draw new rows or images chunk by chunk, so that any number of them can be written to a file.
+
+        Args:
+            n_samples: Number of draws.
+            **options: Those of `sample`.
+
+        Returns:
+            The draws of `sample`, some thousands at a time.
+
+        Raises:
+            ValueError: If a number is out of range, or the context does not fit.
+        """
+        _check_count(n_samples)
+        return self._draw(n_samples, **options)
+
+    def _draw(
+        self,
+        n_samples: int,
+        context: Any = None,
+        random_state: Any = None,
+        steps: int | None = None,
+        method: str = "midpoint",
+        guidance: float = 1.0,
+    ) -> Iterator[np.ndarray]:
+        one_for_all = not self.is_image and np.size(context) == self.flow.context_dim
+        contexts = self._contexts(context, 1 if one_for_all else n_samples)
+        generator = torch.Generator().manual_seed(seed_from(random_state))
+        solver = self._solver if steps is None else self.few_step_solver(method, steps)
+        flow = self._drawing_flow(steps, guidance)
+        rows = sampling_batch_size(self.event_shape, self.flow.like.device.type)
+        for start in range(0, n_samples, rows):
+            z = self.flow.base.sample(min(rows, n_samples - start), generator)
+            place = Batch(z, _part(contexts, start, len(z), one_for_all))
+            with self._naming_context(place):
+                yield self.domain.restore(to_numpy(self._moved(flow, place, solver, generator)))
+
+    def _drawing_flow(self, steps: int | None, guidance: float) -> Flow:
+        """Return the flow to draw from."""
+        if guidance != 1:
+            flow = self._guided(guidance)
+            return flow if steps is None else single_precision(flow)
+        return double_precision(self.reporting_flow) if steps is None else single_precision(self.flow)
+
+    def _moved(self, flow: Flow, place: Batch, solver: Solver, generator: torch.Generator) -> Tensor:
+        """Map points at the base to data; points that no exact step reaches are drawn again, which a warning tells."""
+        again = 0
+        while True:
+            try:
+                draws = to_data(flow, place, solver)
+            except SolveError as error:
+                again += len(error.rows)
+                if self.density != "steps" or not error.rows or again > MOST_REDRAWN * len(place):
+                    raise
+                z = place.x.clone()
+                z[list(error.rows)] = self.flow.base.sample(len(error.rows), generator)
+                place = place.with_x(z)
+                continue
+            if again:
+                warnings.warn(
+                    f"{again} of {len(place)} base points have no draw by the exact steps, and were drawn again: that "
+                    "share of the density's integral is missing (see its receipt)",
+                    stacklevel=2,
+                )
+            return draws
+
+    def check_draws(self, n_samples: int) -> None:
+        """Check that the memory can hold some draws, before any of them is made.
+
+        Args:
+            n_samples: Number of draws.
+
+        Raises:
+            ValueError: If there is none, or there are too many.
+        """
+        _check_count(n_samples)
+        size = n_samples * self.n_features * np.dtype(np.float64).itemsize
+        check_fits(f"{n_samples} samples of {self.n_features} numbers would take", size, "draw fewer at a time")
+
+    def _prepare_draws(self, n: int, context: Any, random_state: Any) -> tuple[torch.Generator, Tensor | None]:
+        self.check_draws(n)
+        contexts = self._contexts(context, n)
+        generator = torch.Generator().manual_seed(seed_from(random_state))
+        return generator, None if contexts is None else tensor(contexts)
+
+    def _guided(self, guidance: float) -> Flow:
+        if not guidance >= 0:
+            raise ValueError(f"guidance must be at least 0, and above 1 to go further; got {guidance}")
+        if not isinstance(self.domain, ImageDomain) or not self.domain.context_dropout:
+            raise ValueError(
+                "guidance needs a model of images that was fitted with labels and context_dropout=0.1; this one was not"
+            )
+        return guided(self.flow, guidance)
+
+
+def _check_count(n_samples: int) -> None:
+    if n_samples < 1:
+        raise ValueError(f"n_samples must be at least 1; got {n_samples}")
+
+
+def _part(contexts: np.ndarray | None, start: int, count: int, one_for_all: bool) -> Tensor | None:
+    """Return the contexts of some draws, (count, c)."""
+    if contexts is None:
+        return None
+    return tensor(np.broadcast_to(contexts, (count, contexts.shape[1])) if one_for_all else contexts[start:][:count])
