@@ -207,7 +207,7 @@ def test_samples_larger_than_the_memory_go_to_the_file_as_they_are_drawn(
 ):
     run, more = (moons, []) if context is None else (conditional, ["--context", "0.5"])
     whole = DensityModel.load(run).sample(20, context=context, random_state=1)
-    monkeypatch.setattr("ffjord_kit.estimator.scoring.sampling_batch_size", lambda *_: 8)
+    monkeypatch.setattr("ffjord_kit.estimator.sampling.sampling_batch_size", lambda *_: 8)
     monkeypatch.setattr(DensityModel, "check_draws", lambda *_: pytest.fail("they must not be held at once"))
     command("sample", run, "-n", "2e1", "--seed", 1, "--out", tmp_path / "x.csv", *more)
     drawn = datasets.load(tmp_path / "x.csv").x
