@@ -164,13 +164,14 @@ class _Rows(NamedTuple):
 
     def take(self, indices: Tensor) -> _Rows:
         """Return some of the rows."""
-        states = (tuple(part[indices] for part in parts) for parts in self[:4])
-        return _Rows(*states, *(values[indices] for values in self[4:]))
+        state, slopes, leaps, gaps = (tuple(part[indices] for part in parts) for parts in self[:4])
+        return _Rows(state, slopes, leaps, gaps, *(values[indices] for values in self[4:]))
 
     def put(self, indices: Tensor, rows: _Rows) -> _Rows:
         """Return a copy with other rows in some places."""
-        states = (_put(old, new, indices) for old, new in zip(self[:4], rows[:4], strict=True))
-        return _Rows(*states, *_put(self[4:], rows[4:], indices))
+        parts = zip(self[:4], rows[:4], strict=True)
+        state, slopes, leaps, gaps = (_put(old, new, indices) for old, new in parts)
+        return _Rows(state, slopes, leaps, gaps, *_put(self[4:], rows[4:], indices))
 
 
 def _put(old: Iterable[Tensor], new: Iterable[Tensor], indices: Tensor) -> State:
