@@ -3,7 +3,8 @@ r"""The error of a log-density: of the solver, row by row, and of the trace's es
 With z the row's place at the base and L its log-determinant, log p = log p_0(z) + L. Each row is solved twice: by
 adaptive steps of its own, and by each of these as two of half the length (z', L'). The method is of fifth order, so the
 difference of the two is the error of the first, to 1/32 of it. Errors of z and of L may cancel in log p by chance, so
-their sizes are added, and doubled for the terms of higher order:
+their sizes are added, and doubled for the terms of higher order. Errors of several steps may cancel too: a difference
+counts as no smaller than the root of the sum of squares of what each step adds to it.
 
     solver error = 2 (|L - L'| + sum_i |d log p_0 / d z_i| |z_i - z'_i|) + rounding
 
@@ -269,7 +270,8 @@ def _evaluate(
     means = log_dets if options.probes is None else log_dets.mean(1)
     value = base.log_prob(z[:n]) + means[:n]
     accepted, rejected, longest = _counts(steps, n, z)
-    difference = (means[:n] - means[n:]).abs() + _sensitivity(base, z[n:], z[:n] - z[n:])
+    place = _apart(z[:n] - z[n:], [rows.gaps[0] for rows in steps])
+    difference = _apart(means[:n] - means[n:], [rows.gaps[1] for rows in steps]) + _sensitivity(base, z[n:], place)
     size = 1 + value.abs() + _sensitivity(base, z[n:], z[:n])
     rounding = ROUNDINGS * torch.finfo(z.dtype).eps * size * (1 + accepted)
     solver_error = SAFETY * difference + _leap_error(base, z[n:], steps, value) + rounding
@@ -280,6 +282,15 @@ def _evaluate(
     return LogDensity(
         value, error, solver_error, trace_error, met, tolerance, probes, accepted, rejected, longest, rounding
     )
+
+
+def _apart(difference: Tensor, gaps: list[Tensor]) -> Tensor:
+    """Return the size of the difference (n, ...) of two solutions, at least that of the gaps that their steps made."""
+    squares = torch.zeros_like(difference)
+    for gap in (part[: len(difference)] for part in gaps):
+        gap = gap.mean(1) if gap.dim() > 1 and difference.dim() == 1 else gap  # over the probes
+        squares = squares + (gap.square() if gap.shape == difference.shape else 0)
+    return torch.maximum(difference.abs(), squares.sqrt())
 
 
 def _counts(steps: list[RowSteps], n: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,6 +8,11 @@ Student's t distribution has heavy tails,
 
 A flow of bounded steepness keeps the tails of its base, so one over a normal distribution cannot have heavier ones
 (Jaini et al. 2020); here each element has degrees of freedom nu of its own, which likelihood training goes on to learn.
+A field also mixes the tails of its elements: over two Cauchy columns, p falls along an axis as v^-4 instead of v^-2. So
+a flow for heavy tails acts on z = asinh(x), where shifts are factors of x far out, over the distribution of asinh(y):
+
+    p(z) = t_nu(sinh z) cosh z ~ exp(-nu |z|)
+
 The location m, scale s and nu of largest likelihood are found by the EM algorithm (Liu and Rubin 1995), whose weights
 downweight outliers:
 
@@ -20,6 +25,7 @@ A mixture of normal distributions has full covariances; its number of components
 References:
     Jaini et al. 2020, Tails of Lipschitz triangular flows, https://arxiv.org/abs/1907.04481.
     Liu and Rubin 1995, ML estimation of the t distribution using EM and its extensions, Statistica Sinica 5.
+    Pickands 1975, Statistical inference using extreme order statistics, Annals of Statistics 3.
     Bailey 1994, Polar generation of random variates with the t-distribution, Mathematics of Computation 62.
     Schwarz 1978, Estimating the dimension of a model, Annals of Statistics 6.
 """
@@ -41,6 +47,7 @@ from ffjord_kit.noise import fresh_generator, standard_normal
 
 DF_GRID = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 10.0, 20.0, 50.0)  # degrees of freedom among which the fit chooses
 EM_STEPS, FIT_ROWS = 30, 20_000
+TAIL_SHARE, TAIL_ROWS = 0.05, 100  # of the rows, which tell the power of a tail, and how many at least
 MAX_SHRINKAGE = 100.0  # of the scale relative to the interquartile range: tied values would shrink it to 0
 OUTLIER_INFLATION = 10.0
 MIXTURE_COMPONENTS, ROWS_OF_A_COMPONENT = 8, 10
@@ -325,8 +332,7 @@ class StudentT(Base):
 
     def log_prob(self, z: Tensor) -> Tensor:
         df = self.df
-        constant = torch.lgamma((df + 1) / 2) - torch.lgamma(df / 2) - 0.5 * (df * math.pi).log()
-        return (constant - 0.5 * (df + 1) * (z.square() / df).log1p()).reshape(len(z), -1).sum(1)
+        return (_log_peak(df) - 0.5 * (df + 1) * (z.square() / df).log1p()).reshape(len(z), -1).sum(1)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         generator, df = generator or fresh_generator(), self.df.detach()
@@ -334,6 +340,60 @@ class StudentT(Base):
         u, v = torch.rand(shape, generator=generator, device=generator.device, dtype=torch.float64)
         ratio = torch.special.expm1(-2 / df.double().to(u) * torch.log1p(-u))  # 1 - u is uniform too, and never 0
         return (ratio * df.to(u)).sqrt().mul(torch.cos(2 * math.pi * v)).to(df)
+
+
+class AsinhStudentT(Base):
+    r"""The distribution of asinh(y) for y of Student's t distribution; its tails fall as exp(-nu |z|).
+
+        p(z) = t_nu(sinh z) cosh z
+
+    Args:
+        event_shape: Shape of an event.
+        df: Initial degrees of freedom, > 0, of a shape that broadcasts to the event's.
+
+    Raises:
+        ValueError: If `df` is not positive.
+
+    Example:
+        >>> base = AsinhStudentT((1,), df=2.0)
+        >>> far = base.log_prob(torch.tensor([[20.0], [21.0]]))
+        >>> print(f"{(far[0] - far[1]).item():.4f}")
+        2.0000
+    """
+
+    def __init__(self, event_shape: Sequence[int], df: Tensor | float = 10.0) -> None:
+        super().__init__()
+        self.student = StudentT(event_shape, df)
+        self.event_shape = self.student.event_shape
+
+    @classmethod
+    def of(cls, z: Tensor) -> AsinhStudentT:
+        """Fit the degrees of freedom to rows: the fewer of those that suit whole columns and those that suit the tails.
+
+        Args:
+            z: Rows, shape (n, *event).
+
+        Returns:
+            The distribution.
+        """
+        rows = z.flatten(1).sinh()
+        return cls(z.shape[1:], torch.minimum(fit_student(rows).df, fit_tails(rows)).reshape(z.shape[1:]))
+
+    @property
+    def df(self) -> Tensor:
+        """Degrees of freedom, shape (*event)."""
+        return self.student.df
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        df, far = self.df, z.abs()
+        decay = (-2 * far).exp()
+        log_slope = far + decay.log1p() - math.log(2)  # log cosh z
+        # log(1 + sinh^2 z / nu), which does not overflow
+        tail = 2 * far + ((1 - decay).square() + 4 * df * decay).log() - (4 * df).log()
+        return (_log_peak(df) - 0.5 * (df + 1) * tail + log_slope).reshape(len(z), -1).sum(1)
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        return self.student.sample(n, generator).asinh()
 
 
 def fit_student(x: Tensor) -> StudentFit:
@@ -357,6 +417,37 @@ def fit_student(x: Tensor) -> StudentFit:
     return StudentFit(locs, scales, torch.tensor(DF_GRID, dtype=x.dtype)[best])
 
 
+def fit_tails(x: Tensor) -> Tensor:
+    """Fit the power nu of each column's tails, P(|x| > w) ~ w^-nu, by the peaks over a threshold.
+
+    The largest |x| exceed the threshold by w, of the generalised Pareto distribution (1 + w / (nu s))^-(nu + 1) / s,
+    whatever the bulk of the column looks like. Likelihood chooses nu, at its best scale s.
+
+    Args:
+        x: Rows, shape (n, d).
+
+    Returns:
+        Powers among DF_GRID, shape (d,).
+
+    References:
+        Pickands 1975, Statistical inference using extreme order statistics, Annals of Statistics 3.
+    """
+    rows = x[:: max(1, -(-len(x) // FIT_ROWS))].abs()
+    count = min(max(TAIL_ROWS, int(TAIL_SHARE * len(rows))), len(rows) // 4)
+    largest = rows.topk(count + 1, dim=0).values
+    excess = largest[:-1] - largest[-1]
+    return x.new_tensor(DF_GRID)[torch.stack([_pareto_log_likelihood(excess, nu) for nu in DF_GRID]).argmax(0)]
+
+
+def _pareto_log_likelihood(excess: Tensor, nu: float) -> Tensor:
+    """Return the mean log-likelihood of excesses (n, d) at the best scale, (d,)."""
+    scale, least = excess.mean(0), torch.finfo(excess.dtype).tiny  # ties have no excess
+    for _ in range(EM_STEPS):
+        scale = (nu + 1) / nu * (excess / (1 + excess / (nu * scale.clamp(min=least)))).mean(0)
+    scale = scale.clamp(min=least)
+    return -scale.log() - (nu + 1) * (excess / (nu * scale)).log1p().mean(0)
+
+
 def outliers_inflate_scale(x: Tensor) -> bool:
     """Say whether outliers inflate the standard deviation of a column far beyond its robust scale.
 
@@ -367,6 +458,11 @@ def outliers_inflate_scale(x: Tensor) -> bool:
         Whether the standard deviation of any column exceeds 10 times the scale of its Student fit.
     """
     return bool((x.std(0, correction=0) > OUTLIER_INFLATION * fit_student(x).scale).any())
+
+
+def _log_peak(df: Tensor) -> Tensor:
+    """Return the log-density of Student's t distribution at 0."""
+    return torch.lgamma((df + 1) / 2) - torch.lgamma(df / 2) - 0.5 * (df * math.pi).log()
 
 
 def _fit_at_df(x: Tensor, loc: Tensor, scale: Tensor, nu: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -385,5 +481,5 @@ def _fit_at_df(x: Tensor, loc: Tensor, scale: Tensor, nu: float) -> tuple[Tensor
 BASES: dict[str, tuple[Callable[[Tensor], Base], Callable[[Sequence[int]], Base]]] = {
     "normal": (lambda z: StandardNormal(z.shape[1:]), StandardNormal),
     "mixture": (GaussianMixture.of, GaussianMixture),
-    "student": (lambda z: StudentT(z.shape[1:], fit_student(z.flatten(1)).df.reshape(z.shape[1:])), StudentT),
+    "student": (AsinhStudentT.of, AsinhStudentT),
 }

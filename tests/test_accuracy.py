@@ -190,6 +190,32 @@ def test_a_row_does_not_know_its_company():
         assert float(alone.tolerance) == float(together.tolerance[row])
 
 
+def far_flow(number, rows):
+    """A stiff network, and rows so far out that its kinks are short against the rows' steps."""
+    return network(number, ResidualDynamics, 2, 0.7, width=64), 100 * randn(rows, 2, seed=number)
+
+
+def test_a_far_row_does_not_know_its_company():
+    """Rounding that differs with the batch must not steer the steps, which would drift apart by whole nats."""
+    flow, x = far_flow(1, 60)
+    solver = PerRowSolver(1e-5, 1e-5, max_step=MAX_STEP)
+    together = flow.log_prob(x, solver=solver)
+    halves = torch.cat([flow.log_prob(half, solver=solver) for half in x.chunk(2)])
+    alone = torch.cat([flow.log_prob(row, solver=solver) for row in x.split(1)])
+    assert torch.allclose(together, alone, rtol=1e-13)
+    assert torch.allclose(together, halves, rtol=1e-13)
+
+
+def test_the_truth_of_far_rows_lies_within_the_stated_error():
+    """Errors of many steps cancel by chance in the difference of two solves; the stated error must not."""
+    flow, x = far_flow(5, 150)
+    truth = flow.log_prob(x, solver=PerRowSolver(1e-8, 1e-8, max_nfe=10**6))
+    result = flow.evaluate(x, tolerance=1e-5)
+    apart = (result.value - truth).abs()
+    assert bool((apart <= result.error).all())
+    assert float((result.error / apart).median()) < 10
+
+
 def test_the_error_of_few_probes_is_known():
     flow, x = network(2, ConcatSquashDynamics, 12, 1.2), randn(200, 12)
     truth = flow.log_prob(x, solver=EXACT)

@@ -10,7 +10,17 @@ from scipy import stats
 
 from ffjord_kit import FFJORD, metrics
 from ffjord_kit.diagnostics.columns import DegenerateDataWarning
-from ffjord_kit.distributions import BASES, DistributionBase, StandardNormal, StudentT, as_base, fit_student
+from ffjord_kit.distributions import (
+    BASES,
+    AsinhStudentT,
+    DistributionBase,
+    StandardNormal,
+    StudentT,
+    as_base,
+    fit_student,
+    fit_tails,
+)
+from ffjord_kit.run import RunError
 from ffjord_kit.transforms import Standardize
 
 QUICK = {"hidden": (32, 32), "batch_size": 256, "random_state": 0}
@@ -29,6 +39,25 @@ def test_draws_follow_the_law_and_the_generator():
     assert all(stats.kstest(z[:, i], stats.t(float(DF[i])).cdf).pvalue > 0.01 for i in range(3))
     assert np.array_equal(z, base.sample(4000, torch.Generator().manual_seed(0)).numpy())
     assert abs(stats.spearmanr(z[:, 0], z[:, 1]).statistic) < 0.05
+
+
+def test_the_law_of_asinh_is_that_of_student_with_the_slope_of_the_map():
+    z = 3 * randn(50, 3)
+    expected = (stats.t(DF.numpy()).logpdf(np.sinh(z.numpy())) + np.log(np.cosh(z.numpy()))).sum(1)
+    base = AsinhStudentT((3,), DF).double()
+    assert base.log_prob(z).detach().numpy() == pytest.approx(expected, rel=1e-6)
+    draws = base.sample(4000, torch.Generator().manual_seed(0)).sinh()
+    assert torch.allclose(draws, StudentT((3,), DF).double().sample(4000, torch.Generator().manual_seed(0)), rtol=1e-6)
+    assert AsinhStudentT.of(draws.asinh()).df.tolist() == pytest.approx([1.0, 2.0, 50.0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_law_of_asinh_falls_exponentially_at_any_distance(dtype):
+    z = torch.tensor([[0.0], [80.0], [-80.0], [81.0]], dtype=dtype, requires_grad=True)
+    log_prob = AsinhStudentT((1,), 2.0).to(dtype).log_prob(z)
+    (slope,) = torch.autograd.grad(log_prob.sum(), z)
+    assert slope.flatten().tolist() == pytest.approx([0.0, -2.0, 2.0, -2.0])
+    assert (log_prob[1] - log_prob[3]).item() == pytest.approx(2.0, rel=1e-4)
 
 
 def test_degrees_of_freedom_have_a_gradient_and_must_be_positive():
@@ -75,6 +104,31 @@ def test_a_torch_distribution_is_wrapped_copied_and_cast():
     assert torch.equal(torch.random.get_rng_state(), state)
     with pytest.raises(ValueError, match="empty batch shape; got"):
         DistributionBase(torch.distributions.Normal(torch.zeros(2), 1.0))
+
+
+def test_the_tails_of_a_mixture_are_those_of_its_components():
+    x = torch.as_tensor(stats.t(2.0).rvs((10_000, 2), random_state=0))
+    x[::2], x[1::2] = x[::2] - 5, x[1::2] + 5
+    assert all(1.5 <= nu <= 3 for nu in fit_tails(x).tolist())
+    assert fit_tails(torch.as_tensor(stats.norm.rvs(size=(10_000, 1), random_state=0))).tolist() == [50.0]
+    assert AsinhStudentT.of((x / 5).asinh()).df.max().item() < 3.1 < fit_student(x / 5).df.min().item()
+    assert bool(fit_tails(torch.zeros(50, 2)).isfinite().all())
+
+
+def test_each_of_two_cauchy_columns_keeps_the_power_of_its_tail_and_a_run_of_before_is_refused(tmp_path):
+    """A field that acts on the columns themselves mixes their tails: the log-density falls twice as fast."""
+    x = stats.cauchy.rvs(size=(4000, 2), random_state=0)
+    model = FFJORD(base="student", schedule=[("flow_matching", 600)], **QUICK).fit(x, run=tmp_path / "run")
+    far = np.geomspace(1e2, 1e4, 5)
+    for axis in ([1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]):
+        slope = np.polyfit(np.log(far), model.score_samples(far[:, None] * axis), 1)[0]
+        assert -2.6 < slope < -1.6
+    stray = model.certify([[1e10, 0.0], [-1e10, 1e10]])
+    assert np.isfinite(stray.log_prob).all() and (stray.error < 1e-3 * np.abs(stray.log_prob)).all()
+    config = tmp_path / "run" / "config.json"
+    config.write_text(config.read_text().replace('"asinh": true', '"asinh": false'))
+    with pytest.raises(RunError, match="of an earlier version, .*: fit again"):
+        FFJORD.load(tmp_path / "run")
 
 
 @pytest.mark.slow

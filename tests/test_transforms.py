@@ -6,7 +6,7 @@ import pytest
 import torch
 from oracles import F64, close, jacobian, randn
 
-from ffjord_kit.transforms import SCALINGS, Affine, Gaussianize, Logit, Softplus, Standardize, Whiten
+from ffjord_kit.transforms import SCALINGS, Affine, Asinh, Gaussianize, Logit, Softplus, Standardize, Whiten
 from ffjord_kit.transforms.affine import gaussian_total_correlation
 from ffjord_kit.transforms.gaussianize import KNOTS, MAX_SLOPE
 
@@ -31,6 +31,7 @@ TRANSFORMS = {
     "logit of all": lambda shape: Logit(torch.zeros(shape, dtype=F64), torch.ones(shape, dtype=F64)),
     "softplus": lambda shape: Softplus(shaped(shape)[0]),
     "gaussianize": lambda shape: Gaussianize.of(randn(400, *shape, seed=3).exp()),
+    "asinh": Asinh,
     "softplus of all": lambda shape: Softplus(torch.full(shape, -2.5, dtype=F64)),
 }
 CONTRACT = [

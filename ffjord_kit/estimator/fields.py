@@ -175,7 +175,7 @@ class TableFields(CommonFields):
         "auto",
         "Network",
         "base distribution (auto: normal, or a mixture where a small table gains by it); "
-        "student: heavy tails, degrees of freedom learned",
+        "student: heavy tails, each column with a power of its own",
         ("auto", *BASES),
     )
     dequantize: Dequantize = option(

@@ -30,8 +30,9 @@ from ffjord_kit.estimator.data import (
 from ffjord_kit.estimator.fields import TableFields, choice
 from ffjord_kit.nn import DYNAMICS
 from ffjord_kit.objectives import FlowMatching, Objective
+from ffjord_kit.run import RunError
 from ffjord_kit.trace import ExactTrace, TraceEstimator
-from ffjord_kit.transforms import CNF, SCALINGS, ConditionalAffine, Logit, Softplus, Transform
+from ffjord_kit.transforms import CNF, SCALINGS, Asinh, ConditionalAffine, Logit, Softplus, Transform
 from ffjord_kit.transforms.affine import gaussian_total_correlation
 
 FEW_COLUMNS = 3
@@ -117,7 +118,12 @@ class TableDomain(Domain):
 
         Raises:
             ValueError: If the record makes no sense.
+            RunError: If an earlier version fitted it to heavy tails.
         """
+        if fields.base == "student" and not record.get("asinh"):
+            raise RunError(
+                "this run is of an earlier version, in which the columns of base='student' mixed their tails: fit again"
+            )
         names = tuple(record["columns"])
         if not names:
             raise ValueError("columns must name 1 column or more")
@@ -137,7 +143,8 @@ class TableDomain(Domain):
 
     def record(self) -> dict[str, Any]:
         contexts = {"context_columns": self.context_columns} if self.context_columns else {}
-        return {"columns": self.columns, "named": self.named, "grid": self.grid._asdict(), **contexts}
+        tails = {"asinh": True} if self.base_word == "student" else {}
+        return {"columns": self.columns, "named": self.named, "grid": self.grid._asdict(), **contexts, **tails}
 
     def defaults(self) -> dict[str, Any]:
         return {
@@ -203,14 +210,15 @@ class TableDomain(Domain):
     def preprocess(self, data: TrainingData, scaling: str) -> list[Transform]:
         makers = choice("scaling", scaling, SCALINGS)[:1]
         if not makers:
-            return self._support_transforms()
+            return [*self._support_transforms(), *self._tail_transforms()]
         x, transforms = self._unscaled(data)
-        return [*transforms, *(make(x) for make in makers)]
+        return [*transforms, *(make(x) for make in makers), *self._tail_transforms()]
 
     def blank_preprocess(self, scaling: str, context_dim: int) -> list[Transform]:
         zeros, makers = torch.zeros(self.event_shape, dtype=torch.float64), choice("scaling", scaling, SCALINGS)[1:]
         conditional = [ConditionalAffine.identity(zeros, context_dim)] if context_dim and makers else []
-        return [*self._support_transforms(), *conditional, *(make(zeros) for make in makers)]
+        scalings = [make(zeros) for make in makers]
+        return [*self._support_transforms(), *conditional, *scalings, *self._tail_transforms()]
 
     def base(self, z: Tensor | None, fields: Any) -> Base:
         fitted, blank = choice("base", fields.base, BASES)
@@ -281,6 +289,10 @@ class TableDomain(Domain):
         if bool(positive.any()):
             transforms.append(Softplus(torch.where(positive, lower, -math.inf)))
         return transforms
+
+    def _tail_transforms(self) -> list[Transform]:
+        """Return the transform that makes heavy tails light ones, which no field mixes."""
+        return [Asinh(self.event_shape)] if self.base_word == "student" else []
 
     def _scalings(self, x: Tensor, rows: int) -> tuple[str, ...]:
         """Return the scalings to try out, the likelier first."""

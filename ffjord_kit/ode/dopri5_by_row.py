@@ -5,6 +5,8 @@ The pair of formulas is of orders 5 and 4 (Dormand & Prince 1980): with slopes k
     y(t + h) = y + h sum_i b_i k_i,    error = h sum_i e_i k_i,    k_i = f(t + c_i h, y + h sum_{j < i} a_ij k_j),
 
 and the row's next step is 0.9 h ratio^(-1/5), where ratio = |error| / (atol + rtol |y|) accepts the step if it is <= 1.
+It is rounded down to a power of 2^(1/4). How a matrix product rounds a row depends on the batch; steps that followed
+each such difference would drift apart within some tens of steps, and the solutions by their whole error.
 
 A row's solution depends on no other row, to rounding, so a log-density does not change with the rest of the batch; a
 stiff row does not cost the others their accuracy, and an easy one does not hide its error in an average. Rows that have
@@ -12,7 +14,8 @@ arrived leave the batch, so the last ones travel alone and the cost is that of t
 
 With step doubling, row n + i of a batch of 2 n rows starts where row i does, and takes the steps of row i, each as two
 of half the length. At the end the difference of the two is the error of row i, to 1/32 of it (the formula is of fifth
-order). The two also see the field at different times, and a step is accepted only if they agree on it, so that a pulse
+order). Errors of several steps may cancel in it by chance, so the differences that the single steps make are kept too.
+The two also see the field at different times, and a step is accepted only if they agree on it, so that a pulse
 between the stages of one is seen by the other. Where the slopes leap between two neighbouring stages, the order does
 not hold: h times the leap bounds the error of the step, and is added up; a leap in space, of the velocity f, also
 changes the density by up to log(1 + leap / |f|), which no derivative shows.
@@ -45,6 +48,7 @@ A = (
 B = (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84)
 B_ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
 SAFETY, SHRINK, GROW = 0.9, 0.2, 5.0
+STEPS_PER_OCTAVE = 4  # sizes of a step between h and 2 h
 TIMES_OF_BOTH = (
     0.0,
     0.1,
@@ -128,7 +132,8 @@ def dopri5_by_row(
         rows = rows._replace(clock=start.expand(len(rows.clock)).clone())
         rows = _advance(field, rows, end, control, compact=compact)
         solution.append(rows.state)
-    return solution, RowSteps(rows.accepted, rows.rejected, rows.longest, rows.leaps, rows.jumps)
+    gaps = tuple(total.sqrt() for total in rows.gaps)
+    return solution, RowSteps(rows.accepted, rows.rejected, rows.longest, rows.leaps, gaps, rows.jumps)
 
 
 class _Control(NamedTuple):
@@ -144,11 +149,12 @@ class _Control(NamedTuple):
 
 
 class _Rows(NamedTuple):
-    """Rows under way: states, slopes, h times the leaps so far, and numbers of each row, (batch,)."""
+    """Rows under way: states, slopes, h times the leaps, squared gaps so far, and numbers of each row, (batch,)."""
 
     state: State
     slopes: State
     leaps: State
+    gaps: State
     clock: Tensor
     step: Tensor
     accepted: Tensor
@@ -158,13 +164,14 @@ class _Rows(NamedTuple):
 
     def take(self, indices: Tensor) -> _Rows:
         """Return some of the rows."""
-        state, slopes, leaps = (tuple(part[indices] for part in parts) for parts in self[:3])
-        return _Rows(state, slopes, leaps, *(values[indices] for values in self[3:]))
+        state, slopes, leaps, gaps = (tuple(part[indices] for part in parts) for parts in self[:4])
+        return _Rows(state, slopes, leaps, gaps, *(values[indices] for values in self[4:]))
 
     def put(self, indices: Tensor, rows: _Rows) -> _Rows:
         """Return a copy with other rows in some places."""
-        state, slopes, leaps = (_put(old, new, indices) for old, new in zip(self[:3], rows[:3], strict=True))
-        return _Rows(state, slopes, leaps, *_put(self[3:], rows[3:], indices))
+        parts = zip(self[:4], rows[:4], strict=True)
+        state, slopes, leaps, gaps = (_put(old, new, indices) for old, new in parts)
+        return _Rows(state, slopes, leaps, gaps, *_put(self[4:], rows[4:], indices))
 
 
 def _put(old: Iterable[Tensor], new: Iterable[Tensor], indices: Tensor) -> State:
@@ -178,10 +185,11 @@ def _start(field: Field, state: State, times: Tensor, control: _Control) -> _Row
     slopes = field(clock.to(state[0].dtype), state, None)
     step = _first_step(state[:parts], slopes[:parts], times[1] - times[0], control.rtol, control.atol)
     step = step[: count // 2].repeat(2) if control.step_doubling else step
-    step = step.clamp(-control.max_step, control.max_step)
+    step = _rounded_down(step).clamp(-control.max_step, control.max_step)
     none = torch.zeros(count, dtype=torch.long, device=times.device)
-    leaps = tuple(torch.zeros_like(part) for part in state) if control.step_doubling else ()
-    return _Rows(state, slopes, leaps, clock, step, none, none, torch.zeros_like(step), state[0].new_zeros(count))
+    zeros = tuple(torch.zeros_like(part) for part in state) if control.step_doubling else ()
+    longest, jumps = torch.zeros_like(step), state[0].new_zeros(count)
+    return _Rows(state, slopes, zeros, zeros, clock, step, none, none, longest, jumps)
 
 
 def _advance(field: Field, rows: _Rows, end: Tensor, control: _Control, *, compact: bool) -> _Rows:
@@ -230,10 +238,10 @@ def _step(field: Field, live: Tensor | None, rows: _Rows, end: Tensor, control: 
     passed = ratio <= 1
     moved = passed & (clock != end)
     if control.step_doubling:
-        rows = _with_leaps(field, live, rows, trial, h, moved, control)
-    factor = (SAFETY * ratio.clamp(min=1e-10) ** -0.2).clamp(SHRINK, GROW)
+        rows = _with_gaps(_with_leaps(field, live, rows, trial, h, moved, control), trial, moved)
+    fitting = _rounded_down(h * (SAFETY * ratio.clamp(min=1e-10) ** -0.2).clamp(SHRINK, GROW))
     # The last step of an interval may be cut short: it must not shorten the first step of the next.
-    step = torch.where(last & passed, torch.where(h.abs() * factor > step.abs(), h * factor, step), h * factor)
+    step = torch.where(last & passed & (fitting.abs() < step.abs()), step, fitting)
     return rows._replace(
         state=_choose(passed, trial.state, state),
         slopes=_choose(passed, trial.slopes, rows.slopes),
@@ -248,13 +256,15 @@ def _step(field: Field, live: Tensor | None, rows: _Rows, end: Tensor, control: 
 class _Trial(NamedTuple):
     """An attempted step: the state after it, the slopes there, the estimated errors, and the slopes of its stages.
 
-    The stages are those of the pair of formulas; with step doubling, all of them in the order of their times.
+    The stages are those of the pair of formulas; with step doubling, all of them in the order of their times. The gaps
+    are then the differences of the two solutions' changes.
     """
 
     state: State
     slopes: State
     errors: State
     stages: list[State]
+    gaps: State = ()
 
 
 def _doubled_trial(field: Field, live: Tensor | None, rows: _Rows, h: Tensor) -> _Trial:
@@ -275,11 +285,16 @@ def _doubled_trial(field: Field, live: Tensor | None, rows: _Rows, h: Tensor) ->
     later = _trial(field, second, middle, sizes[half:])
     state = _join(first.state, later.state, half)
     changes = (new - old for new, old in zip(state, rows.state, strict=True))
-    gaps = ((change[:half] - change[half:]).abs() for change in changes)
-    errors = tuple(
-        torch.maximum(e.abs(), torch.cat([gap, gap]) / APART) for e, gap in zip(first.errors, gaps, strict=True)
-    )
-    return _Trial(state, _join(first.slopes, later.slopes, half), errors, _in_order(first.stages, later.stages, half))
+    gaps = tuple((change[:half] - change[half:]).abs().repeat(2, *[1] * (change.dim() - 1)) for change in changes)
+    errors = tuple(torch.maximum(e.abs(), gap / APART) for e, gap in zip(first.errors, gaps, strict=True))
+    stages = _in_order(first.stages, later.stages, half)
+    return _Trial(state, _join(first.slopes, later.slopes, half), errors, stages, gaps)
+
+
+def _with_gaps(rows: _Rows, trial: _Trial, moved: Tensor) -> _Rows:
+    """Add the squared gaps of an accepted step."""
+    gaps = (torch.where(_broadcast(moved, gap), gap.square(), 0) for gap in trial.gaps)
+    return rows._replace(gaps=tuple(total + gap for total, gap in zip(rows.gaps, gaps, strict=True)))
 
 
 def _in_order(first: list[State], later: list[State], half: int) -> list[State]:
@@ -401,6 +416,11 @@ def _error_ratio(old: State, new: State, errors: State, control: _Control) -> Te
         return ratio
     first, second = ratio.chunk(2)
     return torch.where(second.isfinite(), first, torch.nan).repeat(2)
+
+
+def _rounded_down(step: Tensor) -> Tensor:
+    """Return each step rounded down to one of a few sizes, which no rounding of the state changes, (batch,)."""
+    return step.sign() * ((step.abs().log2() * STEPS_PER_OCTAVE).floor() / STEPS_PER_OCTAVE).exp2()
 
 
 def _first_step(state: State, slopes: State, span: Tensor, rtol: float, atol: float) -> Tensor:

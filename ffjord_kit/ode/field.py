@@ -33,6 +33,7 @@ class RowSteps(NamedTuple):
         rejected: Number of rejected steps, shape (batch,).
         longest: Longest accepted step, shape (batch,).
         leaps: With step doubling, bounds on the errors by leaps of the slopes; a state.
+        gaps: With step doubling, the root of the sum of squares of the differences that each step makes; a state.
         jumps: With step doubling, bounds on the log-density's error by jumps of the velocity in space, nats, shape
             (batch,).
     """
@@ -41,6 +42,7 @@ class RowSteps(NamedTuple):
     rejected: Tensor
     longest: Tensor
     leaps: State
+    gaps: State
     jumps: Tensor
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ffjord_kit.transforms.affine import Affine, Standardize, Whiten
+from ffjord_kit.transforms.asinh import Asinh
 from ffjord_kit.transforms.base import Transform
 from ffjord_kit.transforms.bounded import IMAGE_SCALINGS, Logit, Softplus
 from ffjord_kit.transforms.cnf import CNF
@@ -29,6 +30,6 @@ SCALINGS: dict[str, tuple[Callable[[Tensor], Transform], ...]] = {
 }
 
 __all__ = [
-    "CNF", "IMAGE_SCALINGS", "SCALINGS", "Affine", "ConditionalAffine", "ContextScaling", "Gaussianize", "Logit",
-    "Preprocess", "Softplus", "Squeeze", "Standardize", "Stepped", "Transform", "Whiten", "multi_scale",
+    "CNF", "IMAGE_SCALINGS", "SCALINGS", "Affine", "Asinh", "ConditionalAffine", "ContextScaling", "Gaussianize",
+    "Logit", "Preprocess", "Softplus", "Squeeze", "Standardize", "Stepped", "Transform", "Whiten", "multi_scale",
 ]  # fmt: skip
