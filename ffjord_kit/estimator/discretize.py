@@ -17,7 +17,6 @@ from ffjord_kit.data import Batch
 from ffjord_kit.diagnostics import Receipt, check_steps
 from ffjord_kit.estimator.data import TrainingData
 from ffjord_kit.flow import Flow
-from ffjord_kit.noise import keyed_generator
 from ffjord_kit.precision import single_precision
 from ffjord_kit.progress import training_progress
 from ffjord_kit.run import Run
@@ -27,7 +26,9 @@ from ffjord_kit.training.history import OnStep
 from ffjord_kit.training.runtime import Timer
 
 EVALUATIONS = 16  # of the field, at most
-SCHEME_ROWS, RECEIPT_ROWS = 300, 400
+SCHEME_ROWS = 300
+RECEIPT_ELEMENTS, MOST_RECEIPT_ROWS, LEAST_RECEIPT_ROWS = 2048, 400, 64  # of the receipt that a fit makes
+INTEGRATED_UP_TO = 3  # columns, by a fit; importance sampling of more takes long, and says little of heavy tails
 MARGIN = 0.01  # nats by which the steps may be worse than the continuous flow, which costs many times as much
 
 
@@ -207,8 +208,9 @@ def _best_scheme(flow: Flow, rows: Batch) -> Scheme:
 
 def _examined(flow: Flow, scheme: Scheme, rows: Batch, nll: float | None, continuous_nll: float | None) -> SteppedNote:
     """Examine a flow of steps on some rows; an NLL is None where it was not validated, or no weights were sound."""
-    some = rows[torch.randperm(len(rows), generator=keyed_generator(torch.device("cpu"), "receipt"))[:RECEIPT_ROWS]]
-    receipt = check_steps(flow, some.x, some.context, rows=RECEIPT_ROWS)
+    size = rows.x[0].numel()
+    count = min(MOST_RECEIPT_ROWS, max(LEAST_RECEIPT_ROWS, RECEIPT_ELEMENTS // size))
+    receipt = check_steps(flow, rows.x, rows.context, rows=count, integrate=size <= INTEGRATED_UP_TO)
     return SteppedNote(
         scheme, math.inf if nll is None else nll, math.inf if continuous_nll is None else continuous_nll, receipt
     )

@@ -3,9 +3,9 @@ r"""Schedule `auto`: open fields are tried out on validation data, then training
 Short fits by flow matching follow each other, each with one field changed, and the better is kept: the density of t
 (which weight suits is a matter of the data), the scaling next to the data (correlations, edges and skew against plain
 units), and for a few columns the Fourier features among the inputs. A later value must win by a margin. The best fit is
-trained on by flow matching. Half of the seconds left go to its few explicit steps, trained by exact likelihood, or, of
-more columns than these pay for, a share to a finish by maximum likelihood, if that buys enough steps. The log records
-every trial and choice.
+trained on by flow matching. A quarter of the seconds left goes to its few explicit steps, trained by exact likelihood,
+or, of more columns than these pay for, a share to a finish by maximum likelihood, if that buys enough steps. The log
+records every trial and choice.
 
 Of a table of fewer than a thousand rows, a part judges badly: there settings and the length of training are chosen by
 cross-validation, beginning with the flow as it is, which is its base.
@@ -51,7 +51,10 @@ RATE_OF_ONE_STEP = 1e-9  # leaves the flow as it begins
 WARM_STEPS = 3  # before the trials: the first steps of a process are slow
 TRANSFORMS_STEPS, TRANSFORMS_SHARE = 2000, 0.25
 FINISH_SHARE, FINISH_STEPS = 0.2, 50  # of the time left for maximum likelihood, and the least steps of it
-STEPS_IN_STEPS, SHARE_IN_STEPS = 200, 0.5  # of training in few explicit steps: where steps are counted, and of the time
+STEPS_IN_STEPS, SHARE_IN_STEPS = (
+    200,
+    0.25,
+)  # of training in few explicit steps: where steps are counted, and of the time
 THERE_AND_BACK = 3  # times the cost of the forward pass
 
 
