@@ -170,9 +170,12 @@ def rows():
     return torch.randn(24, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 2 + 3
 
 
-def train(run, *, resume=False, restless=False):
-    """A fit of two phases; a `restless` one soon meets a worse validation, which ends a phase."""
-    rate, patience = (0.3, 1) if restless else (0.01, 9)
+TEMPERS = {"calm": (0.01, 9), "restless": (0.3, 1), "turning": (0.3, 9)}  # learning rate, patience
+
+
+def train(run, *, resume=False, temper="calm"):
+    """A fit of two phases; an uneasy one soon meets a worse validation, which ends a phase or adds weight decay."""
+    rate, patience = TEMPERS[temper]
     likelihood = MaximumLikelihood(HutchinsonTrace(), {}, EULER)
     config = TrainConfig(batch_size=8, validate_every=1, patience=patience, seed=2, ema_decay=0.8, weight_decay=0.1)
     return fit_flow(
@@ -216,18 +219,18 @@ def crashing(monkeypatch):
     return arm
 
 
-@pytest.mark.parametrize("restless", [False, True])
-def test_a_crash_at_any_write_is_forgotten_on_resume(tmp_path, crashing, restless):
+@pytest.mark.parametrize("temper", TEMPERS)
+def test_a_crash_at_any_write_is_forgotten_on_resume(tmp_path, crashing, temper):
     crashing(-1)
     whole = make_run(tmp_path / "whole")
-    expected = train(whole, restless=restless)
+    expected = train(whole, temper=temper)
     for n in range(crashing.made() - 1):
         run = make_run(tmp_path / str(n))
         crashing(n)
         with pytest.raises(Crash):
-            train(run, restless=restless)
+            train(run, temper=temper)
         crashing(-1)
-        history = train(run, resume=True, restless=restless)
+        history = train(run, resume=True, temper=temper)
         assert_same_end(run.path, whole.path)
         assert timeless(history.records) == timeless(expected.records), f"after a crash at write {n}"
 
@@ -247,9 +250,10 @@ def test_a_run_that_crashes_again_and_again_still_ends_the_same(tmp_path, crashi
     assert_same_end(run.path, whole.path)
 
 
-def test_a_restless_fit_ends_a_phase_early_as_the_test_above_needs(tmp_path):
-    events = [r["event"] for r in train(make_run(tmp_path / "run"), restless=True).records if "event" in r]
-    assert any("early" in event for event in events)
+@pytest.mark.parametrize(("temper", "what"), [("restless", "early"), ("turning", "has turned")])
+def test_a_fit_ends_a_phase_early_or_turns_as_the_test_above_needs(tmp_path, temper, what):
+    events = [r["event"] for r in train(make_run(tmp_path / "run"), temper=temper).records if "event" in r]
+    assert any(what in event for event in events)
 
 
 def test_the_model_can_be_loaded_after_every_checkpoint(tmp_path, monkeypatch):

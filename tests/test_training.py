@@ -24,6 +24,7 @@ from ffjord_kit.run import Run
 from ffjord_kit.trace import ExactTrace, HutchinsonTrace
 from ffjord_kit.training import Phase, StreamedData, TensorData, TrainConfig, TrainingDiverged, fit, fit_flow
 from ffjord_kit.training.data import Batches, preprocessed
+from ffjord_kit.training.history import History
 from ffjord_kit.training.optim import MovingAverage, Optimizer
 from ffjord_kit.training.validation import ValidationScore
 from ffjord_kit.transforms import CNF, Standardize, Transform
@@ -115,15 +116,67 @@ def test_early_stopping_restores_the_best_weights():
     held_out, flow = normal_rows(200, seed=1), shifted()
     history = fit_flow(
         flow, normal_rows(50), validation=Batch(held_out), schedule=[Phase(Toward(9.0), 1000, 0.05)],
-        config=steady(validate_every=2, patience=3),
+        config=steady(validate_every=2, patience=2),
     )  # fmt: skip
     assert history.step < 100
     events = [record["event"] for record in history.records if "event" in record]
     assert ["early" in text for text in events] == [True, False]
-    assert history.step == history.best_step + 3 * 2
+    assert history.step == history.best_step + 2 * 2
     assert nll(flow, held_out) == pytest.approx(history.best_nll, abs=1e-7)
     assert history.best_nll == min(r["validation_nll"] for r in history.records if "validation_nll" in r)
     assert abs(weight(flow) - float(held_out.mean())) < 0.11
+
+
+def test_where_validation_turns_training_goes_on_from_the_best_weights_with_more_weight_decay():
+    held_out, calls = normal_rows(200, seed=1), []
+    history = fit_flow(
+        shifted(), normal_rows(50), validation=Batch(held_out), schedule=[Phase(Toward(9.0, calls=calls), 400, 0.1)],
+        config=steady(validate_every=4),
+    )  # fmt: skip
+    turned = {r["step"]: r["event"] for r in history.records if "turned" in r.get("event", "")}
+    assert [text.split()[-1] for text in turned.values()][:2] == ["0.3", "0.6"]
+    assert all(f"best weights, of step {history.best_step}," in text for text in turned.values())
+    assert all(calls[step] == pytest.approx(calls[history.best_step], abs=1e-6) for step in turned)
+
+
+def test_weight_decay_after_a_turn_is_of_matrices_alone_and_of_no_step_that_is_not_finite():
+    parameters = [nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2))]
+    optimizer = Optimizer(parameters, TrainConfig())
+    for p in parameters:
+        p.grad = torch.zeros_like(p)
+    optimizer.step(torch.tensor(0.0), 0.1, 0.3)
+    assert parameters[0].tolist() == [[pytest.approx(0.97)] * 2] * 2
+    assert parameters[1].tolist() == [1.0, 1.0]
+    with pytest.raises(ArithmeticError, match="the loss is nan"):
+        optimizer.step(torch.tensor(math.nan), 0.1, 0.3)
+    assert parameters[0].tolist() == [[pytest.approx(0.97)] * 2] * 2
+
+
+def test_a_validation_that_is_clearly_worse_turns_at_once_but_not_while_the_rate_rises():
+    history = History(0, step=3)
+    assert history.judge(2.0, 0.1, full_rate=False)
+    assert not history.judge(9.0, 0.1, full_rate=False)
+    assert not history.judge(5.0, 0.1, full_rate=True)
+    assert not history.has_turned
+    history.judge(5.05, 0.1, full_rate=True)
+    assert not history.has_turned
+    history.judge(4.0, 0.1, full_rate=True)
+    history.judge(4.2, 0.1, full_rate=True)
+    assert history.has_turned
+    assert (history.best_nll, history.best_step, history.stale) == (2.0, 3, 5)
+
+
+def test_the_first_validations_come_at_doubled_numbers_of_steps_after_an_epoch():
+    def validated(rows, **options):
+        history = fit_flow(
+            shifted(), normal_rows(rows), validation=Batch(normal_rows(50, seed=1)),
+            schedule=[Phase(MaximumLikelihood(), 800, 0.01, **options)], config=steady(batch_size=10),
+        )  # fmt: skip
+        return [step for step, _ in history.validations]
+
+    assert validated(50) == [10, 20, 40, 80, 160, 200, 400, 600, 800]
+    assert validated(900) == [90, 180, 200, 400, 600, 800]
+    assert validated(50, trial=True)[:2] == [200, 400]
 
 
 def test_a_later_phase_that_never_improves_leaves_the_best_of_the_earlier_one():
@@ -490,6 +543,16 @@ def test_an_earlier_history_goes_on():
     assert second.records[: len(first.records)] == first.records
     assert second.seconds > first.seconds
     assert second.step == 2
+
+
+def test_the_best_weights_of_an_earlier_history_stay_until_a_validation_is_better():
+    options = {"validation": Batch(normal_rows(200, seed=1)), "config": steady()}
+    flow = shifted()
+    first = fit_flow(flow, normal_rows(200), schedule=[Phase(MaximumLikelihood(), 100, 0.1)], **options)
+    learnt = weight(flow)
+    second = fit_flow(flow, normal_rows(200), schedule=[Phase(Toward(9.0), 40, 0.1)], before=first, **options)
+    assert min(nll for _, nll in second.validations[len(first.validations) :]) > first.best_nll
+    assert (second.best_nll, weight(flow)) == (first.best_nll, learnt)
 
 
 def test_a_phase_of_seconds_ends_in_time_and_its_rate_falls_to_nothing():

@@ -68,7 +68,7 @@ class TrainConfig:
 
     Args:
         batch_size: Rows of a step.
-        weight_decay: Weight decay of AdamW; 0 makes it plain Adam.
+        weight_decay: Weight decay of matrices, as AdamW has it; turns of validation add to it.
         warmup: Steps of warm-up; at most a tenth of a phase is used.
         clip_norm: Largest norm of the gradient.
         ema_decay: Decay of the exponential moving average of the weights.
@@ -120,6 +120,18 @@ class TrainConfig:
         Returns:
             The learning rate.
         """
+        return peak * self.rise(step, steps, share) * 0.5 * (1 + math.cos(math.pi * share))
+
+    def rise(self, step: int, steps: float, share: float) -> float:
+        """Return the share of the peak to which the learning rate has risen.
+
+        Args:
+            step: Number of the step in its phase, from 0.
+            steps: Steps of the phase; may be infinite.
+            share: Share of the phase that is done, in [0, 1].
+
+        Returns:
+            Share, in [0, 1].
+        """
         warmup = max(1, self.warmup if steps == math.inf else min(self.warmup, steps // 10))
-        rise = min(1.0, max((step + 1) / warmup, share / WARMUP_SHARE))
-        return peak * rise * 0.5 * (1 + math.cos(math.pi * share))
+        return min(1.0, max((step + 1) / warmup, share / WARMUP_SHARE))

@@ -17,7 +17,9 @@ from ffjord_kit.training.config import Phase
 
 VALIDATIONS, TRIAL_VALIDATIONS = 20, 3  # in a phase with a limit of time
 TRIAL_PATIENCE = 2
-MAX_VALIDATION_SHARE = 1 / 8  # of the time of such a phase
+MAX_VALIDATION_SHARE, SHARE_AT_TURNS = 1 / 8, 1 / 4  # of the time of such a phase; once scores have turned
+EARLIEST = 10  # steps before the first validation
+TURNS_AT = 2  # validations in a row without improvement; one is enough if it is worse by more than its standard error
 RESERVE = 1.25  # time reserved for the last validation, relative to the one before
 
 RECORDED_STEPS = 200  # per phase
@@ -39,6 +41,9 @@ class History:
         best_nll: Best validation score, the negative log-likelihood in nats for a flow; None without validation data.
         best_step: Step of the best validation.
         stale: Number of validations since the best one.
+        phase_best: Best validation score of the present phase at its full learning rate; None before the first.
+        worse: Number of validations since that one.
+        turns: Number of times that the present phase went on from the best weights at a lower rate.
         seconds: Wall time, seconds.
         work_seconds: Seconds that limits count; see `Timer`.
         phase_start: Work time at the start of the present phase, seconds.
@@ -62,6 +67,9 @@ class History:
     best_nll: float | None = None
     best_step: int = 0
     stale: int = 0
+    phase_best: float | None = None
+    worse: int = 0
+    turns: int = 0
     seconds: float = 0.0
     work_seconds: float = 0.0
     phase_start: float = 0.0
@@ -85,6 +93,8 @@ class History:
     def following(cls, before: History | None, seed: int) -> History:
         """Return a new history that continues the records and the clocks of an earlier one.
 
+        The model has the best weights of the earlier one, which stay until a validation is better.
+
         Args:
             before: Earlier history, or None.
             seed: Seed of the new one.
@@ -96,7 +106,7 @@ class History:
             return cls(seed)
         return cls(
             seed, seconds=before.seconds, work_seconds=before.work_seconds, phase_start=before.work_seconds,
-            validation_cost=before.validation_cost, records=list(before.records),
+            validation_cost=before.validation_cost, best_nll=before.best_nll, records=list(before.records),
         )  # fmt: skip
 
     def check(self) -> None:
@@ -105,7 +115,7 @@ class History:
         Raises:
             ValueError: If one of them makes no sense.
         """
-        counts = ("phase", "phases", "phase_step", "step", "best_step", "stale", "restored", "seed")
+        counts = ("phase", "phases", "phase_step", "step", "best_step", "stale", "worse", "turns", "restored", "seed")
         numbers = ("seconds", "work_seconds", "phase_start", "validated_at", "validation_cost", "solver_grading")
         for name in (*counts, "micro_batches", *numbers):
             value, kind = getattr(self, name), float if name in numbers else int
@@ -116,8 +126,9 @@ class History:
             raise ValueError(f"solver_level must be a whole number; got {self.solver_level!r:.40}")
         if self.phase > self.phases:
             raise ValueError(f"phase must be at most {self.phases}; got {self.phase}")
-        if type(self.best_nll) not in (int, float, type(None)):
-            raise ValueError(f"best_nll must be a number; got {self.best_nll!r:.40}")
+        for name in ("best_nll", "phase_best"):
+            if type(getattr(self, name)) not in (int, float, type(None)):
+                raise ValueError(f"{name} must be a number; got {getattr(self, name)!r:.40}")
 
     def share(self, phase: Phase) -> float:
         """Return the share of a phase that is done, by steps or by time.
@@ -143,23 +154,66 @@ class History:
         done = self.phase_step >= phase.steps or self._out_of_time(phase)
         return done or bool(self.broken) or self._is_stale(phase, patience)
 
-    def is_validation_due(self, phase: Phase, every: int) -> bool:
-        """Return whether to validate now: at regular intervals, and after the last step of the phase.
+    def is_validation_due(self, phase: Phase, every: int, epoch: int) -> bool:
+        """Return whether to validate now: after the last step of the phase, at regular intervals, and often at first.
+
+        Nothing is learnt by heart within one epoch; after it, the number of steps doubles from one of the first
+        validations to the next, until the interval is the regular one.
 
         Args:
             phase: The present phase.
             every: Largest number of steps between validations, in a phase that is limited by steps alone.
+            epoch: Number of steps that visit each row once.
 
         Returns:
             True if a validation is due.
         """
         if self.phase_step == phase.steps or self._out_of_time(phase):
             return True
+        early = not phase.trial and _is_doubled(self.phase_step, max(EARLIEST, epoch))
         if phase.seconds == math.inf:
-            return self.phase_step % min(every, max(1, phase.steps // phase.validations)) == 0
+            interval = min(every, max(1, phase.steps // phase.validations))
+            return self.phase_step % interval == 0 or (early and self.phase_step < interval)
         count = TRIAL_VALIDATIONS if phase.trial else VALIDATIONS
-        interval = max(phase.seconds / count, self.validation_cost / MAX_VALIDATION_SHARE)
-        return self.work_seconds - max(self.validated_at, self.phase_start) >= interval
+        since = self.work_seconds - max(self.validated_at, self.phase_start)
+        share = SHARE_AT_TURNS if self.worse or self.turns else MAX_VALIDATION_SHARE
+        return since >= self.validation_cost / share and (early or since >= phase.seconds / count)
+
+    def judge(self, score: float, error: float, *, full_rate: bool) -> bool:
+        """Take note of a validation, and return whether its score is the best.
+
+        Args:
+            score: Validation score.
+            error: Its standard error.
+            full_rate: Whether the learning rate of the phase has risen; until then scores may rise with it.
+
+        Returns:
+            True if it is the best of all.
+        """
+        best = self.best_nll is None or score < self.best_nll
+        if best:
+            self.best_nll, self.best_step = score, self.step
+        self.stale = 0 if best else self.stale + 1
+        if full_rate and (self.phase_best is None or score < self.phase_best):
+            self.phase_best, self.worse = score, 0
+        elif full_rate:
+            self.worse += TURNS_AT if score > self.phase_best + error else 1
+        return best
+
+    @property
+    def has_turned(self) -> bool:
+        """Whether the scores of the phase rise."""
+        return self.worse >= TURNS_AT
+
+    def begin_phase(self, phase: int) -> None:
+        """Begin a phase.
+
+        Args:
+            phase: Its index.
+        """
+        self.phase, self.phase_step, self.phase_start, self.stale = phase, 0, self.work_seconds, 0
+        self.phase_best, self.worse, self.turns = None, 0, 0
+        self.solver_level, self.solver_grading, self.broken, self.restored = 0, 1.0, "", 0
 
     def end_reason(self, phase: Phase) -> str:
         """Return why the phase ended.
@@ -184,6 +238,11 @@ class History:
         """Return whether only the time for a last validation is left; at most half the phase is reserved for it."""
         reserve = min(RESERVE * self.validation_cost, phase.seconds / 2)
         return self.work_seconds - self.phase_start + reserve >= phase.seconds
+
+
+def _is_doubled(steps: int, first: int) -> bool:
+    """Say whether a number of steps is the first one, or its double, or the double of that, ..."""
+    return steps % first == 0 and (steps // first).bit_count() == 1
 
 
 class Recorder:

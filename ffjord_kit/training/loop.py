@@ -32,7 +32,14 @@ from ffjord_kit.training.history import History, OnStep, Recorder
 from ffjord_kit.training.micro_batches import MicroBatches, broadcast_together
 from ffjord_kit.training.optim import assign, exchanged
 from ffjord_kit.training.runtime import Timer, interruptible
-from ffjord_kit.training.state import MAX_RESTORES, RATE_FACTOR, TrainingDiverged, TrainState, explain_divergence
+from ffjord_kit.training.state import (
+    MAX_RESTORES,
+    RATE_FACTOR,
+    TrainingDiverged,
+    TrainState,
+    explain_divergence,
+    turn_decay,
+)  # fmt: skip
 from ffjord_kit.training.validation import LikelihoodValidation, ValidationScore, Validator
 from ffjord_kit.transforms.cnf import SolveOptions
 
@@ -58,7 +65,9 @@ def fit(
 ) -> History:
     """Train a model in place, phase by phase.
 
-    The model ends with the weights of the best validation, or, without validation, with their moving average. A phase
+    The model ends with the weights of the best validation, or, without validation, with their moving average. Where
+    validation turns, training goes on from the best weights with more weight decay,
+    again and again. A phase
     ends early after `config.patience` validations in a row without improvement; the next phase starts from the best
     weights. A phase that is limited by steps alone is validated every `config.validate_every` steps, and at least four
     times; a phase with a limit of time is validated twenty times, or less often if validations are expensive. Ctrl-C or
@@ -76,7 +85,7 @@ def fit(
         workers: Workers that share each batch; this process alone if None.
         run: Run folder for the log, the model and checkpoints, or None.
         resume: Whether to continue from the run's last checkpoint, if it has one.
-        before: Earlier history, whose records and clocks are continued.
+        before: Earlier history, whose records and clocks are continued; the model has its best weights.
         timer: Clocks that run already; they start here if None.
         on_step: Callback, called with the record of each step, on a GPU at most ten times a second.
         on_validation: Callback, called with the record of each validation while the model has the averaged weights.
@@ -144,7 +153,7 @@ def fit_flow(
         workers: Workers that share each batch; the processes started by torchrun if None.
         run: Run folder for the log, the model and checkpoints, or None.
         resume: Whether to continue from the run's last checkpoint, if it has one.
-        before: Earlier history, whose records and clocks are continued.
+        before: Earlier history, whose records and clocks are continued; the model has its best weights.
         timer: Clocks that run already; they start here if None.
         on_step: Callback, called with the record of each step, on a GPU at most ten times a second.
         on_validation: Callback, called with the record of each validation while the flow has the averaged weights.
@@ -208,6 +217,8 @@ class _Trainer:
         self.history = History.following(before, config.seed)
         self.timer = timer or self._timer()
         self.state, self.guard = TrainState(self.parameters, config), Guard(config.guard)
+        if self.history.best_nll is not None:
+            self.state.keep_best()
         prefetch = isinstance(data, StreamedData) and self.device.type == "cuda"
         self.batches = Batches(data, config.batch_size, config.seed, prefetch=prefetch)
         self.stopped = False
@@ -272,7 +283,7 @@ class _Trainer:
         try:
             with self._limited(phase):
                 self._step(phase)
-                if self.history.is_validation_due(phase, self.config.validate_every):
+                if self.history.is_validation_due(phase, self.config.validate_every, self.batches.per_epoch):
                     self._validate(phase)
                     self.checkpoints.save()
         except OutOfTime:
@@ -292,7 +303,7 @@ class _Trainer:
             objective = self._objective(phase)
             with reduced_precision(self.model, self.config.precision):
                 loss, (stop, *clock) = self.micro_batches.backward(objective, here.step, self._status)
-            norm = self.state.optimizer.step(loss.value, rate)
+            norm = self.state.optimizer.step(loss.value, rate, self.config.weight_decay + turn_decay(here.turns))
         self.state.average.update(self.config.ema_decay)
         here.step, here.phase_step = here.step + 1, here.phase_step + 1
         (here.seconds, here.work_seconds), self.stopped = clock, stop > 0
@@ -356,15 +367,24 @@ class _Trainer:
                 score = self.validate(self.workers, self.micro_batches.count)
             self._call_on_validation(phase, score)
         self.state.keep()
-        if here.best_nll is None or score.mean < here.best_nll:
-            here.best_nll, here.best_step, here.stale = score.mean, here.step, 0
+        full_rate = self.config.rise(here.phase_step, phase.steps, here.share(phase)) == 1
+        if here.judge(score.mean, score.standard_error, full_rate=full_rate):
             self.state.keep_best()
-        else:
-            here.stale += 1
         before = here.work_seconds
         here.seconds, here.work_seconds = self.workers.broadcast(self.timer.read)
         here.validated_at, here.validation_cost = here.work_seconds, here.work_seconds - before
         self.recorder.add(phase, score.record())
+        if here.has_turned and not here.is_over(phase, self.config.patience):
+            self._turn(phase)
+
+    def _turn(self, phase: Phase) -> None:
+        """Go on from the best weights with more weight decay."""
+        here = self.history
+        self.state.return_to_best()
+        here.turns, here.worse = here.turns + 1, 0
+        decay = self.config.weight_decay + turn_decay(here.turns)
+        what = f"the best weights, of step {here.best_step}, with weight decay {decay:.2g}"
+        self.recorder.add(phase, {"event": f"validation NLL has turned: went on from {what}"})
 
     def _call_on_validation(self, phase: Phase, score: ValidationScore) -> None:
         """Call the callback; a failure of it is recorded, and training continues."""
@@ -380,8 +400,7 @@ class _Trainer:
         here = self.history
         self.recorder.add(phase, {"event": f"{phase.objective.name} ended ({here.end_reason(phase)})"})
         self.state.end_phase()
-        here.phase, here.phase_step, here.phase_start, here.stale = here.phase + 1, 0, here.work_seconds, 0
-        here.solver_level, here.solver_grading, here.broken, here.restored = 0, 1.0, "", 0
+        here.begin_phase(here.phase + 1)
         if here.phase == here.phases and here.best_nll is not None:
             self.recorder.add(phase, {"event": f"kept step {here.best_step}: {here.best_nll:.4f} nats"})
         self.checkpoints.save()

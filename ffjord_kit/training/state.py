@@ -13,6 +13,7 @@ from ffjord_kit.training.optim import MovingAverage, Optimizer, assign, snapshot
 
 MAX_RESTORES = 3  # per phase
 RATE_FACTOR = 0.3  # of the learning rate, at each restore
+TURN_DECAY = 0.3  # weight decay after the first turn of validation; each further one doubles it
 
 ADVICE = "Lower the learning rate or clip_norm, or look for outliers in the data"
 
@@ -23,6 +24,18 @@ class TrainingDiverged(RuntimeError):
     It is raised at the fourth such failure in a phase. At the first three, the weights of the last finite validation,
     or of the start of the phase, are restored, and the learning rate is multiplied by 0.3.
     """
+
+
+def turn_decay(turns: int) -> float:
+    """Return the weight decay after some turns of validation.
+
+    Args:
+        turns: Their number in the present phase.
+
+    Returns:
+        The decay, besides that of the configuration.
+    """
+    return TURN_DECAY * 2.0 ** (turns - 1) if turns else 0.0
 
 
 @contextmanager
@@ -86,12 +99,14 @@ class TrainState:
         self.average.reset()
         self._optimizer = None
 
+    def return_to_best(self) -> None:
+        """Go back to the selected weights, with a new average and optimizer."""
+        self.good = snapshot(self.selected)
+        self.restore()
+
     def end_phase(self) -> None:
         """Put the selected weights into the model, with a new average and optimizer."""
-        assign(self.parameters, self.selected)
-        self.average.reset()
-        self._optimizer = None
-        self.keep()
+        self.return_to_best()
 
     def packed(self) -> dict[str, Tensor]:
         """Return all tensors by flat names, e.g. "average/0" and "optimizer/0/exp_avg".
