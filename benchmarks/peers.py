@@ -77,11 +77,18 @@ def ours(budgeted: Callable[[float], dict[str, Any]]) -> Fit:
         (budget,) = budgets
         clock = Clock(device)
         model = FFJORD(**budgeted(budget), random_state=seed, device=device)
-        model.fit(np.concatenate([split.train, split.validation]))
+        x, context = split.parts(np.concatenate([split.train, split.validation]))
+        model.fit(x, context=context)
         log = [record["event"] for record in model.history_.records if "event" in record]
-        yield Fitted(model.score_samples, budget, _facts(clock, model.history_.step, model.flow_, log=log), model)
+        facts = _facts(clock, model.history_.step, model.flow_, log=log)
+        yield Fitted(partial(_score_ours, model, split), budget, facts, model)
 
     return fit
+
+
+def _score_ours(model: FFJORD, split: Split, rows: np.ndarray) -> np.ndarray:
+    x, context = split.parts(rows)
+    return model.score_samples(x, context=context)
 
 
 class Peer(NamedTuple):
@@ -92,22 +99,22 @@ class Peer(NamedTuple):
     log_prob: Callable[[nn.Module, Tensor], Tensor]
 
 
-def peer(make: Callable[[int], Peer], recipe: Recipe) -> Fit:
-    """Train what `make` gives for a number of columns, on standardised rows in float32."""
+def peer(make: Callable[..., Peer], recipe: Recipe) -> Fit:
+    """Train what `make` gives for a number of columns, and of contexts if any, on standardised rows in float32."""
 
     def fit(split: Split, budgets: Sequence[float], seed: int, device: str) -> Iterator[Fitted]:
         clock = Clock(device)
         torch.manual_seed(seed)
         scaling = Standardize.of(torch.tensor(split.train))
         rows, validation = (scaling.to_base(torch.tensor(x))[0].float().to(device) for x in split[:2])
-        made = make(rows.shape[1])
+        made = make(rows.shape[1] - split.contexts, *filter(None, [split.contexts]))
         parameters = list(made.model.to(device).parameters())
         states = train(
             made.loss, parameters, rows, validation, marks=budgets, recipe=recipe, clock=clock, seed=seed
         )  # fmt: skip
         for budget, progress in states:
             frozen = copy.deepcopy(made.model).double().requires_grad_(False).eval()
-            score = partial(_score, partial(made.log_prob, frozen), scaling, device)
+            score = partial(_score, partial(made.log_prob, frozen), scaling, split, device)
             yield Fitted(score, budget, _facts(clock, progress.steps, made.model, note=progress.note), frozen)
 
     return fit
@@ -116,9 +123,14 @@ def peer(make: Callable[[int], Peer], recipe: Recipe) -> Fit:
 def zuko_discrete(kind: str, **options: Any) -> Callable[[int], Peer]:
     """A discrete flow of zuko, by its name there."""
 
-    def make(dimensions: int) -> Peer:
-        model = getattr(_zuko(), kind)(dimensions, **options)
-        return Peer(model, lambda x: -model().log_prob(x).mean(), lambda frozen, z: frozen().log_prob(z))
+    def make(dimensions: int, contexts: int = 0) -> Peer:
+        model = getattr(_zuko(), kind)(dimensions, contexts, **options)
+
+        def log_prob(model: nn.Module, rows: Tensor) -> Tensor:
+            given = rows[:, dimensions:] if contexts else None
+            return model(given).log_prob(rows[:, :dimensions])
+
+        return Peer(model, lambda rows: -log_prob(model, rows).mean(), log_prob)
 
     return make
 
@@ -195,12 +207,15 @@ def kernels(split: Split, budgets: Sequence[float], seed: int, device: str) -> I
     yield Fitted(model.score_samples, None, {"seconds": clock.seconds(), "note": f"bandwidth {model.bandwidth:.3g}"})
 
 
-def _score(log_prob: Callable[[Tensor], Tensor], scaling: Standardize, device: str, rows: np.ndarray) -> np.ndarray:
+def _score(
+    log_prob: Callable[[Tensor], Tensor], scaling: Standardize, split: Split, device: str, rows: np.ndarray
+) -> np.ndarray:
     """Log-densities (n,) in the units of the rows (n, d), in chunks."""
+    log_det = -scaling.scale[: rows.shape[1] - split.contexts].log().sum()
     size = max(1, CHUNK_ELEMENTS // rows.shape[1])
     parts = []
     for chunk in torch.tensor(rows).split(size):
-        z, log_det = scaling.to_base(chunk)
+        z, _ = scaling.to_base(chunk)
         with torch.no_grad():
             parts.append(log_prob(z.to(device)).cpu() + log_det)
     return torch.cat(parts).numpy()

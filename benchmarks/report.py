@@ -12,7 +12,11 @@ from pathlib import Path
 
 from results import Row, read
 
-UNITS = {"toys": "KL(truth || model), nats", "tables": "held-out NLL, nats"}
+UNITS = {
+    "toys": "KL(truth || model), nats",
+    "tables": "held-out NLL, nats",
+    "conditional": "held-out conditional NLL, nats",
+}
 TICKS = (5, 15, 60, 300, 1000)  # seconds, in the pictures
 DIVERGENCES = (1e-3, 2.0)  # nats, in the pictures
 ERRORS = (1e-1, 1e-2, 1e-3)  # at which solves are compared

@@ -4,11 +4,12 @@ Toys are drawn from densities with a known logarithm and stay in their own units
 that are not for testing. Those of FFJORD_KIT_DATA lose the columns on which a density would run to infinity: those
 whose commonest value covers more than TIES of the rows, and the later of each pair correlated above CORRELATED.
 Patches are those of the MAF paper (Papamakarios et al. 2017): 8x8 grey, + U(0, 1), / 256, minus the patch's mean,
-without the last pixel.
+without the last pixel. Simulations are parameters, of which the density is wanted, and observations, which are given.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from functools import partial
@@ -23,13 +24,14 @@ FOLDER = "FFJORD_KIT_DATA"
 TOYS = ("moons", "circles", "rings", "8gaussians", "pinwheel", "spirals", "swissroll", "checkerboard", "image")
 TOY_ROWS, TOY_TEST_ROWS = 40_000, 10_000
 MOST_VALIDATION_ROWS, MOST_TEST_ROWS = 2_000, 2_000
+SIMULATIONS_ROWS, OBSERVATIONS = 10_000, 8
 TIES, CORRELATED = 0.05, 0.98
 PATCH, PATCH_ROWS, PATCH_TEST_ROWS = 8, 100_000, 500
 SEED = 0
 
 
 class Split(NamedTuple):
-    """Rows to train on, to choose by, and to judge by, each (n, d).
+    """Rows to train on, to choose by, and to judge by, each (n, d), of which the last `contexts` columns are given.
 
     `log_prob` is the truth of a toy; `shift` is what takes the log-density of a row to the data's usual units.
     """
@@ -39,6 +41,12 @@ class Split(NamedTuple):
     test: np.ndarray
     log_prob: Callable[[np.ndarray], np.ndarray] | None = None
     shift: float = 0.0
+    contexts: int = 0
+
+    def parts(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """The columns of rows (n, d) that have a density, and those that it is given; None without any."""
+        count = rows.shape[1] - self.contexts
+        return rows[:, :count], rows[:, count:] if self.contexts else None
 
 
 def load(name: str) -> Split:
@@ -78,6 +86,34 @@ def patches() -> Split:
     return _standardized(*_without_tail(rows, count=MOST_VALIDATION_ROWS), test)
 
 
+def simulations(simulate: Callable[[np.random.Generator, int], tuple[np.ndarray, np.ndarray]]) -> Split:
+    """Parameters and observations, standardised; the last tenth of the training rows is for validation."""
+    rng = np.random.default_rng(SEED)
+    rows, test = (np.concatenate(simulate(rng, n), axis=1) for n in (SIMULATIONS_ROWS, MOST_TEST_ROWS))
+    return _standardized(*_without_tail(rows), test, contexts=OBSERVATIONS)
+
+
+def quadratic(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Five normal parameters (n, 5), and eight noisy quadratic functions of them (n, 8)."""
+    weights = np.random.default_rng(1)
+    linear, curved = weights.normal(size=(8, 5)) / math.sqrt(5), weights.normal(size=(8, 5, 5)) / 10
+    theta = rng.normal(size=(n, 5))
+    mean = theta @ linear.T + np.einsum("kij,ni,nj->nk", curved, theta, theta)
+    return theta, mean + 0.3 * rng.normal(size=(n, OBSERVATIONS))
+
+
+def slcp(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Simple likelihood, complex posterior: mean and covariance (n, 5) of four points in the plane (n, 8).
+
+    Papamakarios, Sterratt and Murray 2019, https://arxiv.org/abs/1805.07226.
+    """
+    theta, noise = rng.uniform(-3, 3, (n, 5)), rng.normal(size=(n, 4, 2))
+    first, second, correlation = theta[:, 2, None] ** 2, theta[:, 3, None] ** 2, np.tanh(theta[:, 4, None])
+    mixed = correlation * noise[..., 0] + np.sqrt(1 - correlation**2) * noise[..., 1]
+    points = np.stack([theta[:, 0, None] + first * noise[..., 0], theta[:, 1, None] + second * mixed], axis=-1)
+    return theta, points.reshape(n, OBSERVATIONS)
+
+
 def suited(x: np.ndarray) -> np.ndarray:
     """The columns of x (n, d) on which a density is bounded."""
     kept = [column for column in range(x.shape[1]) if _commonest(x[:, column]) <= TIES]
@@ -109,11 +145,11 @@ def _without_tail(rows: np.ndarray, count: int | None = None) -> tuple[np.ndarra
     return rows[:-count], rows[-count:]
 
 
-def _standardized(train: np.ndarray, validation: np.ndarray, test: np.ndarray) -> Split:
+def _standardized(train: np.ndarray, validation: np.ndarray, test: np.ndarray, contexts: int = 0) -> Split:
     rows = np.concatenate([train, validation])
     mean, scale = rows.mean(0), rows.std(0)
     parts = ((part - mean) / scale for part in (train, validation, test))
-    return Split(*parts, shift=-float(np.log(scale).sum()))
+    return Split(*parts, shift=-float(np.log(scale[: rows.shape[1] - contexts]).sum()), contexts=contexts)
 
 
 def _arrays(name: str) -> dict[str, np.ndarray]:
@@ -134,5 +170,8 @@ SETS: dict[str, Callable[[], Split]] = {
     "wine_red": partial(regression, "wine_red"),
     "digits": digits,
     "bsds300": patches,
+    "quadratic": partial(simulations, quadratic),
+    "slcp": partial(simulations, slcp),
 }
-TABLES = tuple(name for name in SETS if name not in TOYS)
+SIMULATIONS = ("quadratic", "slcp")
+TABLES = tuple(name for name in SETS if name not in (*TOYS, *SIMULATIONS))

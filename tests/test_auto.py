@@ -135,12 +135,43 @@ def without_steps(monkeypatch):
 
 def test_a_finish_by_likelihood_ends_where_it_does_not_help_and_the_better_weights_are_kept(monkeypatch, without_steps):
     monkeypatch.setattr(auto.Search, "finish", lambda *_: FINISH)
-    model = FFJORD(**FIELDS, mle_learning_rate=0.1).fit(moons())
+    model = FFJORD(**FIELDS, mle_learning_rate=0.2).fit(moons())
     assert model.config_["chosen"]["schedule"] == [("flow_matching", 40), ("mle", 4)]
     ended = [text for text in events(model) if text.startswith("mle ended")]
     assert ended == ["mle ended (early: no better validation NLL)"]
-    matched = [r["validation_nll"] for r in model.history_.records if "validation_nll" in r and r["phase"] != "mle"]
-    assert model.history_.best_nll == min(matched)
+    finish = [r["validation_nll"] for r in model.history_.records if "validation_nll" in r and r["phase"] == "mle"]
+    assert model.history_.best_nll < min(finish)
+
+
+def test_weight_decay_is_chosen_where_there_are_contexts_and_less_of_it_for_more_rows(monkeypatch):
+    monkeypatch.setattr(auto, "STEPS", 2)
+    x = moons()
+    assert FFJORD(**FIELDS).fit(x).config_["chosen"]["weight_decay"] == 0.0
+    for rows, decay in ((270, 0.3), (135, 0.15)):  # 270 of the 300 rows are trained on
+        monkeypatch.setattr(table, "DECAY_ROWS", rows)
+        model = FFJORD(**FIELDS).fit(x[:, :1], context=x[:, 1:])
+        assert model.config_["chosen"]["weight_decay"] == pytest.approx(decay)
+        assert model.model_.config.train.weight_decay == pytest.approx(decay)
+
+
+def test_a_weight_decay_that_is_given_stays(monkeypatch):
+    monkeypatch.setattr(auto, "STEPS", 2)
+    x = moons()
+    model = FFJORD(**FIELDS, weight_decay=0.05).fit(x[:, :1], context=x[:, 1:])
+    assert "weight_decay" not in model.config_["chosen"]
+    assert model.model_.config.train.weight_decay == 0.05
+
+
+def test_the_finished_model_is_no_worse_than_the_trial_that_it_began_with(monkeypatch):
+    monkeypatch.setattr(auto.Search, "schedule", lambda *_: [PhaseSpec("mle", steps=8)])
+    monkeypatch.setattr(auto, "TRIAL_ELEMENTS", 0)
+    monkeypatch.setattr(auto, "TRIAL_ROWS", 20)  # of 30 held out: the trial is scored again, on all of them
+    scores, score = [], auto.Search.score
+    monkeypatch.setattr(auto.Search, "score", lambda *given: scores.append(score(*given)) or scores[-1])
+    model = FFJORD(**{**FIELDS, "validate_every": 1}, mle_learning_rate=0.5).fit(moons())
+    assert model.history_.best_nll == scores[0]
+    held_out = model.model_.domain.split(moons(), model.validation_fraction, 0)[1]
+    assert -model.score(moons()[held_out]) == pytest.approx(scores[0], abs=0.01)
 
 
 def test_a_finish_that_diverges_leaves_what_was_there(monkeypatch, without_steps):

@@ -100,6 +100,29 @@ def test_our_estimator_races_with_the_seconds_that_it_is_given(small, monkeypatc
     assert row["log"][0] == "flow_matching ended (all its steps made)"
 
 
+def test_parameters_given_observations_race(zuko, monkeypatch):
+    monkeypatch.setattr(sets, "SIMULATIONS_ROWS", 400)
+    monkeypatch.setattr(sets, "MOST_TEST_ROWS", 100)
+    monkeypatch.setattr(peers, "FFJORD", lambda **_: FFJORD(schedule=[("flow_matching", 3)], random_state=0))
+    given = asked(sets=sets.SIMULATIONS, only=("auto", "zuko NSF"), budgets=(0.1,))
+    rows = race.race("conditional", given, {}, tables.judge)
+    assert all(math.isfinite(row["mean"]) and row["test_rows"] == 100 for row in rows)
+    assert len(rows) == 4
+    assert report.table(rows, "conditional").splitlines()[2].startswith("| quadratic | 0.1 | ")
+
+
+def test_a_conditional_density_of_a_peer_integrates_to_one(zuko, monkeypatch):
+    monkeypatch.setattr(sets, "SIMULATIONS_ROWS", 200)
+    split = sets.load("slcp")
+    x, context = split.parts(np.concatenate([split.train, split.validation]))
+    assert (x.shape, context.shape, split.contexts) == ((200, 5), (200, 8), 8)
+    narrow = split._replace(train=split.train[:, 4:], validation=split.validation[:, 4:])
+    (fitted,) = peers.METHODS["zuko NSF"].fit(narrow, [0.1], 0, "cpu")
+    grid = np.linspace(-8, 8, 2001)[:, None]
+    density = np.exp(fitted.score(np.concatenate([grid, np.repeat(context[:1], len(grid), axis=0)], axis=1)))
+    assert np.trapezoid(density, grid[:, 0]) == pytest.approx(1, abs=1e-3)
+
+
 def test_a_method_that_fails_says_so_in_its_row(small, monkeypatch):
     def fit(*_):
         raise ArithmeticError("the loss is nan")

@@ -115,15 +115,41 @@ def test_early_stopping_restores_the_best_weights():
     held_out, flow = normal_rows(200, seed=1), shifted()
     history = fit_flow(
         flow, normal_rows(50), validation=Batch(held_out), schedule=[Phase(Toward(9.0), 1000, 0.05)],
-        config=steady(validate_every=2, patience=3),
+        config=steady(validate_every=2, patience=2),
     )  # fmt: skip
     assert history.step < 100
     events = [record["event"] for record in history.records if "event" in record]
     assert ["early" in text for text in events] == [True, False]
-    assert history.step == history.best_step + 3 * 2
+    assert history.step == history.best_step + 2 * 2
     assert nll(flow, held_out) == pytest.approx(history.best_nll, abs=1e-7)
     assert history.best_nll == min(r["validation_nll"] for r in history.records if "validation_nll" in r)
     assert abs(weight(flow) - float(held_out.mean())) < 0.11
+
+
+def test_weight_decay_is_of_matrices_alone_and_of_no_step_that_is_not_finite():
+    parameters = [nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2))]
+    optimizer = Optimizer(parameters, TrainConfig())
+    for p in parameters:
+        p.grad = torch.zeros_like(p)
+    optimizer.step(torch.tensor(0.0), 0.1, 0.3)
+    assert parameters[0].tolist() == [[pytest.approx(0.97)] * 2] * 2
+    assert parameters[1].tolist() == [1.0, 1.0]
+    with pytest.raises(ArithmeticError, match="the loss is nan"):
+        optimizer.step(torch.tensor(math.nan), 0.1, 0.3)
+    assert parameters[0].tolist() == [[pytest.approx(0.97)] * 2] * 2
+
+
+def test_the_first_validations_come_at_doubled_numbers_of_steps_after_an_epoch():
+    def validated(rows, **options):
+        history = fit_flow(
+            shifted(), normal_rows(rows), validation=Batch(normal_rows(50, seed=1)),
+            schedule=[Phase(MaximumLikelihood(), 800, 0.01, **options)], config=steady(batch_size=10),
+        )  # fmt: skip
+        return [step for step, _ in history.validations]
+
+    assert validated(50) == [10, 20, 40, 80, 160, 200, 400, 600, 800]
+    assert validated(900) == [90, 180, 200, 400, 600, 800]
+    assert validated(50, trial=True)[:2] == [200, 400]
 
 
 def test_a_later_phase_that_never_improves_leaves_the_best_of_the_earlier_one():
@@ -490,6 +516,16 @@ def test_an_earlier_history_goes_on():
     assert second.records[: len(first.records)] == first.records
     assert second.seconds > first.seconds
     assert second.step == 2
+
+
+def test_the_best_weights_of_an_earlier_history_stay_until_a_validation_is_better():
+    options = {"validation": Batch(normal_rows(200, seed=1)), "config": steady()}
+    flow = shifted()
+    first = fit_flow(flow, normal_rows(200), schedule=[Phase(MaximumLikelihood(), 100, 0.1)], **options)
+    learnt = weight(flow)
+    second = fit_flow(flow, normal_rows(200), schedule=[Phase(Toward(9.0), 40, 0.1)], before=first, **options)
+    assert min(nll for _, nll in second.validations[len(first.validations) :]) > first.best_nll
+    assert (second.best_nll, weight(flow)) == (first.best_nll, learnt)
 
 
 def test_a_phase_of_seconds_ends_in_time_and_its_rate_falls_to_nothing():

@@ -308,7 +308,7 @@ def _train_config(fields: CommonFields, seed: int) -> TrainConfig:
             raise ValueError(f"{name} must not be negative; got {getattr(fields, name)}")
     return TrainConfig(
         batch_size=whole("batch_size", fields.batch_size),
-        weight_decay=fields.weight_decay,
+        weight_decay=fields.weight_decay or 0.0,
         warmup=fields.warmup_steps,
         clip_norm=positive("clip_norm", fields.clip_norm),
         ema_decay=fields.ema_decay,

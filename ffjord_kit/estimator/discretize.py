@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -161,7 +161,8 @@ def fit_steps(
     with training_progress([phase], shown=shown and workers.is_first, on_step=on_step) as bars:
         history = train_steps(
             steps, rows.x, validation=rows.held_out, context=rows.context, phase=phase, config=config,
-            workers=workers, run=part, resume=going_on, before=before, timer=timer, on_step=bars.on_step,
+            workers=workers, run=part, resume=going_on, before=replace(before, best_nll=None), timer=timer,
+            on_step=bars.on_step,
         )  # fmt: skip
         bars.finish(history.interrupted)
     if history.interrupted:

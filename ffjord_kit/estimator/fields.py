@@ -100,7 +100,9 @@ class CommonFields:
     micro_batches: int | None = option(
         None, "Machine", "equal parts of a batch, computed in turn or by several workers (default: one a worker)"
     )
-    weight_decay: float = option(0.0, "Training", "weight decay of AdamW")
+    weight_decay: float | None = option(
+        None, "Training", "weight decay of AdamW (default: 0; schedule auto with contexts: up to 0.3)"
+    )
     warmup_steps: int = option(200, "Training", "steps of warm-up, at most a tenth of a phase")
     clip_norm: float = option(1.0, "Training", "largest norm of the gradient")
     ema_decay: float = option(0.999, "Training", "decay of the moving average of the weights")

@@ -36,6 +36,7 @@ from ffjord_kit.training import History, Phase, TrainingDiverged, Workers, fit_f
 from ffjord_kit.training.cross_validation import Race, split_folds
 from ffjord_kit.training.data import preprocessed
 from ffjord_kit.training.runtime import Timer, pass_on
+from ffjord_kit.training.validation import LikelihoodValidation
 
 STEPS, MOST_EPOCHS = 4000, 700  # of flow matching where steps are counted: small sets are learnt by heart beyond
 TRIAL_STEPS, TRIAL_SHARE, TRIAL_SHARE_OF_MANY = 400, 0.06, 0.05  # of few columns, and of more, with more to try
@@ -113,6 +114,8 @@ def choose(
     values = {**domain.defaults(), **best.values}
     values = {name: value for name, value in values.items() if getattr(fields, name) in OPEN}
     settled = resolve(fields, domain, seed=config.train.seed, chosen=values)
+    if best.steps and not search.is_small:
+        search.before.best_nll = search.score(settled, best)
     specs = (
         [PhaseSpec("flow_matching", best.steps)]
         if best.steps and search.is_small
@@ -311,6 +314,26 @@ class Search:
         if steps < FINISH_STEPS:
             return self._no_finish(f"{FINISH_SHARE:.0%} of the time left would buy {steps} of its steps")
         return PhaseSpec("mle", seconds=FINISH_SHARE * (self._seconds_left() or 0.0))
+
+    def score(self, config: Config, best: Trial) -> float | None:
+        """Score a trial on all validation rows, so that its weights stay if training finds no better ones.
+
+        Args:
+            config: Configuration with the chosen values.
+            best: The trial.
+
+        Returns:
+            Validation NLL, nats; None if it cannot be had in time.
+        """
+        held_out, end = self.data.held_out, self._seconds + self._share * (self.fields.max_seconds or math.inf)
+        if held_out is None or len(held_out) == len(self._judges() or ()):
+            return best.nll
+        validate = LikelihoodValidation(best.flow.inner, preprocessed(best.flow, held_out), config.validation)
+        try:
+            with time_limit(lambda: self._seconds > end):
+                return validate(Workers(), 1).mean
+        except (SolveError, OutOfTime):
+            return None
 
     def note(self, event: str) -> None:
         """Record an event.

@@ -41,6 +41,7 @@ LARGEST_VALIDATION_SET = 2_000
 VALIDATION_ELEMENTS, VALIDATION_ROWS = 8_192, 200  # fewer rows where a row is long, as its exact trace is dear
 FITTED_ROWS = 100_000  # of a longer table, for scalings and trials
 MOST_STEPPED_COLUMNS = 64  # a step's frame has a tangent for each
+DECAY, DECAY_ROWS = 0.3, 9000  # weight decay where contexts tell rows apart, up to these rows; beyond as 1 / rows
 SMALL = 1000  # rows: fewer are cross-validated, for a part of them judges badly
 GAUSSIANIZED_FROM = 200  # rows: fewer say little of the quantiles
 WHITENED_UP_TO = 32  # columns: with 63 it led by ten nats after 240 steps, and after 2,500 by nothing
@@ -151,7 +152,7 @@ class TableDomain(Domain):
             "schedule": [("flow_matching", 4000)], "time_density": "uniform",
             "scaling": "robust" if self.base_word == "student" else "standardize", "dynamics": "residual",
             "solver": "dopri5", "adjoint": "backprop", "learning_rate": 8e-3, "batch_size": 512, "fourier_features": 0,
-            "base": "normal", "hidden": NARROW if self.few_columns else WIDE,
+            "base": "normal", "hidden": NARROW if self.few_columns else WIDE, "weight_decay": 0.0,
         }  # fmt: skip
 
     def search_options(self, data: TrainingData) -> Iterator[tuple[str, tuple[Any, ...]]]:
@@ -163,6 +164,8 @@ class TableDomain(Domain):
         if small:
             yield "base", ("normal", "mixture")
             yield "hidden", (NARROW,)
+        elif data.context is not None:
+            yield "weight_decay", (DECAY * min(1.0, DECAY_ROWS / len(data.x)),)
 
     def is_small(self, rows: int) -> bool:
         return rows < SMALL

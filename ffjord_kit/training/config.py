@@ -68,7 +68,7 @@ class TrainConfig:
 
     Args:
         batch_size: Rows of a step.
-        weight_decay: Weight decay of AdamW; 0 makes it plain Adam.
+        weight_decay: Weight decay of matrices, as AdamW has it.
         warmup: Steps of warm-up; at most a tenth of a phase is used.
         clip_norm: Largest norm of the gradient.
         ema_decay: Decay of the exponential moving average of the weights.

@@ -18,6 +18,7 @@ from ffjord_kit.training.config import Phase
 VALIDATIONS, TRIAL_VALIDATIONS = 20, 3  # in a phase with a limit of time
 TRIAL_PATIENCE = 2
 MAX_VALIDATION_SHARE = 1 / 8  # of the time of such a phase
+EARLIEST = 10  # steps before the first validation
 RESERVE = 1.25  # time reserved for the last validation, relative to the one before
 
 RECORDED_STEPS = 200  # per phase
@@ -85,6 +86,8 @@ class History:
     def following(cls, before: History | None, seed: int) -> History:
         """Return a new history that continues the records and the clocks of an earlier one.
 
+        The model has the best weights of the earlier one, which stay until a validation is better.
+
         Args:
             before: Earlier history, or None.
             seed: Seed of the new one.
@@ -96,7 +99,7 @@ class History:
             return cls(seed)
         return cls(
             seed, seconds=before.seconds, work_seconds=before.work_seconds, phase_start=before.work_seconds,
-            validation_cost=before.validation_cost, records=list(before.records),
+            validation_cost=before.validation_cost, best_nll=before.best_nll, records=list(before.records),
         )  # fmt: skip
 
     def check(self) -> None:
@@ -143,23 +146,38 @@ class History:
         done = self.phase_step >= phase.steps or self._out_of_time(phase)
         return done or bool(self.broken) or self._is_stale(phase, patience)
 
-    def is_validation_due(self, phase: Phase, every: int) -> bool:
-        """Return whether to validate now: at regular intervals, and after the last step of the phase.
+    def is_validation_due(self, phase: Phase, every: int, epoch: int) -> bool:
+        """Return whether to validate now: after the last step of the phase, at regular intervals, and often at first.
+
+        Nothing is learnt by heart within one epoch; after it, the number of steps doubles from one of the first
+        validations to the next, until the interval is the regular one.
 
         Args:
             phase: The present phase.
             every: Largest number of steps between validations, in a phase that is limited by steps alone.
+            epoch: Number of steps that visit each row once.
 
         Returns:
             True if a validation is due.
         """
         if self.phase_step == phase.steps or self._out_of_time(phase):
             return True
+        early = not phase.trial and _is_doubled(self.phase_step, max(EARLIEST, epoch))
         if phase.seconds == math.inf:
-            return self.phase_step % min(every, max(1, phase.steps // phase.validations)) == 0
+            interval = min(every, max(1, phase.steps // phase.validations))
+            return self.phase_step % interval == 0 or (early and self.phase_step < interval)
         count = TRIAL_VALIDATIONS if phase.trial else VALIDATIONS
-        interval = max(phase.seconds / count, self.validation_cost / MAX_VALIDATION_SHARE)
-        return self.work_seconds - max(self.validated_at, self.phase_start) >= interval
+        since = self.work_seconds - max(self.validated_at, self.phase_start)
+        return since >= self.validation_cost / MAX_VALIDATION_SHARE and (early or since >= phase.seconds / count)
+
+    def begin_phase(self, phase: int) -> None:
+        """Begin a phase.
+
+        Args:
+            phase: Its index.
+        """
+        self.phase, self.phase_step, self.phase_start, self.stale = phase, 0, self.work_seconds, 0
+        self.solver_level, self.solver_grading, self.broken, self.restored = 0, 1.0, "", 0
 
     def end_reason(self, phase: Phase) -> str:
         """Return why the phase ended.
@@ -184,6 +202,11 @@ class History:
         """Return whether only the time for a last validation is left; at most half the phase is reserved for it."""
         reserve = min(RESERVE * self.validation_cost, phase.seconds / 2)
         return self.work_seconds - self.phase_start + reserve >= phase.seconds
+
+
+def _is_doubled(steps: int, first: int) -> bool:
+    """Say whether a number of steps is the first one, or its double, or the double of that, ..."""
+    return steps % first == 0 and (steps // first).bit_count() == 1
 
 
 class Recorder:

@@ -77,7 +77,7 @@ def fit(
         workers: Workers that share each batch; this process alone if None.
         run: Run folder for the log, the model and checkpoints, or None.
         resume: Whether to continue from the run's last checkpoint, if it has one.
-        before: Earlier history, whose records and clocks are continued.
+        before: Earlier history, whose records and clocks are continued; the model has its best weights.
         timer: Clocks that run already; they start here if None.
         on_step: Callback, called with the record of each step, on a GPU at most ten times a second.
         on_validation: Callback, called with the record of each validation while the model has the averaged weights.
@@ -145,7 +145,7 @@ def fit_flow(
         workers: Workers that share each batch; the processes started by torchrun if None.
         run: Run folder for the log, the model and checkpoints, or None.
         resume: Whether to continue from the run's last checkpoint, if it has one.
-        before: Earlier history, whose records and clocks are continued.
+        before: Earlier history, whose records and clocks are continued; the model has its best weights.
         timer: Clocks that run already; they start here if None.
         on_step: Callback, called with the record of each step, on a GPU at most ten times a second.
         on_validation: Callback, called with the record of each validation while the flow has the averaged weights.
@@ -211,6 +211,8 @@ class _Trainer:
         self.history = History.following(before, config.seed)
         self.timer = timer or self._timer()
         self.state, self.guard = TrainState(self.parameters, config), Guard(config.guard)
+        if self.history.best_nll is not None:
+            self.state.keep_best()
         prefetch = isinstance(data, StreamedData) and self.device.type == "cuda"
         self.batches = Batches(data, config.batch_size, config.seed, prefetch=prefetch)
         self.stopped = False
@@ -275,7 +277,7 @@ class _Trainer:
         try:
             with self._limited(phase):
                 self._step(phase)
-                if self.history.is_validation_due(phase, self.config.validate_every):
+                if self.history.is_validation_due(phase, self.config.validate_every, self.batches.per_epoch):
                     self._validate(phase)
                     self.checkpoints.save()
         except OutOfTime:
@@ -295,7 +297,7 @@ class _Trainer:
             objective = self._objective(phase)
             with reduced_precision(self.model, self.config.precision):
                 loss, (stop, *clock) = self.micro_batches.backward(objective, here.step, self._status)
-            norm = self.state.optimizer.step(loss.value, rate)
+            norm = self.state.optimizer.step(loss.value, rate, self.config.weight_decay)
         self.state.average.update(self.config.ema_decay)
         here.step, here.phase_step = here.step + 1, here.phase_step + 1
         (here.seconds, here.work_seconds), self.stopped = clock, stop > 0
@@ -383,8 +385,7 @@ class _Trainer:
         here = self.history
         self.recorder.add(phase, {"event": f"{phase.objective.name} ended ({here.end_reason(phase)})"})
         self.state.end_phase()
-        here.phase, here.phase_step, here.phase_start, here.stale = here.phase + 1, 0, here.work_seconds, 0
-        here.solver_level, here.solver_grading, here.broken, here.restored = 0, 1.0, "", 0
+        here.begin_phase(here.phase + 1)
         if here.phase == here.phases and here.best_nll is not None:
             self.recorder.add(phase, {"event": f"kept step {here.best_step}: {here.best_nll:.4f} nats"})
         self.checkpoints.save()

@@ -21,8 +21,8 @@ from ffjord_kit.training.config import TrainConfig
 CHECK_EVERY = 50  # steps between two checks on a GPU, which has to wait at each
 
 
-class _AdamW(torch.optim.AdamW):
-    """AdamW with the flag, read by its fused update, that makes a step do nothing."""
+class _Adam(torch.optim.Adam):
+    """Adam with the flag, read by its fused update, that makes a step do nothing."""
 
     found_inf: Tensor
 
@@ -30,9 +30,11 @@ class _AdamW(torch.optim.AdamW):
 class Optimizer:
     """AdamW with clipped gradients; a step that is not finite leaves the weights as they are.
 
+    Matrices alone decay: a bias, or the exponent of a tail, is not the smaller the simpler.
+
     Args:
         parameters: Parameters to train.
-        config: Weight decay and clipping.
+        config: Clipping.
 
     References:
         Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101.
@@ -41,16 +43,19 @@ class Optimizer:
     def __init__(self, parameters: Sequence[nn.Parameter], config: TrainConfig) -> None:
         self.parameters, self.config = list(parameters), config
         # Each step sets its own learning rate.
-        self.adam = _AdamW(self.parameters, lr=0.0, weight_decay=config.weight_decay, fused=True)
+        self.adam = _Adam(self.parameters, lr=0.0, fused=True)
+        self.matrices: list[Tensor] = [p for p in self.parameters if p.dim() > 1]
         self.every = 1 if self.parameters[0].device.type == "cpu" else CHECK_EVERY
         self.steps, self.bad = 0, torch.zeros((), device=self.parameters[0].device)
 
-    def step(self, loss: Tensor, rate: float) -> Tensor:
+    @torch.no_grad()
+    def step(self, loss: Tensor, rate: float, decay: float = 0.0) -> Tensor:
         """Clip the gradient and update the parameters.
 
         Args:
             loss: Loss whose gradient the parameters hold, shape ().
             rate: Learning rate.
+            decay: Weight decay of matrices.
 
         Returns:
             Norm of the gradient before clipping, shape ().
@@ -63,6 +68,8 @@ class Optimizer:
         self.adam.found_inf = bad
         for group in self.adam.param_groups:
             group["lr"] = rate
+        if decay and self.matrices:
+            torch._foreach_mul_(self.matrices, 1 - rate * decay * (1 - bad))
         self.adam.step()
         self.bad, self.steps = self.bad + bad, self.steps + 1
         if self.every == 1 and bool(bad):

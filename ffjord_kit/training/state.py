@@ -88,10 +88,8 @@ class TrainState:
 
     def end_phase(self) -> None:
         """Put the selected weights into the model, with a new average and optimizer."""
-        assign(self.parameters, self.selected)
-        self.average.reset()
-        self._optimizer = None
-        self.keep()
+        self.good = snapshot(self.selected)
+        self.restore()
 
     def packed(self) -> dict[str, Tensor]:
         """Return all tensors by flat names, e.g. "average/0" and "optimizer/0/exp_avg".
