@@ -17,14 +17,17 @@ from clock import Clock
 from torch import Tensor, nn
 
 from ffjord_kit.ode import SolveError
-from ffjord_kit.training.optim import exchanged
+from ffjord_kit.training.optim import MovingAverage, exchanged
 
 WARMUP = 0.02
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a peer is trained; `validate` and `patience` are shares of its budget (None: not at all)."""
+    """How a peer is trained; `validate` and `patience` are shares of its budget (None: not at all).
+
+    `average` is the decay of a moving average of the weights, which is then what validations score.
+    """
 
     batch: int = 512
     rate: float = 1e-3
@@ -33,6 +36,7 @@ class Recipe:
     validate: float | None = 0.03
     patience: float | None = 1 / 3
     validation_rows: int = 2_000
+    average: float | None = None
 
     def rate_at(self, share: float) -> float:
         """The learning rate when a share of the budget is spent."""
@@ -65,6 +69,7 @@ def train(
 ) -> Iterator[tuple[float, Progress]]:
     """Minimise `loss` of a batch; at each mark (in seconds) yield it, the best weights being in the parameters."""
     optimizer, here = torch.optim.Adam(parameters, lr=recipe.rate), Progress()
+    average = None if recipe.average is None else MovingAverage(parameters)
     batches = _batches(rows, min(recipe.batch, len(rows)), seed)
     held_out = validation[: recipe.validation_rows]
     every = math.inf if recipe.validate is None else recipe.validate * marks[-1]
@@ -72,13 +77,15 @@ def train(
     for mark in marks:
         while clock.seconds() < mark and not here.note:
             _step(loss, next(batches), optimizer, parameters, recipe, clock.seconds() / marks[-1], here)
+            if average is not None and recipe.average is not None:
+                average.update(recipe.average)
             if clock.seconds() >= due and not here.note:
-                _validate(loss, held_out, parameters, here, clock)
+                _validate(loss, held_out, parameters, here, clock, average)
                 due = clock.seconds() + every
                 if recipe.patience and clock.seconds() - here.best_at > recipe.patience * marks[-1]:
                     here.note = f"stopped early at {clock.seconds():.0f} s: no better validation"
         if recipe.validate is not None and not here.note:
-            _validate(loss, held_out, parameters, here, clock)
+            _validate(loss, held_out, parameters, here, clock, average)
         with clock.paused(), exchanged(parameters, here.weights or parameters):
             yield mark, here
 
@@ -110,15 +117,20 @@ def _step(
 
 
 def _validate(
-    loss: Callable[[Tensor], Tensor], rows: Tensor, parameters: Sequence[nn.Parameter], here: Progress, clock: Clock
+    loss: Callable[[Tensor], Tensor],
+    rows: Tensor,
+    parameters: Sequence[nn.Parameter],
+    here: Progress,
+    clock: Clock,
+    average: MovingAverage | None,
 ) -> None:
     """The same noise each time, for losses that draw some from torch's global generator."""
-    with torch.no_grad(), torch.random.fork_rng():
+    with torch.no_grad(), torch.random.fork_rng(), exchanged(parameters, average.values if average else parameters):
         torch.manual_seed(0)
         value = float(loss(rows))
-    if value < here.best:
-        here.best, here.best_at = value, clock.seconds()
-        here.weights = [p.detach().clone() for p in parameters]
+        if value < here.best:
+            here.best, here.best_at = value, clock.seconds()
+            here.weights = [p.detach().clone() for p in parameters]
 
 
 def _batches(rows: Tensor, size: int, seed: int) -> Iterator[Tensor]:

@@ -13,26 +13,31 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from clock import Clock
-from fitting import Recipe, train
+from fitting import Progress, Recipe, train
 from sets import Split
 from torch import Tensor, nn
 
 from ffjord_kit import CNF, FFJORD, AdaptiveSolver, Flow, Standardize, metrics
 from ffjord_kit.nn import ConcatSquashDynamics
 from ffjord_kit.trace import ExactTrace, HutchinsonTrace
+from ffjord_kit.training.optim import assign
+from ffjord_kit.transforms import SCALINGS, Transform
 
 CHUNK_ELEMENTS = 16_384
 SKLEARN_ROWS = 20_000  # most rows for scikit-learn's estimators: a mixture of 100,000 rows takes an hour
 MOST_EVALUATIONS = 20_000  # of one batch by zuko, whose solver never ends where its field is NaN
 DISCRETE = Recipe()
+TUNED = Recipe(average=0.999)
+TUNED_SCALINGS, TUNED_RATES, TUNED_SHARE = ("standardize", "whiten", "gaussianize"), (1e-3, 3e-3, 3e-4), 0.06
 CONTINUOUS = Recipe(cosine=False, clip=None, validate=0.1, patience=None, validation_rows=500)
 PAPER = Recipe(batch=100, cosine=False, clip=None, validate=None, patience=None)
 CONVERGED = AdaptiveSolver("dopri5", 1e-5, 1e-5)
@@ -41,13 +46,15 @@ CONVERGED = AdaptiveSolver("dopri5", 1e-5, 1e-5)
 class Fitted(NamedTuple):
     """A density: `score` maps rows (n, d) to log-densities (n,); `budget` is what was asked for, None without one.
 
-    `model` is what was trained: the estimator, or a peer's frozen float64 network on standardised columns.
+    `model` is what was trained: the estimator, or a peer's frozen float64 network on scaled columns. `quick` scores in
+    float32, for timings.
     """
 
     score: Callable[[np.ndarray], np.ndarray]
     budget: float | None
     facts: dict[str, Any]
     model: Any = None
+    quick: Callable[[np.ndarray], np.ndarray] | None = None
 
 
 Fit = Callable[[Split, Sequence[float], int, str], Iterator[Fitted]]
@@ -118,6 +125,60 @@ def peer(make: Callable[..., Peer], recipe: Recipe) -> Fit:
             yield Fitted(score, budget, _facts(clock, progress.steps, made.model, note=progress.note), frozen)
 
     return fit
+
+
+def tuned(make: Callable[..., Peer], recipe: Recipe) -> Fit:
+    """Train what `make` gives, with what schedule auto has: scaling and rate by short trials, and a moving average."""
+
+    def fit(split: Split, budgets: Sequence[float], seed: int, device: str) -> Iterator[Fitted]:
+        (budget,), clock = budgets, Clock(device)
+        best: tuple[float, str, float] | None = None
+        settings = [(word, TUNED_RATES[0]) for word in TUNED_SCALINGS[: 1 if split.contexts else None]]
+        for word, rate in [*settings, *(("best", rate) for rate in TUNED_RATES[1:])]:
+            word = best[1] if word == "best" and best else word
+            mark, trial = TUNED_SHARE * budget, dataclasses.replace(recipe, rate=rate, patience=None)
+            value = _trained_peer(make, split, word, trial, mark, Clock(device), seed, device)[0].best
+            best = min(best or (math.inf, word, rate), (value, word, rate))
+        _, word, rate = best
+        left = dataclasses.replace(recipe, rate=rate)
+        rest = Clock(device)
+        progress, made, scaling = _trained_peer(
+            make, split, word, left, max(0.1 * budget, budget - clock.seconds()), rest, seed, device
+        )  # fmt: skip
+        frozen = copy.deepcopy(made.model).double().requires_grad_(False).eval()
+        single = copy.deepcopy(made.model).float().requires_grad_(False).eval()
+        score = partial(_score, partial(made.log_prob, frozen), scaling, split, device)
+        quick = partial(_score, lambda z: made.log_prob(single, z.float()), scaling, split, device)
+        note = "; ".join(filter(None, [f"{word}, rate {rate:g}", progress.note]))
+        yield Fitted(score, budget, _facts(clock, progress.steps, made.model, note=note), frozen, quick)
+
+    return fit
+
+
+def _trained_peer(
+    make: Callable[..., Peer],
+    split: Split,
+    word: str,
+    recipe: Recipe,
+    seconds: float,
+    clock: Clock,
+    seed: int,
+    device: str,
+) -> tuple[Progress, Peer, Transform]:
+    """A peer trained on rows scaled by a word of SCALINGS; its validation is in the units of the split."""
+    torch.manual_seed(seed)
+    scaling = SCALINGS[word][0](torch.tensor(split.train))
+    (rows, _), (validation, log_det) = (scaling.to_base(torch.tensor(x)) for x in split[:2])
+    made = make(rows.shape[1] - split.contexts, *filter(None, [split.contexts]))
+    parameters = list(made.model.to(device).parameters())
+    ((_, progress),) = train(
+        made.loss, parameters, rows.float().to(device), validation.float().to(device), marks=[seconds], recipe=recipe,
+        clock=clock, seed=seed,
+    )  # fmt: skip
+    if progress.weights:
+        assign(parameters, progress.weights)
+    progress.best -= float(log_det.mean())
+    return progress, made, scaling
 
 
 def zuko_discrete(kind: str, **options: Any) -> Callable[[int], Peer]:
@@ -208,14 +269,15 @@ def kernels(split: Split, budgets: Sequence[float], seed: int, device: str) -> I
 
 
 def _score(
-    log_prob: Callable[[Tensor], Tensor], scaling: Standardize, split: Split, device: str, rows: np.ndarray
+    log_prob: Callable[[Tensor], Tensor], scaling: Transform, split: Split, device: str, rows: np.ndarray
 ) -> np.ndarray:
-    """Log-densities (n,) in the units of the rows (n, d), in chunks."""
-    log_det = -scaling.scale[: rows.shape[1] - split.contexts].log().sum()
+    """Log-densities (n,) in the units of the rows (n, d), in chunks; the scale of contexts is not counted."""
     size = max(1, CHUNK_ELEMENTS // rows.shape[1])
     parts = []
     for chunk in torch.tensor(rows).split(size):
-        z, _ = scaling.to_base(chunk)
+        z, log_det = scaling.to_base(chunk)
+        if split.contexts:
+            log_det = log_det + cast(Standardize, scaling).scale[-split.contexts :].log().sum()
         with torch.no_grad():
             parts.append(log_prob(z.to(device)).cpu() + log_det)
     return torch.cat(parts).numpy()
@@ -249,6 +311,8 @@ METHODS: dict[str, Method] = {
         Method("mle", ours(lambda budget: {"schedule": [("mle", f"{budget:g}s")]})),
         Method("zuko CNF", peer(zuko_cnf, CONTINUOUS), anytime=True),
         Method("zuko NSF", peer(zuko_discrete("NSF", transforms=4, hidden_features=(64, 64)), DISCRETE)),
+        Method("tuned NSF", tuned(zuko_discrete("NSF", transforms=4, hidden_features=(64, 64), randperm=True), TUNED)),
+        Method("tuned MAF", tuned(zuko_discrete("MAF", transforms=5, hidden_features=(64, 64), randperm=True), TUNED)),
         Method("zuko MAF", peer(zuko_discrete("MAF", transforms=5, hidden_features=(64, 64)), DISCRETE)),
         Method("paper FFJORD", peer(paper, PAPER), anytime=True),
         Method("mixture", mixture, budgeted=False),

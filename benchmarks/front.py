@@ -1,0 +1,118 @@
+"""Held-out NLL against the cost of a log-density: ours by the continuous flow and by few exact steps, and tuned peers.
+
+    FFJORD_KIT_DATA=FOLDER python benchmarks/front.py [--sets protein] [--budgets 60,300] [--json FILE]
+
+One thread. A budget is CPU seconds of training with all that belongs to it. `seconds_10k` are CPU seconds for 10,000
+log-densities: ours as `score_samples` gives them, peers' in float32. A fit of `auto` holds two densities, "continuous"
+and "steps"; a star marks the one that reports by default. Tuned peers have what schedule `auto` has: scaling
+(standardize, whiten, gaussianize) and learning rate by short trials, a moving average, permuted columns, and the weights
+that are best on the validation rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import sets
+from command import environment, options, run
+from peers import METHODS as PEERS
+from peers import Fitted
+from results import Row, Store
+
+from ffjord_kit import metrics
+
+BENCHMARK = "front"
+METHODS = ("auto", "tuned NSF", "tuned MAF", "mixture", "KDE")
+BUDGETS = (60.0, 300.0)
+SETS = (*sets.TABLES, *sets.TOYS)
+MOST_CONTINUOUS_ROWS = 500  # test rows of the continuous flow, which takes long
+
+
+def main() -> None:
+    """Run what the options ask for, and print a table."""
+    given = options(__doc__, sets=SETS, methods=METHODS, budgets=BUDGETS)
+    store = Store(given.json)
+    for name in given.sets:
+        split = sets.load(name)
+        for word in given.only:
+            for row in _rows(given, store, split, name, word):
+                store.add({**row, **environment()})
+    print(table(store.rows()))
+
+
+def table(rows: list[Row]) -> str:
+    """The rows as a table in Markdown: NLL (or KL), and seconds for 10,000 log-densities."""
+    lines = [
+        "| set | seconds | density | NLL, nats | KL, nats | s for 10,000 | note |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in sorted((row for row in rows if row["benchmark"] == BENCHMARK), key=_order):
+        budget = "-" if row["budget"] is None else f"{row['budget']:g}"
+        nll = f"{row['mean']:.3f} ± {row['standard_error']:.3f}"
+        kl = "" if row.get("kl") is None else f"{row['kl']:.4f}"
+        lines.append(
+            f"| {row['set']} | {budget} | {row['quantity']}{row['star']} | {nll} | {kl} | {row['seconds_10k']:.2f} | "
+            f"{row['note']} |"
+        )
+    return "\n".join(lines)
+
+
+def _order(row: Row) -> tuple[Any, ...]:
+    return row["set"], row["budget"] or 0, row["mean"], row["quantity"], row["seed"]
+
+
+def _rows(given: argparse.Namespace, store: Store, split: sets.Split, name: str, word: str) -> Iterator[Row]:
+    """The densities of one method on one set, for each budget that is not in the store."""
+    method = PEERS[word]
+    key = {"benchmark": BENCHMARK, "set": name, "method": word, "seed": given.seed, "device": given.device}
+    for budget in given.budgets if method.budgeted else (None,):
+        quantity = "auto, continuous" if word == "auto" else word
+        if not given.again and store.has(**key, budget=budget, quantity=quantity):
+            continue
+        for fitted in method.fit(split, [budget or 0.0], given.seed, given.device):
+            for density, score, rows, note in _densities(fitted, word, split):
+                row = {**key, "budget": budget, "density": density, **_judged(score, rows, split)}
+                row["note"] = "; ".join(filter(None, [fitted.facts.get("note", ""), note]))
+                row["training_seconds"] = fitted.facts["seconds"]
+                print(
+                    f"{name:<14}{density:<18}{budget or 0:>6g}  {row['mean']:.4f}  {row['seconds_10k']:.2f} s",
+                    flush=True,
+                )
+                yield row
+
+
+def _densities(
+    fitted: Fitted, word: str, split: sets.Split
+) -> Iterator[tuple[str, Callable[[np.ndarray], np.ndarray], np.ndarray, dict[str, str]]]:
+    """What to judge of a fit: name, scores, test rows, and a star and a note."""
+    if word != "auto":
+        yield word, fitted.quick or fitted.score, split.test, {"star": "", "note": fitted.facts.get("note", "")}
+        return
+    model, note = fitted.model, fitted.model.model_.note
+    reports = model.model_.density
+    few = split.test[:: max(1, len(split.test) // MOST_CONTINUOUS_ROWS)]
+    for density, rows in (("steps", split.test), ("continuous", few)):
+        if density == "steps" and note is None:
+            continue
+        text = f"{note.scheme}: {note.receipt}" if density == "steps" else ""
+        scores = model.set_params(density=density).score_samples
+        yield f"auto, {density}", scores, rows, {"star": "*" if density == reports else "", "note": text}
+
+
+def _judged(score: Callable[[np.ndarray], np.ndarray], rows: np.ndarray, split: sets.Split) -> dict[str, Any]:
+    """The NLL of test rows, its standard error, the KL where the truth is known, and the cost."""
+    score(rows[:100])
+    begun = time.process_time()
+    log_prob = score(rows)
+    seconds = (time.process_time() - begun) * 10_000 / len(rows)
+    mean, error = metrics.mean_and_standard_error(-log_prob)
+    kl = None if split.log_prob is None else float((split.log_prob(rows) - log_prob).mean())
+    return {"mean": mean, "standard_error": error, "kl": kl, "seconds_10k": seconds, "test_rows": len(rows)}
+
+
+if __name__ == "__main__":
+    run(main)
