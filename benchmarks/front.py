@@ -5,8 +5,8 @@
 One thread. A budget is CPU seconds of training with all that belongs to it. `seconds_10k` are CPU seconds for 10,000
 log-densities: ours as `score_samples` gives them, peers' in float32. A fit of `auto` holds two densities, "continuous"
 and "steps"; a star marks the one that reports by default. Tuned peers have what schedule `auto` has: scaling
-(standardize, whiten, gaussianize) and learning rate by short trials, a moving average, permuted columns, and the weights
-that are best on the validation rows.
+(standardize, whiten, gaussianize) and learning rate by short trials, a moving average, permuted columns, and the
+weights that are best on the validation rows.
 """
 
 from __future__ import annotations
@@ -74,14 +74,11 @@ def _rows(given: argparse.Namespace, store: Store, split: sets.Split, name: str,
         if not given.again and store.has(**key, budget=budget, quantity=quantity):
             continue
         for fitted in method.fit(split, [budget or 0.0], given.seed, given.device):
-            for density, score, rows, note in _densities(fitted, word, split):
-                row = {**key, "budget": budget, "density": density, **_judged(score, rows, split)}
-                row["note"] = "; ".join(filter(None, [fitted.facts.get("note", ""), note]))
+            for quantity, score, rows, facts in _densities(fitted, word, split):
+                row = {**key, "budget": budget, "quantity": quantity, **_judged(score, rows, split), **facts}
                 row["training_seconds"] = fitted.facts["seconds"]
-                print(
-                    f"{name:<14}{density:<18}{budget or 0:>6g}  {row['mean']:.4f}  {row['seconds_10k']:.2f} s",
-                    flush=True,
-                )
+                shown = f"{name:<14}{quantity + row['star']:<20}{budget or 0:>6g}  {row['mean']:.4f}"
+                print(f"{shown}  {row['seconds_10k']:.2f} s  {row['note']}", flush=True)
                 yield row
 
 
