@@ -542,7 +542,7 @@ def test_a_phase_of_seconds_ends_in_time_and_its_rate_falls_to_nothing():
     history, rates = train(steps=math.inf, seconds=0.3)
     assert 0.2 < history.work_seconds < 0.6
     assert any("its time was up" in r.get("event", "") for r in history.records)
-    assert 3 <= sum("validation_nll" in r for r in history.records) <= 21
+    assert 3 <= sum("validation_nll" in r for r in history.records) <= 31  # twenty, the last, and the early ones
     assert rates[-1] < 0.2 * max(rates)
 
 

@@ -47,6 +47,7 @@ from ffjord_kit.ode import AdaptiveSolver, PerRowSolver, Solver, make_solver
 from ffjord_kit.precision import check_compile_mode
 from ffjord_kit.trace import TRACE_ESTIMATORS, TraceEstimator
 from ffjord_kit.training import Phase, TrainConfig
+from ffjord_kit.training.discretize import LEARNING_RATE
 from ffjord_kit.training.distributed import current_workers
 from ffjord_kit.transforms import CNF, ContextScaling, Transform
 from ffjord_kit.transforms.cnf import SolveOptions
@@ -295,7 +296,7 @@ def _objectives(
         "flow_matching": (matching, positive("learning_rate", fields.learning_rate)),
         "mle": (likelihood, rate),
         "transforms": (TransformsLikelihood(), rate),
-        "steps": (SteppedLikelihood(), rate),
+        "steps": (SteppedLikelihood(), LEARNING_RATE),
     }
 
 
