@@ -1,9 +1,10 @@
 """The receipt of a flow of explicit steps: is its exact determinant that of a density?
 
-Each step is injective on a convex set where the symmetric part of its Jacobian is positive definite. That is measured
-at the rows, at draws and at points near the rows: a check at many points, not a proof for all. Whether the steps are
-onto shows in base points that nothing is mapped to, and both faults together in the integral of the density. The
-condition suffices, and is not necessary: a share MOST_UNCERTIFIED of the points may miss it, which the receipt tells.
+The integral of the density is the mean number of preimages of a base point. So base points are drawn, and it is counted
+how many of them nothing is mapped to, and to how many a second point is mapped, which Newton's method looks for from
+places around the first. Besides, each step is injective on a convex set where the symmetric part of its Jacobian is
+positive definite, which is measured at rows, at draws and around the rows. These are checks at many points, not a proof
+for all.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -20,17 +21,18 @@ from torch import Tensor
 from ffjord_kit.data import Batch
 from ffjord_kit.diagnostics.examination import flat, preprocessed
 from ffjord_kit.diagnostics.findings import BAD, GOOD, Finding
-from ffjord_kit.diagnostics.integral import Integral, by_importance_sampling
+from ffjord_kit.diagnostics.integral import GRIDS, Integral, by_grid, by_importance_sampling
 from ffjord_kit.flow import Flow
 from ffjord_kit.noise import standard_normal
-from ffjord_kit.objectives.stepped import MOST_UNCERTIFIED, lowest_eigenvalues
+from ffjord_kit.objectives.stepped import lowest_eigenvalues
 from ffjord_kit.ode import SolveError
 from ffjord_kit.transforms import Stepped, Transform
 
 ROWS = 1000
 SPREADS = (0.1, 0.3, 1.0, 3.0, 10.0)  # of the points near rows, in deviations of preprocessed rows
 CHUNK = 4000  # points at once
-CLOSE = 0.02  # distance of the integral from 1
+LOOK_AROUND = (0.3, 3.0)  # distances from a known preimage at which the search for another one begins
+DEFECT = 0.005  # share of the mass that may be missing or counted twice: it shifts log-densities by as many nats
 ROUNDING = 1e-6  # of the way there and back
 
 
@@ -39,15 +41,17 @@ class Receipt:
     """Measurements that say whether a flow of explicit steps is a density.
 
     Attributes:
-        points: Number of points at which the steps were examined.
-        lowest_eigenvalue: Lowest eigenvalue of the symmetric part of a step's Jacobian.
-        lowest_singular_value: Lowest singular value of a step's Jacobian.
-        uncertified: Share of the points where a step has an eigenvalue that is not positive.
-        folded: Share of the points where a step's determinant is not positive.
-        unreached: Share of points at the implicit end that no step reaches.
+        points: Number of rows and draws at which the steps were examined.
+        lowest_eigenvalue: Lowest eigenvalue of the symmetric part of a step's Jacobian there.
+        lowest_singular_value: Lowest singular value of a step's Jacobian there.
+        uncertified: Share of these points where a step has an eigenvalue that is not positive.
+        folded: Share of these points where a step's determinant is not positive.
+        nearby: Share of points around rows, at distances of every order, where an eigenvalue is not positive.
+        unreached: Share of base points to which nothing is mapped: mass that is missing.
+        excess: Share of base points to which a second point is mapped: mass that is counted twice.
         round_trip: Largest distance of a row from itself, there and back, in preprocessed units.
         rounding: Largest difference of a row's log-density as the flow computes it from that in float64, nats.
-        integral: Integral of the density, by importance sampling.
+        integral: Integral of the density, by a grid or importance sampling; NaN where it was not computed.
         integral_error: Its standard error.
     """
 
@@ -56,7 +60,9 @@ class Receipt:
     lowest_singular_value: float
     uncertified: float
     folded: float
+    nearby: float
     unreached: float
+    excess: float
     round_trip: float
     rounding: float
     integral: float
@@ -64,10 +70,10 @@ class Receipt:
 
     @property
     def holds(self) -> bool:
-        """Whether nothing speaks against a density; an integral of unknown error speaks neither for nor against it."""
-        shares = max(self.uncertified, self.unreached)
-        off = abs(self.integral - 1) > CLOSE + 3 * self.integral_error  # False for NaN
-        return shares <= MOST_UNCERTIFIED and self.round_trip <= ROUNDING and not off
+        """Whether nothing speaks against a density: no more mass than DEFECT is missing, or counted twice."""
+        shares = max(self.uncertified, self.unreached, self.excess)
+        off = abs(self.integral - 1) > DEFECT + 3 * self.integral_error  # False for NaN
+        return shares <= DEFECT and self.round_trip <= ROUNDING and not off
 
     @property
     def finding(self) -> Finding:
@@ -101,13 +107,13 @@ class Receipt:
         return cls(**{**values, "points": int(values["points"])})  # type: ignore[arg-type]
 
     def __str__(self) -> str:
-        sure = math.isfinite(self.integral_error)
-        integral = f"{self.integral:.3f} ± {self.integral_error:.3f}" if sure else "unknown"
+        known = math.isfinite(self.integral_error)
+        integral = f"integral {self.integral:.4f} ± {self.integral_error:.4f}, " if known else ""
         return (
-            f"{'holds' if self.holds else 'FAILS: this is no density'}: lowest eigenvalue of a step "
-            f"{self.lowest_eigenvalue:.3g} at {self.points} points ({self.uncertified:.2%} not positive), "
-            f"{self.unreached:.2%} of draws missing, integral {integral}, there and back {self.round_trip:.1e}, "
-            f"rounding {self.rounding:.1e} nats"
+            f"{'holds' if self.holds else 'FAILS: this is no density'}: {self.unreached:.2%} of the mass missing, "
+            f"{self.excess:.2%} counted twice, {integral}lowest eigenvalue of a step {self.lowest_eigenvalue:.3g} at "
+            f"{self.points} rows and draws ({self.uncertified:.2%} not positive; around rows {self.nearby:.2%}), "
+            f"there and back {self.round_trip:.1e}, rounding {self.rounding:.1e} nats"
         )
 
 
@@ -146,15 +152,21 @@ def check_steps(
     batch, _ = preprocessed(double, Batch(x, context)[some])
     inner = double.inner
     round_trip, draws, unreached = _there_and_back(inner, batch, generator)
-    points = _spread(batch, draws, generator)
-    lowest, singular, folded = _steps_at(inner, points)
+    here = _examined(inner, _joined(batch, draws))
+    around = _examined(inner, _around(batch, generator)).lowest
     integral = _integral(inner, batch, seed) if integrate else Integral(math.nan, math.inf, "")
     return Receipt(
-        points=len(points), lowest_eigenvalue=float(lowest.min()), lowest_singular_value=float(singular.min()),
-        uncertified=float((lowest <= 0).double().mean()), folded=float(folded.double().mean()), unreached=unreached,
-        round_trip=round_trip, rounding=_rounding(flow, double, Batch(x, context)[some]),
-        integral=integral.value, integral_error=integral.error,
+        points=len(here.lowest), lowest_eigenvalue=float(here.lowest.min()),
+        lowest_singular_value=float(here.singular.min()), uncertified=_share(here.lowest <= 0),
+        folded=_share(here.folded), nearby=_share(around <= 0), unreached=unreached,
+        excess=_share(_examined(inner, draws, look_around=True).excess), round_trip=round_trip,
+        rounding=_rounding(flow, double, Batch(x, context)[some]), integral=integral.value,
+        integral_error=integral.error,
     )  # fmt: skip
+
+
+def _share(flags: Tensor) -> float:
+    return float(flags.double().mean()) if len(flags) else 0.0
 
 
 def _rounding(flow: Flow, double: Flow, batch: Batch) -> float:
@@ -187,35 +199,58 @@ def _mapped(way: Callable[..., Any], batch: Batch) -> tuple[Tensor, Tensor]:
     return batch.x[:0], kept
 
 
-def _spread(batch: Batch, draws: Batch, generator: torch.Generator) -> Batch:
-    """Return rows, draws, and points near rows, each with its context."""
+def _around(batch: Batch, generator: torch.Generator) -> Batch:
+    """Return points around rows, each with its context."""
     near = [batch.x + spread * standard_normal(batch.x.shape, batch.x, generator) for spread in SPREADS]
-    x = torch.cat([batch.x, *near, draws.x])
-    if batch.context is None or draws.context is None:
-        return Batch(x)
-    return Batch(x, torch.cat([*[batch.context] * (1 + len(near)), draws.context]))
+    return Batch(torch.cat(near), None if batch.context is None else batch.context.repeat(len(near), 1))
 
 
-def _steps_at(inner: Flow, points: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """Return each point's lowest eigenvalue and singular value over all steps, and whether a step folds there."""
-    results = [_steps_of(inner, chunk) for chunk in points.split(CHUNK)]
-    lowest, singular, folded = (torch.cat(parts) for parts in zip(*results, strict=True))
-    return lowest, singular, folded
+def _joined(first: Batch, second: Batch) -> Batch:
+    contexts = [batch.context for batch in (first, second) if batch.context is not None]
+    return Batch(torch.cat([first.x, second.x]), torch.cat(contexts) if contexts else None)
 
 
-def _steps_of(inner: Flow, points: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    x, count = points.x, len(points)
-    lowest, singular = x.new_full((count,), math.inf), x.new_full((count,), math.inf)
-    folded = torch.zeros(count, dtype=torch.bool)
+class _Examined(NamedTuple):
+    """What is known of points, each of shape (batch,).
+
+    Attributes:
+        lowest: Lowest eigenvalue over all steps.
+        singular: Lowest singular value over all steps.
+        folded: Whether a step's determinant is not positive.
+        excess: Whether another point was found that a step maps to the same end.
+    """
+
+    lowest: Tensor
+    singular: Tensor
+    folded: Tensor
+    excess: Tensor
+
+
+def _examined(inner: Flow, points: Batch, *, look_around: bool = False) -> _Examined:
+    """Examine all steps on the way of points; other preimages are looked for on request."""
+    empty = points.x.new_zeros(0)
+    results = [_examined_chunk(inner, chunk, look_around) for chunk in points.split(CHUNK)] if len(points) else []
+    return (
+        _Examined(*(torch.cat(parts) for parts in zip(*results, strict=True))) if results else _Examined(*[empty] * 4)
+    )
+
+
+def _examined_chunk(inner: Flow, points: Batch, look_around: bool) -> _Examined:
+    x, context = points.x, points.context
+    lowest, singular = x.new_full((len(x),), math.inf), x.new_full((len(x),), math.inf)
+    folded, excess = torch.zeros(len(x), dtype=torch.bool), torch.zeros(len(x), dtype=torch.bool)
     for transform in cast(Iterable[Transform], inner.transforms):
-        z = transform.to_base(x, points.context)[0]
+        z = transform.to_base(x, context)[0]
         if isinstance(transform, Stepped):
-            for step in transform.walk(x if transform.explicit_from == "data" else z, points.context):
+            steps = list(transform.walk(x if transform.explicit_from == "data" else z, context))
+            for step in steps:
                 lowest = torch.minimum(lowest, lowest_eigenvalues(step.jacobian))
                 singular = torch.minimum(singular, torch.linalg.svdvals(step.jacobian)[:, -1])
                 folded |= torch.linalg.det(step.jacobian) <= 0
+            for spread in LOOK_AROUND if look_around else ():
+                excess |= transform.other_preimages(steps, spread, context)
         x = z
-    return lowest, singular, folded
+    return _Examined(lowest, singular, folded, excess)
 
 
 def _integral(inner: Flow, batch: Batch, seed: int) -> Integral:
@@ -226,4 +261,7 @@ def _integral(inner: Flow, batch: Batch, seed: int) -> Integral:
         chunks = Batch(points.reshape(-1, *batch.x.shape[1:]), context).split(CHUNK)
         return torch.cat([inner.log_prob(chunk.x, chunk.context) for chunk in chunks])
 
-    return by_importance_sampling(flat(batch.x), log_density, count=4 * ROWS, seed=seed)
+    rows = flat(batch.x)
+    if rows.shape[1] in GRIDS:
+        return by_grid(rows, log_density)
+    return by_importance_sampling(rows, log_density, count=4 * ROWS, seed=seed)

@@ -34,7 +34,7 @@ from ffjord_kit.transforms.base import Transform
 from ffjord_kit.transforms.stepped import Step, Stepped
 
 SPREAD = (0.1, 10.0)  # standard deviations of points around rows, in preprocessed units
-MOST_UNCERTIFIED = 1e-3  # share of points where a step may fold: the condition suffices, and is not necessary
+MOST_UNCERTIFIED = 5e-3  # share of rows where a step may fold: the condition suffices, and is not necessary
 FEW_COLUMNS = 4  # up to here the gradient carries the whole frame too
 
 

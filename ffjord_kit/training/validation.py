@@ -12,7 +12,7 @@ from torch import Tensor
 from ffjord_kit.data import scoring_batch_size
 from ffjord_kit.flow import Flow
 from ffjord_kit.noise import keyed_generator
-from ffjord_kit.objectives.stepped import MOST_UNCERTIFIED, lowest_eigenvalue, with_neighbours
+from ffjord_kit.objectives.stepped import MOST_UNCERTIFIED, SPREAD, lowest_eigenvalue, with_neighbours
 from ffjord_kit.ode import FINEST_SINGLE, AdaptiveSolver, PerRowSolver, SolveError
 from ffjord_kit.precision import full_precision
 from ffjord_kit.trace import PerRowTrace
@@ -129,7 +129,7 @@ class LikelihoodValidation:
 
 @dataclass(frozen=True)
 class SteppedValidation(LikelihoodValidation):
-    """Score a flow of explicit steps, and look for steps that may fold at some held-out rows and near them."""
+    """Score a flow of explicit steps, and look for steps that may fold at some held-out rows and close to them."""
 
     @torch.no_grad()
     def __call__(self, workers: Workers, pieces: int) -> ValidationScore:
@@ -137,6 +137,7 @@ class SteppedValidation(LikelihoodValidation):
         return replace(score, uncertified=workers.broadcast(self._uncertified))
 
     def _uncertified(self) -> float:
-        points = with_neighbours(self.data.batch[:STEPPED_ROWS], keyed_generator(self.data.device, "folds"))
+        near, device = (SPREAD[0], SPREAD[0]), self.data.device
+        points = with_neighbours(self.data.batch[:STEPPED_ROWS], keyed_generator(device, "folds"), near)
         lowest = torch.cat([lowest_eigenvalue(self.flow, part) for part in points.split(STEPPED_ROWS)])
         return float((lowest <= 0).double().mean())

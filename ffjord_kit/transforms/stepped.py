@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from ffjord_kit.nn import VectorField
+from ffjord_kit.noise import keyed_generator, standard_normal
 from ffjord_kit.ode import SolveError
 from ffjord_kit.ode.explicit import EXPLICIT_SCHEMES
 from ffjord_kit.transforms.base import Transform
@@ -38,6 +39,7 @@ TWO_STATES = {
     "asynchronous_leapfrog": "a velocity beside the state",
 }
 NEWTON_STEPS, HALVINGS = 50, 8
+APART = 1e-3  # distance, in preprocessed units, of two different preimages
 RESIDUAL = 8.0  # units of rounding of 1 + |y| to which a step is inverted
 
 
@@ -205,36 +207,79 @@ class Stepped(Transform):
     def _inverted(self, start: Tensor, end: Tensor, y: Tensor, context: Tensor | None) -> Step:
         """Return the step that ends at y; with a gradient by one Newton step at the solution, where it is exact."""
         with torch.no_grad():
-            x = self._newton(start, end, y.detach(), context)
+            x = self._inverse(start, end, y.detach(), context)
         if torch.is_grad_enabled():
             step = self._step(start, end, x, context)
             x = x - _solved(step.jacobian, step.y - y)
         return self._step(start, end, x, context)
 
-    def _newton(self, start: Tensor, end: Tensor, y: Tensor, context: Tensor | None) -> Tensor:
-        """Solve for the start of the step that ends at y: Newton's method, its steps halved while they do not help."""
-        x = y - (self._step(start, end, y, context).y - y)
-        step = self._step(start, end, x, context)
-        tolerance = RESIDUAL * torch.finfo(y.dtype).eps * (1 + _largest(y))
-        for _ in range(NEWTON_STEPS):
-            residual = _largest(step.y - y)
-            if bool((residual <= tolerance).all()):
-                return step.x
-            change, share = _solved(step.jacobian, step.y - y), torch.ones_like(residual)
-            for _ in range(HALVINGS):
-                trial = self._step(start, end, step.x - _per_row(share, y) * change, context)
-                worse = ~(_largest(trial.y - y) < residual)
-                if not bool((worse & (residual > tolerance)).any()):
-                    break
-                share = torch.where(worse, share / 2, share)
-            better = _largest(trial.y - y) < residual
-            if not bool(better.any()):
-                break
-            chosen = [torch.where(_per_row(better, part), new, part) for new, part in zip(trial, step, strict=True)]
-            step = Step(*chosen)
-        return self._checked(step, y, tolerance)
+    @torch.no_grad()
+    def other_preimages(self, steps: Sequence[Step], spread: float, context: Tensor | None = None) -> Tensor:
+        """Say for which steps Newton's method, begun elsewhere, finds another state that leads to the same end.
 
-    def _checked(self, step: Step, y: Tensor, tolerance: Tensor) -> Tensor:
+        The integral of the density is the mean number of preimages of a base point, so each of them is mass in excess.
+
+        Args:
+            steps: All steps of a walk, as `walk` yields them.
+            spread: Standard deviation of the beginnings from the known states.
+            context: Contexts, shape (batch, context_dim), or None.
+
+        Returns:
+            Whether there is another one for a step of the row, shape (batch,).
+        """
+        found = torch.zeros(len(steps[0].x), dtype=torch.bool, device=steps[0].x.device)
+        generator = keyed_generator(found.device, "preimages", int(1e3 * spread))
+        for start, end, step in zip(self.grid[:-1], self.grid[1:], steps, strict=True):
+            guess = step.x + spread * standard_normal(step.x.shape, step.x, generator)
+            other, tolerance = self._newton(start, end, step.y, context, guess)
+            reached = _largest(other.y - step.y) <= 1e3 * tolerance
+            found |= reached & (_largest(other.x - step.x) > APART)
+        return found
+
+    def _inverse(self, start: Tensor, end: Tensor, y: Tensor, context: Tensor | None) -> Tensor:
+        """Return the start of the step that ends at y."""
+        guess = y - (self._step(start, end, y, context).y - y)
+        return self._checked(*self._newton(start, end, y, context, guess), y)
+
+    def _newton(
+        self, start: Tensor, end: Tensor, y: Tensor, context: Tensor | None, guess: Tensor
+    ) -> tuple[Step, Tensor]:
+        """Solve for the step that ends at y: Newton's method, on the rows that have not arrived.
+
+        Return the step that is reached, and the distance from y, per row, that rounding allows.
+        """
+        step = self._step(start, end, guess, context)
+        step = Step(*(part.clone() for part in step))
+        tolerance = RESIDUAL * torch.finfo(y.dtype).eps * (1 + _largest(y))
+        left = (~(_largest(step.y - y) <= tolerance)).nonzero()[:, 0]
+        for _ in range(NEWTON_STEPS):
+            if not len(left):
+                break
+            left = left[self._improve(start, end, step, y, context, left)]
+            left = left[~(_largest(step.y[left] - y[left]) <= tolerance[left])]
+        return step, tolerance
+
+    def _improve(
+        self, start: Tensor, end: Tensor, step: Step, y: Tensor, context: Tensor | None, rows: Tensor
+    ) -> Tensor:
+        """Make a Newton step of some rows in place, halved where it does not help; return which rows are nearer y."""
+        residual = _largest(step.y[rows] - y[rows])
+        change = _solved(step.jacobian[rows], step.y[rows] - y[rows])
+        nearer = torch.zeros_like(residual, dtype=torch.bool)
+        for halving in range(HALVINGS):
+            places = (~nearer).nonzero()[:, 0]
+            if not len(places):
+                break
+            some = rows[places]
+            given = None if context is None else context[some]
+            trial = self._step(start, end, step.x[some] - 0.5**halving * change[places], given)
+            good = _largest(trial.y - y[some]) < residual[places]
+            for part, new in zip(step, trial, strict=True):
+                part[some[good]] = new[good]
+            nearer[places[good]] = True
+        return nearer
+
+    def _checked(self, step: Step, tolerance: Tensor, y: Tensor) -> Tensor:
         """Return the solution, if it is one but for some more rounding."""
         bad = ~(_largest(step.y - y) <= 1e3 * tolerance)
         if bool(bad.any()):
@@ -291,8 +336,4 @@ def _solved(jacobian: Tensor, change: Tensor) -> Tensor:
 
 def _largest(values: Tensor) -> Tensor:
     """Return the largest absolute element of each row, shape (batch,)."""
-    return values.abs().reshape(len(values), -1).amax(1)
-
-
-def _per_row(values: Tensor, like: Tensor) -> Tensor:
-    return values.reshape(-1, *[1] * (like.ndim - 1))
+    return values.abs().flatten(1).amax(1)
