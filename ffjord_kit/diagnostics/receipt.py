@@ -211,7 +211,7 @@ def _joined(first: Batch, second: Batch) -> Batch:
 
 
 class _Examined(NamedTuple):
-    """What is known of points, each of shape (batch,).
+    """Measurements at points, each of shape (batch,).
 
     Attributes:
         lowest: Lowest eigenvalue over all steps.
