@@ -80,7 +80,7 @@ def test_samples_are_an_archive_and_a_sheet_that_can_be_read_as_data(run, capsys
 
 def test_score_states_every_error_of_bits_per_dimension(grey, folder, capsys, tmp_path):
     out = call(capsys, "score", grey, folder, "--rows", 6, "--draws", 2, "--out", tmp_path / "bits.csv")[1]
-    for part in ("6 of 1 x 4 x 4, 8 bits", "uniform, 2 draws", "logit with alpha 1e-06", "2 probes", "tolerance 0.001"):
+    for part in ("6 of 1 x 4 x 4, 8 bits", "uniform, 2 draws", "logit with alpha 1e-06", "2 probes", "rk4 with"):
         assert part in out
     assert (tmp_path / "bits.csv").read_text().startswith("log_likelihood,bits_per_dim")
     out = call(capsys, "score", grey, folder, "--rows", 4, "--certify")[1]

@@ -14,7 +14,7 @@ from ffjord_kit.diagnostics import bits_per_dim
 from ffjord_kit.flow import Flow
 from ffjord_kit.nn import IMAGE_DYNAMICS
 from ffjord_kit.objectives import FlowMatching, MaximumLikelihood
-from ffjord_kit.ode import AdaptiveSolver, FixedSolver
+from ffjord_kit.ode import AdaptiveSolver, FixedSolver, PerRowSolver
 from ffjord_kit.trace import ExactTrace, evaluate_field
 from ffjord_kit.training import Phase, TrainConfig, fit_flow
 from ffjord_kit.transforms import CNF, Squeeze, Standardize, multi_scale
@@ -158,6 +158,24 @@ def test_bits_of_a_known_discrete_law_are_recovered(probes):
     for part in ("bits/dim", "200 images, 8 bits, 16 draws", "dopri5_by_row with tolerance 0.0001"):
         assert part in text
     assert ("2 probes" if probes else "exact trace") in text
+
+
+def test_the_fewest_steps_that_hold_an_error_are_found():
+    torch.manual_seed(0)
+    field = IMAGE_DYNAMICS["unet"]((1, 4, 4), hidden=(8,))
+    for p in field.parameters():
+        p.data += 0.02 * torch.randn_like(p)
+    flow = Flow([pixel_logit((1, 4, 4)), CNF(field, (1, 4, 4))]).double()
+    pixels = Pixels(levels(20, (1, 4, 4)))
+    exact = bits_per_dim(flow, pixels, solver=PerRowSolver(1e-8, 1e-8))
+    few = bits_per_dim(flow, pixels, max_error=1e-3)
+    assert isinstance(few.solver, FixedSolver)
+    assert few.nfe < exact.nfe
+    assert few.solver_error <= 1e-3
+    assert few.mean == pytest.approx(exact.mean, abs=1e-3)
+    assert isinstance(bits_per_dim(flow, pixels, max_error=1e-15).solver, PerRowSolver)
+    with pytest.raises(ValueError, match="max_error must be positive; got 0"):
+        bits_per_dim(flow, pixels, max_error=0)
 
 
 def test_draws_lower_the_bound_and_none_are_refused():

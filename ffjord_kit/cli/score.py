@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import click
 import numpy as np
@@ -19,6 +19,7 @@ from ffjord_kit.estimator.scoring import LogDensities
 from ffjord_kit.progress import progress
 from ffjord_kit.run import Run
 
+IMAGE_ERROR = 1e-3  # bits/dim of an image, by the solver; their standard error is larger
 IMAGES = 256  # scored by default, as each one takes a solve
 CERTIFIED_ROWS = 1000  # with --certify or --error by default, as these take minutes for ten thousand
 CAUTION = (
@@ -172,11 +173,11 @@ def _format_met(met: np.ndarray) -> str:
 
 def _score_images(model: DensityModel, data: LoadedData, draws: int, probes: int | None) -> Columns:
     """Score images in bits per dimension, with every error of the figure."""
-    options = {} if probes is None else {"probes": probes}
+    options: dict[str, Any] = {"max_error": IMAGE_ERROR, **({} if probes is None else {"probes": probes})}
     with progress(f"{len(data.x)} images") as on_progress:
         result = model.bits_per_dim(data.x, context=data.context, draws=draws, on_progress=on_progress, **options)
     values = result.values.numpy()
-    nats, tolerance = -values * model.n_features * np.log(2), model.config.fields.tolerance
+    nats = -values * model.n_features * np.log(2)
     print_rows([
         ("images", f"{len(values)} of {' x '.join(map(str, model.event_shape))}, {result.bits} bits"),
         ("bits/dim", f"{result.mean:.4f} ± {result.standard_error:.4f} ({OVER_ROWS})"),
@@ -184,7 +185,7 @@ def _score_images(model: DensityModel, data: LoadedData, draws: int, probes: int
         ("noise", f"{result.noise}, {result.draws} draw{'s' * (result.draws > 1)} (an upper bound on the bits)"),
         ("grey levels", _scaling(model)),
         ("trace", f"{result.probes} probes an image; their error is part of the standard error"),
-        ("solver's error", f"{result.solver_error:.1e} bits/dim an image, at tolerance {tolerance:g}"),
+        ("solver's error", f"{result.solver_error:.1e} bits/dim an image, {result.setting}"),
         ("evaluations", f"{result.nfe} (the largest number of a batch)"),
     ])  # fmt: skip
     return {"log_likelihood": nats, "bits_per_dim": values}

@@ -27,7 +27,8 @@ from ffjord_kit.training.runtime import Timer
 
 EVALUATIONS = 16  # of the field, at most
 SCHEME_ROWS = 300
-RECEIPT_ELEMENTS, MOST_RECEIPT_ROWS, LEAST_RECEIPT_ROWS = 2048, 400, 200  # of the receipt that a fit makes
+LEAST_RECEIPT_ROWS, MOST_RECEIPT_ROWS = 64, 200  # of the receipt that a fit makes ...
+RECEIPT_ROWS_A_SECOND = 20  # ... after so long a training of the steps
 MARGIN = 0.01  # nats by which the steps may be worse than the continuous flow, which costs many times as much
 
 
@@ -167,7 +168,8 @@ def fit_steps(
     if history.interrupted:
         return None, history, record
     nlls = (history.best_nll, continuous_nll)
-    note = workers.broadcast(lambda: _examined(steps, scheme, judges, *nlls).record())
+    most = min(MOST_RECEIPT_ROWS, max(LEAST_RECEIPT_ROWS, RECEIPT_ROWS_A_SECOND * phase.seconds))
+    note = workers.broadcast(lambda: _examined(steps, scheme, judges, *nlls, rows=int(most)).record())
     steps.requires_grad_(False)
     return steps, history, amended(record, folder, steps=note)
 
@@ -206,11 +208,11 @@ def _best_scheme(flow: Flow, rows: Batch) -> Scheme:
     return Scheme(best.method, best.steps, best.grading)
 
 
-def _examined(flow: Flow, scheme: Scheme, rows: Batch, nll: float | None, continuous_nll: float | None) -> SteppedNote:
+def _examined(
+    flow: Flow, scheme: Scheme, judges: Batch, nll: float | None, continuous_nll: float | None, *, rows: int
+) -> SteppedNote:
     """Examine a flow of steps on some rows; an NLL is None where it was not validated, or no weights were sound."""
-    size = rows.x[0].numel()
-    count = min(MOST_RECEIPT_ROWS, max(LEAST_RECEIPT_ROWS, RECEIPT_ELEMENTS // size))
-    receipt = check_steps(flow, rows.x, rows.context, rows=count, integrate=False)
+    receipt = check_steps(flow, judges.x, judges.context, rows=rows, integrate=False)
     return SteppedNote(
         scheme, math.inf if nll is None else nll, math.inf if continuous_nll is None else continuous_nll, receipt
     )
