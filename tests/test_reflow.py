@@ -265,7 +265,7 @@ def test_matched_pairs_of_one_shift_have_no_loss_at_all():
 
 def test_sampling_by_fixed_steps_converges_to_the_solve_by_tolerance(model):
     truth = model.sample(200, random_state=0)
-    errors = [((model.sample(200, random_state=0, steps=n) - truth) ** 2).mean() ** 0.5 for n in (20, 40)]
+    errors = [((model.sample(200, random_state=0, steps=n) - truth) ** 2).mean() ** 0.5 for n in (10, 20)]
     assert errors[1] < errors[0] / 3  # of second order
     fourth = model.sample(200, random_state=0, steps=64, method="rk4")
     assert np.abs(fourth - truth).max() < 1e-2

@@ -55,7 +55,7 @@ def test_workers_whose_fields_or_data_differ_say_so_and_end(tmp_path):
 
 
 def choose(folder):
-    for name, value in (("STEPS", 12), ("TRIAL_STEPS", 3), ("MLE_STEPS", 4)):
+    for name, value in (("STEPS", 12), ("TRIAL_STEPS", 3), ("STEPS_IN_STEPS", 4)):
         setattr(search, name, value)
     model = FFJORD(hidden=(8,), random_state=None if "RANK" in os.environ else Chosen.seed, batch_size=16)
     model.micro_batches = 2
@@ -71,7 +71,7 @@ class Chosen:
 def test_the_first_workers_trials_and_its_seed_are_everybodys(tmp_path, monkeypatch):
     first, second = Group(choose, tmp_path).results()
     assert first == second
-    for name in ("STEPS", "TRIAL_STEPS", "MLE_STEPS"):
+    for name in ("STEPS", "TRIAL_STEPS", "STEPS_IN_STEPS"):
         monkeypatch.setattr(search, name, getattr(search, name))
     monkeypatch.setattr(Chosen, "seed", first[0])
     seed, words, scores, records = choose(tmp_path)

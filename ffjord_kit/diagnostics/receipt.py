@@ -171,8 +171,12 @@ def _share(flags: Tensor) -> float:
 
 def _rounding(flow: Flow, double: Flow, batch: Batch) -> float:
     """Return the largest difference of log-densities from those in float64, nats."""
-    log_probs = [each.log_prob(batch.x, batch.context).double() for each in (flow, double)]
-    return float((log_probs[0] - log_probs[1]).abs().max())
+
+    def log_prob(each: Flow) -> Tensor:
+        rows = batch.to(each.like) if each.preprocess.identity else batch
+        return each.log_prob(rows.x, rows.context).double()
+
+    return float((log_prob(flow) - log_prob(double)).abs().max())
 
 
 def _there_and_back(inner: Flow, batch: Batch, generator: torch.Generator) -> tuple[float, Batch, float]:

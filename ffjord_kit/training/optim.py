@@ -68,8 +68,9 @@ class Optimizer:
         self.adam.found_inf = bad
         for group in self.adam.param_groups:
             group["lr"] = rate
-        if decay and self.matrices:
-            torch._foreach_mul_(self.matrices, 1 - rate * decay * (1 - bad))
+        decaying = [p for p in self.matrices if p.grad is not None] if decay else []
+        if decaying:
+            torch._foreach_mul_(decaying, 1 - rate * decay * (1 - bad))
         self.adam.step()
         self.bad, self.steps = self.bad + bad, self.steps + 1
         if self.every == 1 and bool(bad):

@@ -25,8 +25,8 @@ class Asinh(Transform):
 
     Example:
         >>> z, log_det = Asinh((1,)).to_base(torch.tensor([[0.0], [1e10]]))
-        >>> z.flatten().tolist()
-        [0.0, 23.7189998626709]
+        >>> [round(value, 3) for value in z.flatten().tolist()]
+        [0.0, 23.719]
     """
 
     def __init__(self, event_shape: Sequence[int]) -> None:
