@@ -367,8 +367,8 @@ KINDS = {
     "mle_learning_rate": None, "weight_decay": "no", "warmup_steps": 1.5, "clip_norm": [1], "ema_decay": "x",
     "validation_fraction": "tenth", "validate_every": 2.5, "patience": None, "trace": 1, "probes": 2.0,
     "regularizers": "kinetic", "steer": "a", "solver": 4, "train_tolerance": "1e-3", "solver_steps": 4.0,
-    "adjoint": 1, "compile": True, "guard": None, "tolerance": "1e-5", "max_nfe": 1e4, "device": 0, "clock": 1, "density": 1,
-    "verbose": "yes",
+    "adjoint": 1, "compile": True, "guard": None, "tolerance": "1e-5", "max_nfe": 1e4, "device": 0, "clock": 1,
+    "density": 1, "verbose": "yes",
     "precision": 32, "micro_batches": 1.0, "bits": 5.0, "alpha": "1e-6", "scales": "2", "flip": "yes",
     "context_dropout": "some", "channels_last": 0.5,
 }  # fmt: skip
