@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from commands import call
 
 from ffjord_kit import FFJORD
 from ffjord_kit.diagnostics import Receipt
@@ -111,16 +112,17 @@ def test_damaged_steps_are_named(fitted, tmp_path):
 
 
 def test_a_fit_stopped_in_its_steps_is_resumed_to_the_same_end(fitted, tmp_path):
-    x, stopped = banana(1500, 0), tmp_path / "run"
+    x, stopped = banana(400, 0), tmp_path / "run"
+    short = {"schedule": [("flow_matching", 40), ("steps", 12)], "validate_every": 4}
 
     def stop(record):
         if record["phase"] == "steps" and record["phase_step"] == 8:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        estimator(validate_every=4).fit(x, run=stopped, on_step=stop)
-    resumed = estimator(validate_every=4).fit(x, run=stopped, resume=True)
-    whole = estimator(validate_every=4).fit(x)
+        estimator(**short).fit(x, run=stopped, on_step=stop)
+    resumed = estimator(**short).fit(x, run=stopped, resume=True)
+    whole = estimator(**short).fit(x)
     assert np.array_equal(resumed.score_samples(banana(50, 1)), whole.score_samples(banana(50, 1)))
 
 
@@ -168,3 +170,27 @@ def test_steps_come_after_the_others(schedule):
 def test_many_columns_are_refused():
     with pytest.raises(ValueError, match="up to 64 columns"):
         estimator().fit(np.random.default_rng(0).normal(size=(50, 65)))
+
+
+def test_the_command_gives_a_run_a_density_in_few_steps(capsys, tmp_path):
+    run, fast = tmp_path / "run", tmp_path / "fast"
+    tiny = ["--schedule", "flow_matching:60", "--hidden", "16", "--seed", "0", "--no-verbose"]
+    assert call(capsys, "fit", "moons", "--rows", "300", *tiny, "--out", run)[0] == 0
+    code, out, err = call(capsys, "discretize", run, "--out", fast, "--max-seconds", "1")
+    assert code == 0, err
+    for part in ("few steps", "change, row by row", "s for 10,000 rows", "receipt", "reports by default"):
+        assert part in out
+    out = call(capsys, "score", fast, "moons:test", "--rows", 50)[1]
+    assert ("steps of" in out) == (load(fast).model_.density == "steps")
+    assert "receipt" in call(capsys, "info", fast)[1]
+    code, _, err = call(capsys, "discretize", run, "--out", run)
+    assert code == 1 and "is the run to begin with, which stays as it is" in err
+    code, _, err = call(capsys, "discretize", run, "circles", "--out", tmp_path / "other")
+    assert code == 1 and "must be the rows of the fit" in err
+    assert not (tmp_path / "other").exists()
+
+
+def test_the_doctor_examines_the_steps_anew(fitted):
+    found = {finding.name: finding for finding in fitted.diagnose(banana(300, 1), rows=100).findings}
+    assert found["explicit steps"].verdict == "good"
+    assert float(found["explicit steps"].measured.split("integral ")[1].split()[0]) == pytest.approx(1, abs=3e-3)

@@ -154,7 +154,7 @@ def check_steps(
     round_trip, draws, unreached = _there_and_back(inner, batch, generator)
     here = _examined(inner, _joined(batch, draws))
     around = _examined(inner, _around(batch, generator)).lowest
-    integral = _integral(inner, batch, seed) if integrate else Integral(math.nan, math.inf, "")
+    integral = _integral(inner, _joined(batch, draws), seed) if integrate else Integral(math.nan, math.inf, "")
     return Receipt(
         points=len(here.lowest), lowest_eigenvalue=float(here.lowest.min()),
         lowest_singular_value=float(here.singular.min()), uncertified=_share(here.lowest <= 0),
