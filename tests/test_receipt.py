@@ -68,8 +68,9 @@ def test_training_with_the_penalty_gains_and_holds(matched):
 @pytest.mark.parametrize("explicit_from", ["data", "base"])
 def test_the_steps_of_a_smooth_field_hold_both_ways(matched, explicit_from):
     receipt = check_steps(
-        stepped(matched, method="midpoint", steps=12, explicit_from=explicit_from), checkerboard(150, 1)
-    )
+        stepped(matched, method="midpoint", steps=12, explicit_from=explicit_from), checkerboard(60, 1),
+        integrate=False,
+    )  # fmt: skip
     assert receipt.round_trip < 1e-8
     assert receipt.unreached == 0
     assert receipt.folded == 0

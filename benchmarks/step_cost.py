@@ -1,0 +1,68 @@
+"""What a log-density by few exact steps costs: operations, the machine's limit, and the share of it that is reached.
+
+    python benchmarks/step_cost.py [--columns 2,5,9,21,43,63]
+
+One thread, float32, 16 evaluations of the default network of so many columns, 2,000 rows. Operations are those of the
+products with the network's matrices for a state and its frame of tangents, 2 E (1 + d) W a row for E evaluations and W
+weights. The limit is the rate of one product of matrices of the network's size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+
+import torch
+
+from ffjord_kit import Flow, ResidualDynamics
+from ffjord_kit.transforms import Stepped
+
+ROWS, STEPS, REPEATS, AT_ONCE = 2000, 8, 3, 512
+NARROW, WIDE = (64, 64, 64), (128, 128, 128)
+
+
+def main() -> None:
+    """Print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--columns", default="2,5,9,21,43,63", help="numbers of columns (default: %(default)s)")
+    torch.set_num_threads(1)
+    print("| columns | Mflop a row | limit, s for 10,000 rows | measured | share of the limit |\n|" + "---|" * 5)
+    for columns in map(int, parser.parse_args().columns.split(",")):
+        print(_row(columns), flush=True)
+
+
+@torch.no_grad()
+def _row(columns: int) -> str:
+    torch.manual_seed(0)
+    widths = NARROW if columns <= 3 else WIDE
+    field = ResidualDynamics((columns,), hidden=widths)
+    flow = Flow([Stepped(field, (columns,), method="midpoint", steps=STEPS)])
+    x = torch.randn(ROWS, columns)
+    weights = 2 * columns * widths[0] + sum(a * b for a, b in zip(widths, (*widths[1:], widths[-1]), strict=True))
+    operations = 2 * 2 * STEPS * (1 + columns) * weights
+    limit = operations * 10_000 / _rate(widths[0], AT_ONCE * (1 + columns))
+    seconds = _seconds(lambda: [flow.log_prob(part) for part in x.split(AT_ONCE)]) * 10_000 / ROWS
+    return f"| {columns} | {operations / 1e6:.1f} | {limit:.2f} | {seconds:.2f} | {limit / seconds:.0%} |"
+
+
+def _rate(width: int, rows: int) -> float:
+    """Operations in a second of a product of (rows, width) and (width, width)."""
+    a, b = torch.randn(rows, width), torch.randn(width, width)
+    repeats = max(1, 20_000 // rows)
+    return 2 * rows * width * width * repeats / _seconds(lambda: [a @ b for _ in range(repeats)])
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """The least CPU seconds of some work."""
+    work()
+    found = []
+    for _ in range(REPEATS):
+        begun = time.process_time()
+        work()
+        found.append(time.process_time() - begun)
+    return min(found)
+
+
+if __name__ == "__main__":
+    main()
