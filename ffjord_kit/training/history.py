@@ -84,7 +84,7 @@ class History:
 
     @classmethod
     def following(cls, before: History | None, seed: int) -> History:
-        """Return a new history that continues the records and the clocks of an earlier one.
+        """Return a new history that continues the steps, the records and the clocks of an earlier one.
 
         The model has the best weights of the earlier one, which stay until a validation is better.
 
@@ -98,7 +98,7 @@ class History:
         if before is None:
             return cls(seed)
         return cls(
-            seed, seconds=before.seconds, work_seconds=before.work_seconds, phase_start=before.work_seconds,
+            seed, step=before.step, seconds=before.seconds, work_seconds=before.work_seconds, phase_start=before.work_seconds,
             validation_cost=before.validation_cost, best_nll=before.best_nll, records=list(before.records),
         )  # fmt: skip
 
