@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import sets
 from command import environment, options, run
@@ -34,7 +35,8 @@ MOST_CONTINUOUS_ROWS = 500  # test rows of the continuous flow, which takes long
 
 def main() -> None:
     """Run what the options ask for, and print a table."""
-    given = options(__doc__, sets=SETS, methods=METHODS, budgets=BUDGETS)
+    picture = {"--picture": {"metavar": "FILE", "help": "draw the front of every set in the JSON file"}}
+    given = options(__doc__, sets=SETS, methods=METHODS, budgets=BUDGETS, extra=picture)
     store = Store(given.json)
     for name in given.sets:
         split = sets.load(name)
@@ -42,6 +44,29 @@ def main() -> None:
             for row in _rows(given, store, split, name, word):
                 store.add({**row, **environment()})
     print(table(store.rows()))
+    if given.picture is not None:
+        draw(store.rows(), given.picture)
+
+
+def draw(rows: list[Row], path: str) -> None:
+    """NLL against seconds for 10,000 log-densities, a panel for each set; lines join budgets of one density."""
+    mine = [row for row in rows if row["benchmark"] == BENCHMARK and row["set"] in sets.TABLES and row["seed"] == 0]
+    names = [name for name in sets.TABLES if any(row["set"] == name for row in mine)]
+    figure, axes = plt.subplots(1, len(names), figsize=(3.2 * len(names), 3.4), squeeze=False, layout="constrained")
+    quantities = list(dict.fromkeys(row["quantity"] for row in mine))
+    for axis, name in zip(axes[0], names, strict=True):
+        for colour, quantity in enumerate(quantities):
+            points = sorted(
+                (row["budget"] or 0, row["seconds_10k"], row["mean"], row["standard_error"])
+                for row in mine if row["set"] == name and row["quantity"] == quantity
+            )  # fmt: skip
+            if points:
+                _, seconds, nll, errors = zip(*points, strict=True)
+                axis.errorbar(seconds, nll, errors, fmt="o-", color=f"C{colour}", label=quantity, capsize=2)
+        axis.set(xscale="log", title=name, xlabel="s for 10,000 log-densities")
+    axes[0, 0].set_ylabel("held-out NLL, nats")
+    axes[0, -1].legend(fontsize=7)
+    figure.savefig(path, dpi=110)
 
 
 def table(rows: list[Row]) -> str:

@@ -129,7 +129,7 @@ def test_a_fit_stopped_in_its_steps_is_resumed_to_the_same_end(fitted, tmp_path)
 def test_a_worse_or_unsound_density_of_steps_does_not_report():
     receipt = Receipt(100, 0.5, 0.5, 0.0, 0.0, 0.0, 0.0, 0.0, 1e-12, 1e-5, 1.0, 0.01)
     scheme = Scheme("midpoint", 8, 2.0)
-    assert SteppedNote(scheme, 1.0, 1.005, receipt).density == "steps"
+    assert SteppedNote(scheme, 1.015, 1.0, receipt).density == "steps"
     assert SteppedNote(scheme, 1.1, 1.0, receipt).density == "continuous"
     folded = Receipt(100, -0.5, 0.5, 0.01, 0.0, 0.0, 0.0, 0.0, 1e-12, 1e-5, 1.0, 0.01)
     assert SteppedNote(scheme, 0.0, 1.0, folded).density == "continuous"

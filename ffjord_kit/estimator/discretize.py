@@ -30,7 +30,7 @@ SCHEME_ROWS = 300
 FEW_COLUMNS = 4
 LEAST_RECEIPT_ROWS, MOST_RECEIPT_ROWS = 64, 200  # of the receipt that a fit makes ...
 RECEIPT_ROWS_A_SECOND = 20  # ... after so long a training of the steps
-MARGIN = 0.01  # nats by which the steps may be worse than the continuous flow, which costs many times as much
+MARGIN = 0.02  # nats by which the steps may be worse than the continuous flow, which costs many times as much
 
 
 class Scheme(NamedTuple):
