@@ -98,8 +98,9 @@ class History:
         if before is None:
             return cls(seed)
         return cls(
-            seed, step=before.step, seconds=before.seconds, work_seconds=before.work_seconds, phase_start=before.work_seconds,
-            validation_cost=before.validation_cost, best_nll=before.best_nll, records=list(before.records),
+            seed, step=before.step, seconds=before.seconds, work_seconds=before.work_seconds,
+            phase_start=before.work_seconds, validation_cost=before.validation_cost, best_nll=before.best_nll,
+            records=list(before.records),
         )  # fmt: skip
 
     def check(self) -> None:
