@@ -9,6 +9,7 @@ from ffjord_kit.objectives.guidance import DropContext, class_log_probs, guided,
 from ffjord_kit.objectives.likelihood import MaximumLikelihood, TransformsLikelihood
 from ffjord_kit.objectives.reflow import Reflow
 from ffjord_kit.objectives.stepped import SteppedLikelihood
+from ffjord_kit.objectives.supervised import CrossEntropy, SquaredError
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "flow_matching": FlowMatching,
@@ -18,7 +19,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
 }
 
 __all__ = [
-    "COUPLINGS", "OBJECTIVES", "TIME_DENSITIES", "DropContext", "FlowMatching", "Loss",
-    "MaximumLikelihood", "Objective", "Reflow", "SolvedObjective", "SteppedLikelihood", "TransformsLikelihood",
-    "class_log_probs", "guided", "one_hot", "split_transforms",
+    "COUPLINGS", "OBJECTIVES", "TIME_DENSITIES", "CrossEntropy", "DropContext", "FlowMatching", "Loss",
+    "MaximumLikelihood", "Objective", "Reflow", "SolvedObjective", "SquaredError", "SteppedLikelihood",
+    "TransformsLikelihood", "class_log_probs", "guided", "one_hot", "split_transforms",
 ]  # fmt: skip
