@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ffjord_kit.objectives.base import Loss, Objective, SolvedObjective
 from ffjord_kit.objectives.couplings import COUPLINGS
+from ffjord_kit.objectives.energy import EnergyMatching, Evidence, evidence
 from ffjord_kit.objectives.flow_matching import TIME_DENSITIES, FlowMatching, split_transforms
 from ffjord_kit.objectives.guidance import DropContext, class_log_probs, guided, one_hot
 from ffjord_kit.objectives.likelihood import MaximumLikelihood, TransformsLikelihood
@@ -19,7 +20,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
 }
 
 __all__ = [
-    "COUPLINGS", "OBJECTIVES", "TIME_DENSITIES", "CrossEntropy", "DropContext", "FlowMatching", "Loss",
-    "MaximumLikelihood", "Objective", "Reflow", "SolvedObjective", "SquaredError", "SteppedLikelihood",
-    "TransformsLikelihood", "class_log_probs", "guided", "one_hot", "split_transforms",
+    "COUPLINGS", "OBJECTIVES", "TIME_DENSITIES", "CrossEntropy", "DropContext", "EnergyMatching", "Evidence",
+    "FlowMatching", "Loss", "MaximumLikelihood", "Objective", "Reflow", "SolvedObjective", "SquaredError",
+    "SteppedLikelihood", "TransformsLikelihood", "class_log_probs", "evidence", "guided", "one_hot", "split_transforms",
 ]  # fmt: skip
