@@ -122,14 +122,19 @@ def test_fewer_steps_cost_less_and_in_the_end_accuracy(nets):
 
 
 @pytest.mark.parametrize("word", BLOCKS)
-def test_every_block_regresses_and_a_seed_repeats_it(word):
+def test_every_block_regresses(word):
     x = np.linspace(-2, 2, 120)[:, None]
     y = np.concatenate([np.sin(2 * x), 100 + 10 * x], 1)
     model = ODENetRegressor(word, layers=3, epochs=120, **QUICK).fit(x, y)
     assert model.predict(x).shape == (120, 2)
     assert model.score(x, y) > 0.95
-    again = ODENetRegressor(word, layers=3, epochs=120, **QUICK).fit(x, y)
-    assert (again.predict(x) == model.predict(x)).all()
+
+
+def test_an_rk_net_may_walk_back_by_inverse_steps():
+    x, y = annuli(100, 0)
+    model = ODENetClassifier("rk", adjoint="reversible", layers=4, epochs=150, **QUICK).fit(x, y)
+    assert model.history_.records[0]["nfe_backward"] > 0
+    assert model.score(x, y) > 0.9
 
 
 @pytest.mark.parametrize("word", ["rk", "resnet"])
@@ -138,6 +143,12 @@ def test_images_are_classified(word):
     model = ODENetClassifier(word, layers=2, augmented=0, epochs=4, **QUICK).fit(train.images, train.labels)
     assert model.score(test.images, test.labels) > 0.9
     assert model.history_.records[-1]["step"] == model.history_.step
+
+
+def test_a_seed_repeats_a_fit():
+    x, y = annuli(60, 0)
+    first, again = (ODENetClassifier("lm", layers=2, epochs=3, **QUICK).fit(x, y).predict_proba(x) for _ in range(2))
+    assert (first == again).all()
 
 
 def test_labels_may_be_texts(nets):
@@ -163,9 +174,16 @@ BAD = {
     "block must be one of ode, resnet, rk, lm; got 'cnn'": lambda: ODENetClassifier("cnn").fit(X, Y),
     "layers must be a whole number of at least 1; got 0": lambda: ODENetClassifier(layers=0).fit(X, Y),
     "augmented must be a whole number of at least 0; got 0.5": lambda: ODENetClassifier(augmented=0.5).fit(X, Y),
-    "learning_rate must be positive; got 0": lambda: ODENetClassifier(learning_rate=0).fit(X, Y),
-    "rtol and atol must be positive; got 0 and 0": lambda: ODENetClassifier(tolerance=0).fit(X, Y),
-    "adjoint must be one of": lambda: ODENetClassifier(adjoint="none").fit(X, Y),
+    "learning_rate must be a number of at least 1e-10; got 0": lambda: ODENetClassifier(learning_rate=0).fit(X, Y),
+    "weight_decay must be a number of at least 0; got 'a'": lambda: ODENetClassifier(weight_decay="a").fit(X, Y),
+    "tolerance must be a number of at least 1e-06; got 1e-09": lambda: ODENetClassifier(tolerance=1e-9).fit(X, Y),
+    "adjoint must be one of": lambda: ODENetClassifier("lm", adjoint="none").fit(X, Y),
+    "adjoint 'reversible' walks back by fixed steps: pass block='rk'": lambda: ODENetClassifier(
+        adjoint="reversible"
+    ).fit(X, Y),
+    "device must be one that torch has here, e.g. 'cpu' or 'cuda'; got 'gpu'": lambda: ODENetClassifier(
+        device="gpu"
+    ).fit(X, Y),
     "expected X of shape (n, 1, 8, 8), as in the fit; got (1, 1, 9, 8)": lambda: (
         ODENetClassifier("rk", layers=1, epochs=1, width=8)
         .fit(randn(30, 1, 8, 8).numpy(), Y)

@@ -2,8 +2,8 @@ r"""Blocks of depth: the middle of an ODE-Net, and of the residual networks that
 
 All are schemes on a vector field f. Where the weights change with the layer, layer n acts for t in [n, n + 1):
 
-    ode       dx/dt = f(t, x), t from 0 to 1, to a tolerance; gradients by the adjoint equation
-    rk        the same field by a fixed number of Runge-Kutta steps; gradients through the steps
+    ode       dx/dt = f(t, x), t from 0 to 1, to a tolerance
+    rk        the same field by a fixed number of Runge-Kutta steps
     resnet    x_{n+1} = x_n + f_n(x_n)
     lm        x_{n+1} = (1 - k_n) x_n + k_n x_{n-1} + (1 + k_n) f_n(x_n) with learned k_n, and Euler's first step
 
@@ -138,7 +138,7 @@ def _ode(make: MakeField, layers: int, tolerance: float, adjoint: str) -> Block:
 
 
 def _rk(make: MakeField, layers: int, tolerance: float, adjoint: str) -> Block:
-    return ODEBlock(make(), FixedSolver("rk4", layers))
+    return ODEBlock(make(), FixedSolver("rk4", layers, adjoint=adjoint))
 
 
 def _resnet(make: MakeField, layers: int, tolerance: float, adjoint: str) -> Block:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,13 +20,14 @@ from ffjord_kit.data import Batch
 from ffjord_kit.models.blocks import BLOCKS
 from ffjord_kit.models.networks import ODENet
 from ffjord_kit.objectives import CrossEntropy, Objective, SquaredError
-from ffjord_kit.ode import Solver
+from ffjord_kit.ode import ADJOINTS, FINEST_SINGLE, Solver
 from ffjord_kit.training import Phase, TensorData, TrainConfig, fit
 from ffjord_kit.training.runtime import pass_on
 
 ROWS_AT_ONCE = 1000
 READING: dict[str, Any] = {"dtype": [np.float64, np.float32], "allow_nd": True}  # how scikit-learn checks X
 WHOLE_NUMBERS = {"width": 1, "augmented": 0, "layers": 1, "epochs": 1, "batch_size": 1}  # and their least values
+NUMBERS = {"tolerance": FINEST_SINGLE, "learning_rate": 1e-10, "weight_decay": 0.0}
 
 
 class CostPoint(NamedTuple):
@@ -176,14 +178,23 @@ class _ODENetEstimator(BaseEstimator):
         """Return the score of predictions."""
 
     def _check_parameters(self) -> None:
-        if self.block not in BLOCKS:
-            raise ValueError(f"block must be one of {', '.join(BLOCKS)}; got {self.block!r}")
+        _check_word("block", self.block, BLOCKS)
+        _check_word("adjoint", self.adjoint, ADJOINTS)
         for name, least in WHOLE_NUMBERS.items():
             value = getattr(self, name)
-            if not isinstance(value, (int, np.integer)) or value < least:
+            if not isinstance(value, Integral) or value < least:
                 raise ValueError(f"{name} must be a whole number of at least {least}; got {value!r}")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be positive; got {self.learning_rate!r}")
+        for name, lowest in NUMBERS.items():
+            value = getattr(self, name)
+            if not isinstance(value, Real) or not float(value) >= lowest:
+                raise ValueError(f"{name} must be a number of at least {lowest:g}; got {value!r}")
+        if self.block == "ode" and self.adjoint == "reversible":
+            raise ValueError("adjoint 'reversible' walks back by fixed steps: pass block='rk', or adjoint='adjoint'")
+        try:
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError) as error:
+            text = f"device must be one that torch has here, e.g. 'cpu' or 'cuda'; got {self.device!r}"
+            raise ValueError(text) from error
 
     def _reading_targets(self) -> dict[str, Any]:
         """Return options of scikit-learn's check of targets."""
@@ -224,7 +235,8 @@ class ODENetClassifier(ClassifierMixin, _ODENetEstimator):
             of another that surrounds it.
         layers: Layers of "resnet" and "lm", steps of "rk".
         tolerance: Relative and absolute tolerance of "ode".
-        adjoint: Way back of the gradients of "ode", a word of ADJOINTS; "adjoint" for memory that does not grow.
+        adjoint: Way back of the gradients of "ode" and "rk", a word of ADJOINTS; "adjoint" ("ode") or "reversible"
+            ("rk") for memory that does not grow with the steps.
         epochs: Passes over the rows.
         batch_size: Rows of a step.
         learning_rate: Peak learning rate.
@@ -317,6 +329,11 @@ class ODENetRegressor(RegressorMixin, _ODENetEstimator):
     @staticmethod
     def _score(y: np.ndarray, predicted: np.ndarray) -> float:
         return r2_score(y, predicted)
+
+
+def _check_word(name: str, word: Any, known: Collection[str]) -> None:
+    if word not in known:
+        raise ValueError(f"{name} must be one of {', '.join(known)}; got {word!r}")
 
 
 def _event_shape(X: np.ndarray) -> tuple[int, ...]:
