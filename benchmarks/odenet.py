@@ -143,13 +143,12 @@ def percent(row: Row) -> str:
 
 
 def drawn(rows: list[Row]) -> dict[str, list[list[float]]]:
-    """Curves to draw: the ODE-Net by each solver, and the RK-Net by rk4."""
-    found = {}
-    for row in rows:
-        for word in {"ode": SOLVERS, "rk": ("rk4",)}.get(row["method"], ()):
-            points = row["curves"][word]
-            found[f"{NAMES[row['method']]}, {word}"] = [[p["nfe"], p["error"], p["low"], p["high"]] for p in points]
-    return found
+    """Every curve to draw."""
+    return {
+        f"{NAMES[row['method']]}, {word}": [[p["nfe"], p["error"], p["low"], p["high"]] for p in points]
+        for row in rows
+        for word, points in row.get("curves", {}).items()
+    }
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from ffjord_kit.plots.figure import ACCENT, DATA, MUTED, SAMPLES, new_figure, st
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-COLOURS, MARKS = (DATA, SAMPLES, ACCENT, MUTED), "os^D"
+COLOURS, MARKS = (DATA, SAMPLES, ACCENT, "#E69F00", "#CC79A7", MUTED), "os^Dv<"
 
 
 @styled
