@@ -13,7 +13,8 @@ from ffjord_kit.nn import PlanarDynamics
 from ffjord_kit.objectives import EnergyMatching, evidence
 from ffjord_kit.objectives.energy import effective_sample_size
 from ffjord_kit.trace import ExactTrace
-from ffjord_kit.training import TrainConfig, fit_energy
+from ffjord_kit.training import BaseDraws, TrainConfig, fit_energy
+from ffjord_kit.training.data import Batches
 from ffjord_kit.transforms import Planar
 
 CONFIG = TrainConfig(batch_size=256, ema_decay=0.95, warmup=20)
@@ -128,6 +129,12 @@ def test_a_flow_is_matched_to_an_energy(flow, generator):
     last = history.records[-2]
     assert last["elbo"] == pytest.approx(-last["loss"])
     assert 0 < last["ess"] <= 1
+
+
+def test_each_step_has_new_draws_which_a_seed_repeats():
+    first, again = (Batches(BaseDraws(planar_flow(1, "base").base, 8), 8, seed=3) for _ in range(2))
+    assert torch.equal(first[0].x, again[0].x)
+    assert not bool((first[0].x == first[1].x).any())
 
 
 def test_the_gradient_of_the_bound_is_that_of_its_closed_form():

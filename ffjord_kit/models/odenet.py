@@ -234,7 +234,8 @@ class ODENetClassifier(ClassifierMixin, _ODENetEstimator):
         augmented: Columns or channels of zeros beside the data; 0 for the plain ODE-Net, which cannot take a class out
             of another that surrounds it.
         layers: Layers of "resnet" and "lm", steps of "rk".
-        tolerance: Relative and absolute tolerance of "ode".
+        tolerance: Relative and absolute tolerance of "ode"; the rows of a batch share their steps, so that predictions
+            depend on the other rows within it.
         adjoint: Way back of the gradients of "ode" and "rk", a word of ADJOINTS; "adjoint" ("ode") or "reversible"
             ("rk") for memory that does not grow with the steps.
         epochs: Passes over the rows.
