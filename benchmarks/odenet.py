@@ -57,7 +57,7 @@ def main() -> None:
             test = test or arrays(load_images("mnist:test"))
             store.add({**key, **measured(method, train, test, given.epochs, given.seed, given.device), **environment()})
             print(method, flush=True)
-    rows = [row for row in store.rows() if row["benchmark"] == BENCHMARK]
+    rows = [row for name in NAMES for row in store.rows() if row["benchmark"] == BENCHMARK and row["method"] == name]
     print(table(rows), curves_table(rows), sep="\n\n")
     if given.picture:
         plots.save(plots.error_against_cost(drawn(rows), error="share of wrong test images"), given.picture)
