@@ -65,7 +65,7 @@ def test_a_well_trained_flow_passes(trained, held_out):
     assert diagnosis["solver, of reports"].verdict == "good"
     assert diagnosis.verdict in ("good", "fair")
     assert names[0] == "rows"
-    assert len(str(diagnosis).splitlines()) >= len(diagnosis.findings) == 17
+    assert len(str(diagnosis).splitlines()) >= len(diagnosis.findings) == 18
     assert {finding.verdict for finding in diagnosis.findings} <= set(VERDICTS)
 
 

@@ -107,7 +107,17 @@ FIGURES = {
     "vector field": lambda: plots.vector_field(turn, [0.0, 1.0], BOUNDS, size=8),
     "vector field at rest": lambda: plots.vector_field(lambda t, x: 0 * x, [0.0], BOUNDS, size=5),
     "density strip": lambda: plots.density_strip(TIMES, field(), BOUNDS),
+    "density panels": lambda: plots.density_panels([("a", np.exp(field()[-1])), ("b", np.eye(9))], BOUNDS, per_row=2),
     "stability": lambda: plots.stability_regions({"euler": stability(1), "taylor": stability(2)}, ((-3, 1), (-2, 2))),
+    "error against cost": lambda: plots.error_against_cost(
+        {"ode": [[26, 0.03, 0.02, 0.04], [8, 0.1, 0.08, 0.12]], "resnet": [[6, 0.02, 0.015, 0.025]]}
+    ),
+    "gradients along the path": lambda: plots.gradients_along_path(
+        times=TIMES,
+        costate=1 + np.ones((6, 3)) * TIMES[:, None],
+        largest=np.ones((6, 3)),
+        smallest=np.full((6, 3), 0.1),
+    ),
     "training curves": lambda: plots.training_curves(records()),
     "pair plot": lambda: plots.pair_plot(TABLE, TABLE[:90] + 0.1, NAMES, most=3),
     "pair plot of equal points": lambda: plots.pair_plot(np.ones((5, 2)), np.ones((5, 2)) + 1e9, ["a", "b"]),
@@ -453,6 +463,12 @@ BAD = {
     "log_densities must have shape (6, 4, 4); got (6, 3, 4)": lambda: plots.density_strip(
         TIMES, np.ones((6, 3, 4)), BOUNDS
     ),
+    "densities must have one panel or more; got none": lambda: plots.density_panels([], BOUNDS, per_row=2),
+    "costate must have shape (6, n); got (3, 6)": lambda: plots.gradients_along_path(
+        times=TIMES, costate=np.ones((3, 6)), largest=np.ones((6, 3)), smallest=np.ones((6, 3))
+    ),
+    "curves must have one model or more; got none": lambda: plots.error_against_cost({}),
+    "ode must have shape (k, 4); got (3,)": lambda: plots.error_against_cost({"ode": np.ones(3)}),
     "growths must have one method or more; got none": lambda: plots.stability_regions({}, BOUNDS),
     "euler must have shape (n, m); got (3,)": lambda: plots.stability_regions({"euler": np.ones(3)}, BOUNDS),
     "seconds must be positive; got 0": lambda: plots.density_gif("a.gif", TIMES, field(), BOUNDS, seconds=0),

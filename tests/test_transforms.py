@@ -6,7 +6,7 @@ import pytest
 import torch
 from oracles import F64, close, jacobian, randn
 
-from ffjord_kit.transforms import SCALINGS, Affine, Asinh, Gaussianize, Logit, Softplus, Standardize, Whiten
+from ffjord_kit.transforms import SCALINGS, Affine, Asinh, Gaussianize, Logit, Planar, Softplus, Standardize, Whiten
 from ffjord_kit.transforms.affine import gaussian_total_correlation
 from ffjord_kit.transforms.gaussianize import KNOTS, MAX_SLOPE
 
@@ -23,6 +23,15 @@ def shaped(shape):
     return lower.reshape(shape), upper.reshape(shape)
 
 
+def planar(shape, end):
+    """Return a planar transform of some strength, in float64."""
+    transform = Planar(shape, explicit_from=end).double()
+    with torch.no_grad():
+        for seed, parameter in enumerate(transform.parameters()):
+            parameter.copy_(randn(*parameter.shape, seed=seed))
+    return transform
+
+
 TRANSFORMS = {
     "standardize": lambda shape: Standardize(randn(*shape), randn(*shape, seed=1).exp()),
     "whiten": lambda shape: Whiten(randn(*shape), randn(4, 4).tril(-1) + randn(4, seed=2).exp().diag()),
@@ -32,6 +41,8 @@ TRANSFORMS = {
     "softplus": lambda shape: Softplus(shaped(shape)[0]),
     "gaussianize": lambda shape: Gaussianize.of(randn(400, *shape, seed=3).exp()),
     "asinh": Asinh,
+    "planar from data": lambda shape: planar(shape, "data"),
+    "planar from base": lambda shape: planar(shape, "base"),
     "softplus of all": lambda shape: Softplus(torch.full(shape, -2.5, dtype=F64)),
 }
 CONTRACT = [

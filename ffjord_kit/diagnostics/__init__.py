@@ -1,6 +1,7 @@
 """Diagnostics of a flow: its integral, solves, fit and gradients, bits per dimension, and outlier scores."""
 
 from ffjord_kit.diagnostics.bits_per_dim import BitsPerDim, bits_per_dim
+from ffjord_kit.diagnostics.control import ControlPath, control_path
 from ffjord_kit.diagnostics.diagnosis import Diagnosis, diagnose
 from ffjord_kit.diagnostics.findings import VERDICTS, Finding
 from ffjord_kit.diagnostics.gradients import GradientCheck, check_gradients, gradient_table
@@ -9,6 +10,7 @@ from ffjord_kit.diagnostics.outliers import SCORES, outlier_scores
 from ffjord_kit.diagnostics.receipt import Receipt, check_steps
 
 __all__ = [
-    "SCORES", "VERDICTS", "BitsPerDim", "Diagnosis", "Finding", "GradientCheck", "Receipt", "bits_per_dim",
-    "check_gradients", "check_steps", "check_training", "diagnose", "gradient_table", "outlier_scores",
+    "SCORES", "VERDICTS", "BitsPerDim", "ControlPath", "Diagnosis", "Finding", "GradientCheck", "Receipt",
+    "bits_per_dim", "check_gradients", "check_steps", "check_training", "control_path", "diagnose", "gradient_table",
+    "outlier_scores",
 ]  # fmt: skip

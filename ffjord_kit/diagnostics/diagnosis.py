@@ -1,4 +1,4 @@
-"""Diagnosis of a flow: checks of its integral, solves, fit and stiffness, each with a measurement and a verdict."""
+"""Diagnosis of a flow: checks of integral, solves, fit, stiffness and gradients, each with numbers and a verdict."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ffjord_kit.data import Batch
-from ffjord_kit.diagnostics import goodness_of_fit, integral, misfit, solves, stiffness
+from ffjord_kit.diagnostics import control, goodness_of_fit, integral, misfit, solves, stiffness
 from ffjord_kit.diagnostics.examination import REPORTING_TOLERANCE, Examination
 from ffjord_kit.diagnostics.findings import BAD, Finding, worst_verdict
 from ffjord_kit.diagnostics.solves import Setting
@@ -157,6 +157,8 @@ def _run_checks(
     report("stiffness")
     spectrum = stiffness.spectrum(exam)
     findings.append(stiffness.check_stiffness(exam, spectrum))
+    report("gradient along the path")
+    findings.append(control.check_control(exam))
     draws = exam.flow.base.sample(len(exam), exam.generator())
     return Diagnosis(
         tuple(findings), tuple(settings), exam.at_base, draws, exam.row_log_probs, exam.sample_log_probs,

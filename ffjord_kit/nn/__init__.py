@@ -10,6 +10,7 @@ from ffjord_kit.nn.activations import ACTIVATIONS
 from ffjord_kit.nn.base import VectorField
 from ffjord_kit.nn.convolutional import ConvolutionDynamics
 from ffjord_kit.nn.mlp import ConcatDynamics, ConcatSquashDynamics, ResidualDynamics
+from ffjord_kit.nn.planar import PlanarDynamics
 from ffjord_kit.nn.potential import PotentialDynamics
 from ffjord_kit.nn.unet import UNetDynamics
 
@@ -24,5 +25,5 @@ IMAGE_DYNAMICS: dict[str, Callable[..., nn.Module]] = {"convolution": Convolutio
 
 __all__ = [
     "ACTIVATIONS", "DYNAMICS", "IMAGE_DYNAMICS", "ConcatDynamics", "ConcatSquashDynamics", "ConvolutionDynamics",
-    "PotentialDynamics", "ResidualDynamics", "UNetDynamics", "VectorField",
+    "PlanarDynamics", "PotentialDynamics", "ResidualDynamics", "UNetDynamics", "VectorField",
 ]  # fmt: skip

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from ffjord_kit.objectives.base import Loss, Objective, SolvedObjective
 from ffjord_kit.objectives.couplings import COUPLINGS
+from ffjord_kit.objectives.energy import EnergyMatching, Evidence, evidence
 from ffjord_kit.objectives.flow_matching import TIME_DENSITIES, FlowMatching, split_transforms
 from ffjord_kit.objectives.guidance import DropContext, class_log_probs, guided, one_hot
 from ffjord_kit.objectives.likelihood import MaximumLikelihood, TransformsLikelihood
 from ffjord_kit.objectives.reflow import Reflow
 from ffjord_kit.objectives.stepped import SteppedLikelihood
+from ffjord_kit.objectives.supervised import CrossEntropy, SquaredError
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "flow_matching": FlowMatching,
@@ -18,7 +20,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
 }
 
 __all__ = [
-    "COUPLINGS", "OBJECTIVES", "TIME_DENSITIES", "DropContext", "FlowMatching", "Loss",
-    "MaximumLikelihood", "Objective", "Reflow", "SolvedObjective", "SteppedLikelihood", "TransformsLikelihood",
-    "class_log_probs", "guided", "one_hot", "split_transforms",
+    "COUPLINGS", "OBJECTIVES", "TIME_DENSITIES", "CrossEntropy", "DropContext", "EnergyMatching", "Evidence",
+    "FlowMatching", "Loss", "MaximumLikelihood", "Objective", "Reflow", "SolvedObjective", "SquaredError",
+    "SteppedLikelihood", "TransformsLikelihood", "class_log_probs", "evidence", "guided", "one_hot", "split_transforms",
 ]  # fmt: skip

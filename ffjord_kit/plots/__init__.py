@@ -7,7 +7,9 @@ figure is drawn; pyplot is not used, and the caller's rcParams do not change.
 
 from ffjord_kit.plots.arrays import grid_points, robust_bounds
 from ffjord_kit.plots.comparison import pair_plot, samples
-from ffjord_kit.plots.densities import density, density_gif, density_strip
+from ffjord_kit.plots.control import gradients_along_path
+from ffjord_kit.plots.cost import error_against_cost
+from ffjord_kit.plots.densities import density, density_gif, density_panels, density_strip
 from ffjord_kit.plots.diagnosis import diagnosis
 from ffjord_kit.plots.figure import save
 from ffjord_kit.plots.images import extreme_images, image_sheet, image_strip, interpolation_strip, nearest_images
@@ -19,9 +21,12 @@ from ffjord_kit.plots.trajectories import trajectories, vector_field
 __all__ = [
     "density",
     "density_gif",
+    "density_panels",
     "density_strip",
     "diagnosis",
+    "error_against_cost",
     "extreme_images",
+    "gradients_along_path",
     "grid_points",
     "image_sheet",
     "image_strip",

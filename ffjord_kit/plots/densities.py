@@ -110,6 +110,37 @@ def density_strip(times: ArrayLike, log_densities: ArrayLike, bounds: Bounds) ->
     return figure
 
 
+@styled
+def density_panels(densities: Sequence[tuple[str, ArrayLike]], bounds: Bounds, *, per_row: int) -> Figure:
+    """Draw densities of different flows and targets, each panel on a colour scale of its own.
+
+    Args:
+        densities: For each panel its title and its density on `grid_points(bounds, size)`, shape (size, size), >= 0.
+        bounds: Limits ((x0, x1), (y0, y1)) of the grid.
+        per_row: Number of panels in a row.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: If there is no panel, an array has another shape, or a value is not finite.
+
+    Example:
+        >>> figure = density_panels([("a", np.ones((8, 8))), ("b", np.eye(8))], ((0, 1), (0, 1)), per_row=2)
+        >>> [panel.get_title() for panel in figure.axes]
+        ['a', 'b']
+    """
+    if not densities:
+        raise ValueError("densities must have one panel or more; got none")
+    bounds = arrays.check_bounds(bounds)
+    figure, axes = panel_grid(len(densities), bounds, per_row=per_row, side=1.3, colour_bar=False, ticks=False)
+    for panel, (title, values) in zip(axes, densities, strict=True):
+        drawn = arrays.checked_array(title, values, ("n", "m"))
+        panel.imshow(drawn, origin="lower", extent=image_extent(bounds), cmap=COLOUR_MAP, vmin=0, aspect="auto")
+        panel.set_title(title, fontsize=8)
+    return figure
+
+
 def density_gif(
     path: str | os.PathLike[str],
     times: ArrayLike,

@@ -16,6 +16,7 @@ from ffjord_kit.transforms.conditional import ConditionalAffine
 from ffjord_kit.transforms.contexts import ContextScaling
 from ffjord_kit.transforms.gaussianize import Gaussianize
 from ffjord_kit.transforms.multiscale import Squeeze, multi_scale
+from ffjord_kit.transforms.planar import Planar
 from ffjord_kit.transforms.preprocess import Preprocess
 from ffjord_kit.transforms.stepped import Stepped
 
@@ -31,5 +32,6 @@ SCALINGS: dict[str, tuple[Callable[[Tensor], Transform], ...]] = {
 
 __all__ = [
     "CNF", "IMAGE_SCALINGS", "SCALINGS", "Affine", "Asinh", "ConditionalAffine", "ContextScaling", "Gaussianize",
-    "Logit", "Preprocess", "Softplus", "Squeeze", "Standardize", "Stepped", "Transform", "Whiten", "multi_scale",
+    "Logit", "Planar", "Preprocess", "Softplus", "Squeeze", "Standardize", "Stepped", "Transform", "Whiten",
+    "multi_scale",
 ]  # fmt: skip

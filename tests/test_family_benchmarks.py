@@ -1,0 +1,69 @@
+"""The benchmarks of ODE-Nets and planar flows: closed forms, and tiny runs of each row."""
+
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+
+import odenet  # noqa: E402
+import planar  # noqa: E402
+
+from ffjord_kit import plots  # noqa: E402
+from ffjord_kit.ode import FixedSolver  # noqa: E402
+
+
+@pytest.fixture
+def images():
+    """Images whose class is the half that is bright."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 90)
+    x = rng.integers(0, 50, (90, 1, 8, 8))
+    x[labels == 1, :, :4] += 200
+    return (x[:60].astype(np.uint8), labels[:60]), (x[60:].astype(np.uint8), labels[60:])
+
+
+@pytest.mark.filterwarnings("ignore:Stochastic Optimizer")
+def test_each_network_gets_its_row(images, monkeypatch, tmp_path):
+    monkeypatch.setattr(odenet, "COMMON", {**odenet.COMMON, "width": 4, "layers": 2, "batch_size": 30})
+    monkeypatch.setattr(odenet, "SOLVERS", {"rk4": [FixedSolver("rk4", 1), FixedSolver("rk4", 2)]})
+    rows = [{"method": method, **odenet.measured(method, *images, 4, 0)} for method in odenet.NAMES]
+    assert all(row["low"] <= row["error"] <= row["high"] and row["weights"] > 0 for row in rows)
+    nfe = {row["method"]: row.get("nfe_forward") for row in rows}
+    assert (nfe["mlp"], nfe["resnet"], nfe["rk"], nfe["lm"]) == (None, 2, 8, 2)
+    assert [row["method"] for row in rows if row.get("nfe_backward")] == ["ode"]
+    assert len(odenet.table(rows).splitlines()) == 2 + len(rows)
+    assert len(odenet.curves_table(rows).splitlines()) == 2 + 4
+    figure = plots.error_against_cost(odenet.drawn(rows))
+    assert plots.save(figure, tmp_path / "curve.png").stat().st_size > 5000
+
+
+def test_the_interval_of_an_error_is_wilsons():
+    row = odenet.error(1.0, 100)
+    assert (row["error"], row["low"]) == (0, 0)
+    assert row["high"] == pytest.approx(1.96**2 / (100 + 1.96**2), rel=1e-3)
+
+
+def test_the_evidence_of_a_wave_is_its_closed_form():
+    """The wall adds half a normal distribution on each side of the eight units."""
+    normal = math.sqrt(2 * math.pi)
+    exact = math.log(0.4 * normal) + math.log(8 + planar.STEEPNESS * normal)
+    assert planar.log_evidence(planar.wave) == pytest.approx(exact, abs=1e-5)
+
+
+@pytest.mark.parametrize(("name", "method"), [("ring", "K=2"), ("step", "M=2"), ("moons", "K=2")])
+def test_each_planar_flow_gets_its_row(name, method, monkeypatch):
+    monkeypatch.setattr(planar, "DRAWS", 500)
+    monkeypatch.setattr(planar, "FINE", 300)
+    flow, row = planar.measured(name, method, 0.3, 0)
+    row = {"set": name, "method": method, **row}
+    assert row["kl"] > -4 * row["error"]
+    assert row["weights"] == sum(p.numel() for p in flow.transforms.parameters())
+    assert f"| {name} |" in planar.table([row])
+    drawn = planar.panels([row], (name,), {(name, method): flow})
+    assert len(drawn) == 1 + len(planar.METHODS)
+    cell = np.prod([high - low for low, high in planar.BOUNDS]) / planar.SIZE**2
+    assert 0.5 < drawn[0][1].sum() * cell < 1.1  # the truth, most of it within the picture
