@@ -23,6 +23,7 @@ from ffjord_kit.cli.options import (
 from ffjord_kit.version import __version__
 
 MAIN = "Main"
+AHEAD = click.FloatRange(min=0)
 SEED = click.IntRange(0, 2**32 - 1)
 
 run_argument = click.argument("run", type=click.Path())
@@ -291,7 +292,7 @@ def fit_series(context: click.Context, **options: Any) -> None:
 @click.argument("source", metavar="DATA")
 @click.option("--out", type=click.Path(), required=True, help="File: .csv or .tsv.")
 @click.option("--times", type=Numbers(), metavar="FLOAT,...", help="Times. [default: those of each series]")
-@click.option("--ahead", type=float, metavar="TIME", help="Go on for this time after the last row of each series.")
+@click.option("--ahead", type=AHEAD, metavar="TIME", help="Go on for this time after the last row of each series.")
 @level_option
 @force_option
 def predict_series(**options: Any) -> None:
@@ -308,7 +309,7 @@ def predict_series(**options: Any) -> None:
 @run_argument
 @click.argument("source", metavar="[DATA]", required=False)
 @click.option("--out", type=click.Path(file_okay=False), required=True, help="Folder for the pictures.")
-@click.option("--ahead", type=float, metavar="TIME", help="Time to extrapolate. [default: half of each series]")
+@click.option("--ahead", type=AHEAD, metavar="TIME", help="Time to extrapolate. [default: half of each series]")
 @level_option
 @force_option
 def plot_series(**options: Any) -> None:
