@@ -1,6 +1,6 @@
 """Irregular series: latent ODEs beside an RNN that is given the gaps and beside linear interpolation.
 
-    python benchmarks/series.py                                  # about ten minutes of CPU time
+    python benchmarks/series.py                                  # about twenty minutes of CPU time
     python benchmarks/series.py --sets spirals30 --budgets 100 --json benchmarks/results/series.json
     python benchmarks/series.py --only clocks                    # ways to solve for rows with times of their own
 
@@ -17,7 +17,6 @@ spirals it counts new noise.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
@@ -27,6 +26,7 @@ from typing import Any, NamedTuple
 
 import command
 import numpy as np
+import results
 import torch
 from torch import Tensor, nn
 
@@ -276,25 +276,23 @@ CLOCKS: dict[str, Callable[[nn.Module, Tensor, Tensor], Tensor]] = {
 
 
 def main() -> None:
-    given = command.options(__doc__ or "", sets=SETS, methods=METHODS, budgets=(40,))
-    path = Path(given.json) if given.json else None
-    rows = json.loads(path.read_text()) if path and path.exists() else []
+    given = command.options(__doc__ or "", sets=SETS, methods=METHODS, budgets=(100,))
+    if given.device != "cpu":
+        raise ValueError("series are fitted on the CPU: leave --device out")
+    store = results.Store(given.json)
 
-    def keep(row: dict[str, Any]) -> None:
-        key = ("set", "method", "budget", "seed")
-        rows[:] = [r for r in rows if any(r.get(k) != row.get(k) for k in key)] + [{**row, **command.environment()}]
-        print("  ".join(f"{k} {v}" for k, v in row.items()), flush=True)
-        if path:
-            path.write_text(json.dumps(rows, indent=1) + "\n")
+    def keep(row: results.Row) -> None:
+        store.add({"benchmark": "series", "device": "cpu", **row, **command.environment()})
+        print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
 
     if "clocks" in given.only:
         for row in clocks():
             keep(row)
     for name in given.sets:
-        for method in (m for m in METHODS if m in given.only and m in FIT):
+        for method in (method for method in FIT if method in given.only):
             for budget in given.budgets if method != "linear" else (0,):
-                known = {(r["set"], r["method"], r.get("budget"), r.get("seed")) for r in rows}
-                if given.again or (name, method, budget, given.seed) not in known:
+                key = {"benchmark": "series", "set": name, "method": method, "budget": budget, "seed": given.seed}
+                if given.again or not store.has(device="cpu", **key):
                     keep(score(name, method, budget, given.seed))
 
 
