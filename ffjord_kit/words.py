@@ -29,6 +29,8 @@ OBJECTIVES = ("flow_matching", "mle", "transforms", "steps")  # objectives/__ini
 COUPLINGS = ("independent", "optimal_transport")  # objectives/couplings.py
 TIME_DENSITIES = ("uniform", "likelihood")  # objectives/flow_matching.py
 
+RECOGNITIONS = ("gru", "ode_rnn")  # models/latent_network.py
+
 # tf32: products of 10 bits of fraction on a GPU's tensor cores; bf16: all of the network in numbers of 7 bits.
 PRECISIONS = ("float32", "tf32", "bf16")
 # Modes of torch.compile; reduce-overhead records CUDA graphs, which need the fixed shapes that batches have.

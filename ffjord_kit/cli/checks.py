@@ -11,7 +11,9 @@ from typing import Any
 from ffjord_kit import datasets
 from ffjord_kit.cli.options import flag
 from ffjord_kit.cli.parsing import parse_fields
+from ffjord_kit.datasets.series import TEXT_SUFFIXES, check_series_source
 from ffjord_kit.estimator.fields import ImageFields, TableFields
+from ffjord_kit.models.fields import LatentODEFields, check_fields
 from ffjord_kit.run_folder import RunError, check_is_run, check_room
 
 IMAGE_SUFFIXES = (".npz", ".png")  # samples of images make the folder of these themselves
@@ -140,6 +142,56 @@ def check_successor(run: str, source: str | None, out: str, force: bool, **_: An
     check_use(run, source)
 
 
+def check_fit_series(options: Mapping[str, Any]) -> None:
+    """Check the data, the fields and the folder of a fit of series.
+
+    Args:
+        options: Parameters of the command.
+
+    Raises:
+        ValueError: If something is not there, or cannot be read or written.
+    """
+    if options["resume"] is not None:
+        return check_is_run(options["resume"])
+    check_series_source(options["source"])
+    check_fields(LatentODEFields(**{each.name: options[each.name] for each in fields(LatentODEFields)}))
+    return check_room(options["out"], force=options["force"])
+
+
+def check_predict_series(run: str, source: str, out: str, force: bool, **_: Any) -> None:
+    """Check the run, the series and the file of predictions.
+
+    Args:
+        run: Run folder.
+        source: Series.
+        out: File.
+        force: Whether an existing file may be replaced.
+
+    Raises:
+        ValueError: If something is not there, or the file cannot be written.
+    """
+    check_is_run(run)
+    check_series_source(source)
+    check_replaceable(out, force=force)
+    if Path(out).suffix.lower() not in TEXT_SUFFIXES:
+        raise ValueError(f"predictions go to a {' or '.join(TEXT_SUFFIXES)} file; got {out}")
+
+
+def check_plot_series(run: str, source: str | None, **_: Any) -> None:
+    """Check a run of series and the series to draw.
+
+    Args:
+        run: Run folder.
+        source: Series, or None.
+
+    Raises:
+        ValueError: If one of them is not there.
+    """
+    check_is_run(run)
+    if source is not None:
+        check_series_source(source)
+
+
 def _refuse_foreign(source: str, explicit: Sequence[str]) -> None:
     """Refuse options of images for a table, and those of tables for images."""
     is_images = datasets.is_image_source(source)
@@ -161,4 +213,7 @@ CHECKS: dict[str, Callable[..., None]] = {
     "discretize": check_successor,
     "plot": check_use,
     "describe_run": check_use,
+    "fit_series": check_fit_series,
+    "predict_series": check_predict_series,
+    "plot_series": check_plot_series,
 }

@@ -13,17 +13,24 @@ from ffjord_kit.cli.options import (
     OUTPUT,
     Count,
     HeadedCommand,
+    Numbers,
     Widths,
     command_line_options,
     field_options,
     headed,
+    series_field_options,
 )
 from ffjord_kit.version import __version__
 
 MAIN = "Main"
+AHEAD = click.FloatRange(min=0)
 SEED = click.IntRange(0, 2**32 - 1)
 
 run_argument = click.argument("run", type=click.Path())
+level_option = click.option(
+    "--level", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.9, show_default=True,
+    metavar="FLOAT", help="Probability of the bands.",
+)  # fmt: skip
 force_option = click.option("--force", is_flag=True, help="Replace existing files.")
 
 
@@ -253,6 +260,61 @@ def plot(**options: Any) -> None:
     interpolations, nearest neighbours and extremes.
     """
     _call("plot", "plot", **options)
+
+
+@cli.group()
+def series() -> None:
+    """Fit latent ODEs to irregular series, predict them, and draw them.
+
+    A file of series is CSV or TSV in long form, with a header: the name of the series, the time, and a column for each
+    channel, empty where it was not seen.
+    """
+
+
+@series.command("fit")
+@click.argument("source", metavar="[DATA]", required=False)
+@click.option("--out", type=click.Path(), help="Folder of the run.")
+@click.option("--resume", type=click.Path(), metavar="RUN", help="Continue an interrupted run.")
+@series_field_options
+@click.option("--force", is_flag=True, help="Replace an existing run in the folder.")
+@click.pass_context
+def fit_series(context: click.Context, **options: Any) -> None:
+    """Fit a latent ODE to DATA, a file of series or `spirals`, and keep it in a run folder."""
+    if options["resume"] is not None:
+        _refuse_options_beside_resume(context)
+    elif options["source"] is None or options["out"] is None:
+        raise click.UsageError("series fit needs DATA and --out RUN, or --resume RUN")
+    _call("series", "fit_series", options=options)
+
+
+@series.command("predict")
+@run_argument
+@click.argument("source", metavar="DATA")
+@click.option("--out", type=click.Path(), required=True, help="File: .csv or .tsv.")
+@click.option("--times", type=Numbers(), metavar="FLOAT,...", help="Times. [default: those of each series]")
+@click.option("--ahead", type=AHEAD, metavar="TIME", help="Go on for this time after the last row of each series.")
+@level_option
+@force_option
+def predict_series(**options: Any) -> None:
+    """Predict DATA by a RUN: the mean of each channel, and a band that holds a new observation.
+
+    Where a value of DATA is missing, this is its imputation.
+    """
+    if options["times"] is not None and options["ahead"] is not None:
+        raise click.UsageError("pass --times or --ahead, not both")
+    _call("series", "predict_series", **options)
+
+
+@series.command("plot")
+@run_argument
+@click.argument("source", metavar="[DATA]", required=False)
+@click.option("--out", type=click.Path(file_okay=False), required=True, help="Folder for the pictures.")
+@click.option("--ahead", type=AHEAD, metavar="TIME", help="Time to extrapolate. [default: half of each series]")
+@level_option
+@force_option
+def plot_series(**options: Any) -> None:
+    """Draw the training of a RUN, and its reconstruction and extrapolation of some series."""
+    _call("series", "plot_series", **options)
 
 
 @cli.command()

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple, TypeVar
 import click
 
 from ffjord_kit.estimator.fields import HEADINGS, ImageFields, TableFields
+from ffjord_kit.models.fields import LatentODEFields
+from ffjord_kit.words import RECOGNITIONS
 
 C = TypeVar("C", bound=Callable[..., Any])
 
@@ -37,6 +39,20 @@ class Widths(click.ParamType):
             return tuple(int(part) for part in str(value).split(","))
         except ValueError:
             self.fail(f"{value!r} is not a list of whole numbers such as 128,128", param, ctx)
+
+
+class Numbers(click.ParamType):
+    """Comma-separated numbers."""
+
+    name = "numbers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(float(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not a list of numbers such as 30,31.5", param, ctx)
 
 
 class Count(click.IntRange):
@@ -129,6 +145,31 @@ def field_options(function: C) -> C:
     """
     for field in reversed(fit_fields()):
         function = _option(field)(function)
+    return function
+
+
+def series_field_options(function: C) -> C:
+    """Declare an option for each field of a latent ODE.
+
+    Args:
+        function: The function of a command.
+
+    Returns:
+        The same function, with the options after those of the decorators above.
+    """
+    for each in reversed(fields(LatentODEFields)):
+        kind = str(each.type).removesuffix(" | None")
+        default = SHOWN_ON_TERMINALS.get(each.name, each.default)
+        names = [flag(each.name), *(["--seed"] if each.name == "random_state" else []), each.name]
+        text = f"{each.metadata['help'][0].upper()}{each.metadata['help'][1:]}."
+        options: dict[str, Any] = {"default": default, "show_default": default is not None, "help": text}
+        if kind == "bool":
+            names = [f"{flag(each.name)}/--no-{flag(each.name)[2:]}", each.name]
+        elif each.name == "recognition":
+            options["type"] = click.Choice(RECOGNITIONS)
+        else:
+            options["type"], options["metavar"] = TYPES[kind]
+        function = click.option(*names, **options)(function)
     return function
 
 

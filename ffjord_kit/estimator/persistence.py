@@ -211,6 +211,8 @@ def check_record(run: Run) -> None:
     Raises:
         RunError: If config.json lacks something, or makes no sense.
     """
+    if run.config.get("model") == "latent_ode":
+        raise RunError(f"{run.path} is a run of series: use ffjord-kit series predict or plot")
     with run.explained("config.json"):
         record = run.config
         for name, kind in FACTS.items():

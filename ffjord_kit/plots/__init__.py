@@ -14,11 +14,13 @@ from ffjord_kit.plots.diagnosis import diagnosis
 from ffjord_kit.plots.figure import save
 from ffjord_kit.plots.images import extreme_images, image_sheet, image_strip, interpolation_strip, nearest_images
 from ffjord_kit.plots.outliers import outlier_histograms
+from ffjord_kit.plots.series import PredictedSeries, series_bands
 from ffjord_kit.plots.stability import stability_regions
 from ffjord_kit.plots.training import training_curves
 from ffjord_kit.plots.trajectories import trajectories, vector_field
 
 __all__ = [
+    "PredictedSeries",
     "density",
     "density_gif",
     "density_panels",
@@ -37,6 +39,7 @@ __all__ = [
     "robust_bounds",
     "samples",
     "save",
+    "series_bands",
     "stability_regions",
     "training_curves",
     "trajectories",

@@ -1,0 +1,519 @@
+"""`LatentODE`: irregular series in; reconstructions, extrapolations, imputed values and samples with bands out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import secrets
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ffjord_kit.data import Batch
+from ffjord_kit.models.elbo import ELBO, ELBOValidation, elbo
+from ffjord_kit.models.fields import LatentODEFields, check_fields
+from ffjord_kit.models.latent_network import LatentNetwork, Scales
+from ffjord_kit.models.series import Series, check_series, check_times, padded
+from ffjord_kit.noise import keyed_generator, standard_normal
+from ffjord_kit.progress import training_progress
+from ffjord_kit.run import Run, RunError, claimed
+from ffjord_kit.training import History, Phase, TensorData, TrainConfig, fit
+from ffjord_kit.training.runtime import pass_on
+
+KIND = "latent_ode"  # of a run, in its config
+FEWEST_HELD_OUT = 5  # series; fewer say too little
+ROWS_PER_STEP, FEWEST_STEPS, MOST_STEPS = 4, 8, 32
+COARSE = 0.1  # of the noise: a difference from a solve of twice the steps that calls for a warning
+CHUNK = 16  # series that are predicted at once
+FREE_ON_RESUME = ("verbose", "random_state")
+
+
+class Bands(NamedTuple):
+    """A prediction for one series.
+
+    Attributes:
+        times: Times, shape (T,).
+        mean: Mean, shape (T, channels).
+        low: Lower end of the band, shape (T, channels).
+        high: Upper end, shape (T, channels).
+    """
+
+    times: np.ndarray
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+@dataclass(eq=False)
+class LatentODE(LatentODEFields):
+    """A latent ODE for irregular series with missing values (Chen et al. 2018; Rubanova et al. 2019).
+
+    A series is a pair of times (T,) and values (T, channels), NaN where a value is missing, or a `Series`. The series
+    need not share times. Wherever `series` may be None, those of the fit are meant. A band holds a new observation with
+    the probability `level`: it has the uncertainty of the latent state and the noise of the observations.
+
+    Args:
+        latent_dim: Dimension of the latent state.
+        hidden: Width of all networks.
+        recognition: "gru", or "ode_rnn", whose state moves on between observations.
+        events: Whether the times at which channels are seen are modelled too, by a Poisson process.
+        max_seconds: CPU seconds of training.
+        max_steps: Largest number of training steps, or None.
+        steps: Runge-Kutta steps over the longest series; None for one for every four of its rows, from 8 to 32.
+        batch_size: Series of a training step.
+        learning_rate: Peak learning rate.
+        validation_fraction: Share of the series that are held out to choose the weights.
+        random_state: Seed of everything random.
+        verbose: Whether to show a progress bar.
+
+    Attributes:
+        network_: The fitted network.
+        history_: History of the fit.
+        channels_: Names of the channels.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> times = [np.sort(rng.uniform(0, 6, 20)) for _ in range(30)]
+        >>> series = [(t, np.sin(t)) for t in times]
+        >>> model = LatentODE(latent_dim=2, hidden=8, max_steps=20, random_state=0).fit(series)
+        >>> model.extrapolate([7.0, 8.0], series[:2])[1].mean.shape
+        (2, 1)
+    """
+
+    def fit(
+        self,
+        series: Sequence[Any],
+        *,
+        channels: Sequence[str] | None = None,
+        run: str | Path | None = None,
+        force: bool = False,
+        resume: bool = False,
+        data: Mapping[str, Any] | None = None,
+    ) -> LatentODE:
+        """Learn the dynamics of series.
+
+        Args:
+            series: Series, or pairs of times and values.
+            channels: Names of the channels; x0, x1, ... if None.
+            run: Folder to keep log, model and checkpoints in; None for no run.
+            force: Whether to replace a run that is there.
+            resume: Whether to go on from the run's last checkpoint.
+            data: Note on the data, kept in the run's config.
+
+        Returns:
+            The model itself.
+
+        Raises:
+            ValueError: If a series or a field cannot be used.
+            TrainingDiverged: If numbers are not finite, and lower learning rates do not help.
+            RunError: If the run folder cannot be used.
+            KeyboardInterrupt: If Ctrl-C ended the fit; the model holds what was reached, as does its run.
+        """
+        check_fields(self)
+        self.series_ = check_series(series)
+        self.channels_ = _names(channels, self.series_)
+        self.record_ = self._record(run, data or {}, resume=resume)
+        fitting, held_out = self._split(self.record_["seed"])
+        self.network_ = self._network(fitting)
+        with _opened(run, self.record_, force=force, resume=resume) as folder:
+            self.history_ = self._train(fitting, held_out, folder, resume=resume)
+        self.network_.requires_grad_(False)
+        self._warn_of_coarse_steps()
+        if self.history_.interrupted:
+            pass_on(self.history_.signal)
+        return self
+
+    def reconstruct(
+        self, series: Sequence[Any] | None = None, *, level: float = 0.9, draws: int = 256, random_state: int = 0
+    ) -> list[Bands]:
+        """Predict series at their own times, from all that was seen of them.
+
+        Args:
+            series: Series, or None.
+            level: Probability of the bands.
+            draws: Draws of the latent state.
+            random_state: Seed of the draws.
+
+        Returns:
+            A prediction for each series.
+
+        Raises:
+            ValueError: If a series cannot be used.
+        """
+        given = self._given(series)
+        return self._bands(given, [item.clock for item in given], level, draws, random_state)
+
+    def extrapolate(
+        self,
+        times: Any,
+        series: Sequence[Any] | None = None,
+        *,
+        level: float = 0.9,
+        draws: int = 256,
+        random_state: int = 0,
+    ) -> list[Bands]:
+        """Predict series at any times from their first one on.
+
+        Args:
+            times: Times in the units of the series, shape (T,), or a list of such, one for each series.
+            series: Series, or None.
+            level: Probability of the bands.
+            draws: Draws of the latent state.
+            random_state: Seed of the draws.
+
+        Returns:
+            A prediction for each series.
+
+        Raises:
+            ValueError: If a series cannot be used, or a time is before its first.
+        """
+        given = self._given(series)
+        return self._bands(given, _clocks(times, given), level, draws, random_state)
+
+    def impute(
+        self, series: Sequence[Any] | None = None, *, draws: int = 256, random_state: int = 0
+    ) -> list[np.ndarray]:
+        """Fill in missing values by their mean; `reconstruct` gives the bands.
+
+        Args:
+            series: Series, or None.
+            draws: Draws of the latent state.
+            random_state: Seed of the draws.
+
+        Returns:
+            The values of each series, shape (T, channels); those that were seen stay as they are.
+
+        Raises:
+            ValueError: If a series cannot be used.
+        """
+        given = self._given(series)
+        means = [bands.mean for bands in self.reconstruct(given, draws=draws, random_state=random_state)]
+        return [np.where(np.isnan(s.values), mean, s.values) for s, mean in zip(given, means, strict=True)]
+
+    def sample(self, times: Any, n_samples: int = 1, *, random_state: int | None = None) -> np.ndarray:
+        """Draw new series, with the noise of observations.
+
+        Args:
+            times: Times since the beginning of a series, shape (T,), at least 0.
+            n_samples: Number of series.
+            random_state: Seed of the draws; None for a random one.
+
+        Returns:
+            Values, shape (n_samples, T, channels).
+
+        Raises:
+            ValueError: If the times cannot be used.
+        """
+        network = self._fitted()
+        clock = check_times(times, Series(np.array([0.0, 1.0]), np.zeros(2), "new"))
+        generator = _generator(random_state)
+        with torch.no_grad():
+            start = standard_normal((n_samples, network.latent_dim), network.log_noise, generator)
+            x = network.decode(network.path(start, torch.from_numpy(clock).expand(n_samples, -1)))
+            return (x + network.noise * standard_normal(tuple(x.shape), x, generator)).double().numpy()
+
+    def intensity(
+        self,
+        times: Any,
+        series: Sequence[Any] | None = None,
+        *,
+        level: float = 0.9,
+        draws: int = 256,
+        random_state: int = 0,
+    ) -> list[Bands]:
+        """Predict the rates at which channels are seen, events per unit of time.
+
+        Args:
+            times: Times in the units of the series, shape (T,), or a list of such, one for each series.
+            series: Series, or None.
+            level: Probability of the bands, which are those of the rate, not of a count.
+            draws: Draws of the latent state.
+            random_state: Seed of the draws.
+
+        Returns:
+            A prediction for each series.
+
+        Raises:
+            ValueError: If the model was fitted without events, or a series or a time cannot be used.
+        """
+        given = self._given(series)
+        if self._fitted().intensity is None:
+            raise ValueError("this model has no intensities: fit it with events=True")
+        return self._bands(given, _clocks(times, given), level, draws, random_state, rates=True)
+
+    def score_samples(
+        self, series: Sequence[Any] | None = None, *, draws: int = 64, random_state: int = 0
+    ) -> np.ndarray:
+        """Return the evidence lower bound of each series, nats, in the units of the data.
+
+        Args:
+            series: Series, or None.
+            draws: Draws of the latent state.
+            random_state: Seed of the draws.
+
+        Returns:
+            Bounds, shape (n,), each at most the log-likelihood, but for the noise of the draws.
+
+        Raises:
+            ValueError: If a series cannot be used.
+        """
+        return elbo(self._fitted(), _batch(self._given(series)), draws=draws, seed=random_state).numpy()
+
+    def save(self, path: str | Path, *, force: bool = False) -> None:
+        """Write the fitted model as a run folder.
+
+        Args:
+            path: Folder.
+            force: Whether to replace a run that is there.
+
+        Raises:
+            RunError: If the folder cannot be used.
+        """
+        network = self._fitted()
+        with claimed(path), closing(Run.create(path, self.record_, force=force)) as run:
+            for entry in self.history_.records:
+                run.record(entry)
+            run.save_model(network)
+
+    @classmethod
+    def load(cls, path: str | Path) -> LatentODE:
+        """Read a fitted model; it does not hold the series of the fit.
+
+        Args:
+            path: Run folder.
+
+        Returns:
+            The model.
+
+        Raises:
+            RunError: If there is none, or it is damaged.
+        """
+        run, model = open_run(path), unfitted(path)
+        with run.explained("config.json"):
+            model.record_, model.channels_ = run.config, [str(name) for name in run.config["channels"]]
+            model.network_ = model._blank(Scales.blank(len(model.channels_)))
+        run.load_model(model.network_)
+        model.network_.requires_grad_(False)
+        model.history_ = History(model.record_["seed"], records=run.records())
+        return model
+
+    def _record(self, path: str | Path | None, data: Mapping[str, Any], *, resume: bool) -> dict[str, Any]:
+        """Return the config of a new run, or that of the run to resume."""
+        values = {each.name: getattr(self, each.name) for each in fields(LatentODEFields)}
+        seed = secrets.randbits(31) if self.random_state is None else int(self.random_state)
+        rows = max(len(item.times) for item in self.series_)
+        steps = self.steps or min(MOST_STEPS, max(FEWEST_STEPS, rows // ROWS_PER_STEP))
+        about = {"channels": list(self.channels_), "series": len(self.series_), "sha256": _digest(self.series_)}
+        record = {"model": KIND, "fields": values, "seed": seed, "steps": steps, **about, "data": dict(data)}
+        return _record_to_resume(path, record) if resume else record
+
+    def _split(self, seed: int) -> tuple[Batch, Batch | None]:
+        """Return the series to fit, and those held out, if they are enough."""
+        count = round(self.validation_fraction * len(self.series_))
+        order = np.random.default_rng(seed).permutation(len(self.series_)).tolist()
+        if count < FEWEST_HELD_OUT:
+            return _batch(self.series_), None
+        held_out, fitting = ([self.series_[i] for i in sorted(part)] for part in (order[:count], order[count:]))
+        return _batch(fitting), _batch(held_out)
+
+    def _network(self, fitting: Batch) -> LatentNetwork:
+        values, times = fitting.x, _times(fitting)
+        unseen = values.isnan().flatten(0, 1).all(dim=0)
+        for name, missing in zip(self.channels_, unseen.tolist(), strict=True):
+            if missing:
+                raise ValueError(f"channel {name!r} has no value in any series of the fit: leave it out")
+        return self._blank(Scales.of(values, times))
+
+    def _blank(self, scales: Scales) -> LatentNetwork:
+        """Return a network whose weights the seed draws; the global state of torch stays as it is."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.record_["seed"])
+            return LatentNetwork(
+                scales, latent_dim=self.latent_dim, hidden=self.hidden, recognition=self.recognition,
+                events=self.events, steps=self.record_["steps"],
+            )  # fmt: skip
+
+    def _train(self, fitting: Batch, held_out: Batch | None, run: Run | None, *, resume: bool) -> History:
+        steps = math.inf if self.max_steps is None else self.max_steps
+        schedule = [Phase(ELBO(), steps, self.learning_rate, self.max_seconds)]
+        config = TrainConfig(batch_size=self.batch_size, ema_decay=0.99, seed=self.record_["seed"])
+        validate = None if held_out is None else ELBOValidation(self.network_, held_out)
+        with training_progress(schedule, shown=self.verbose) as bars:
+            history = fit(
+                self.network_, TensorData(fitting), schedule, config=config, validate=validate, run=run, resume=resume,
+                on_step=bars.on_step,
+            )  # fmt: skip
+            bars.finish(history.interrupted)
+        return history
+
+    @torch.no_grad()
+    def _warn_of_coarse_steps(self) -> None:
+        """Compare some reconstructions with those of twice the steps."""
+        network, batch = self.network_, _batch(self.series_[:FEWEST_HELD_OUT])
+        start, times = network.posterior(batch.x, _times(batch))[0], _times(batch)
+        coarse = network.decode(network.path(start, times))
+        network.steps *= 2
+        error = float(((network.decode(network.path(start, times)) - coarse) / network.noise).abs().max())
+        network.steps //= 2
+        if error > COARSE:
+            warnings.warn(
+                f"{network.steps} steps are coarse: twice as many change a reconstruction by {error:.2g} of the noise; "
+                f"fit again with steps={2 * network.steps}",
+                stacklevel=3,
+            )
+
+    def _fitted(self) -> LatentNetwork:
+        if "network_" not in vars(self):
+            raise ValueError("this LatentODE is not fitted yet: call fit(series), or LatentODE.load(run)")
+        return self.network_
+
+    def _given(self, series: Sequence[Any] | None) -> list[Series]:
+        network = self._fitted()
+        if series is None and "series_" not in vars(self):
+            raise ValueError("a loaded model does not hold the series of its fit: pass series=")
+        return check_series(self.series_ if series is None else series, network.channels)
+
+    @torch.no_grad()
+    def _bands(
+        self,
+        series: Sequence[Series],
+        clocks: Sequence[np.ndarray],
+        level: float,
+        draws: int,
+        seed: int,
+        *,
+        rates: bool = False,
+    ) -> list[Bands]:
+        """Return the bands of each series at some times since its first."""
+        if not 0 < level < 1:
+            raise ValueError(f"level must be between 0 and 1, a probability; got {level}")
+        network, batch = self._fitted(), _batch(series)
+        means, scales = network.posterior(batch.x, _times(batch))
+        found: list[Bands] = []
+        for first in range(0, len(series), CHUNK):
+            part, generator = slice(first, first + CHUNK), keyed_generator(torch.device("cpu"), seed, "bands", first)
+            start = means[part] + scales[part] * standard_normal((draws, *means[part].shape), means, generator)
+            x, noisy = self._predictions(start, clocks[part], generator, rates=rates)
+            ends = [noisy.quantile((1 + sign * level) / 2, dim=0).numpy() for sign in (-1, 1)]
+            arrays = zip(series[part], clocks[part], x.mean(0).numpy(), *ends, strict=True)
+            found += [Bands(t + item.times[0], *(each[: len(t)] for each in rest)) for item, t, *rest in arrays]
+        return found
+
+    def _predictions(
+        self, start: Tensor, clocks: Sequence[np.ndarray], generator: torch.Generator, *, rates: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Return draws (draws, n, T, channels) of what is predicted, without and with the noise of observations."""
+        network = self._fitted()
+        times = _times(padded([t[:, None] for t in clocks], clocks)).repeat(len(start), 1)
+        z = network.path(start.flatten(0, 1), times).unflatten(0, start.shape[:2])
+        if rates:
+            return (x := network.log_rate(z).exp().double()), x
+        x = network.decode(z)
+        return x.double(), (x + network.noise * standard_normal(tuple(x.shape), x, generator)).double()
+
+
+def open_run(path: str | Path) -> Run:
+    """Open the run of a latent ODE.
+
+    Args:
+        path: Run folder.
+
+    Returns:
+        The run.
+
+    Raises:
+        RunError: If there is none, or it is another model's.
+    """
+    run = Run.open(path)
+    if run.config.get("model") != KIND:
+        raise RunError(f"{path} is no run of series: use it by ffjord-kit sample, score or plot")
+    return run
+
+
+def unfitted(path: str | Path) -> LatentODE:
+    """Return the model of a run without its weights, e.g. to resume it.
+
+    Args:
+        path: Run folder.
+
+    Returns:
+        The model, with the fields of the run.
+
+    Raises:
+        RunError: If the run is damaged.
+    """
+    run = open_run(path)
+    with run.explained("config.json"):
+        model = LatentODE(**run.config["fields"])
+        check_fields(model)
+    return model
+
+
+def _record_to_resume(path: str | Path | None, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config of the run to resume, whose data and fields must be the same."""
+    if path is None:
+        raise ValueError("resume needs the run to go on with: pass run=")
+    run = open_run(path)
+    its = run.config
+    if its["sha256"] != record["sha256"]:
+        raise RunError(f"{path} was fitted to other series: resume it with the same ones")
+    mine = json.loads(json.dumps(record["fields"]))
+    for name, value in its["fields"].items():
+        if name not in FREE_ON_RESUME and mine[name] != value:
+            raise RunError(f"{path} has {name}={value!r}; got {mine[name]!r}: resume it with its own")
+    return its
+
+
+@contextmanager
+def _opened(path: str | Path | None, record: Mapping[str, Any], *, force: bool, resume: bool) -> Iterator[Run | None]:
+    """Make or open the run folder of a fit, and keep other processes out of it meanwhile."""
+    if path is None:
+        yield None
+        return
+    with claimed(path):
+        run = Run.open(path) if resume else Run.create(path, record, force=force)
+        with nullcontext() if resume else closing(run):
+            if resume:
+                run.tidy()
+            yield run
+
+
+def _names(channels: Sequence[str] | None, series: Sequence[Series]) -> list[str]:
+    count = series[0].values.shape[1]
+    names = [f"x{i}" for i in range(count)] if channels is None else [str(name) for name in channels]
+    if len(names) != count or len(set(names)) < count:
+        raise ValueError(f"channels must be {count} different names, one for each channel; got {names}")
+    return names
+
+
+def _clocks(times: Any, series: Sequence[Series]) -> list[np.ndarray]:
+    """Return times since the first one of each series, from common times or a list for each."""
+    own = len(times) == len(series) and all(np.ndim(part) == 1 for part in times)
+    return [check_times(times[i] if own else times, item) for i, item in enumerate(series)]
+
+
+def _batch(series: Sequence[Series]) -> Batch:
+    return padded([item.values for item in series], [item.clock for item in series])
+
+
+def _times(batch: Batch) -> Tensor:
+    return batch.context if batch.context is not None else batch.x.new_zeros(batch.x.shape[:2])
+
+
+def _digest(series: Sequence[Series]) -> str:
+    digest = hashlib.sha256()
+    for item in series:
+        digest.update(np.ascontiguousarray(item.times).tobytes() + np.ascontiguousarray(item.values).tobytes())
+    return digest.hexdigest()
+
+
+def _generator(seed: int | None) -> torch.Generator:
+    return keyed_generator(torch.device("cpu"), secrets.randbits(31) if seed is None else seed, "sample")

@@ -1,0 +1,406 @@
+"""Latent ODEs of irregular series: closed forms, masks, bands, events, and what a run keeps."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ffjord_kit.datasets.series import spiral_curves, spirals
+from ffjord_kit.models import LatentODE, Series
+from ffjord_kit.models.dense import solve_at
+from ffjord_kit.models.elbo import ELBO, elbo
+from ffjord_kit.models.latent_network import RECOGNITIONS, LatentNetwork, Scales
+from ffjord_kit.models.series import check_series, padded
+from ffjord_kit.run import RunError
+
+SMALL = {"latent_dim": 2, "hidden": 8, "max_steps": 30, "max_seconds": math.inf, "random_state": 0}
+
+
+def waves(count, seed=0, rows=20, missing=0.3):
+    """Pieces of sines at random times, which begin at any phase; some of the values are missing."""
+    rng = np.random.default_rng(seed)
+    series = []
+    for _ in range(count):
+        t = np.sort(rng.uniform(0, 6, rows)) + rng.uniform(10, 16)
+        x = curve(t) + 0.1 * rng.standard_normal((rows, 2))
+        x[1:][rng.random((rows - 1, 2)) < missing] = np.nan
+        series.append((t, x))
+    return series
+
+
+def batch_of(series):
+    checked = check_series(series)
+    return padded([s.values for s in checked], [s.clock for s in checked])
+
+
+def network(channels=2, **options):
+    torch.manual_seed(3)
+    return LatentNetwork(Scales.blank(channels), latent_dim=3, hidden=8, steps=8, **options)
+
+
+# ---- the solve
+
+
+def test_a_solve_at_own_times_has_the_order_of_its_steps():
+    """dz/dt = A z with A a rotation, whose solution is known: the error falls as h^4."""
+    times = torch.rand(7, 9, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 3
+    start = torch.tensor([[1.0, 0.0]], dtype=torch.float64).expand(7, 2)
+    truth = torch.stack([times.cos(), times.sin()], dim=2)
+    turn = torch.tensor([[0.0, 1.0], [-1.0, 0.0]], dtype=torch.float64)
+    errors = [
+        float((solve_at(lambda y: (y[0] @ turn,), (start,), times, steps=n)[0] - truth).abs().max()) for n in (4, 8)
+    ]
+    assert errors[1] < 1e-4
+    assert 12 < errors[0] / errors[1] < 20
+
+
+def test_other_rows_do_not_change_a_solve():
+    times = torch.tensor([[0.0, 0.5], [1.0, 7.0]], dtype=torch.float64)
+    start = torch.ones(2, 1, dtype=torch.float64)
+    (both,) = solve_at(lambda y: (-y[0],), (start,), times, steps=5)
+    (alone,) = solve_at(lambda y: (-y[0],), (start[:1],), times[:1], steps=5)
+    assert torch.equal(both[:1], alone)
+
+
+# ---- masks and padding
+
+
+@pytest.mark.parametrize("recognition", RECOGNITIONS)
+def test_a_masked_value_changes_nothing(recognition):
+    model = network(recognition=recognition, events=True)
+    (t, x), mask = waves(1, missing=0.0)[0], np.random.default_rng(0).random((20, 2)) < 0.4
+    bounds = []
+    for beneath in (-3.0, 1e6):
+        values = np.ma.masked_array(np.where(mask, beneath, x), mask)
+        bounds.append(elbo(model, batch_of([(t, values)]), draws=3))
+    assert torch.equal(*bounds)
+    assert bounds[0].isfinite().all()
+
+
+@pytest.mark.parametrize("recognition", RECOGNITIONS)
+def test_longer_series_in_the_batch_change_nothing(recognition):
+    model = network(recognition=recognition, events=True)
+    short, long = waves(1, rows=8)[0], waves(1, seed=1, rows=30)[0]
+    together, alone = batch_of([short, long]), batch_of([short])
+    for a, b in zip(
+        model.posterior(together.x, together.context), model.posterior(alone.x, alone.context), strict=True
+    ):
+        torch.testing.assert_close(a[:1], b)
+    start = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    value = model.log_likelihood(start, together.x, together.context)[:1]
+    torch.testing.assert_close(value, model.log_likelihood(start[:1], alone.x, alone.context))
+
+
+def test_gradients_are_finite_where_values_are_missing(generator):
+    model = network(events=True)
+    ELBO().loss(model, batch_of(waves(6)), generator).value.backward()
+    assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in model.parameters())
+
+
+def test_the_unit_of_time_and_of_values_is_the_users():
+    """The bound of values in other units differs by the logarithm of the unit, and a fit is the same."""
+    series = waves(12, missing=0.2)
+    other = [(1e4 * t, 1e3 * x) for t, x in series]
+    first, second = (LatentODE(**SMALL).fit(each) for each in (series, other))
+    seen = np.array([np.isfinite(x).sum() for _, x in series])
+    np.testing.assert_allclose(second.score_samples() + seen * math.log(1e3), first.score_samples(), rtol=1e-3)
+
+
+# ---- closed forms
+
+
+class Exact:
+    """The posterior of z(0) where x(t) = a(t) z(0) + noise, z(0) ~ N(0, 1), in the place of a network."""
+
+    def __init__(self, factor, noise, shift=0.0):
+        self.factor, self.noise, self.shift = factor, noise, shift
+
+    def __call__(self, values, times):
+        a = self.factor(times)[..., None]
+        precision = 1 + (a / self.noise).square().sum((1, 2))
+        mean = (a * values).sum((1, 2)) / self.noise**2 / precision
+        return mean[:, None] + self.shift, precision.rsqrt()[:, None]
+
+
+def assert_mean_is_zero(differences):
+    """Within four standard errors, which themselves are small."""
+    error = float(differences.std()) / math.sqrt(len(differences))
+    assert abs(float(differences.mean())) < 4 * error < 0.2
+
+
+def linear_gaussian(rate=-0.7, noise=0.4):
+    """The network of dz/dt = rate z, x = z + noise, in one dimension, and 40 series of it with their log-densities."""
+    model = LatentNetwork(Scales.blank(1), latent_dim=1, hidden=1, steps=20).double()
+    model.dynamics, model.decoder = nn.Linear(1, 1, bias=False).double(), nn.Identity()
+    model.requires_grad_(False)
+    model.dynamics.weight.fill_(rate)
+    model.log_noise.fill_(math.log(noise))
+    rng = np.random.default_rng(5)
+    times = np.c_[np.zeros(40), np.sort(rng.uniform(0, 2, (40, 6)), axis=1)]
+    x = np.exp(rate * times) * rng.standard_normal((40, 1)) + noise * rng.standard_normal(times.shape)
+    cover = np.exp(rate * times)[:, :, None] * np.exp(rate * times)[:, None, :] + noise**2 * np.eye(7)
+    truth = torch.distributions.MultivariateNormal(torch.zeros(7).double(), torch.from_numpy(cover))
+    log_prob = truth.log_prob(torch.from_numpy(x))
+    return model, batch_of(list(zip(times, x, strict=True))), log_prob, Exact(lambda t: (rate * t).exp(), noise)
+
+
+def test_with_the_exact_posterior_the_bound_is_the_log_likelihood():
+    model, batch, log_prob, exact = linear_gaussian()
+    model.posterior = exact
+    assert_mean_is_zero(elbo(model, batch, draws=400) - log_prob)
+
+
+@pytest.mark.parametrize("shift", [0.2, 0.5])
+def test_with_another_posterior_the_bound_is_lower_by_its_divergence(shift):
+    """KL(N(m + d, s^2) || N(m, s^2)) = d^2 / 2 s^2."""
+    model, batch, log_prob, exact = linear_gaussian()
+    model.posterior = exact
+    scale = exact(batch.x, batch.context)[1][:, 0]
+    exact.shift = shift
+    gap = log_prob - elbo(model, batch, draws=400)
+    assert (gap > 0).all()
+    assert_mean_is_zero(gap - (shift / scale).square() / 2)
+
+
+def test_a_trained_bound_stays_below_the_log_likelihood():
+    model, batch, log_prob, _ = linear_gaussian()
+    fitted = LatentODE(
+        latent_dim=1, hidden=16, max_steps=200, max_seconds=math.inf, random_state=0, validation_fraction=0
+    )
+    rng = np.random.default_rng(0)
+    series = []
+    for _ in range(300):
+        t = np.r_[0, np.sort(rng.uniform(0, 2, 6))]
+        series.append((t, np.exp(-0.7 * t) * rng.standard_normal() + 0.4 * rng.standard_normal(7)))
+    given = [(t.numpy(), x.numpy()) for t, x in zip(batch.context, batch.x, strict=True)]
+    bound = fitted.fit(series).score_samples(given, draws=200)
+    assert bound.mean() < log_prob.mean()
+    assert log_prob.mean() - bound.mean() < 0.7
+
+
+# ---- events
+
+
+def test_the_likelihood_of_events_is_that_of_a_poisson_process():
+    """A constant intensity: the log-density of n events in a window of length T is n log(rate) - rate T."""
+    model, plain = network(events=True, channels=1), network(channels=1)
+    model.requires_grad_(False)
+    for layer in model.intensity[::2]:
+        layer.weight.zero_(), layer.bias.zero_()
+    model.intensity[-1].bias.fill_(math.log(2.5))
+    plain.requires_grad_(False).load_state_dict(model.state_dict(), strict=False)
+    t = np.array([0.0, 0.4, 1.1, 1.7, 3.0])  # it opens at 0, and closes at 3 without an event
+    batch, start = batch_of([(t, [np.nan, 1, 1, 1, np.nan])]), torch.zeros(1, 3)
+    difference = model.log_likelihood(start, batch.x, batch.context) - plain.log_likelihood(
+        start, batch.x, batch.context
+    )
+    assert float(difference) == pytest.approx(3 * math.log(2.5) - 2.5 * 3.0, abs=1e-4)
+
+
+def test_known_rates_are_recovered_within_the_bands():
+    """Two channels, seen at rates of 4 and 1 per unit of time, in windows of 5 that open and close empty."""
+    rng = np.random.default_rng(2)
+    series = []
+    for _ in range(100):
+        events = [(np.sort(rng.uniform(0, 5, rng.poisson(5 * rate))), c) for c, rate in enumerate((4.0, 1.0))]
+        t = np.concatenate([times for times, _ in events])
+        x = np.full((len(t), 2), np.nan)
+        x[np.arange(len(t)), np.repeat([0, 1], [len(times) for times, _ in events])] = rng.standard_normal(len(t))
+        order = np.argsort(t)
+        empty = np.full((1, 2), np.nan)
+        series.append((np.r_[0, t[order], 5.0], np.concatenate([empty, x[order], empty])))
+    model = LatentODE(latent_dim=2, hidden=8, events=True, max_steps=120, max_seconds=math.inf, random_state=0).fit(
+        series
+    )
+    bands = model.intensity(np.linspace(0, 5, 11), series[:20], level=0.98)
+    low, high, mean = (np.stack([getattr(b, name) for b in bands]).mean(0) for name in ("low", "high", "mean"))
+    truth = np.array([4.0, 1.0])
+    assert ((low < truth) & (truth < high)).mean() > 0.9
+    np.testing.assert_allclose(mean.mean(0), truth, rtol=0.15)
+
+
+def test_a_model_without_events_has_no_intensity():
+    model = LatentODE(**SMALL).fit(waves(8))
+    with pytest.raises(ValueError, match="fit it with events=True"):
+        model.intensity([11.0])
+
+
+# ---- predictions
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    options = {"latent_dim": 2, "hidden": 24, "max_steps": 400, "max_seconds": math.inf, "learning_rate": 2e-2}
+    return LatentODE(**options, random_state=0).fit(waves(200))
+
+
+def curve(times):
+    return np.stack([np.sin(times + 1), np.cos(times)], axis=-1)
+
+
+@pytest.mark.parametrize("ahead", [-4.0, 0.0, 1.5])
+def test_bands_hold_new_observations_within_and_beyond_a_series(fitted, ahead):
+    rng, new = np.random.default_rng(9), waves(40, seed=7)
+    times = [np.maximum(t[0], t[-1] + ahead + np.linspace(0, 1.5, 6)) for t, _ in new]
+    bands = fitted.extrapolate(times, new, level=0.9)
+    seen = [curve(t) + 0.1 * rng.standard_normal((6, 2)) for t in times]
+    assert np.mean([(b.low < y) & (y < b.high) for b, y in zip(bands, seen, strict=True)]) > 0.85
+    assert np.sqrt(np.mean([(b.mean - curve(t)) ** 2 for b, t in zip(bands, times, strict=True)])) < 0.1
+    assert np.mean([b.high - b.low for b in bands]) < 0.7
+
+
+def test_imputed_values_are_near_and_seen_ones_stay(fitted):
+    new = waves(40, seed=8, missing=0.5)
+    filled = fitted.impute(new)
+    for (t, x), y in zip(new, filled, strict=True):
+        assert np.array_equal(y[np.isfinite(x)], x[np.isfinite(x)])
+        assert np.isfinite(y).all() and len(y) == len(t)
+    errors = [(y - curve(t))[np.isnan(x)] for (t, x), y in zip(new, filled, strict=True)]
+    assert np.sqrt(np.mean(np.concatenate(errors) ** 2)) < 0.15
+
+
+def test_samples_are_series_like_those_of_the_fit(fitted):
+    draws = fitted.sample(np.linspace(0, 4, 9), 300, random_state=0)
+    assert draws.shape == (300, 9, 2)
+    assert np.array_equal(draws, fitted.sample(np.linspace(0, 4, 9), 300, random_state=0))
+    assert 0.4 < draws.std() < 1.1
+
+
+def test_predictions_are_the_same_again_and_in_any_order_of_times(fitted):
+    new, times = waves(3, seed=4), np.array([27.0, 22.5, 27.0, 26.2])
+    first, second = (fitted.extrapolate(times, new) for _ in range(2))
+    assert all(np.array_equal(a.low, b.low) for a, b in zip(first, second, strict=True))
+    assert np.array_equal(first[0].times, times)
+    assert np.array_equal(first[0].mean[0], first[0].mean[2])
+
+
+def test_coarse_steps_are_told():
+    with pytest.warns(UserWarning, match="steps are coarse"):
+        LatentODE(**{**SMALL, "steps": 1, "max_steps": 250, "learning_rate": 2e-2, "hidden": 24}).fit(waves(40))
+
+
+# ---- runs
+
+
+def test_a_saved_model_predicts_the_same(tmp_path):
+    model, new = LatentODE(**SMALL, events=True).fit(waves(8), channels=["a", "b"]), waves(2, seed=3)
+    model.save(tmp_path / "run")
+    loaded = LatentODE.load(tmp_path / "run")
+    assert loaded.channels_ == ["a", "b"]
+    for a, b in zip(model.reconstruct(new), loaded.reconstruct(new), strict=True):
+        assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+    assert np.array_equal(model.score_samples(new), loaded.score_samples(new))
+    with pytest.raises(ValueError, match="does not hold the series of its fit: pass series="):
+        loaded.reconstruct()
+
+
+@pytest.mark.parametrize("recognition", RECOGNITIONS)
+def test_a_resumed_fit_equals_one_that_was_not_stopped(tmp_path, monkeypatch, recognition):
+    options, series = {**SMALL, "recognition": recognition, "max_steps": 12}, waves(60)
+    whole = LatentODE(**options).fit(series)
+    calls, loss = [], ELBO.loss
+
+    def stopping(self, model, batch, generator):
+        calls.append(1)
+        if len(calls) == 9:
+            raise MemoryError
+        return loss(self, model, batch, generator)
+
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(ELBO, "loss", stopping)
+        LatentODE(**options).fit(series, run=tmp_path / "run")
+    resumed = LatentODE(**options).fit(series, run=tmp_path / "run", resume=True)
+    for a, b in zip(whole.network_.parameters(), resumed.network_.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_run_is_resumed_with_its_own_series_and_fields(tmp_path):
+    LatentODE(**SMALL).fit(waves(8), run=tmp_path / "run")
+    with pytest.raises(RunError, match="fitted to other series"):
+        LatentODE(**SMALL).fit(waves(8, seed=5), run=tmp_path / "run", resume=True)
+    with pytest.raises(RunError, match="has hidden=8; got 9: resume it with its own"):
+        LatentODE(**{**SMALL, "hidden": 9}).fit(waves(8), run=tmp_path / "run", resume=True)
+    with pytest.raises(RunError, match="already holds a run"):
+        LatentODE(**SMALL).fit(waves(8), run=tmp_path / "run")
+
+
+# ---- bad input
+
+
+@pytest.mark.parametrize(
+    ("series", "message"),
+    [
+        ([], "expected a list of series, each a pair"),
+        ([([1.0], [2.0])], "series '0': expected two times or more; got 1: leave the series out"),
+        ([([1.0, 1.0], [2.0, 3.0])], "series '0': times must rise; got 1 after 1: sort the rows, merge repeated times"),
+        ([([2.0, 1.0], [2.0, 3.0])], "series '0': times must rise; got 1 after 2"),
+        ([([0.0, np.nan], [2.0, 3.0])], "times must be finite"),
+        ([([0.0, 1.0], [np.nan, np.nan])], "series '0': expected some values; got none, all are missing"),
+        ([([0.0, 1.0], [np.inf, 1.0])], "values must be finite, or NaN where missing"),
+        ([([0.0, 1.0], [[1.0]])], "expected times \\(T,\\) and values \\(T, channels\\)"),
+        ([([0.0, 1.0], [1.0, 2.0]), ([0.0, 1.0], np.ones((2, 2)))], "series '1': expected 1 channel; got 2"),
+        ([3.0], "series 0: expected a pair \\(times, values\\); got float"),
+        ([([0.0, 1.0], [[1.0, np.nan], [2.0, np.nan]])], "channel 'x1' has no value in any series of the fit"),
+    ],
+)
+def test_bad_series_are_refused_in_one_line(series, message):
+    with pytest.raises(ValueError, match=message) as error:
+        LatentODE(**SMALL).fit(series)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"latent_dim": 0}, "latent_dim must be at least 1; got 0"),
+        ({"hidden": 2.5}, "hidden must be a whole number; got 2.5"),
+        ({"recognition": "lstm"}, "recognition must be one of gru, ode_rnn; got 'lstm'"),
+        ({"max_steps": None}, "training needs an end"),
+        ({"learning_rate": 0.0}, "must be above 0"),
+        ({"validation_fraction": 1.0}, "validation_fraction must be below 1"),
+    ],
+)
+def test_bad_fields_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        LatentODE(**{**SMALL, **options}).fit(waves(2))
+
+
+def test_bad_predictions_are_refused(fitted):
+    new = waves(2, seed=3)
+    with pytest.raises(ValueError, match="begins at 1.*; got time 3: ask for times from there on"):
+        fitted.extrapolate([3.0], new)
+    with pytest.raises(ValueError, match="expected 2 channels; got 1"):
+        fitted.reconstruct([([0.0, 1.0], [1.0, 2.0])])
+    with pytest.raises(ValueError, match="level must be between 0 and 1"):
+        fitted.reconstruct(new, level=90)
+    with pytest.raises(ValueError, match="times must be finite numbers"):
+        fitted.extrapolate([np.nan], new)
+    with pytest.raises(ValueError, match="not fitted yet"):
+        LatentODE().reconstruct(new)
+
+
+def test_a_series_keeps_its_name_and_takes_one_channel():
+    series = Series([0.0, 1.0], [1.0, 2.0], "a")
+    assert series.values.shape == (2, 1)
+    assert series.label == "series 'a'"
+
+
+# ---- spirals
+
+
+def test_spirals_are_points_of_their_curves_with_noise():
+    table, curves = spirals(40, points=30, noise=0.3, ahead=100, seed=3), spiral_curves(40, ahead=100, seed=3)
+    errors = np.concatenate([x - curve[t.astype(int)] for (t, x), curve in zip(table.series, curves, strict=True)])
+    assert abs(errors.std() - 0.3) < 0.02
+    assert all(t[0] == 0 and len(t) == 30 and (np.diff(t) > 0).all() for t, _ in table.series)
+    assert not np.array_equal(curves, spiral_curves(40, ahead=100, seed=4))
+    with pytest.raises(ValueError, match="points must be 2 to 100"):
+        spirals(3, points=101)
+
+
+def test_half_of_the_spirals_turn_clockwise():
+    steps = np.diff(spiral_curves(400), axis=1)
+    turn = steps[:, 0, 0] * steps[:, 1, 1] - steps[:, 0, 1] * steps[:, 1, 0]
+    assert 0.4 < (turn > 0).mean() < 0.6
