@@ -26,10 +26,11 @@ from ffjord_kit.training.history import OnStep
 from ffjord_kit.training.runtime import Timer
 
 EVALUATIONS = 16  # of the field, at most
-SCHEME_ROWS = 300
+# Rows of the choice of a scheme, and of the receipt that a fit makes: elements, and least and most rows.
+SCHEME_ELEMENTS, SCHEME_ROWS = 2048, (32, 300)
+RECEIPT_ELEMENTS, RECEIPT_ROWS = 1536, (24, 200)
 FEW_COLUMNS = 4
-LEAST_RECEIPT_ROWS, MOST_RECEIPT_ROWS = 64, 200  # of the receipt that a fit makes ...
-RECEIPT_ROWS_A_SECOND = 20  # ... after so long a training of the steps
+RECEIPT_ROWS_A_SECOND = 20  # of a short training of the steps, at most
 MARGIN = 0.02  # nats by which the steps may be worse than the continuous flow, which costs many times as much
 
 
@@ -169,8 +170,10 @@ def fit_steps(
     if history.interrupted:
         return None, history, record
     nlls = (history.best_nll, continuous_nll)
-    most = min(MOST_RECEIPT_ROWS, max(LEAST_RECEIPT_ROWS, RECEIPT_ROWS_A_SECOND * phase.seconds))
-    note = workers.broadcast(lambda: _examined(steps, scheme, judges, *nlls, rows=int(most)).record())
+    count = _count(
+        RECEIPT_ELEMENTS, judges, (RECEIPT_ROWS[0], min(RECEIPT_ROWS[1], RECEIPT_ROWS_A_SECOND * phase.seconds))
+    )
+    note = workers.broadcast(lambda: _examined(steps, scheme, judges, *nlls, rows=count).record())
     steps.requires_grad_(False)
     return steps, history, amended(record, folder, steps=note)
 
@@ -208,11 +211,17 @@ def _best_scheme(flow: Flow, rows: Batch) -> Scheme:
     Of few columns it is Euler's: it begins worse, and ends better. After 11 s of training by 16 evaluations
     checkerboard has a KL of 0.041 by euler and 0.057 by heun2, from 0.108 and 0.079.
     """
-    some = torch.linspace(0, len(rows) - 1, min(len(rows), SCHEME_ROWS)).long()
+    some = torch.linspace(0, len(rows) - 1, min(len(rows), _count(SCHEME_ELEMENTS, rows, SCHEME_ROWS))).long()
     few = rows.x[0].numel() <= FEW_COLUMNS
     schemes = choose_scheme(single_precision(flow), rows[some], EVALUATIONS)
     best = next(scheme for scheme in schemes if scheme.method == "euler" or not few)
     return Scheme(best.method, best.steps, best.grading)
+
+
+def _count(elements: int, rows: Batch, bounds: tuple[float, float]) -> int:
+    """Return the number of rows that have so many elements, within bounds: the frame of a wide row is dear."""
+    least, most = bounds
+    return int(max(least, min(most, elements // rows.x[0].numel())))
 
 
 def _examined(

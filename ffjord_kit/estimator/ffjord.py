@@ -44,7 +44,7 @@ from ffjord_kit.training.micro_batches import check_micro_batches
 from ffjord_kit.training.runtime import Timer, pass_on
 
 SHOWN_SAMPLES = 64  # draws of a flow in training
-RECEIPT_SHARE = 0.05  # of the seconds, for the receipt of few steps
+RECEIPT_SHARE, RECEIPT_SHARE_OF_MANY, MANY = 0.06, 0.15, 16  # of the seconds; beyond so many columns
 QUICK_SOLVER = FixedSolver("midpoint", 8, grading=2.0)
 
 OnStep = Callable[[dict[str, Any]], None]
@@ -315,7 +315,8 @@ class DensityEstimator(DensityMixin, BaseEstimator, CommonFields):
         phase = cast(Phase, config.steps)
         if self.max_seconds is None:
             return phase
-        left = self.max_seconds * (1 - RECEIPT_SHARE) - timer.read()[1]
+        receipt = RECEIPT_SHARE if self.n_features_in_ <= MANY else RECEIPT_SHARE_OF_MANY
+        left = self.max_seconds * (1 - receipt) - timer.read()[1]
         return replace(phase, seconds=max(left, LEAST_SHARE * self.max_seconds))
 
 
