@@ -54,7 +54,8 @@ class DensityModel(DerivingModel, SamplingModel):
 
         log p(x) = log p_base(z) + log|det dz/dx|,    z = to_base(x),
 
-    solved by adaptive steps of each row, by the exact trace for tables and Hutchinson's for images.
+    solved by adaptive steps of each row, by the exact trace for tables and Hutchinson's for images; or, where `density`
+    is "steps", made by few explicit steps with exact determinants.
 
     Args:
         flow: Flow, where and in the type in which it reports.
@@ -62,6 +63,7 @@ class DensityModel(DerivingModel, SamplingModel):
         domain: Domain of the data.
         record: What a run's config.json holds.
         history: History of the fit.
+        steps: Flow in few explicit steps; None where there is none.
 
     Example:
         >>> from ffjord_kit import FFJORD
