@@ -328,8 +328,8 @@ class FFJORD(DensityEstimator, TableFields):
 
         log p(x) = log p_base(z) + integral of tr(df/dx) dt,    dx/dt = f(t, x),    z = x(0),  x = x(1),
 
-    solved by the exact trace in float64, each row by steps of its own. Schedule `auto` adds a second density, that of few
-    explicit steps with exact determinants, which reports where it holds and is as good (field `density`). The
+    solved by the exact trace in float64, each row by steps of its own. Schedule `auto` adds a second density, that of
+    few explicit steps with exact determinants, which reports where it holds and is as good (field `density`). The
     constructor stores its fields; fitted attributes end in an underscore: `model_` (a `DensityModel`), `flow_`,
     `history_`, `seed_`, `config_`.
 
