@@ -377,6 +377,10 @@ def test_bad_predictions_are_refused(fitted):
         fitted.reconstruct(new, level=90)
     with pytest.raises(ValueError, match="times must be finite numbers"):
         fitted.extrapolate([np.nan], new)
+    with pytest.raises(ValueError, match="expected times within 20 times the longest series of the fit"):
+        fitted.extrapolate([1e9], new)
+    with pytest.raises(ValueError, match="expected times within 20 times"):
+        fitted.sample([0.0, 1e9])
     with pytest.raises(ValueError, match="not fitted yet"):
         LatentODE().reconstruct(new)
 

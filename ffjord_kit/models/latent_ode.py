@@ -25,6 +25,7 @@ from ffjord_kit.models.series import Series, check_series, check_times, padded
 from ffjord_kit.noise import keyed_generator, standard_normal
 from ffjord_kit.progress import training_progress
 from ffjord_kit.run import Run, RunError, claimed
+from ffjord_kit.threads import faster_threads
 from ffjord_kit.training import History, Phase, TensorData, TrainConfig, fit
 from ffjord_kit.training.runtime import pass_on
 
@@ -32,6 +33,7 @@ KIND = "latent_ode"  # of a run, in its config
 FEWEST_HELD_OUT = 5  # series; fewer say too little
 ROWS_PER_STEP, FEWEST_STEPS, MOST_STEPS = 4, 8, 32
 COARSE = 0.1  # of the noise: a difference from a solve of twice the steps that calls for a warning
+MOST_DURATIONS = 20  # of the longest series of the fit, to which a prediction may reach
 CHUNK = 16  # series that are predicted at once
 FREE_ON_RESUME = ("verbose", "random_state")
 
@@ -214,6 +216,7 @@ class LatentODE(LatentODEFields):
         """
         network = self._fitted()
         clock = check_times(times, Series(np.array([0.0, 1.0]), np.zeros(2), "new"))
+        _check_reach(float(clock.max()), float(network.duration))
         generator = _generator(random_state)
         with torch.no_grad():
             start = standard_normal((n_samples, network.latent_dim), network.log_noise, generator)
@@ -346,7 +349,15 @@ class LatentODE(LatentODEFields):
         schedule = [Phase(ELBO(), steps, self.learning_rate, self.max_seconds)]
         config = TrainConfig(batch_size=self.batch_size, ema_decay=0.99, seed=self.record_["seed"])
         validate = None if held_out is None else ELBOValidation(self.network_, held_out)
-        with training_progress(schedule, shown=self.verbose) as bars:
+
+        def train_once() -> None:
+            generator = keyed_generator(torch.device("cpu"), "threads")
+            with torch.enable_grad():
+                ELBO().loss(self.network_, fitting[: self.batch_size], generator).value.backward()
+            self.network_.zero_grad(set_to_none=True)
+
+        threads = faster_threads(train_once, torch.device("cpu"), (KIND, self.hidden, self.batch_size))
+        with training_progress(schedule, shown=self.verbose) as bars, threads:
             history = fit(
                 self.network_, TensorData(fitting), schedule, config=config, validate=validate, run=run, resume=resume,
                 on_step=bars.on_step,
@@ -396,6 +407,7 @@ class LatentODE(LatentODEFields):
         if not 0 < level < 1:
             raise ValueError(f"level must be between 0 and 1, a probability; got {level}")
         network, batch = self._fitted(), _batch(series)
+        _check_reach(max(float(clock.max()) for clock in clocks), float(network.duration))
         means, scales = network.posterior(batch.x, _times(batch))
         found: list[Bands] = []
         for first in range(0, len(series), CHUNK):
@@ -498,6 +510,14 @@ def _clocks(times: Any, series: Sequence[Series]) -> list[np.ndarray]:
     """Return times since the first one of each series, from common times or a list for each."""
     own = len(times) == len(series) and all(np.ndim(part) == 1 for part in times)
     return [check_times(times[i] if own else times, item) for i, item in enumerate(series)]
+
+
+def _check_reach(longest: float, duration: float) -> None:
+    if longest > MOST_DURATIONS * duration:
+        raise ValueError(
+            f"expected times within {MOST_DURATIONS} times the longest series of the fit, {duration:g}; got "
+            f"{longest:g} after the first time: ask for nearer times"
+        )
 
 
 def _batch(series: Sequence[Series]) -> Batch:

@@ -75,7 +75,7 @@ def series_bands(series: Sequence[PredictedSeries], channels: Sequence[str], *, 
 
 
 def _draw(panel: Axes, item: PredictedSeries, channel: int) -> None:
-    """Draw one channel; its limits hold the values, and what is seen of the band near them."""
+    """Draw one channel of a series: the band, the mean, and what was seen."""
     seen = ~np.isnan(item.values[:, channel])
     panel.fill_between(
         item.at, item.low[:, channel], item.high[:, channel], color=SAMPLES, alpha=0.2, lw=0, label="band"
