@@ -16,6 +16,7 @@ place: `.new` is renamed to `.whole`, from then on the new run is the one that i
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -90,6 +91,33 @@ def to_json(content: Mapping[str, Any]) -> str:
         TypeError: If a value is of another type.
     """
     return json.dumps(content, indent=2, default=_number)
+
+
+def finite_or_none(value: float) -> float | None:
+    """Return a number as JSON can hold it.
+
+    Args:
+        value: The number.
+
+    Returns:
+        The number; None if it is not finite.
+    """
+    return value if math.isfinite(value) else None
+
+
+def number_or_infinity(value: Any) -> float:
+    """Return a number that JSON held.
+
+    Args:
+        value: A number, or None for one that was not finite.
+
+    Returns:
+        The number; infinity for None.
+
+    Raises:
+        TypeError, ValueError: If it is no number.
+    """
+    return math.inf if value is None else float(value)
 
 
 @dataclass(frozen=True)

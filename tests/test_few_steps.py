@@ -12,6 +12,7 @@ from ffjord_kit.estimator import load
 from ffjord_kit.estimator.discretize import Scheme, SteppedNote
 from ffjord_kit.precision import double_precision
 from ffjord_kit.run import RunError
+from ffjord_kit.training.validation import ValidationScore
 
 SCHEDULE = [("flow_matching", 200), ("steps", 20)]
 
@@ -72,6 +73,40 @@ def test_scores_are_single_precision_of_what_certify_gives(fitted):
     assert (certified.error < 1e-9).all()
     difference = np.abs(fitted.score_samples(x) - certified.log_prob)
     assert 0 < difference.max() < 10 * max(fitted.model_.note.receipt.rounding, 1e-6)
+
+
+def test_what_certify_states_covers_its_rounding(fitted):
+    x = banana(300, 1)
+    whole = fitted.certify(x)
+    alone = np.concatenate([fitted.certify(x[i : i + 1]).log_prob for i in range(0, 300, 10)])
+    assert (np.abs(alone - whole.log_prob[::10]) <= whole.error[::10]).all()
+    assert fitted.certify(x, error=1e-10).met.all()
+    assert not fitted.certify(x, error=1e-18).met.any()
+
+
+def test_few_steps_of_the_solver_are_judged_by_the_continuous_flow(fitted):
+    errors = fitted.few_step_sample_errors(n=200)
+    assert errors["midpoint", 8] < errors["euler", 1]
+    converged = fitted.model_.reporting_by("continuous").score_samples(banana(100, 1))
+    assert fitted.few_step_score_errors(banana(100, 1), converged)[8] < 1e-2
+
+
+def test_each_density_has_its_own_validations(fitted):
+    history, note = fitted.history_, fitted.model_.note
+    assert min(nll for _, nll in history.validations_of("steps")) == note.nll
+    assert min(nll for _, nll in history.validations_of("continuous")) == note.continuous_nll
+    steps = [step for step, _ in history.validations]
+    assert steps == sorted(steps)
+
+
+def test_the_score_of_steps_that_fold_is_no_likelihood():
+    assert "validation_nll" not in ValidationScore(-9.0, 0.1, None, uncertified=0.5).record()
+    assert ValidationScore(-9.0, 0.1, None, uncertified=0.0).record()["validation_nll"] == -9.0
+
+
+def test_without_validation_the_continuous_flow_reports():
+    model = estimator(schedule=[("flow_matching", 20), ("steps", 4)], validation_fraction=0.0).fit(banana(200, 0))
+    assert (model.model_.density, model.model_.note.nll) == ("continuous", float("inf"))
 
 
 def test_draws_are_like_the_data(fitted):
@@ -147,6 +182,8 @@ def test_a_fitted_model_is_discretized(tmp_path):
     assert plain.model_.steps is None
     with pytest.raises(ValueError, match="must be the rows of the fit"):
         plain.discretize(x[1:], max_seconds=2)
+    with pytest.raises(ValueError, match="max_seconds must be positive; got 0"):
+        plain.discretize(x, max_seconds=0)
 
 
 def test_a_conditional_flow_is_stepped():

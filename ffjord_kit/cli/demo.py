@@ -78,7 +78,7 @@ def _compare(estimator: FFJORD, train: LoadedData, test: LoadedData, seed: int) 
         f"KDE, bandwidth {kde.bandwidth:.3f} deviations": kde.score_samples(test.x),
     }
     _print_scores(scores, test)
-    click.echo(f"solver's error of the flow: {estimator.solver_error(test.x[:ERROR_ROWS]):.1e} nats a row")
+    click.echo(f"numerical error of the flow: {estimator.solver_error(test.x[:ERROR_ROWS]):.1e} nats a row")
 
 
 def _print_scores(scores: Mapping[str, np.ndarray], test: LoadedData) -> None:

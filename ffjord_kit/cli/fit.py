@@ -13,7 +13,7 @@ import click
 from rich.console import Console
 
 from ffjord_kit import datasets
-from ffjord_kit.cli.info import CHECKPOINT, best_validation, option_text
+from ffjord_kit.cli.info import CHECKPOINT, DENSITY, best_validation, option_text
 from ffjord_kit.cli.options import field_values
 from ffjord_kit.cli.output import write_training_sheet
 from ffjord_kit.cli.parsing import parse_fields
@@ -23,6 +23,7 @@ from ffjord_kit.estimator.fields import ImageFields, TableFields
 from ffjord_kit.estimator.persistence import same_fields
 from ffjord_kit.run import NEW, Run
 from ffjord_kit.training.distributed import Workers, current_workers, restarted
+from ffjord_kit.training.history import of_density
 
 INTERRUPTED = 130
 RESUME_ELSEWHERE = "put the data back there, or resume it in Python on the same rows by fit(X, run=..., resume=True)"
@@ -161,7 +162,11 @@ def _print_result(model: Estimator, path: Path) -> None:
     done = "interrupted" if history.interrupted else "done"
     click.echo(f"{done} after {history.step} steps, {history.seconds:.1f} s ({history.work_seconds:.1f} s of work)")
     pixels = model.n_features_in_ if isinstance(model, ImageFFJORD) else None
-    click.echo(f"validation NLL: {best_validation(history.records, pixels)}")
+    density = model.model_.density
+    click.echo(f"validation NLL: {best_validation(of_density(history.records, density), pixels)}")
+    if model.model_.note is not None:
+        click.echo(f"few steps: {model.model_.note.receipt}")
+        click.echo(f"reports by default: the density of {DENSITY[density]}")
     if "chosen" in model.config_:
         words = ", ".join(f"{name}={option_text(value)}" for name, value in model.config_["chosen"].items())
         click.echo(f"chosen: {words}")

@@ -14,6 +14,7 @@ from ffjord_kit.cli.sources import open_run
 from ffjord_kit.estimator.discretize import SteppedNote
 from ffjord_kit.estimator.persistence import last_part
 from ffjord_kit.run import Run
+from ffjord_kit.training.history import of_density
 
 CHECKPOINT = "checkpoint/state.safetensors"
 COLUMNS_SHOWN = 8
@@ -137,7 +138,8 @@ def _outcome(run: Run) -> Iterator[tuple[str, str]]:
     with run.explained(CHECKPOINT if checkpoint else "metrics.jsonl"):
         steps = f"{last['step']} in {last['seconds']:.1f} s"
         images = run.config.get("images")
-        best = best_validation(records, math.prod(images["shape"]) if images else None)
+        density = run.config.get("steps", {}).get("density", "continuous")
+        best = best_validation(of_density(records, density), math.prod(images["shape"]) if images else None)
     yield "steps", steps
     yield "best validation NLL", best
     if "receipt" in run.config.get("steps", {}):

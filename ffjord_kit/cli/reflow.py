@@ -47,7 +47,7 @@ def reflow(
     Raises:
         ValueError: If the data do not suit the run.
     """
-    opened, model = open_run(run), DensityModel.load(run)
+    opened, model = open_run(run), DensityModel.load(run).reporting_by("continuous")
     named = source is None and "source" in opened.config["data"]  # a run from Python names no data
     fitted = load_fitted(opened, GONE) if named else find_fitted(opened)
     compared = _compared_rows(opened, model, fitted, source)

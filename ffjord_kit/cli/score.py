@@ -113,7 +113,7 @@ def _solve(model: DensityModel, data: LoadedData, evaluations: int) -> Rows:
 def _exact_steps(model: DensityModel) -> Rows:
     """Yield the steps whose density it is, and their receipt."""
     note = cast(SteppedNote, model.note)
-    yield "density", f"of {note.scheme}, by their exact determinants: no solver's error"
+    yield "density", f"of {note.scheme}, exact but for rounding"
     yield "receipt", str(note.receipt)
 
 
@@ -124,11 +124,16 @@ def _certify(model: DensityModel, data: LoadedData, error: float | None, probes:
     print_rows([
         *_likelihood(data, result.log_prob),
         *_errors(result, error, probes),
-        ("steps of a row", f"{_spread(result.accepted, 'd')}; rejected: {result.rejected.mean():.1f}"),
-        ("longest step", f"{result.longest_step.max():.2g} of the time; shorter changes may go unseen"),
+        *(_exact_steps(model) if model.density == "steps" else _adaptive_steps(result)),
         *_divergence(data, result.log_prob),
     ])  # fmt: skip
     return {"log_likelihood": result.log_prob, "error": result.error}
+
+
+def _adaptive_steps(result: LogDensities) -> Rows:
+    """Yield the steps that rows took."""
+    yield "steps of a row", f"{_spread(result.accepted, 'd')}; rejected: {result.rejected.mean():.1f}"
+    yield "longest step", f"{result.longest_step.max():.2g} of the time; shorter changes may go unseen"
 
 
 def _likelihood(data: LoadedData, log_prob: np.ndarray) -> Rows:

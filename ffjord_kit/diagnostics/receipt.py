@@ -26,6 +26,7 @@ from ffjord_kit.flow import Flow
 from ffjord_kit.noise import standard_normal
 from ffjord_kit.objectives.stepped import lowest_eigenvalues
 from ffjord_kit.ode import SolveError
+from ffjord_kit.run import finite_or_none, number_or_infinity
 from ffjord_kit.transforms import Stepped, Transform
 
 ROWS = 1000
@@ -87,7 +88,7 @@ class Receipt:
         Returns:
             Values by name.
         """
-        return {name: value if math.isfinite(value) else None for name, value in vars(self).items()}
+        return {name: finite_or_none(value) for name, value in vars(self).items()}
 
     @classmethod
     def of_record(cls, record: Mapping[str, Any]) -> Receipt:
@@ -102,8 +103,7 @@ class Receipt:
         Raises:
             KeyError, TypeError, ValueError: If they make no sense.
         """
-        names = [each.name for each in fields(cls)]
-        values = {name: math.inf if record[name] is None else float(record[name]) for name in names}
+        values = {each.name: number_or_infinity(record[each.name]) for each in fields(cls)}
         return cls(**{**values, "points": int(values["points"])})  # type: ignore[arg-type]
 
     def __str__(self) -> str:

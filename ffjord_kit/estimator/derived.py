@@ -14,6 +14,7 @@ from ffjord_kit.data import Batch
 from ffjord_kit.estimator.config import Config, resolve, slow_transforms
 from ffjord_kit.estimator.data import Arrays, seed_from, tensor
 from ffjord_kit.estimator.discretize import fit_steps
+from ffjord_kit.estimator.fields import positive
 from ffjord_kit.estimator.persistence import prepare_reports
 from ffjord_kit.estimator.scoring import ScoringModel
 from ffjord_kit.objectives.reflow import Reflow, stack_pairs
@@ -64,16 +65,16 @@ class DerivingModel(ScoringModel):
             `note` and `density`); this one stays as it is.
 
         Raises:
-            ValueError: If X are not the rows of the fit, or have too many columns.
+            ValueError: If X are not the rows of the fit, have too many columns, or the seconds are not positive.
         """
         self.domain.require_table("discretize", "sample it with few fixed steps")
         self.domain.check_schedule(["flow_matching", "steps"])
         arrays = self._rows_of_fit(X, context)
         rows = self.domain.training_data(arrays, self.config.fields.validation_fraction, self.seed)
         objective, rate = self.config.objectives["steps"]
-        phase = Phase(objective, math.inf, rate, max_seconds, trial=True)
+        phase = Phase(objective, math.inf, rate, positive("max_seconds", max_seconds), trial=True)
         known = {name: value for name, value in self.record.items() if name != "steps"}
-        nll = min((nll for _, nll in self.history.validations), default=None)
+        nll = min((nll for _, nll in self.history.validations_of("continuous")), default=None)
         steps, history, record = fit_steps(
             self.flow, rows, phase, self.config.train, before=self.history, continuous_nll=nll, record=known,
             shown=self.config.fields.verbose, on_step=on_step,

@@ -19,7 +19,7 @@ from ffjord_kit.estimator.data import TrainingData
 from ffjord_kit.flow import Flow
 from ffjord_kit.precision import single_precision
 from ffjord_kit.progress import training_progress
-from ffjord_kit.run import Run
+from ffjord_kit.run import Run, finite_or_none, number_or_infinity
 from ffjord_kit.training import History, Phase, TrainConfig, Workers
 from ffjord_kit.training.discretize import choose_scheme, in_steps, train_steps
 from ffjord_kit.training.history import OnStep
@@ -57,8 +57,8 @@ class SteppedNote:
 
     Attributes:
         scheme: The steps.
-        nll: Validation NLL by the steps, nats.
-        continuous_nll: Validation NLL by the continuous flow, nats.
+        nll: Validation NLL by the steps, nats; infinite where none was measured, or no weights were sound.
+        continuous_nll: Validation NLL by the continuous flow, nats; infinite where none was measured.
         receipt: Receipt on held-out rows.
     """
 
@@ -70,8 +70,8 @@ class SteppedNote:
     @property
     def density(self) -> str:
         """Word of the density that reports: "steps" where these hold, and are as good as the continuous flow."""
-        good = self.receipt.holds and self.nll <= self.continuous_nll + MARGIN
-        return "steps" if good else "continuous"
+        as_good = math.isfinite(self.nll) and self.nll <= self.continuous_nll + MARGIN
+        return "steps" if self.receipt.holds and as_good else "continuous"
 
     def record(self) -> dict[str, Any]:
         """Return the note as plain values.
@@ -79,8 +79,8 @@ class SteppedNote:
         Returns:
             Values by name.
         """
-        nll = {name: value if math.isfinite(value) else None for name, value in self._nlls().items()}
-        return {**self.scheme._asdict(), **nll, "receipt": self.receipt.record(), "density": self.density}
+        nlls = {name: finite_or_none(getattr(self, name)) for name in ("nll", "continuous_nll")}
+        return {**self.scheme._asdict(), **nlls, "receipt": self.receipt.record(), "density": self.density}
 
     @classmethod
     def of_record(cls, record: Mapping[str, Any]) -> SteppedNote:
@@ -95,14 +95,8 @@ class SteppedNote:
         Raises:
             KeyError, TypeError, ValueError: If they make no sense.
         """
-        scheme = scheme_of(record)
-        nll, continuous = (
-            math.inf if record[name] is None else float(record[name]) for name in ("nll", "continuous_nll")
-        )
-        return cls(scheme, nll, continuous, Receipt.of_record(record["receipt"]))
-
-    def _nlls(self) -> dict[str, float]:
-        return {"nll": self.nll, "continuous_nll": self.continuous_nll}
+        nll, continuous = (number_or_infinity(record[name]) for name in ("nll", "continuous_nll"))
+        return cls(scheme_of(record), nll, continuous, Receipt.of_record(record["receipt"]))
 
 
 def scheme_of(record: Mapping[str, Any]) -> Scheme:
@@ -229,6 +223,4 @@ def _examined(
 ) -> SteppedNote:
     """Examine a flow of steps on some rows; an NLL is None where it was not validated, or no weights were sound."""
     receipt = check_steps(flow, judges.x, judges.context, rows=rows, integrate=False)
-    return SteppedNote(
-        scheme, math.inf if nll is None else nll, math.inf if continuous_nll is None else continuous_nll, receipt
-    )
+    return SteppedNote(scheme, number_or_infinity(nll), number_or_infinity(continuous_nll), receipt)

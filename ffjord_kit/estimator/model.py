@@ -123,6 +123,17 @@ class DensityModel(DerivingModel, SamplingModel):
         chosen = self.record.get("chosen", {})
         return replace(self, config=resolve(fields, self.domain, seed=self.seed, chosen=chosen))
 
+    def reporting_by(self, density: str) -> DensityModel:
+        """Return the model with another density that reports.
+
+        Args:
+            density: Word of DENSITIES, or "auto".
+
+        Returns:
+            The model; the flows are shared.
+        """
+        return replace(self, config=replace(self.config, fields=replace(self.config.fields, density=density)))
+
     def states(
         self, n_samples: int, times: Sequence[float], *, context: Any = None, random_state: Any = None
     ) -> np.ndarray:
@@ -268,7 +279,9 @@ class DensityModel(DerivingModel, SamplingModel):
             self.reporting_flow, batch.x, batch.context, trained_on=trained_on, solvers=solvers, rows=rows, seed=seed,
             on_progress=on_progress,
         )  # fmt: skip
-        found = found.with_finding(diagnostics.check_training(self.history.validations, self.domain.size))
+        found = found.with_finding(
+            diagnostics.check_training(self.history.validations_of(self.density), self.domain.size)
+        )
         return found if self.density == "continuous" else found.with_finding(self.receipt(X, context=context).finding)
 
     def receipt(self, X: Any, *, context: Any = None, rows: int = 1000, seed: int = 0) -> diagnostics.Receipt:
@@ -361,7 +374,7 @@ class DensityModel(DerivingModel, SamplingModel):
     def few_step_sample_errors(
         self, *, n: int = 2_000, context: Any = None, random_state: Any = 0
     ) -> dict[tuple[str, int], float]:
-        """Return the errors of samples by a few fixed steps, against converged samples of the same noise.
+        """Return the errors of samples by a few fixed steps of the continuous flow, against its converged samples.
 
         Args:
             n: Number of samples.
@@ -371,7 +384,7 @@ class DensityModel(DerivingModel, SamplingModel):
         Returns:
             Root mean square errors in standard deviations, by (method, steps).
         """
-        truth, errors = self.sample(n, context=context, random_state=random_state), {}
+        truth, errors = self.reporting_by("continuous").sample(n, context=context, random_state=random_state), {}
         for method in STEP_METHODS:
             for steps in STEP_COUNTS:
                 rows = self.sample(n, context=context, random_state=random_state, steps=steps, method=method)
@@ -379,11 +392,11 @@ class DensityModel(DerivingModel, SamplingModel):
         return errors
 
     def few_step_score_errors(self, X: Any, log_prob: np.ndarray, *, context: Any = None) -> dict[int, float]:
-        """Return the mean errors of log-densities by a few steps of rk4.
+        """Return the mean errors of log-densities by a few steps of rk4 of the continuous flow.
 
         Args:
             X: Rows.
-            log_prob: Converged log-densities, shape (n,).
+            log_prob: Converged log-densities of that flow, shape (n,).
             context: Contexts.
 
         Returns:

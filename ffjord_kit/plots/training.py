@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Records = Sequence[Mapping[str, Any]]
 
-PHASE_TITLES = {"flow_matching": "flow matching", "mle": "maximum likelihood"}
+PHASE_TITLES = {"flow_matching": "flow matching", "mle": "maximum likelihood", "steps": "few exact steps"}
 PANELS_PER_ROW = {1: [1], 2: [2], 3: [3], 4: [2, 2], 5: [2, 3]}  # by the number of panels
 MAX_PLAIN = 60  # a noisy curve with more values is drawn pale beneath its running median
 MEDIANS = 60  # points of a running median

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,8 +79,19 @@ class History:
 
     @property
     def validations(self) -> list[tuple[int, float]]:
-        """Steps and validation NLLs of the last schedule, in order."""
-        return [(r["step"], r["validation_nll"]) for r in self.records if "validation_nll" in r]
+        """Steps and validation NLLs, in order."""
+        return _validations(self.records)
+
+    def validations_of(self, density: str) -> list[tuple[int, float]]:
+        """Return steps and validation NLLs of one density of the fit.
+
+        Args:
+            density: "steps" or "continuous".
+
+        Returns:
+            Pairs, in order.
+        """
+        return _validations(of_density(self.records, density))
 
     @classmethod
     def following(cls, before: History | None, seed: int) -> History:
@@ -205,9 +216,26 @@ class History:
         return self.work_seconds - self.phase_start + reserve >= phase.seconds
 
 
+def _validations(records: Sequence[Mapping[str, Any]]) -> list[tuple[int, float]]:
+    return [(record["step"], record["validation_nll"]) for record in records if "validation_nll" in record]
+
+
 def _is_doubled(steps: int, first: int) -> bool:
     """Say whether a number of steps is the first one, or its double, or the double of that, ..."""
     return steps % first == 0 and (steps // first).bit_count() == 1
+
+
+def of_density(records: Sequence[Mapping[str, Any]], density: str) -> list[Mapping[str, Any]]:
+    """Return the records of the training of one density of a fit.
+
+    Args:
+        records: Records.
+        density: "steps" for the few explicit steps, else the continuous flow.
+
+    Returns:
+        Its records, in order.
+    """
+    return [record for record in records if (record.get("phase") == "steps") == (density == "steps")]
 
 
 class Recorder:

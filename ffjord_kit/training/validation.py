@@ -56,7 +56,8 @@ class ValidationScore:
         """
         others = {"solver_error": self.solver_error, "uncertified": self.uncertified}
         known = {f"validation_{name}": value for name, value in others.items() if value is not None}
-        return {"validation_nll": self.mean, "validation_standard_error": self.standard_error, **known}
+        name = "validation_nll" if self.sound else "unsound_nll"  # no likelihood, which nobody may take for one
+        return {name: self.mean, "validation_standard_error": self.standard_error, **known}
 
 
 Validator = Callable[[Workers, int], ValidationScore]  # from the workers, and the least number of pieces to share
