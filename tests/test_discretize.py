@@ -9,7 +9,7 @@ from ffjord_kit import CNF, Flow, FlowMatching, Phase, ResidualDynamics, fit_flo
 from ffjord_kit.data import Batch
 from ffjord_kit.objectives import SteppedLikelihood
 from ffjord_kit.training import TrainConfig
-from ffjord_kit.training.discretize import choose_scheme, in_steps, train_steps
+from ffjord_kit.training.discretize import in_steps, rank_steps, train_steps
 from ffjord_kit.transforms import Standardize
 
 
@@ -27,16 +27,16 @@ def flow():
     return flow
 
 
-def test_the_best_scheme_comes_first_and_keeps_to_its_evaluations(flow):
-    schemes = choose_scheme(flow, Batch(rows(500, 1)), evaluations=8)
-    scores = [scheme.nll + scheme.penalty for scheme in schemes]
+def test_the_best_candidate_comes_first_and_keeps_to_its_evaluations(flow):
+    candidates = rank_steps(flow, Batch(rows(500, 1)), evaluations=8)
+    scores = [candidate.nll + candidate.penalty for candidate in candidates]
     assert scores == sorted(scores)
-    assert {(scheme.method, scheme.steps) for scheme in schemes} == {
+    assert {(candidate.steps.method, candidate.steps.steps) for candidate in candidates} == {
         ("euler", 8), ("midpoint", 4), ("heun2", 4), ("heun3", 2), ("rk4", 2)
     }  # fmt: skip
-    best = schemes[0]
+    best = candidates[0]
     with torch.no_grad():
-        steps = in_steps(flow, best.method, best.steps, best.grading)
+        steps = in_steps(flow, *best.steps)
         assert -steps.log_prob(rows(500, 1)).mean().item() == pytest.approx(best.nll, abs=1e-4)
 
 

@@ -9,9 +9,10 @@ from commands import call
 from ffjord_kit import FFJORD
 from ffjord_kit.diagnostics import Receipt
 from ffjord_kit.estimator import load
-from ffjord_kit.estimator.discretize import Scheme, SteppedNote
+from ffjord_kit.estimator.discretize import SteppedNote
 from ffjord_kit.precision import double_precision
 from ffjord_kit.run import RunError
+from ffjord_kit.training.discretize import Steps
 from ffjord_kit.training.validation import ValidationScore
 
 SCHEDULE = [("flow_matching", 200), ("steps", 20)]
@@ -161,9 +162,24 @@ def test_a_fit_stopped_in_its_steps_is_resumed_to_the_same_end(fitted, tmp_path)
     assert np.array_equal(resumed.score_samples(banana(50, 1)), whole.score_samples(banana(50, 1)))
 
 
+def test_a_limit_in_seconds_is_kept_by_a_fit_resumed_in_its_steps(tmp_path):
+    fields = {"schedule": "auto", "max_seconds": 6.0, "hidden": (16,), "fourier_features": 0, "scaling": "standardize"}
+    x, run = banana(1200, 0), tmp_path / "run"
+
+    def stop(record):
+        if record["phase"] == "steps" and record["phase_step"] == 2:
+            raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        estimator(**fields).fit(x, run=run, on_step=stop)
+    resumed = estimator(**fields).fit(x, run=run, resume=True)
+    assert resumed.history_.work_seconds < 7.5  # of the thread's work, so the machine's load does not count
+    assert resumed.model_.note is not None
+
+
 def test_a_worse_or_unsound_density_of_steps_does_not_report():
     receipt = Receipt(100, 0.5, 0.5, 0.0, 0.0, 0.0, 0.0, 0.0, 1e-12, 1e-5, 1.0, 0.01)
-    scheme = Scheme("midpoint", 8, 2.0)
+    scheme = Steps("midpoint", 8, 2.0)
     assert SteppedNote(scheme, 1.015, 1.0, receipt).density == "steps"
     assert SteppedNote(scheme, 1.1, 1.0, receipt).density == "continuous"
     folded = Receipt(100, -0.5, 0.5, 0.01, 0.0, 0.0, 0.0, 0.0, 1e-12, 1e-5, 1.0, 0.01)

@@ -138,9 +138,9 @@ class DensityEstimator(DensityMixin, BaseEstimator, CommonFields):
             steps = None
             if config.steps is not None and not history.interrupted:
                 steps, history, record = fit_steps(
-                    flow, rows, self._steps_phase(config, timer), config.train, before=history,
-                    continuous_nll=history.best_nll, record=record, folder=folder, resume=resume, timer=timer,
-                    shown=self.verbose, on_step=on_step,
+                    flow, rows, self._steps_phase(config, history), config.train, before=history,
+                    continuous_nll=history.best_nll, record=record, folder=folder, resume=resume,
+                    timer=None if resume else timer, shown=self.verbose, on_step=on_step,
                 )  # fmt: skip
         prepare_reports(flow, config, domain)
         self.model_ = DensityModel(flow, config, domain, record, history, steps)
@@ -310,13 +310,13 @@ class DensityEstimator(DensityMixin, BaseEstimator, CommonFields):
             bars.finish(history.interrupted)
         return history
 
-    def _steps_phase(self, config: Config, timer: Timer) -> Phase:
+    def _steps_phase(self, config: Config, before: History) -> Phase:
         """Return the phase in few steps; under schedule auto it has all the seconds that are left."""
         phase = cast(Phase, config.steps)
         if self.max_seconds is None:
             return phase
         receipt = RECEIPT_SHARE if self.n_features_in_ <= MANY else RECEIPT_SHARE_OF_MANY
-        left = self.max_seconds * (1 - receipt) - timer.read()[1]
+        left = self.max_seconds * (1 - receipt) - before.work_seconds
         return replace(phase, seconds=max(left, LEAST_SHARE * self.max_seconds))
 
 

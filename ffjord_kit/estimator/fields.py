@@ -73,7 +73,9 @@ class CommonFields:
     """Fields of every estimator; they are stored as they come, and checked by `check_kinds` and `resolve`."""
 
     schedule: Schedule = option(
-        "auto", "Main", "auto, or phases of training in steps or seconds, e.g. flow_matching 4000, mle 60s"
+        "auto",
+        "Main",
+        "auto, or phases of training in steps or seconds, e.g. flow_matching 4000, mle 60s (last, for few exact steps: steps 60s)",
     )
     max_seconds: float | None = option(
         None, "Main", "seconds allowed to schedule auto, as counted by clock (default: counted steps)"

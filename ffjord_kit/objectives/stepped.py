@@ -39,7 +39,7 @@ FEW_COLUMNS = 4  # up to here the gradient carries the whole frame too
 
 
 class _Points(NamedTuple):
-    """Points on their way to the base: log-determinants of the rows, the penalty, and what its gradient follows."""
+    """Points at the end of some steps, with the log-determinants of the rows and the penalty."""
 
     x: Tensor
     log_det: Tensor
@@ -129,7 +129,7 @@ class SteppedLikelihood(Objective[Flow]):
 
     def _seen(self, step: Step, rows: int, generator: torch.Generator) -> _Seen:
         """Return the values at a step, and the tangents and cotangents that their gradient needs."""
-        sign, log_det = torch.linalg.slogdet(step.jacobian[:rows].double())
+        _, log_det = torch.linalg.slogdet(step.jacobian[:rows].double())
         lowest, u = _lowest_eigenpairs(step.jacobian)
         v = torch.sign(standard_normal(step.x.shape, step.x, generator)).flatten(1)
         w = torch.linalg.solve_ex(step.jacobian.mT, v[..., None])[0].squeeze(-1)

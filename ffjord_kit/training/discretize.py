@@ -34,20 +34,33 @@ LEARNING_RATE, EMA_DECAY = 1e-3, 0.98  # of a training that makes some hundreds 
 BATCH_ELEMENTS, LEAST_BATCH = 512, 32
 
 
-class Scheme(NamedTuple):
-    """A way to take few steps.
+class Steps(NamedTuple):
+    """A number of explicit steps.
 
     Attributes:
         method: Word of EXPLICIT_SCHEMES.
         steps: Number of steps.
         grading: Exponent of their grid; see `Stepped`.
-        nll: Mean negative log-likelihood of held-out rows, nats.
-        penalty: Weighted penalty on steps that may fold, there and near there; see `SteppedLikelihood`.
     """
 
     method: str
     steps: int
-    grading: float
+    grading: float = 1.0
+
+    def __str__(self) -> str:
+        return f"{self.steps} steps of {self.method}"
+
+
+class Candidate(NamedTuple):
+    """Steps and how they do on held-out rows, before any training.
+
+    Attributes:
+        steps: The steps.
+        nll: Mean negative log-likelihood, nats.
+        penalty: Weighted penalty on steps that may fold, there and near there; see `SteppedLikelihood`.
+    """
+
+    steps: Steps
     nll: float
     penalty: float
 
@@ -88,8 +101,8 @@ def in_steps(flow: Flow, method: str, steps: int, grading: float = 1.0, *, learn
     return Flow(transforms, base=flow.base, preprocess=flow.preprocess, context_dim=flow.context_dim)  # type: ignore[arg-type]
 
 
-def choose_scheme(flow: Flow, validation: Batch, evaluations: int = 16) -> list[Scheme]:
-    """Score the schemes that take at most some number of evaluations.
+def rank_steps(flow: Flow, validation: Batch, evaluations: int = 16) -> list[Candidate]:
+    """Score the steps that take at most some number of evaluations.
 
     Args:
         flow: Continuous flow.
@@ -97,13 +110,10 @@ def choose_scheme(flow: Flow, validation: Batch, evaluations: int = 16) -> list[
         evaluations: Largest number of evaluations of the field.
 
     Returns:
-        Schemes, that of the lowest sum of NLL and penalty first: the NLL of steps that fold is worthless.
+        Candidates, that of the lowest sum of NLL and penalty first: the NLL of steps that fold is worthless.
     """
-    schemes = [
-        Scheme(method, steps, grading, *_scores(in_steps(flow, method, steps, grading), validation))
-        for method, steps, grading in _candidates(evaluations)
-    ]
-    return sorted(schemes, key=lambda scheme: scheme.nll + scheme.penalty)
+    found = [Candidate(steps, *_scores(in_steps(flow, *steps), validation)) for steps in _affordable(evaluations)]
+    return sorted(found, key=lambda candidate: candidate.nll + candidate.penalty)
 
 
 def train_steps(
@@ -128,10 +138,10 @@ def train_steps(
     return fit_flow(flow, x, schedule=[phase], config=config, **options)
 
 
-def _candidates(evaluations: int) -> Iterator[tuple[str, int, float]]:
+def _affordable(evaluations: int) -> Iterator[Steps]:
     for method, scheme in RUNGE_KUTTA.items():
         if evaluations >= scheme.stages:
-            yield from ((method, evaluations // scheme.stages, grading) for grading in GRADINGS)
+            yield from (Steps(method, evaluations // scheme.stages, grading) for grading in GRADINGS)
 
 
 @torch.no_grad()
