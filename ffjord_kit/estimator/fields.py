@@ -75,7 +75,8 @@ class CommonFields:
     schedule: Schedule = option(
         "auto",
         "Main",
-        "auto, or phases of training in steps or seconds, e.g. flow_matching 4000, mle 60s (last, for few exact steps: steps 60s)",
+        "auto, or phases of training in steps or seconds, e.g. flow_matching 4000, mle 60s; steps 60s ends with few "
+        "exact steps",
     )
     max_seconds: float | None = option(
         None, "Main", "seconds allowed to schedule auto, as counted by clock (default: counted steps)"
