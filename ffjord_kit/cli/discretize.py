@@ -37,7 +37,7 @@ def discretize(run: str, source: str | None, out: str, max_seconds: float, force
     note = cast(SteppedNote, new.note)
     _print_comparison(new, held_out(new, data).take(slice(COMPARED_ROWS)))
     print_rows([
-        ("steps", str(note.scheme)), ("receipt", str(note.receipt)),
+        ("steps", str(note)), ("receipt", str(note.receipt)),
         ("reports by default", "the steps" if note.density == "steps" else "the continuous flow"),
     ])  # fmt: skip
     click.echo(f"run: {out}")

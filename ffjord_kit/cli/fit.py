@@ -165,7 +165,8 @@ def _print_result(model: Estimator, path: Path) -> None:
     density = model.model_.density
     click.echo(f"validation NLL: {best_validation(of_density(history.records, density), pixels)}")
     if model.model_.note is not None:
-        click.echo(f"few steps: {model.model_.note.receipt}")
+        click.echo(f"few steps: {model.model_.note}")
+        click.echo(f"receipt: {model.model_.note.receipt}")
         click.echo(f"reports by default: the density of {DENSITY[density]}")
     if "chosen" in model.config_:
         words = ", ".join(f"{name}={option_text(value)}" for name, value in model.config_["chosen"].items())

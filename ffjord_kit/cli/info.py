@@ -145,7 +145,7 @@ def _outcome(run: Run) -> Iterator[tuple[str, str]]:
     if "receipt" in run.config.get("steps", {}):
         with run.explained("config.json"):
             note = SteppedNote.of_record(run.config["steps"])
-        yield "in few steps", f"{note.scheme}; reports by default: the density of {DENSITY[note.density]}"
+        yield "in few steps", f"{note}; reports by default: the density of {DENSITY[note.density]}"
         yield "receipt", str(note.receipt)
     yield "weights", "model.safetensors" if run.file("model.safetensors").exists() else "none yet"
 

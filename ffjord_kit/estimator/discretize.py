@@ -56,6 +56,10 @@ class SteppedNote:
         as_good = math.isfinite(self.nll) and self.nll <= self.continuous_nll + MARGIN
         return "steps" if self.receipt.holds and as_good else "continuous"
 
+    def __str__(self) -> str:
+        sound = f"validation NLL {self.nll:.4f} nats" if math.isfinite(self.nll) else "no sound validation"
+        return f"{self.scheme}, {sound} (continuous flow {self.continuous_nll:.4f})"
+
     def record(self) -> dict[str, Any]:
         """Return the note as plain values.
 

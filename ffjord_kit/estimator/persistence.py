@@ -325,7 +325,10 @@ def load_model(run: Run) -> StoredModel:
     _check_transforms(run, flow)
     steps = _load_steps(run, flow, config.device)
     prepare_reports(flow, config, domain)
-    return StoredModel(flow, config, domain, record, History(seed, records=last_part(run).records()), steps)
+    records = last_part(run).records()
+    with run.explained("metrics.jsonl"):
+        history = History(seed, step=records[-1]["step"] if records else 0, records=records)
+    return StoredModel(flow, config, domain, record, history, steps)
 
 
 def save_model(path: str | Path, model: StoredModel, *, force: bool) -> None:
