@@ -38,7 +38,7 @@ TWO_STATES = {
     "revnet": "two copies of the state",
     "asynchronous_leapfrog": "a velocity beside the state",
 }
-NEWTON_STEPS, HALVINGS = 50, 8
+FIXED_POINT_STEPS, NEWTON_STEPS, HALVINGS = 3, 50, 8
 APART = 1e-3  # distance, in preprocessed units, of two different preimages
 RESIDUAL = 8.0  # units of rounding of 1 + |y| to which a step is inverted
 
@@ -207,11 +207,11 @@ class Stepped(Transform):
     def _inverted(self, start: Tensor, end: Tensor, y: Tensor, context: Tensor | None) -> Step:
         """Return the step that ends at y; with a gradient by one Newton step at the solution, where it is exact."""
         with torch.no_grad():
-            x = self._inverse(start, end, y.detach(), context)
-        if torch.is_grad_enabled():
-            step = self._step(start, end, x, context)
-            x = x - _solved(step.jacobian, step.y - y)
-        return self._step(start, end, x, context)
+            found = self._inverse(start, end, y.detach(), context)
+        if not torch.is_grad_enabled():
+            return found
+        step = self._step(start, end, found.x, context)
+        return self._step(start, end, found.x - _solved(step.jacobian, step.y - y), context)
 
     @torch.no_grad()
     def other_preimages(self, steps: Sequence[Step], spread: float, context: Tensor | None = None) -> Tensor:
@@ -236,9 +236,15 @@ class Stepped(Transform):
             found |= reached & (_largest(other.x - step.x) > APART)
         return found
 
-    def _inverse(self, start: Tensor, end: Tensor, y: Tensor, context: Tensor | None) -> Tensor:
-        """Return the start of the step that ends at y."""
-        guess = y - (self._step(start, end, y, context).y - y)
+    def _inverse(self, start: Tensor, end: Tensor, y: Tensor, context: Tensor | None) -> Step:
+        """Return the step that ends at y: by a few fixed-point iterations, which need no frame, and Newton's method."""
+        guess, least = y, torch.full_like(y.flatten(1)[:, 0], math.inf)
+        x = y
+        for _ in range(FIXED_POINT_STEPS):
+            miss = self._moved(start, end, x, x.new_zeros(0, *x.shape), context)[0] - y
+            nearer = _largest(miss) < least
+            guess = torch.where(nearer.reshape(-1, *[1] * (y.ndim - 1)), x, guess)
+            least, x = torch.minimum(least, _largest(miss)), x - miss
         return self._checked(*self._newton(start, end, y, context, guess), y)
 
     def _newton(
@@ -279,8 +285,8 @@ class Stepped(Transform):
             nearer[places[good]] = True
         return nearer
 
-    def _checked(self, step: Step, tolerance: Tensor, y: Tensor) -> Tensor:
-        """Return the solution, if it is one but for some more rounding."""
+    def _checked(self, step: Step, tolerance: Tensor, y: Tensor) -> Step:
+        """Return the step, if it is a solution but for some more rounding."""
         bad = ~(_largest(step.y - y) <= 1e3 * tolerance)
         if bool(bad.any()):
             rows = bad.nonzero().flatten().tolist()
@@ -289,7 +295,7 @@ class Stepped(Transform):
                 "steps are not onto there; take more steps, or train them with their monotonicity held",
                 rows=rows,
             )
-        return step.x
+        return step
 
 
 def _check_method(method: str) -> None:
@@ -318,6 +324,8 @@ def push_forward(
     Returns:
         dx/dt, shape (batch, *event), and J v, shape (k, batch, *event).
     """
+    if not len(tangents):
+        return dynamics(t, x, context), tangents
     if isinstance(dynamics, VectorField):
         return dynamics.jvp(t, x, tangents, context)
 
