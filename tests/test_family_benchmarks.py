@@ -9,8 +9,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
+import cost_curve  # noqa: E402
 import odenet  # noqa: E402
 import planar  # noqa: E402
+import sets  # noqa: E402
 
 from ffjord_kit import plots  # noqa: E402
 from ffjord_kit.ode import FixedSolver  # noqa: E402
@@ -83,3 +85,20 @@ def test_each_planar_flow_gets_its_row(name, method, monkeypatch):
     assert len(drawn) == 1 + len(planar.METHODS)
     cell = np.prod([high - low for low, high in planar.BOUNDS]) / planar.SIZE**2
     assert 0.5 < drawn[0][1].sum() * cell < 1.1  # the truth, most of it within the picture
+
+
+def test_a_trained_flow_is_scored_by_fewer_steps_integrated_and_exact(monkeypatch, tmp_path):
+    monkeypatch.setattr(cost_curve, "TOLERANCES", [1e-1, 1e-5])
+    monkeypatch.setattr(cost_curve, "STEPS", {"rk4": (1, 8)})
+    rng = np.random.default_rng(0)
+    split = sets.Split(rng.standard_normal((400, 2)), rng.standard_normal((9, 2)), rng.standard_normal((50, 2)))
+    rows = cost_curve.measured(split, ["dopri5", "rk4", "exact rk4"], 1.0, 0)
+    dopri5, rk4, exact = (row["points"] for row in rows)
+    assert [p["nfe"] for p in rk4] == [p["nfe"] for p in exact] == [4, 32]
+    assert [p.get("holds") for p in (*dopri5, *rk4)] == [None] * 4
+    assert abs(dopri5[1]["gap"]) < 1e-4 and abs(rk4[1]["gap"]) < 1e-3 and abs(exact[1]["gap"]) < 1e-3
+    assert all(p["nll"] == pytest.approx(rows[0]["fine"] + p["gap"], abs=1e-9) for p in (*dopri5, *rk4, *exact))
+    rows = [{**row, "set": "plane"} for row in rows]
+    assert len(cost_curve.table(rows, "plane").splitlines()) == 4 + 6
+    figure = plots.error_against_cost(cost_curve.drawn(rows, "plane"), error="NLL, nats", scale="linear")
+    assert plots.save(figure, tmp_path / "curve.png").stat().st_size > 5000
