@@ -87,6 +87,13 @@ def test_each_planar_flow_gets_its_row(name, method, monkeypatch):
     assert 0.5 < drawn[0][1].sum() * cell < 1.1  # the truth, most of it within the picture
 
 
+def test_the_table_of_planar_flows_has_the_range_over_seeds():
+    rows = [{"kl": kl, "error": 0.01, "ess": share} for kl, share in [(0.2, 0.5), (0.4, 0.7)]]
+    assert planar.cell(rows) == "0.300, 0.200 to 0.400 (60 %)"
+    assert planar.cell(rows[:1]) == "0.200 ± 0.010 (50 %)"
+    assert planar.cell([]) == "-"
+
+
 def test_a_trained_flow_is_scored_by_fewer_steps_integrated_and_exact(monkeypatch, tmp_path):
     monkeypatch.setattr(cost_curve, "TOLERANCES", [1e-1, 1e-5])
     monkeypatch.setattr(cost_curve, "STEPS", {"rk4": (1, 8)})
