@@ -12,7 +12,7 @@ from ffjord_kit.data import Batch
 from ffjord_kit.flow import Flow
 from ffjord_kit.nn import ConcatSquashDynamics
 from ffjord_kit.objectives import MaximumLikelihood
-from ffjord_kit.ode import FixedSolver, SolveError
+from ffjord_kit.ode import AdaptiveSolver, FixedSolver, PerRowSolver, SolveError
 from ffjord_kit.ode.explicit import EXPLICIT_SCHEMES
 from ffjord_kit.ode.grids import graded_grid
 from ffjord_kit.ode.reversible import REVERSIBLE_SCHEMES, Pull, Walk, coupled, reversible_scheme, walk_on_grid
@@ -220,6 +220,13 @@ def test_contexts_get_their_gradients_through_likelihood_and_costs(method):
     with torch.no_grad():
         difference = (value(1e-5) - value(-1e-5)) / 2e-5
     assert float(slope) == pytest.approx(float(difference), rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", [AdaptiveSolver, PerRowSolver])
+def test_adaptive_steps_are_refused_in_one_line(kind):
+    with pytest.raises(ValueError, match="walks back by fixed one-step schemes, and 'dopri5.*' is none: pass") as error:
+        kind(adjoint="reversible")
+    assert "\n" not in str(error.value)
 
 
 def test_a_second_derivative_is_refused():
