@@ -58,7 +58,7 @@ class Scores(NamedTuple):
 
 def main() -> None:
     """Train and score what the options ask for, print the tables and draw."""
-    extra = {"--picture": {"help": "file to draw NLL against NFE to, of the first set"}}
+    extra = {"--picture": {"help": "file to draw NLL against NFE to, of the last set"}}
     given = options(__doc__, sets=SETS, methods=METHODS, budgets=(BUDGET,), extra=extra)
     store, here = Store(given.json), {"benchmark": BENCHMARK, "budget": given.budgets[0], "seed": given.seed}
     for name in given.sets:
@@ -72,7 +72,7 @@ def main() -> None:
     print("\n\n".join(table(rows, name) for name in given.sets))
     if given.picture:
         plots.save(
-            plots.error_against_cost(drawn(rows, given.sets[0]), error="NLL, nats", scale="linear"), given.picture
+            plots.error_against_cost(drawn(rows, given.sets[-1]), error="NLL, nats", scale="linear"), given.picture
         )
 
 
@@ -133,18 +133,28 @@ def scored(flow: Flow, rows: Tensor, solver: Solver | None) -> Scores:
 
 
 def table(rows: list[Row], name: str) -> str:
-    """One line for each setting of each method on a set."""
-    own = [row for row in rows if row["set"] == name]
+    """The gap on a set by evaluations for each method of fixed steps; then by tolerance for the adaptive one."""
+    own = {row["method"]: row for row in rows if row["set"] == name}
     if not own:
         return ""
-    head = f"{name}: NLL {own[0]['fine']:.3f} by a fine solve of {own[0]['fine_nfe']:.0f} evaluations"
-    lines = [head, "", "| solved by | NFE | s for 10,000 rows | NLL | gap | density |", "|---|---|---|---|---|---|"]
-    for each in (each for row in own for each in row["points"]):
-        verdict = {None: "-", True: "yes", False: "no"}[each.get("holds")]
-        cells = [each["solver"], f"{each['nfe']:.0f}", f"{each['seconds']:.2f}", f"{each['nll']:.3f}",
-                 f"{each['gap']:+.3f} ± {each['half']:.3f}", verdict]  # fmt: skip
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    fine = next(iter(own.values()))
+    head = f"{name}: NLL {fine['fine']:.3f} by a fine solve of {fine['fine_nfe']:.0f} evaluations"
+    fixed = {method: row["points"] for method, row in own.items() if method != "dopri5"}
+    counts = sorted({each["nfe"] for points in fixed.values() for each in points})
+    lines = [f"| {n:.0f} | " + " | ".join(cell(points, n) for points in fixed.values()) + " |" for n in counts]
+    lines = [head, "", "| NFE | " + " | ".join(fixed) + " |", "|---|" + "---|" * len(fixed), *lines]
+    adaptive = own["dopri5"]["points"] if "dopri5" in own else []
+    return "\n".join([*lines, "", *[f"{p['solver']}: {p['nfe']:.0f} evaluations, {shown(p)}" for p in adaptive]])
+
+
+def cell(points: list[Row], nfe: float) -> str:
+    """The gap of the point with so many evaluations; a dash without one."""
+    return next((shown(each) for each in points if each["nfe"] == nfe), "-")
+
+
+def shown(each: Row) -> str:
+    """A gap with its interval; a star where the receipt says that the steps fold."""
+    return f"{each['gap']:+.3f} ± {each['half']:.3f}" + (" *" if each.get("holds") is False else "")
 
 
 def drawn(rows: list[Row], name: str) -> dict[str, list[list[float]]]:
