@@ -45,6 +45,8 @@ def error_against_cost(curves: Mapping[str, ArrayLike], *, error: str = "error",
     for i, (name, points) in enumerate(curves.items()):
         nfe, middle, low, high = np.asarray(sorted(checked_array(name, points, ("k", 4)).tolist())).T
         style: dict[str, Any] = {"color": COLOURS[i % len(COLOURS)], "marker": MARKS[i % len(MARKS)], "markersize": 4}
+        if i >= len(COLOURS):
+            style |= {"linestyle": "--", "markerfacecolor": "white"}
         panel.errorbar(nfe, middle, [middle - low, high - middle], label=name, capsize=2, linewidth=1.0, **style)
     panel.set(xscale="log", yscale=scale, xlabel="evaluations of the field", ylabel=error)
     panel.legend()
