@@ -34,7 +34,7 @@ class Phase:
         trial: Whether the phase is an attempt that may fail. A trial that is limited by steps alone ends at the second
             validation without improvement; any trial ends quietly if its numbers are not finite. The best earlier
             weights are kept.
-        validations: Least number of validations of a phase that is limited by steps alone.
+        validations: Least number of validations of a phase that is limited by steps alone; 1 for the end alone.
         overtime: Seconds by which the last validation may be late.
 
     Raises:

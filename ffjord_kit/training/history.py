@@ -174,7 +174,7 @@ class History:
         """
         if self.phase_step == phase.steps or self._out_of_time(phase):
             return True
-        early = not phase.trial and _is_doubled(self.phase_step, max(EARLIEST, epoch))
+        early = not phase.trial and phase.validations > 1 and _is_doubled(self.phase_step, max(EARLIEST, epoch))
         if phase.seconds == math.inf:
             interval = min(every, max(1, phase.steps // phase.validations))
             return self.phase_step % interval == 0 or (early and self.phase_step < interval)
