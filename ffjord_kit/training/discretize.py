@@ -131,7 +131,7 @@ def train_steps(
     Returns:
         The history, which ends early where validation gets no better.
     """
-    phase = phase or Phase(SteppedLikelihood(), math.inf, LEARNING_RATE, 60.0, trial=True)
+    phase = phase or Phase(SteppedLikelihood(), math.inf, LEARNING_RATE, 60.0, trial=True, from_start=True)
     config = config or TrainConfig()
     rows = min(config.batch_size, max(LEAST_BATCH, BATCH_ELEMENTS // math.prod(flow.event_shape)))
     config = replace(config, ema_decay=EMA_DECAY, batch_size=rows)
