@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from commands import call
 
 from ffjord_kit import FFJORD
