@@ -366,6 +366,7 @@ KINDS = {
     "scaling": None, "base": 2, "dequantize": True, "support": 1, "learning_rate": "fast", "batch_size": 10.0,
     "mle_learning_rate": None, "weight_decay": "no", "warmup_steps": 1.5, "clip_norm": [1], "ema_decay": "x",
     "validation_fraction": "tenth", "validate_every": 2.5, "patience": None, "trace": 1, "probes": 2.0,
+    "robust": "much",
     "regularizers": "kinetic", "steer": "a", "solver": 4, "train_tolerance": "1e-3", "solver_steps": 4.0,
     "adjoint": 1, "compile": True, "guard": None, "tolerance": "1e-5", "max_nfe": 1e4, "device": 0, "clock": 1,
     "density": 1, "verbose": "yes",

@@ -26,12 +26,13 @@ from ffjord_kit.diagnostics.landscape import (
 from ffjord_kit.diagnostics.misfit import check_training
 from ffjord_kit.diagnostics.outliers import SCORES, outlier_scores
 from ffjord_kit.diagnostics.receipt import Receipt, check_steps
+from ffjord_kit.diagnostics.robustness import Attack, attack
 from ffjord_kit.diagnostics.weight_loss import WeightLoss
 
 __all__ = [
-    "NORMALIZATIONS", "SCORES", "VERDICTS", "BitsPerDim", "ControlPath", "Curvature", "Diagnosis", "Eigenvalues",
-    "Finding", "GradientCheck", "PrincipalPlane", "Receipt", "SpectralDensity", "WeightHistory", "WeightLoss",
-    "bits_per_dim", "check_gradients", "check_steps", "check_training", "control_path", "curvature_on_plane",
-    "diagnose", "gradient_table", "hessian_matrix", "loss_along", "loss_on_plane", "outlier_scores", "principal_plane",
-    "random_direction", "spectral_density", "top_eigenvalues",
+    "NORMALIZATIONS", "SCORES", "VERDICTS", "Attack", "BitsPerDim", "ControlPath", "Curvature", "Diagnosis",
+    "Eigenvalues", "Finding", "GradientCheck", "PrincipalPlane", "Receipt", "SpectralDensity", "WeightHistory",
+    "WeightLoss", "attack", "bits_per_dim", "check_gradients", "check_steps", "check_training", "control_path",
+    "curvature_on_plane", "diagnose", "gradient_table", "hessian_matrix", "loss_along", "loss_on_plane",
+    "outlier_scores", "principal_plane", "random_direction", "spectral_density", "top_eigenvalues",
 ]  # fmt: skip

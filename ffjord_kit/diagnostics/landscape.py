@@ -4,9 +4,9 @@ r"""The loss around a model, and around the path of its training, on lines and p
 
 A random direction d with **filter normalisation** has, in each filter, the length of the weights of that filter,
 d_i <- d_i |w_i| / |d_i|; a filter is a row of a matrix (the weights into one neuron) or a kernel into one channel, and
-a vector (a bias) is one filter. Then a network whose layers are scaled against each other, which computes the same, gives
-the same picture. Without it a step of one length is large for small weights and small for large ones, and pictures of
-two models cannot be compared.
+a vector (a bias) is one filter. Then a network whose layers are scaled against each other, which computes the
+same, gives the same picture. Without it a step of one length is large for small weights and small for large ones, and
+pictures of two models cannot be compared.
 
 The principal directions of a training run are those along which its weights moved most. |lowest / highest| eigenvalue
 of the Hessian over a plane tells whether flat-looking parts hide a direction that bends down: near zero, the loss is

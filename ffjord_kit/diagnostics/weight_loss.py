@@ -75,7 +75,8 @@ class WeightLoss:
             model: A flow, or what else the objective takes.
             batch: Rows in the units of the data, and contexts or targets.
             objective: Objective; by default the negative log-likelihood of a flow, by the exact trace and 16 steps of
-                rk4. An objective with a solver keeps its steps; their gradients go through the steps.
+                rk4. Likelihoods are in nats and the units of the data. An objective with a solver keeps its steps; its
+                gradients go through them.
             seed: Seed of the objective's noise, which is the same at each call.
 
         Returns:
@@ -91,10 +92,12 @@ class WeightLoss:
             >>> loss.size, loss.gradient().shape
             (28, torch.Size([28]))
         """
-        model = _ready(model).double()
+        model, units = _ready(model).double(), 0.0
         if isinstance(model, Flow):
             model.check(batch.x, batch.context)
-            batch = preprocessed(model, _in_double(batch))[0]
+            batch, log_det = preprocessed(model, _in_double(batch))
+            if isinstance(objective or MaximumLikelihood(), SolvedObjective):
+                units = float(log_det.mean())
         elif objective is None:
             raise ValueError("expected an objective for a model that is no flow, e.g. CrossEntropy(); got none")
         steady = _steady(objective or MaximumLikelihood(ExactTrace()))
@@ -102,7 +105,7 @@ class WeightLoss:
 
         def value(current: nn.Module) -> Tensor:
             inner = current.inner if isinstance(current, Flow) else current
-            return steady.loss(inner, rows, keyed_generator(rows.x.device, seed, "weight loss")).value
+            return steady.loss(inner, rows, keyed_generator(rows.x.device, seed, "weight loss")).value - units
 
         return cls(model, value)
 

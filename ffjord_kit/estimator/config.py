@@ -40,8 +40,10 @@ from ffjord_kit.objectives import (
     FlowMatching,
     MaximumLikelihood,
     Objective,
+    SolvedObjective,
     SteppedLikelihood,
     TransformsLikelihood,
+    made_robust,
 )  # fmt: skip
 from ffjord_kit.ode import AdaptiveSolver, PerRowSolver, Solver, make_solver
 from ffjord_kit.precision import check_compile_mode
@@ -297,7 +299,7 @@ def _objectives(
     weights = regularizer_weights(fields.regularizers)
     if "hjb" in weights and fields.dynamics != "potential":
         raise ValueError(f"regularizer 'hjb' needs dynamics='potential'; got dynamics={fields.dynamics!r}")
-    likelihood = MaximumLikelihood(_training_trace(fields, domain), weights, solver, fields.steer)
+    likelihood = _likelihood(fields, MaximumLikelihood(_training_trace(fields, domain), weights, solver, fields.steer))
     matching = domain.matching(FlowMatching(fields.time_density, fields.coupling))
     rate = positive("mle_learning_rate", fields.mle_learning_rate)
     return {
@@ -306,6 +308,18 @@ def _objectives(
         "transforms": (TransformsLikelihood(), rate),
         "steps": (SteppedLikelihood(), LEARNING_RATE),
     }
+
+
+def _likelihood(fields: CommonFields, plain: MaximumLikelihood) -> SolvedObjective[Flow]:
+    """Return the objective of maximum likelihood, robust where that is asked for."""
+    if fields.robust is None:
+        return plain
+    if fields.schedule == "auto" or all(spec.objective != "mle" for spec in phase_specs(fields.schedule)):
+        raise ValueError(
+            "robust is for a schedule with a phase of maximum likelihood, e.g. flow_matching:2000,mle:60s (in Python "
+            f"[('flow_matching', 2000), ('mle', '60s')]); got schedule={fields.schedule!r}"
+        )
+    return made_robust(plain, positive("robust", fields.robust))
 
 
 def _train_config(fields: CommonFields, seed: int) -> TrainConfig:

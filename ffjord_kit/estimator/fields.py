@@ -121,6 +121,11 @@ class CommonFields:
     regularizers: Regularizers = option(
         None, "Likelihood training", "weights of costs along the path in mle, e.g. kinetic 0.01, jacobian 0.01"
     )
+    robust: float | None = option(
+        None,
+        "Likelihood training",
+        "train mle on the worst point within so much of each row, in units of the scaled columns, e.g. 0.1",
+    )
     steer: float = option(
         0.0, "Likelihood training", "half-width of the random end time of mle, as a part of it (STEER), e.g. 0.5"
     )
