@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from ffjord_kit import CNF, ConcatDynamics, Flow, FlowMatching, Phase, fit_flow
+from ffjord_kit import CNF, ConcatDynamics, Flow, FlowMatching, Phase, fit_flow, plots
 from ffjord_kit.data import Batch
 from ffjord_kit.diagnostics import (
     NORMALIZATIONS,
@@ -146,3 +146,32 @@ def test_bad_input_is_refused_in_one_line():
     with pytest.raises(ValueError, match="every must be at least 1"):
         WeightHistory(nn.Linear(1, 1), every=0)
     assert set(NORMALIZATIONS) == {"filter", "layer", "none"}
+
+
+def test_pictures_leave_gaps_where_a_loss_is_not_finite_and_share_their_levels():
+    losses = STEPS[:, None] ** 2 + STEPS**2
+    holed = np.where(losses > 1.5, np.inf, losses)
+    figure = plots.loss_planes({"whole": (STEPS, STEPS, losses), "holed": (STEPS, STEPS, holed)}, path=[[1, 1], [0, 0]])
+    panels = figure.axes[:2]
+    assert [panel.get_title() for panel in panels] == ["whole", "holed"]
+    levels = [panel.collections[0].levels for panel in panels]
+    np.testing.assert_array_equal(*levels)
+    assert levels[0].min() == 0 and levels[0].max() == 2
+    (curve,) = plots.loss_lines(STEPS, {"loss": [np.nan, 1, 2, 3, np.inf]}).axes[0].lines
+    assert np.isnan(curve.get_ydata()).tolist() == [True, False, False, False, True]
+    figure.canvas.draw(), plots.loss_surface((STEPS, STEPS), losses).canvas.draw()
+    density = ([0.0, 1.0], [1.0, 0.1], [0.1, 0.01])
+    plots.spectral_densities({"a": density, "b": density}).canvas.draw()
+
+
+def test_pictures_refuse_what_they_cannot_draw():
+    with pytest.raises(ValueError, match="losses must have one curve or more"):
+        plots.loss_lines(STEPS, {})
+    with pytest.raises(ValueError, match="planes must have one plane"):
+        plots.loss_planes({})
+    with pytest.raises(ValueError, match=r"bowl must have shape \(5, 5\); got \(2, 2\)"):
+        plots.loss_planes({"bowl": (STEPS, STEPS, np.zeros((2, 2)))})
+    with pytest.raises(ValueError, match="a finite loss"):
+        plots.loss_planes({"bowl": (STEPS, STEPS, np.full((5, 5), np.nan))})
+    with pytest.raises(ValueError, match="densities must have one or more"):
+        plots.spectral_densities({})

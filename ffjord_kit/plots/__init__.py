@@ -12,7 +12,9 @@ from ffjord_kit.plots.cost import error_against_cost
 from ffjord_kit.plots.densities import density, density_gif, density_panels, density_strip
 from ffjord_kit.plots.diagnosis import diagnosis
 from ffjord_kit.plots.figure import save
+from ffjord_kit.plots.hessian import spectral_densities
 from ffjord_kit.plots.images import extreme_images, image_sheet, image_strip, interpolation_strip, nearest_images
+from ffjord_kit.plots.landscape import loss_lines, loss_planes, loss_surface
 from ffjord_kit.plots.outliers import outlier_histograms
 from ffjord_kit.plots.series import PredictedSeries, series_bands
 from ffjord_kit.plots.stability import stability_regions
@@ -33,6 +35,9 @@ __all__ = [
     "image_sheet",
     "image_strip",
     "interpolation_strip",
+    "loss_lines",
+    "loss_planes",
+    "loss_surface",
     "nearest_images",
     "outlier_histograms",
     "pair_plot",
@@ -40,6 +45,7 @@ __all__ = [
     "samples",
     "save",
     "series_bands",
+    "spectral_densities",
     "stability_regions",
     "training_curves",
     "trajectories",
