@@ -53,6 +53,7 @@ SKIPS = tuple(f"{word}, width {width}" for width in WIDTHS for word in ("skips",
 BATCHES = ("16", "64", "256", "1024", "4096")
 ROBUST = ("flow, plain", "flow, eps 0.1", "flow, eps 0.2", "odenet, plain", "odenet, eps 0.5")
 STUDIES = {"skips": SKIPS, "batches": BATCHES, "robust": ROBUST}
+EPOCHS = 20  # of the ODE-Net
 STEPS, RATE = {"skips": 300, "flow": 300}, {"skips": 3e-3, "flow": 1e-2}
 ROWS, DIRECTIONS, SIDE, RADIUS = 400, 8, 21, 1.0  # of the landscapes: rows, directions, points of a plane's side
 TRAINED_ON, JUDGED_ON = 8000, 2000  # moons
@@ -149,7 +150,8 @@ def flow_on_moons(x: Tensor, seed: int, batch: int, eps: float = 0.0) -> Flow:
 
 def judged(flow: Flow, x: Tensor, test: Tensor) -> tuple[Row, WeightLoss, WeightLoss, Tensor]:
     """Held-out likelihood, curvature and the cost of an adversary; the losses, and the top eigenvector."""
-    train_loss, test_loss = (WeightLoss.of(flow, Batch(rows[:ROWS])) for rows in (x, test))
+    objective = MaximumLikelihood(ExactTrace(), solver=SOLVER)
+    train_loss, test_loss = (WeightLoss.of(flow, Batch(rows[:ROWS]), objective) for rows in (x, test))
     top = top_eigenvalues(train_loss, tolerance=1e-3)
     flow = flow.double()
     losses: Callable[[Tensor], Tensor] = lambda rows: -flow.log_prob(rows, solver=SOLVER)  # noqa: E731
@@ -179,7 +181,14 @@ def robust(method: str, seed: int) -> tuple[Row, Any]:
         return judged(flow_on_moons(x, seed, 256, radius), x, test)[0], None
     x, y, x_test, y_test = (part.numpy() for part in digits())
     model = ODENetClassifier(
-        "rk", width=32, layers=2, augmented=0, epochs=20, learning_rate=3e-3, robust=radius or None, random_state=seed
+        "rk",
+        width=32,
+        layers=2,
+        augmented=0,
+        epochs=EPOCHS,
+        learning_rate=3e-3,
+        robust=radius or None,
+        random_state=seed,
     ).fit(x, y)
     found = model.attack(x_test, y_test, EPS["odenet"], steps=10, starts=1)
     top = top_eigenvalues(model.weight_loss(x[:ROWS], y[:ROWS]), tolerance=1e-3).values[0]

@@ -155,6 +155,8 @@ OPTIONS = {
     "--patience 0": "patience must be a whole number, at least 1; got 0",
     "--validate-every 0": "validate_every must be a whole number, at least 1; got 0",
     "--warmup-steps -1": "warmup_steps must .*; got -1",
+    "--robust 0 --schedule mle:1": r"robust must be positive; got 0\.0",
+    "--robust 0.1 --schedule auto": "robust is for a schedule with a phase of maximum likelihood, e.g. .*",
     "--steer 1": r"steer must be in \[0, 1\), a part of the end time; got 1\.0",
     "--clip-norm 0": r"clip_norm must be positive; got 0\.0",
     "--weight-decay -1": r"weight_decay must not be negative; got -1\.0",

@@ -9,6 +9,7 @@ from ffjord_kit import CNF, ConcatDynamics, FixedSolver, Flow, FlowMatching, Max
 from ffjord_kit.data import Batch
 from ffjord_kit.diagnostics import WeightLoss, hessian_matrix, spectral_density, top_eigenvalues
 from ffjord_kit.diagnostics.weight_loss import weight_vector
+from ffjord_kit.models import LatentODE
 from ffjord_kit.trace import HutchinsonTrace
 
 
@@ -143,6 +144,15 @@ def test_products_are_differences_of_the_gradient_for_every_loss_of_a_flow(objec
     above, below = (loss.gradient(loss.weights + sign * step * direction) for sign in (1, -1))
     torch.testing.assert_close(loss.hessian_product(direction), (above - below) / (2 * step), rtol=1e-5, atol=1e-7)
     loss.check_smooth()
+
+
+def test_products_go_through_a_latent_ode():
+    rng = np.random.default_rng(0)
+    times = [np.sort(rng.uniform(0, 6, 10)) for _ in range(8)]
+    model = LatentODE(latent_dim=2, hidden=4, max_steps=3, random_state=0).fit([(t, np.sin(t)) for t in times])
+    loss = model.weight_loss()
+    loss.check_smooth()
+    assert np.isfinite(loss.value()) and bool(loss.hessian_product(loss.weights).any())
 
 
 def test_the_loss_of_a_flow_is_its_negative_log_likelihood_behind_the_preprocessing():

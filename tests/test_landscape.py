@@ -1,5 +1,8 @@
 """The loss on lines and planes through the weights."""
 
+import importlib
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -175,3 +178,27 @@ def test_pictures_refuse_what_they_cannot_draw():
         plots.loss_planes({"bowl": (STEPS, STEPS, np.full((5, 5), np.nan))})
     with pytest.raises(ValueError, match="densities must have one or more"):
         plots.spectral_densities({})
+
+
+@pytest.mark.parametrize("study", ["skips", "batches", "robust"])
+def test_each_study_gets_its_rows(study, monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
+    landscapes = importlib.import_module("landscapes")
+    for name, value in {
+        "LAYERS": 2,
+        "ROWS": 20,
+        "DIRECTIONS": 2,
+        "SIDE": 3,
+        "TRAINED_ON": 300,
+        "JUDGED_ON": 50,
+    }.items():
+        monkeypatch.setattr(landscapes, name, value)
+    monkeypatch.setattr(landscapes, "STEPS", {"skips": 3, "flow": 3})
+    monkeypatch.setattr(landscapes, "EPOCHS", 1)
+    method = landscapes.STUDIES[study][-1]
+    measures, picture = landscapes.MEASURES[study](method, 0)
+    assert all(np.isfinite(value) for value in measures.values())
+    rows = [{"method": method, "seed": seed, **measures} for seed in (0, 1)]
+    assert landscapes.table(rows).count("\n") == 3 and "± 0" in landscapes.table(rows)
+    if picture is not None:
+        plots.save(landscapes.DRAWING[study]({method: picture}), tmp_path / "picture.png")

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ffjord_kit.data import Batch
+from ffjord_kit.diagnostics import WeightLoss
 from ffjord_kit.models.elbo import ELBO, ELBOValidation, elbo
 from ffjord_kit.models.fields import LatentODEFields, check_fields
 from ffjord_kit.models.latent_network import LatentNetwork, Scales
@@ -269,6 +270,21 @@ class LatentODE(LatentODEFields):
             ValueError: If a series cannot be used.
         """
         return elbo(self._fitted(), _batch(self._given(series)), draws=draws, seed=random_state).numpy()
+
+    def weight_loss(self, series: Sequence[Any] | None = None, *, seed: int = 0) -> WeightLoss:
+        """Return minus the evidence lower bound as a function of the weights, to look at its landscape and Hessian.
+
+        Args:
+            series: Series, all of which are computed at once, or None.
+            seed: Seed of the draws of the latent states, one for each series.
+
+        Returns:
+            The loss, the mean over series; see `ffjord_kit.diagnostics.WeightLoss`.
+
+        Raises:
+            ValueError: If a series cannot be used.
+        """
+        return WeightLoss.of(self._fitted(), _batch(self._given(series)), ELBO(), seed=seed)
 
     def save(self, path: str | Path, *, force: bool = False) -> None:
         """Write the fitted model as a run folder.
