@@ -101,7 +101,7 @@ def loss_planes(
         panel.set(title=name, xlim=(x[0], x[-1]), ylim=(y[0], y[-1]))
     for panel in panels[len(read) :]:
         panel.set_axis_off()
-    figure.colorbar(drawn, ax=panels, label=label, format="%.3g")
+    figure.colorbar(drawn, ax=panels, label=label, format="%.2g")
     figure.supxlabel(axes[0], fontsize=9)
     figure.supylabel(axes[1], fontsize=9)
     return figure
