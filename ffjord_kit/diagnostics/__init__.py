@@ -8,9 +8,16 @@ from ffjord_kit.diagnostics.gradients import GradientCheck, check_gradients, gra
 from ffjord_kit.diagnostics.misfit import check_training
 from ffjord_kit.diagnostics.outliers import SCORES, outlier_scores
 from ffjord_kit.diagnostics.receipt import Receipt, check_steps
+from ffjord_kit.diagnostics.spectrum import (
+    DensitySpectrum,
+    check_spectrum,
+    density_spectrum,
+    plane_spectrum,
+    sample_spectrum,
+)
 
 __all__ = [
-    "SCORES", "VERDICTS", "BitsPerDim", "ControlPath", "Diagnosis", "Finding", "GradientCheck", "Receipt",
-    "bits_per_dim", "check_gradients", "check_steps", "check_training", "control_path", "diagnose", "gradient_table",
-    "outlier_scores",
+    "SCORES", "VERDICTS", "BitsPerDim", "ControlPath", "DensitySpectrum", "Diagnosis", "Finding", "GradientCheck",
+    "Receipt", "bits_per_dim", "check_gradients", "check_spectrum", "check_steps", "check_training", "control_path",
+    "density_spectrum", "diagnose", "gradient_table", "outlier_scores", "plane_spectrum", "sample_spectrum",
 ]  # fmt: skip
