@@ -174,6 +174,9 @@ OPTIONS |= {
     "--schedule mle": SCHEDULE.format("mle"),
     "--schedule ''": SCHEDULE.format(""),
     "--fourier-features 2 --dynamics concat": "fourier_features are inputs of dynamics='residual'; got .*'concat'",
+    "--input-scales 2 --dynamics concat": "input_scales are for dynamics='residual'; got dynamics='concat': leave it out",
+    "--input-scales 0": "input_scales must be a whole number, at least 1; got 0",
+    "--input-scales 99 --hidden 8": "input_scales must be at most the first width, 8; got 99",
     "--fourier-features -2": "fourier_features must be a whole number, at least 1; got -2",
     "--end-time -2 --learn-end-time": r"end_time must be positive; got -2\.0",
     "--support bounded:0": SUPPORT.format("bounded:0"),
@@ -361,7 +364,7 @@ PYTHON = {
 
 KINDS = {
     "schedule": 5, "max_seconds": "long", "time_density": 1, "coupling": None, "dynamics": 3, "hidden": 64.0,
-    "activation": 1, "fourier_features": 0.5, "blocks": 1.5, "end_time": "1", "learn_end_time": 1,
+    "activation": 1, "fourier_features": 0.5, "input_scales": 2.0, "blocks": 1.5, "end_time": "1", "learn_end_time": 1,
     "transforms": "maf:1",
     "scaling": None, "base": 2, "dequantize": True, "support": 1, "learning_rate": "fast", "batch_size": 10.0,
     "mle_learning_rate": None, "weight_decay": "no", "warmup_steps": 1.5, "clip_norm": [1], "ema_decay": "x",

@@ -347,6 +347,14 @@ def _network(fields: TableFields | ImageFields, domain: Domain) -> Callable[...,
         if fields.dynamics != "residual":
             raise ValueError(f"fourier_features are inputs of dynamics='residual'; got dynamics={fields.dynamics!r}")
         options["fourier_features"] = whole("fourier_features", fields.fourier_features)
+    if isinstance(fields, TableFields) and whole("input_scales", fields.input_scales) > 1:
+        if fields.dynamics != "residual":
+            raise ValueError(
+                f"input_scales are for dynamics='residual'; got dynamics={fields.dynamics!r}: leave it out"
+            )
+        if fields.input_scales > hidden[0]:
+            raise ValueError(f"input_scales must be at most the first width, {hidden[0]}; got {fields.input_scales}")
+        options["input_scales"] = fields.input_scales
     return partial(network, hidden=hidden, **options)
 
 

@@ -172,6 +172,9 @@ class TableFields(CommonFields):
     fourier_features: int | None = option(
         None, "Network", "octaves of sines and cosines fed to 'residual' (default: tried out, up to 3 columns)"
     )
+    input_scales: int = option(
+        1, "Network", "scales 1, 2, 4, .. at which equal parts of the first layer of 'residual' see a row (MscaleDNN)"
+    )
     transforms: Transforms = option(
         None, "Network", "exact transforms before the continuous ones, e.g. maf 3 or nsf 2, maf 2 (by zuko)"
     )
