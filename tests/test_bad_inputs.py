@@ -174,7 +174,7 @@ OPTIONS |= {
     "--schedule mle": SCHEDULE.format("mle"),
     "--schedule ''": SCHEDULE.format(""),
     "--fourier-features 2 --dynamics concat": "fourier_features are inputs of dynamics='residual'; got .*'concat'",
-    "--input-scales 2 --dynamics concat": "input_scales are for dynamics='residual'; got dynamics='concat': leave it out",
+    "--input-scales 2 --dynamics concat": "input_scales are for dynamics='residual'; got .*'concat': leave it out",
     "--input-scales 0": "input_scales must be a whole number, at least 1; got 0",
     "--input-scales 99 --hidden 8": "input_scales must be at most the first width, 8; got 99",
     "--fourier-features -2": "fourier_features must be a whole number, at least 1; got -2",
