@@ -175,6 +175,7 @@ OPTIONS |= {
     "--schedule ''": SCHEDULE.format(""),
     "--fourier-features 2 --dynamics concat": "fourier_features are inputs of dynamics='residual'; got .*'concat'",
     "--input-scales 2 --dynamics concat": "input_scales are for dynamics='residual'; got .*'concat': leave it out",
+    "--watch loss": "watch must be some of spectrum, condensation; got 'loss'",
     "--input-scales 0": "input_scales must be a whole number, at least 1; got 0",
     "--input-scales 99 --hidden 8": "input_scales must be at most the first width, 8; got 99",
     "--fourier-features -2": "fourier_features must be a whole number, at least 1; got -2",
@@ -371,7 +372,7 @@ KINDS = {
     "validation_fraction": "tenth", "validate_every": 2.5, "patience": None, "trace": 1, "probes": 2.0,
     "regularizers": "kinetic", "steer": "a", "solver": 4, "train_tolerance": "1e-3", "solver_steps": 4.0,
     "adjoint": 1, "compile": True, "guard": None, "tolerance": "1e-5", "max_nfe": 1e4, "device": 0, "clock": 1,
-    "density": 1, "verbose": "yes",
+    "density": 1, "watch": 2, "verbose": "yes",
     "precision": 32, "micro_batches": 1.0, "bits": 5.0, "alpha": "1e-6", "scales": "2", "flip": "yes",
     "context_dropout": "some", "channels_last": 0.5,
 }  # fmt: skip

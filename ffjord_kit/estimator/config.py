@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from ffjord_kit.accuracy import MAX_STEP
+from ffjord_kit.diagnostics.watch import watch_words
 from ffjord_kit.distributions import Base
 from ffjord_kit.estimator.data import Domain, TrainingData
 from ffjord_kit.estimator.fields import (
@@ -115,6 +116,7 @@ def resolve(fields: CommonFields, domain: Domain, *, seed: int = 0, chosen: Mapp
     """
     _check_limit(fields)
     check_compile_mode(fields.compile)
+    watch_words(fields.watch)
     now = settle(fields, domain, chosen or {})
     solver = _training_solver(now)
     transforms = transform_counts(now.transforms) if isinstance(now, TableFields) else ()

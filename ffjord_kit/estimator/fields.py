@@ -31,6 +31,7 @@ from ffjord_kit.words import (
     SCALINGS,
     TIME_DENSITIES,
     TRACE_ESTIMATORS,
+    WATCHES,
     ZUKO_TRANSFORMS,
 )  # fmt: skip
 
@@ -160,6 +161,9 @@ class CommonFields:
         "Machine",
         "seconds that limits count: cpu (of all threads that train; on a GPU wall time) or wall",
         CLOCKS,
+    )
+    watch: str | None = option(
+        None, "Validation", f"what validations record, for plot: {', '.join(WATCHES)}, or both with a comma between"
     )
     verbose: bool = option(False, "Machine", "show a progress bar")
 

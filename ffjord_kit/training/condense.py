@@ -43,6 +43,7 @@ PATH_ROWS, CHUNKS, TIMES = 4_000, 8, 17  # rows to follow, in chunks with times 
 MERGED_POINTS = 3_000  # at which the neurons to merge are looked at
 RIDGE = 1e-6  # of the least squares, relative to the mean square of a neuron
 LEARNING_RATE, EMA_DECAY, BATCH = 5e-3, 0.99, 512
+SHARES = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)  # of the neurons that stay, tried by bisection
 PATH_SOLVE = SolveOptions(trace=None, solver=AdaptiveSolver("dopri5", 1e-4, 1e-4))
 
 OnStep = Callable[[dict[str, Any]], None]
@@ -70,6 +71,76 @@ class FieldPoints:
             The points.
         """
         return FieldPoints(self.t[index], self.batch[index])
+
+
+@dataclass(frozen=True)
+class Condensed:
+    """A narrower flow, and what it lost.
+
+    Attributes:
+        flow: The flow.
+        share: Share of the neurons of each hidden layer that stayed.
+        loss: Mean increase of the negative log-likelihood, nats.
+        standard_error: Its standard error.
+        rows: Number of rows on which it was measured.
+    """
+
+    flow: Flow
+    share: float
+    loss: float
+    standard_error: float
+    rows: int
+
+    def __str__(self) -> str:
+        return (
+            f"condensed to {self.share:.1%} of the neurons, at a loss of {self.loss:.4f} ± {self.standard_error:.4f} "
+            f"nats on {self.rows} rows"
+        )
+
+
+def narrowest(
+    flow: Flow,
+    rows: Batch,
+    held_out: Batch,
+    loss: float,
+    *,
+    options: SolveOptions | None = None,
+    shares: Sequence[float] = SHARES,
+    **imitation: Any,
+) -> Condensed:
+    """Return the narrowest flow found that keeps the loss.
+
+    Args:
+        flow: Flow with fully connected fields; it stays as it is.
+        rows: Rows in the units of the data, shape (n, d), and contexts, whose paths the flow is imitated on.
+        held_out: Rows and contexts on which the loss is measured.
+        loss: Largest mean increase of the negative log-likelihood, nats.
+        options: Trace and solver of the log-likelihoods.
+        shares: Shares of the neurons that may stay, ascending, which are tried by bisection.
+        **imitation: Options of `condense_flow`: steps, seed, on_step.
+
+    Returns:
+        The flow and its loss.
+
+    Raises:
+        ValueError: If none keeps the loss.
+    """
+    before, found, least = _log_prob(flow, held_out, options), None, math.inf
+    low, high = 0, len(shares)
+    while low < high:
+        middle = (low + high) // 2
+        narrow = condense_flow(flow, rows, shares[middle], **imitation)
+        lost = before - _log_prob(narrow, held_out, options)
+        error = float(lost.std()) / math.sqrt(len(lost))
+        tried = Condensed(narrow, shares[middle], float(lost.mean()), error, len(lost))
+        least = min(least, tried.loss)
+        found, low, high = (tried, low, middle) if tried.loss <= loss else (found, middle + 1, high)
+    if found is None:
+        raise ValueError(
+            f"no narrower network keeps a loss of {loss:g} nats; the best one loses {least:.4f}: allow that, or "
+            "imitate for more steps"
+        )
+    return found
 
 
 def condense_flow(
@@ -157,6 +228,11 @@ def merge_to(network: nn.Module, points: FieldPoints, share: float) -> nn.Module
         combinations = [_combination(values, kept) for values in given]
         network = merge_neurons(network, neurons, kept, combinations)
     return network
+
+
+@torch.no_grad()
+def _log_prob(flow: Flow, rows: Batch, options: SolveOptions | None) -> Tensor:
+    return flow.evaluate_log_prob(rows.x, rows.context, options=options)[0].double().cpu()
 
 
 def _condensed(
