@@ -116,9 +116,8 @@ def densities(seeds: int, picture: Path) -> None:
         drawn[name] = plots.watched_spectrum(rows[0][1])
         values = np.array([row for row, _ in rows])
         error = values.std(0, ddof=1) / math.sqrt(seeds) if seeds > 1 else np.full(values.shape[1], np.nan)
-        print(
-            f"| {name} | " + " | ".join(f"{m:.3f} ± {e:.3f}" for m, e in zip(values.mean(0), error)) + " |", flush=True
-        )
+        cells = [f"{mean:.3f} ± {of_mean:.3f}" for mean, of_mean in zip(values.mean(0), error, strict=True)]
+        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
     plots.save(plots.spectrum_errors(drawn), picture)
 
 
@@ -127,8 +126,8 @@ def measured(fields: dict, seed: int, truth: Tensor) -> tuple[list[float], list[
     x, steps = datasets.load("checkerboard", rows=ROWS, seed=seed).x, fields.pop("steps", STEPS)
     options = {"scaling": "standardize", "time_density": "likelihood", "base": "normal", "fourier_features": 0}
     model = FFJORD(
-        schedule=[("flow_matching", steps)], hidden=(64, 64, 64), validate_every=max(1, steps // 12),
-        watch="spectrum", random_state=seed, **{**options, **fields},
+        schedule=[("flow_matching", steps)], validate_every=max(1, steps // 12), watch="spectrum", random_state=seed,
+        **{"hidden": (64, 64, 64), **options, **fields},
     ).fit(x)  # fmt: skip
     spectrum = density_spectrum(model.flow_, truth, seed=seed)
     k, errors = spectrum.frequencies, spectrum.relative_error
