@@ -135,7 +135,8 @@ def sample_spectrum(
 
     Args:
         samples: Samples of the learned density, shape (m, d).
-        reference: Rows of the data, or of the truth, shape (n, d); their means and deviations give the units.
+        reference: Rows of the data, or of the truth, shape (n, d); their means and deviations give the units, but for
+            constant columns, which keep their own.
         directions: Unit vectors, shape (D, d); 16 if None.
         frequencies: Frequencies, radians per standard deviation, shape (K,); 0.7 to 45 if None.
 
@@ -143,7 +144,7 @@ def sample_spectrum(
         The spectrum.
 
     Raises:
-        ValueError: If the shapes do not fit, there are fewer than two rows, or a column is constant.
+        ValueError: If the shapes do not fit, or there are fewer than two rows.
 
     Example:
         >>> rows = torch.randn(500, 2, generator=torch.Generator().manual_seed(0))
@@ -159,8 +160,7 @@ def sample_spectrum(
         raise ValueError(f"expected two rows or more; got {len(samples)} and {len(reference)}")
     samples, reference = samples.double(), reference.double()
     mean, deviation = reference.mean(0), reference.std(0)
-    if not bool((deviation > 0).all()):
-        raise ValueError(f"column {int(deviation.argmin())} is constant, so it has no scale: leave it out")
+    deviation = torch.where(deviation > 0, deviation, 1.0)
     directions = unit_directions(reference.shape[1]) if directions is None else directions.double()
     frequencies = FREQUENCIES if frequencies is None else frequencies.double()
     learned, expected = (

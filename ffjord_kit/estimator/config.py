@@ -116,7 +116,7 @@ def resolve(fields: CommonFields, domain: Domain, *, seed: int = 0, chosen: Mapp
     """
     _check_limit(fields)
     check_compile_mode(fields.compile)
-    watch_words(fields.watch)
+    watch_words(fields.watch if isinstance(fields, TableFields) else None)
     now = settle(fields, domain, chosen or {})
     solver = _training_solver(now)
     transforms = transform_counts(now.transforms) if isinstance(now, TableFields) else ()

@@ -45,6 +45,7 @@ from ffjord_kit.training.history import OnValidation
 from ffjord_kit.training.micro_batches import check_micro_batches
 from ffjord_kit.training.runtime import Timer, pass_on
 
+LEAST_COMPARED = 100  # held-out rows with which a flow in training is compared
 SHOWN_SAMPLES = 64  # draws of a flow in training
 RECEIPT_SHARE, RECEIPT_SHARE_OF_MANY, MANY = 0.06, 0.15, 16  # of the seconds; beyond so many columns
 QUICK_SOLVER = FixedSolver("midpoint", 8, grading=2.0)
@@ -515,8 +516,9 @@ def _with_model(model: DensityModel) -> Any:
 
 def _watches(fields: CommonFields, flow: Flow, rows: TrainingData) -> list[OnValidation]:
     """Return a listener to validations that looks at what the fields ask for, beside the rows that were held out."""
-    compared = rows.fitting if rows.held_out is None else rows.held_out
-    return [Watch(flow, compared, words)] if (words := watch_words(fields.watch)) else []
+    words = watch_words(fields.watch if isinstance(fields, TableFields) else None)
+    compared = rows.fitting if rows.held_out is None or len(rows.held_out) < LEAST_COMPARED else rows.held_out
+    return [Watch(flow, compared, words)] if words else []
 
 
 def _all_of(listeners: Sequence[OnValidation]) -> OnValidation | None:

@@ -162,9 +162,6 @@ class CommonFields:
         "seconds that limits count: cpu (of all threads that train; on a GPU wall time) or wall",
         CLOCKS,
     )
-    watch: str | None = option(
-        None, "Validation", f"what validations record, for plot: {', '.join(WATCHES)}, or both with a comma between"
-    )
     verbose: bool = option(False, "Machine", "show a progress bar")
 
 
@@ -195,6 +192,9 @@ class TableFields(CommonFields):
     )
     support: Support = option(
         "real", "Main", "where the data live: real, positive or bounded LOW HIGH; one for all columns, or one each"
+    )
+    watch: str | None = option(
+        None, "Validation", f"what validations record, for plot: {', '.join(WATCHES)}, or both with a comma between"
     )
 
 
