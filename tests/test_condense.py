@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from commands import call
 from torch import nn
 
 from ffjord_kit import CNF, FFJORD, DensityModel, Flow, ResidualDynamics
@@ -97,3 +98,17 @@ def test_bad_input_is_refused_in_one_line(call, message):
     with pytest.raises(ValueError, match=message) as error:
         call()
     assert "\n" not in str(error.value)
+
+
+def test_the_command_condenses_a_run_and_compares_both(tmp_path, capsys):
+    np.savetxt(tmp_path / "rows.csv", ROWS, delimiter=",", header="a,b", comments="")
+    fields = ["--hidden", "8,8", "--schedule", "flow_matching:20", "--base", "normal", "--scaling", "standardize"]
+    run, narrow = str(tmp_path / "run"), str(tmp_path / "narrow")
+    assert call(capsys, "fit", str(tmp_path / "rows.csv"), "--out", run, "--seed", "0", "--no-verbose", *fields)[0] == 0
+    code, out, _ = call(capsys, "condense", run, "--out", narrow, "--loss", "1", "--steps", "20")
+    assert code == 0
+    assert "widths" in out
+    assert "8,8" in out
+    code, _, err = call(capsys, "condense", run, "--out", narrow)
+    assert code == 1
+    assert len(err.strip().splitlines()) == 1
