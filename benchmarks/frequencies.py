@@ -29,7 +29,7 @@ from ffjord_kit.nn.multiscale import MultiscaleLinear
 PERIODS, POINTS, WIDTH = (1, 3, 5), 128, 64
 SINE_STEPS, EVERY = 5_000, 20
 BANDS = {"below 3": (0.0, 3.0), "3 to 12": (3.0, 12.0)}  # radians per standard deviation
-STEPS, ROWS, TRUTH = 500, 5_000, 20_000
+STEPS, ROWS, TRUTH = 400, 5_000, 20_000
 FITS = {
     "plain": {},
     "plain, 3 times the steps": {"steps": 3 * STEPS},
@@ -115,10 +115,14 @@ def densities(seeds: int, picture: Path) -> None:
         rows = [measured(dict(fields), seed, truth) for seed in range(seeds)]
         drawn[name] = plots.watched_spectrum(rows[0][1])
         values = np.array([row for row, _ in rows])
-        error = values.std(0, ddof=1) / math.sqrt(seeds) if seeds > 1 else np.full(values.shape[1], np.nan)
-        cells = [f"{mean:.3f} ± {of_mean:.3f}" for mean, of_mean in zip(values.mean(0), error, strict=True)]
-        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+        print(f"| {name} | " + " | ".join(map(with_error, values.T)) + " |", flush=True)
     plots.save(plots.spectrum_errors(drawn), picture)
+
+
+def with_error(values: np.ndarray) -> str:
+    """The mean over seeds, and its standard error where there are several."""
+    error = f" ± {values.std(ddof=1) / math.sqrt(len(values)):.3f}" if len(values) > 1 else ""
+    return f"{values.mean():.3f}{error}"
 
 
 def measured(fields: dict, seed: int, truth: Tensor) -> tuple[list[float], list[dict]]:
@@ -126,7 +130,7 @@ def measured(fields: dict, seed: int, truth: Tensor) -> tuple[list[float], list[
     x, steps = datasets.load("checkerboard", rows=ROWS, seed=seed).x, fields.pop("steps", STEPS)
     options = {"scaling": "standardize", "time_density": "likelihood", "base": "normal", "fourier_features": 0}
     model = FFJORD(
-        schedule=[("flow_matching", steps)], validate_every=max(1, steps // 12), watch="spectrum", random_state=seed,
+        schedule=[("flow_matching", steps)], validate_every=max(1, steps // 8), watch="spectrum", random_state=seed,
         **{"hidden": (64, 64, 64), **options, **fields},
     ).fit(x)  # fmt: skip
     spectrum = density_spectrum(model.flow_, truth, seed=seed)
