@@ -2,7 +2,7 @@
 
     python benchmarks/condensation.py [--seeds 5] [--folder docs]
 
-f(x) = sum_j a_j tanh(w_j x + b_j) with 100 neurons learns tanh(3 x) - 0.7 sin(5 x) from 40 points by 4,000 steps of
+f(x) = sum_j a_j tanh(w_j x + b_j) with 100 neurons learns tanh(3 x) - 0.7 sin(5 x) from 40 points by 2,000 steps of
 Adam at a rate of 1e-2. All weights begin at a deviation of 100^(-gamma / 2), so that gamma < 1 is the linear phase and
 gamma > 1 the condensed one. The table gives the effective number of neurons (groups at a mean cosine of 0.999, opposite
 directions as one), the relative change of what feeds the neurons, and the error at the end: the median over seeds, the
@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from ffjord_kit import plots
 from ffjord_kit.diagnostics.condensation import Condensation, initial_scale_phase, network_condensation, relative_change
 
-WIDTH, POINTS, STEPS, RATE = 100, 40, 4_000, 1e-2
+WIDTH, POINTS, STEPS, RATE = 100, 40, 2_000, 1e-2
 THRESHOLD = 0.999  # cosine, 2.6 degrees: directions of two numbers are crowded
 GAMMAS = (0.5, 1.0, 2.0, 3.0)
 DROPPED = (0.5, 1.0)  # values of gamma that are trained with dropout too
 DROPOUT = 0.3
-SHOWN = (0, 100, 1_000, STEPS)
+SHOWN = (0, 50, 300, STEPS)
 Snapshots = dict[int, Condensation]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -92,9 +92,17 @@ def spectrum_errors(
             panel.contour(middles, frequencies, errors.T, [LEARNED], colors=[FRAME], linewidths=1.2)
         panel.set(yscale="log", title=title, xlabel="step")
         panel.locator_params(axis="x", nbins=4)
-    panels[0].set_ylabel(label)
+    panels[0].set(ylabel=label, ylim=_read_range(histories.values()))
     figure.colorbar(mesh, ax=panels, label="relative error").outline.set_visible(False)
     return figure
+
+
+def _read_range(histories: Iterable[SpectrumHistory]) -> tuple[float, float]:
+    """Return the range of the frequencies that have a reading somewhere, with a margin."""
+    pairs = [(np.asarray(history.frequencies, float), np.asarray(history.errors, float)) for history in histories]
+    read = np.concatenate([frequencies[np.isfinite(errors).any(0)] for frequencies, errors in pairs])
+    shown = read if len(read) else pairs[0][0]
+    return shown.min() / 1.1, shown.max() * 1.1
 
 
 def _edges(centres: np.ndarray) -> np.ndarray:
