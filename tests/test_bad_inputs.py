@@ -176,6 +176,10 @@ OPTIONS |= {
     "--schedule mle": SCHEDULE.format("mle"),
     "--schedule ''": SCHEDULE.format(""),
     "--fourier-features 2 --dynamics concat": "fourier_features are inputs of dynamics='residual'; got .*'concat'",
+    "--input-scales 2 --dynamics concat": "input_scales are for dynamics='residual'; got .*'concat': leave it out",
+    "--watch loss": "watch must be some of spectrum, condensation; got 'loss'",
+    "--input-scales 0": "input_scales must be a whole number, at least 1; got 0",
+    "--input-scales 99 --hidden 8": "input_scales must be at most the first width, 8; got 99",
     "--fourier-features -2": "fourier_features must be a whole number, at least 1; got -2",
     "--end-time -2 --learn-end-time": r"end_time must be positive; got -2\.0",
     "--support bounded:0": SUPPORT.format("bounded:0"),
@@ -363,7 +367,7 @@ PYTHON = {
 
 KINDS = {
     "schedule": 5, "max_seconds": "long", "time_density": 1, "coupling": None, "dynamics": 3, "hidden": 64.0,
-    "activation": 1, "fourier_features": 0.5, "blocks": 1.5, "end_time": "1", "learn_end_time": 1,
+    "activation": 1, "fourier_features": 0.5, "input_scales": 2.0, "blocks": 1.5, "end_time": "1", "learn_end_time": 1,
     "transforms": "maf:1",
     "scaling": None, "base": 2, "dequantize": True, "support": 1, "learning_rate": "fast", "batch_size": 10.0,
     "mle_learning_rate": None, "weight_decay": "no", "warmup_steps": 1.5, "clip_norm": [1], "ema_decay": "x",
@@ -371,7 +375,7 @@ KINDS = {
     "robust": "much",
     "regularizers": "kinetic", "steer": "a", "solver": 4, "train_tolerance": "1e-3", "solver_steps": 4.0,
     "adjoint": 1, "compile": True, "guard": None, "tolerance": "1e-5", "max_nfe": 1e4, "device": 0, "clock": 1,
-    "density": 1, "verbose": "yes",
+    "density": 1, "watch": 2, "verbose": "yes",
     "precision": 32, "micro_batches": 1.0, "bits": 5.0, "alpha": "1e-6", "scales": "2", "flip": "yes",
     "context_dropout": "some", "channels_last": 0.5,
 }  # fmt: skip

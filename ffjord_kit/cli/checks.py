@@ -210,6 +210,7 @@ CHECKS: dict[str, Callable[..., None]] = {
     "score": check_score,
     "doctor": check_use,
     "reflow": check_successor,
+    "condense": check_successor,
     "discretize": check_successor,
     "plot": check_use,
     "describe_run": check_use,

@@ -246,6 +246,28 @@ def discretize(**options: Any) -> None:
 
 @cli.command()
 @run_argument
+@click.argument("source", metavar="[DATA]", required=False)
+@click.option("--out", type=click.Path(), required=True, help="Folder of the new run.")
+@click.option(
+    "--loss",
+    type=float,
+    default=0.005,
+    show_default=True,
+    help="Largest loss on held-out rows, nats.",
+)
+@click.option("--steps", type=int, default=3000, show_default=True, help="Steps of training of each width tried.")
+@force_option
+def condense(**options: Any) -> None:
+    """Give a RUN on a table a narrower network of the same density, which scores faster.
+
+    Neurons that others can stand in for are merged, and the rest imitates the old field. The narrowest network is kept
+    that stays within the loss on the rows that RUN held out. DATA are the rows of the fit, if RUN no longer finds them.
+    """
+    _call("condense", "condense", **options)
+
+
+@cli.command()
+@run_argument
 @click.option("--out", type=click.Path(file_okay=False), required=True, help="Folder for the pictures.")
 @click.option(
     "--context", help="Context of a conditional run: values 1.0,2.5 or classes. [default: the median, or all classes]"

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from ffjord_kit.accuracy import MAX_STEP
+from ffjord_kit.diagnostics.watch import watch_words
 from ffjord_kit.distributions import Base
 from ffjord_kit.estimator.data import Domain, TrainingData
 from ffjord_kit.estimator.fields import (
@@ -117,6 +118,7 @@ def resolve(fields: CommonFields, domain: Domain, *, seed: int = 0, chosen: Mapp
     """
     _check_limit(fields)
     check_compile_mode(fields.compile)
+    watch_words(fields.watch if isinstance(fields, TableFields) else None)
     now = settle(fields, domain, chosen or {})
     solver = _training_solver(now)
     transforms = transform_counts(now.transforms) if isinstance(now, TableFields) else ()
@@ -362,6 +364,14 @@ def _network(fields: TableFields | ImageFields, domain: Domain) -> Callable[...,
         if fields.dynamics != "residual":
             raise ValueError(f"fourier_features are inputs of dynamics='residual'; got dynamics={fields.dynamics!r}")
         options["fourier_features"] = whole("fourier_features", fields.fourier_features)
+    if isinstance(fields, TableFields) and whole("input_scales", fields.input_scales) > 1:
+        if fields.dynamics != "residual":
+            raise ValueError(
+                f"input_scales are for dynamics='residual'; got dynamics={fields.dynamics!r}: leave it out"
+            )
+        if fields.input_scales > hidden[0]:
+            raise ValueError(f"input_scales must be at most the first width, {hidden[0]}; got {fields.input_scales}")
+        options["input_scales"] = fields.input_scales
     return partial(network, hidden=hidden, **options)
 
 
