@@ -1,4 +1,4 @@
-"""Diagnostics of a flow: its integral, solves, fit and gradients, bits per dimension, outlier scores, and corrections."""
+"""Diagnostics of a flow: integral, solves, fit, gradients, bits per dimension, outlier scores, and corrections."""
 
 from ffjord_kit.diagnostics.bits_per_dim import BitsPerDim, bits_per_dim
 from ffjord_kit.diagnostics.control import ControlPath, control_path

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ffjord_kit.data import Batch
 from ffjord_kit.diagnostics.boxes import TRIES, Certificate, certify, cut, grow
-from ffjord_kit.diagnostics.judgment import Allowed, Judge, Judgment
+from ffjord_kit.diagnostics.judgment import LOWEST, Allowed, Judge, Judgment
 from ffjord_kit.diagnostics.minimal_change import Candidates, Search
 from ffjord_kit.flow import Flow
 from ffjord_kit.precision import full_precision
@@ -46,7 +46,7 @@ class Correction:
 
     Attributes:
         row: Number of the row.
-        before: Its margin, below 0 if it fails.
+        before: Its margin, below 0 if it fails; minus infinity where its score is undefined.
         after: Margin of the corrected row.
         missing: How much of the margin no change within the bounds was found to reach; 0 if the row is corrected.
         size: Sum of the changes in units of the columns' scales.
@@ -156,6 +156,7 @@ def correct(
     allowed: Allowed,
     reference: np.ndarray,
     *,
+    verify: Judge | None = None,
     stable: float = 0.05,
     slack: float = SLACK,
     draws: int = DRAWS,
@@ -171,6 +172,7 @@ def correct(
         rows: Rows, shape (n, d).
         allowed: What may change.
         reference: Rows that pass, some of whose values are tried, shape (m, d).
+        verify: A dearer judge that decides what passes, while the first one guides the search; the same if None.
         stable: Distance e, in units of the columns' scales, within which every change must pass.
         slack: Margin that a change must reach, against errors of the judge.
         draws: Number of draws that certify a box.
@@ -195,13 +197,13 @@ def correct(
     generator = torch.Generator().manual_seed(seed)
     x = torch.as_tensor(rows, dtype=torch.float64)
     with full_precision():
-        before = Judgment(judge, x, allowed).margins(x.new_zeros(len(x), len(allowed.names)), torch.arange(len(x)))
+        judged = Judgment(judge, x, allowed, verify)
+        before = judged.margins(x.new_zeros(len(x), len(allowed.names)), torch.arange(len(x)))
         failing = (before < 0).nonzero()[:, 0]
-        judgment = Judgment(lambda points, row: judge(points, failing[row]), x[failing], allowed)
-        mender = _Mender(Search(judgment, stable), slack, draws, confidence, generator)
+        mender = _Mender(Search(judged.of(failing), stable), slack, draws, confidence, generator)
         values = torch.as_tensor(reference, dtype=torch.float64)[:, allowed.columns]
         mended = dict(zip(failing.tolist(), mender.mend(values, on_progress), strict=True)) if len(failing) else {}
-    items = tuple(_item(i, float(before[i]), x[i], allowed, mended.get(i), slack) for i in range(len(x)))
+    items = tuple(_item(i, float(before[i]), x[i], allowed, mended.get(i)) for i in range(len(x)))
     return Corrections(items, threshold, _with_values(rows, items, allowed))
 
 
@@ -258,10 +260,10 @@ class _Mended:
     change: Tensor
     lower: Tensor
     upper: Tensor
+    certificate: Certificate
     after: float
     missing: float
     stability: Certificate
-    certificate: Certificate
 
 
 @dataclass(frozen=True, eq=False)
@@ -287,31 +289,32 @@ class _Mender:
 
     def _mend(self, row: int, found: Candidates) -> _Mended:
         """Certify the best change of a row; the margin that a failing draw lacks is required of the next."""
-        place, required, unknown = torch.tensor([row]), torch.tensor([self.slack], dtype=torch.float64), self._unknown
-        for _ in range(TRIES):
+        place, required = torch.tensor([row]), torch.tensor([self.slack], dtype=torch.float64)
+        for attempt in range(1, TRIES + 1):
             change, margin = (part[0] for part in found.best(required))
-            lower, upper = (end[0] for end in self.search.box(change[None], place))
-            if margin < required:
-                return _Mended(
-                    change, lower, upper, self._after(change, row), float(required - margin), unknown, unknown
-                )
-            stability, failing, margins = self._certify(row, (lower, upper))
+            box = (end[0] for end in self.search.box(change[None], place))
+            core, missing, stability = (next(box), next(box)), self.slack - float(margin), self._unknown
+            if missing > 0:
+                break
+            stability, failing, margins = self._certify(row, core)
             if not len(failing):
-                lower, upper, certificate = self._grown(row, (lower, upper))
-                return _Mended(change, lower, upper, self._after(change, row), 0.0, stability, certificate)
-            required = required - margins.min()
+                return _Mended(change, *self._grown(row, core, stability), self._after(change, row), 0.0, stability)
+            missing = -float(margins.min())
+            required = required + missing * attempt
             found = self.search.improve(found.change, required, rows=place)
-        return _Mended(change, lower, upper, self._after(change, row), float(-margins.min()), stability, unknown)
+        return _Mended(change, *core, self._unknown, self._after(change, row), missing, stability)
 
-    def _grown(self, row: int, core: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Certificate]:
-        """Grow a box, and cut off what fails, until no draw does."""
+    def _grown(
+        self, row: int, core: tuple[Tensor, Tensor], stability: Certificate
+    ) -> tuple[Tensor, Tensor, Certificate]:
+        """Grow a box, and cut off what fails, until no draw does; the core if that never is so."""
         box = grow(self.search.judgment, row, core, self.generator)
         for _ in range(TRIES):
             certificate, failing, _ = self._certify(row, box)
             if not len(failing):
-                break
+                return *box, certificate
             box = cut(box, core, failing)
-        return *box, certificate
+        return *core, stability
 
     def _certify(self, row: int, box: tuple[Tensor, Tensor]) -> tuple[Certificate, Tensor, Tensor]:
         return certify(self.search.judgment, row, box, self.draws, self.confidence, self.generator)
@@ -333,14 +336,14 @@ def _check(rows: np.ndarray, stable: float, draws: int, confidence: float) -> No
         raise ValueError(f"draws must be at least 1 and confidence between 0 and 1; got {draws} and {confidence}")
 
 
-def _item(row: int, before: float, x: Tensor, allowed: Allowed, mended: _Mended | None, slack: float) -> Correction:
+def _item(row: int, before: float, x: Tensor, allowed: Allowed, mended: _Mended | None) -> Correction:
     """Return a correction in the units of the data."""
-    original = x[allowed.columns]
+    original, score = x[allowed.columns], before if before > LOWEST else -math.inf
     ends = torch.stack([torch.minimum(original, allowed.lower), torch.maximum(original, allowed.upper)])
-    fields: dict[str, Any] = {"row": row, "before": before, "names": allowed.names, "ends": ends.numpy()}
+    fields: dict[str, Any] = {"row": row, "before": score, "names": allowed.names, "ends": ends.numpy()}
     if mended is None:
         none, values = Certificate(0, 0, CONFIDENCE), original.numpy()
-        return Correction(**fields, after=before, missing=0.0, size=0.0, original=values, corrected=values,
+        return Correction(**fields, after=score, missing=0.0, size=0.0, original=values, corrected=values,
                           lower=values, upper=values, stability=none, certificate=none)  # fmt: skip
     places = (mended.change, mended.lower, mended.upper)
     corrected, lower, upper = ((original + change * allowed.scale).numpy() for change in places)

@@ -86,6 +86,7 @@ class Judgment:
         judge: Gives the margins of points (m, d), each a change of the row (m,) beside it; differentiable.
         rows: Rows, float64, shape (n, d).
         allowed: What may change.
+        verify: A dearer judge that decides what passes, while the first one guides; the same if None.
 
     Example:
         >>> allowed = Allowed.of(np.array([[0.0, 0.0], [2.0, 2.0]]), ["a", "b"], ["b"], {"b": (0, 9)})
@@ -97,6 +98,19 @@ class Judgment:
     judge: Judge
     rows: Tensor
     allowed: Allowed
+    verify: Judge | None = None
+
+    def of(self, chosen: Tensor) -> Judgment:
+        """Return the judgment of some of the rows.
+
+        Args:
+            chosen: Numbers of the rows, shape (n,).
+
+        Returns:
+            The judgment, in which these rows count from 0.
+        """
+        verify = self.verify and _renumbered(self.verify, chosen)
+        return Judgment(_renumbered(self.judge, chosen), self.rows[chosen], self.allowed, verify)
 
     @property
     def lower(self) -> Tensor:
@@ -145,10 +159,11 @@ class Judgment:
             Margins, shape (m,); LOWEST where they are undefined.
         """
         parts = zip(change.split(POINTS_AT_ONCE), row.split(POINTS_AT_ONCE), strict=True)
-        return torch.cat([change.new_empty(0), *(self._judged(s, r) for s, r in parts)])
+        judge = self.verify or self.judge
+        return torch.cat([change.new_empty(0), *(self._judged(judge, s, r) for s, r in parts)])
 
     def slopes(self, change: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the margins of changed rows and their gradients by the change.
+        """Return the margins of changed rows by the guide, and their gradients by the change.
 
         Args:
             change: Changes in units of the scales, shape (m, k).
@@ -161,7 +176,7 @@ class Judgment:
         for part, r in zip(change.split(POINTS_AT_ONCE), row.split(POINTS_AT_ONCE), strict=True):
             with torch.inference_mode(False), torch.enable_grad():
                 s = part.detach().clone().requires_grad_()
-                margin = self._judged(s, r)
+                margin = self._judged(self.judge, s, r)
                 gradients.append(torch.autograd.grad(margin.sum(), s)[0].nan_to_num(0.0, 0.0, 0.0))
             margins.append(margin.detach())
         return torch.cat(margins), torch.cat(gradients)
@@ -170,8 +185,8 @@ class Judgment:
     def _values(self) -> Tensor:
         return self.rows[:, self.allowed.columns]
 
-    def _judged(self, change: Tensor, row: Tensor) -> Tensor:
-        margins = self.judge(self.points(change, row), row).to(change)
+    def _judged(self, judge: Judge, change: Tensor, row: Tensor) -> Tensor:
+        margins = judge(self.points(change, row), row).to(change)
         return margins.nan_to_num(LOWEST, neginf=LOWEST).clamp(min=LOWEST)
 
 
@@ -194,6 +209,10 @@ def find_column(word: str | int, names: Iterable[str]) -> int:
     if str(word).isdecimal() and int(word) < len(names):
         return int(word)
     raise ValueError(f"no column {word!r}; the columns are {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}")
+
+
+def _renumbered(judge: Judge, chosen: Tensor) -> Judge:
+    return lambda points, row: judge(points, chosen[row])
 
 
 def _scales(values: np.ndarray) -> np.ndarray:

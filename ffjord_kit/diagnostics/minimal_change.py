@@ -2,12 +2,14 @@ r"""The smallest change after which a row passes, and stays passing in a box aro
 
     minimize  sum_j |s_j|   subject to   M(s) = min { m(s + u) : |u_j| <= e } >= required,   lower <= s <= upper
 
-with the margin m of a `Judgment`, and changes s in units of the columns' scales. The worst u is sought by going to the
-corner to which the gradient falls, twice. Around each point the constraint is replaced by its linear part, and the step
-by at most a radius; that program has one constraint, and its solution is to shrink every |s_j| as far as the radius
-allows, and then to move the columns with the steepest margin until the constraint holds (a continuous knapsack). The
-radius grows where a step lowers the exact penalty sum |s_j| + price * max(0, required - M), and shrinks where it does
-not (sequential linear programming). Many starts go on side by side: single columns, and parts of rows that pass.
+with the margin m of a `Judgment`, and changes s in units of the columns' scales. The worst u is sought by going to
+the corner to which the gradient falls, twice, and the soft minimum of what is found is M. Around each point the
+constraint is replaced by its linear part, and the step by at most a radius; that program has one constraint, and its
+solution is to shrink every |s_j| as far as the radius allows, and then to move the columns with the steepest margin
+until the constraint holds (a continuous knapsack). The radius grows where a step lowers the exact penalty
+sum |s_j| + price * max(0, required - M), and shrinks where it does not; a point that is refused while it fails is moved
+back along its steepest column (sequential linear programming). Many starts go on side by side: single columns, and
+parts of rows that pass.
 
 References:
     Zhang, Solar-Lezama & Singh 2018, Interpreting neural network judgments via minimal, stable, and symbolic
@@ -30,6 +32,7 @@ PARTS = 384  # parts of reference rows among the starts
 STARTS, KEPT = 24, 6  # starts of a row, and those that are followed to the end
 FIRST_STEPS, LAST_STEPS = 10, 40
 HOPS = 2  # from corner to corner of a box, towards the worst
+SMOOTHING = 0.02  # margin below which two corners count together, so that the worst has a gradient
 FIRST_RADIUS, LARGEST_RADIUS, LAST_RADIUS = 0.5, 2.0, 1e-3
 GROWTH, SHRINKAGE = 1.6, 0.4
 LARGEST_PRICE = 1e6
@@ -109,7 +112,7 @@ class Search:
         return Candidates(found[0].reshape(n, c, k), found[1].reshape(n, c))
 
     def worst(self, change: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the least margin found within e of changes, and its gradient.
+        """Return the least margin found within e of changes, a little lower where several are as low, and its gradient.
 
         Args:
             change: Changes, shape (m, k).
@@ -119,13 +122,15 @@ class Search:
             Margins, shape (m,), and gradients, shape (m, k).
         """
         lower, upper = self.box(change, row)
-        worst, slope = self.judgment.slopes(change, row)
-        steepest = slope
+        corner, (margin, slope) = change, self.judgment.slopes(change, row)
+        margins, slopes = [margin], [slope]
         for _ in range(HOPS if self.stable > 0 else 0):
-            margin, steepest = self.judgment.slopes(torch.where(steepest > 0, lower, upper), row)
-            lower_yet = margin < worst
-            worst, slope = torch.where(lower_yet, margin, worst), torch.where(lower_yet[:, None], steepest, slope)
-        return worst, slope
+            before, corner = corner, torch.where(slope > 0, lower, upper)
+            margin, slope = self.judgment.slopes(corner, row)
+            margins.append(torch.where((corner == before).all(1), torch.inf, margin))
+            slopes.append(slope)
+        every = torch.stack(margins) / -SMOOTHING
+        return every.logsumexp(0) * -SMOOTHING, (every.softmax(0)[..., None] * torch.stack(slopes)).sum(0)
 
     def box(self, change: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
         """Return the corners of all changes within e, and within the bounds.
@@ -168,6 +173,7 @@ class Search:
         change, radius = change.clone(), torch.full_like(required, FIRST_RADIUS)
         price, (margin, slope) = torch.zeros_like(required), self.worst(change, row)
         best = Candidates(change[:, None].clone(), margin[:, None].clone())
+        refused = torch.zeros_like(row, dtype=torch.bool)
         for _ in range(steps):
             on = (radius > LAST_RADIUS).nonzero()[:, 0]
             if not len(on):
@@ -176,13 +182,16 @@ class Search:
             low = (change[on] - radius[on, None]).maximum(lower[on])
             high = (change[on] + radius[on, None]).minimum(upper[on])
             trial, cost = linear_step(change[on], slope[on], lacking + AIM, low, high)
+            back, near = _restored(change[on], slope[on], lacking + AIM), refused[on] & (lacking > 0)
+            near &= ((back >= low) & (back <= high)).all(1)
+            trial = torch.where(near[:, None], back, trial)
             price[on] = torch.maximum(price[on], 2 * cost)
             trial_margin, trial_slope = self.worst(trial, row[on])
             merit = change[on].abs().sum(1) + price[on] * lacking.clamp(min=0)
             trial_merit = trial.abs().sum(1) + price[on] * (required[on] - trial_margin).clamp(min=0)
             better = trial_merit < merit - 1e-9
             radius[on] = torch.where(better, radius[on] * GROWTH, radius[on] * SHRINKAGE).clamp(max=LARGEST_RADIUS)
-            went = on[better]
+            went, refused[on] = on[better], ~better
             change[went], margin[went], slope[went] = trial[better], trial_margin[better], trial_slope[better]
             best = _better(best, on, trial, trial_margin, required)
         return best.change[:, 0], best.margin[:, 0]
@@ -216,6 +225,14 @@ def linear_step(change: Tensor, slope: Tensor, lacking: Tensor, lower: Tensor, u
     moved = shrunk + torch.zeros_like(share).scatter(1, order, share) * away
     cost = torch.where(share > 0, 1 / steepness.clamp(min=1 / LARGEST_PRICE), 0.0).amax(1)
     return moved, cost
+
+
+def _restored(change: Tensor, slope: Tensor, lacking: Tensor) -> Tensor:
+    """Return changes (m, k) whose linear margin has grown by what lacks, by their steepest column alone."""
+    steepest = slope.abs().argmax(1, keepdim=True)
+    steep = slope.gather(1, steepest)
+    step = lacking[:, None] * steep.sign() / steep.abs().clamp(min=1 / LARGEST_PRICE)
+    return change.scatter_add(1, steepest, step)
 
 
 def _order(change: Tensor, margin: Tensor, required: Tensor) -> Tensor:

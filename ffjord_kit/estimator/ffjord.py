@@ -352,6 +352,7 @@ class FFJORD(DensityEstimator, TableFields):
     trajectory = _of_model(DensityModel.trajectory)
     velocity = _of_model_on_data(DensityModel.velocity)
     diagnose = _of_model_on_data(DensityModel.diagnose)
+    explain = _of_model_on_data(DensityModel.explain)
     few_step_sample_errors = _of_model(DensityModel.few_step_sample_errors)
     few_step_score_errors = _of_model_on_data(DensityModel.few_step_score_errors)
 
