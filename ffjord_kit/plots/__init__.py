@@ -8,6 +8,7 @@ figure is drawn; pyplot is not used, and the caller's rcParams do not change.
 from ffjord_kit.plots.arrays import grid_points, robust_bounds
 from ffjord_kit.plots.comparison import pair_plot, samples
 from ffjord_kit.plots.control import gradients_along_path
+from ffjord_kit.plots.corrections import CorrectedRow, corrections
 from ffjord_kit.plots.cost import error_against_cost
 from ffjord_kit.plots.densities import density, density_gif, density_panels, density_strip
 from ffjord_kit.plots.diagnosis import diagnosis
@@ -20,7 +21,9 @@ from ffjord_kit.plots.training import training_curves
 from ffjord_kit.plots.trajectories import trajectories, vector_field
 
 __all__ = [
+    "CorrectedRow",
     "PredictedSeries",
+    "corrections",
     "density",
     "density_gif",
     "density_panels",
