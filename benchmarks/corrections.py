@@ -45,7 +45,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     print("| table | columns, allowed | outliers | found | where any exists | size / grid's, mean and largest "
-          "| stay within e, least | box: largest failing share | s a row |\n|---|---|---|---|---|---|---|---|---|")  # fmt: skip
+          "| stay within e | failing share of a box | s a row |\n|---|---|---|---|---|---|---|---|---|")  # fmt: skip
     for name in arguments.only.split(","):
         task = TASKS[name]()
         model = FFJORD(schedule=SCHEDULE, density="steps", random_state=0).fit(task.x)
