@@ -95,6 +95,8 @@ class Correction:
         """
         if self.passed:
             return "passes as it is"
+        if math.isinf(self.missing):
+            return "no change within the bounds leads into the support"
         if not self.found:
             return f"no change within the bounds suffices: the best found misses by {self.missing:.3g}"
         columns = zip(self.names, self.original, self.lower, self.upper, self.ends.T, strict=True)
@@ -195,13 +197,13 @@ def correct(
     """
     _check(rows, stable, draws, confidence)
     generator = torch.Generator().manual_seed(seed)
-    x = torch.as_tensor(rows, dtype=torch.float64)
+    x = torch.tensor(np.asarray(rows), dtype=torch.float64)
     with full_precision():
         judged = Judgment(judge, x, allowed, verify)
         before = judged.margins(x.new_zeros(len(x), len(allowed.names)), torch.arange(len(x)))
         failing = (before < 0).nonzero()[:, 0]
         mender = _Mender(Search(judged.of(failing), stable), slack, draws, confidence, generator)
-        values = torch.as_tensor(reference, dtype=torch.float64)[:, allowed.columns]
+        values = torch.tensor(np.asarray(reference), dtype=torch.float64)[:, allowed.columns]
         mended = dict(zip(failing.tolist(), mender.mend(values, on_progress), strict=True)) if len(failing) else {}
     items = tuple(_item(i, float(before[i]), x[i], allowed, mended.get(i)) for i in range(len(x)))
     return Corrections(items, threshold, _with_values(rows, items, allowed))
@@ -225,7 +227,13 @@ def density_judge(
     def judge(points: Tensor, row: Tensor) -> Tensor:
         batch = Batch(points, None if context is None else context[row])
         batch = batch.to(flow.like) if flow.preprocess.identity else batch
-        return flow.evaluate_log_prob(batch.x, batch.context, options=options)[0].to(points) - threshold
+        inside = flow.support.check(points).nonzero()[:, 0]
+        margins = 0 * points.sum(1) - torch.inf  # outside the support, without a slope
+        if not len(inside):
+            return margins
+        batch = batch[inside]
+        log_prob = flow.evaluate_log_prob(batch.x, batch.context, options=options)[0].to(points)
+        return margins.index_put((inside,), log_prob - threshold)
 
     return judge
 
@@ -347,7 +355,8 @@ def _item(row: int, before: float, x: Tensor, allowed: Allowed, mended: _Mended 
                           lower=values, upper=values, stability=none, certificate=none)  # fmt: skip
     places = (mended.change, mended.lower, mended.upper)
     corrected, lower, upper = ((original + change * allowed.scale).numpy() for change in places)
-    return Correction(**fields, after=mended.after, missing=mended.missing, size=float(mended.change.abs().sum()),
+    missing = mended.missing if mended.missing < -LOWEST / 2 else math.inf
+    return Correction(**fields, after=mended.after, missing=missing, size=float(mended.change.abs().sum()),
                       original=original.numpy(), corrected=corrected, lower=lower, upper=upper,
                       stability=mended.stability, certificate=mended.certificate)  # fmt: skip
 

@@ -310,7 +310,7 @@ class ODENetClassifier(ClassifierMixin, _ODENetEstimator):
             raise ValueError(f"explain is for tables; this model is of images {self.event_shape_}")
         unknown = [label for label in np.unique(wanted) if label not in self.classes_]
         if unknown:
-            raise ValueError(f"no class {unknown[0]!r}; the classes are {', '.join(map(str, self.classes_))}")
+            raise ValueError(f"no class {str(unknown[0])!r}; the classes are {', '.join(map(str, self.classes_))}")
         places = torch.as_tensor(np.searchsorted(self.classes_, np.broadcast_to(wanted, len(X))))
         names = getattr(self, "feature_names_in_", [f"x{i}" for i in range(X.shape[1])])
         allowed = Allowed.of(known, list(names), allow, bounds)
