@@ -282,7 +282,8 @@ def _phases(
         )
     return tuple(
         Phase(*objectives[spec.objective][:1], spec.steps, objectives[spec.objective][1], spec.seconds,
-              trial=spec.objective == "steps" or (auto and spec.objective == "mle"))
+              trial=spec.objective == "steps" or (auto and spec.objective == "mle"),
+              from_start=spec.objective == "steps")
         for spec in specs
     )  # fmt: skip
 
