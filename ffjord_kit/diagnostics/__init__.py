@@ -1,4 +1,4 @@
-"""Diagnostics of a flow: its integral, solves, fit and gradients, bits per dimension, and outlier scores."""
+"""Diagnostics of a flow: integral, solves, fit, gradients, bits per dimension, outlier scores, and corrections."""
 
 from ffjord_kit.diagnostics.bits_per_dim import BitsPerDim, bits_per_dim
 from ffjord_kit.diagnostics.condensation import (
@@ -8,6 +8,7 @@ from ffjord_kit.diagnostics.condensation import (
     network_condensation,
 )  # fmt: skip
 from ffjord_kit.diagnostics.control import ControlPath, control_path
+from ffjord_kit.diagnostics.corrections import Correction, Corrections, class_judge, correct, density_judge
 from ffjord_kit.diagnostics.diagnosis import Diagnosis, diagnose
 from ffjord_kit.diagnostics.findings import VERDICTS, Finding
 from ffjord_kit.diagnostics.gradients import GradientCheck, check_gradients, gradient_table
@@ -18,6 +19,7 @@ from ffjord_kit.diagnostics.hessian import (
     spectral_density,
     top_eigenvalues,
 )  # fmt: skip
+from ffjord_kit.diagnostics.judgment import Allowed
 from ffjord_kit.diagnostics.landscape import (
     NORMALIZATIONS,
     Curvature,
@@ -43,11 +45,12 @@ from ffjord_kit.diagnostics.spectrum import (
 from ffjord_kit.diagnostics.weight_loss import WeightLoss
 
 __all__ = [
-    "NORMALIZATIONS", "SCORES", "VERDICTS", "Attack", "BitsPerDim", "Condensation", "ControlPath", "Curvature",
-    "DensitySpectrum", "Diagnosis", "Eigenvalues", "Finding", "GradientCheck", "PrincipalPlane", "Receipt",
-    "SpectralDensity", "WeightHistory", "WeightLoss", "attack", "bits_per_dim", "check_gradients", "check_spectrum",
-    "check_steps", "check_training", "control_path", "curvature_on_plane", "density_spectrum", "diagnose",
-    "gradient_table", "hessian_matrix", "initial_scale_phase", "layer_condensation", "loss_along", "loss_on_plane",
-    "network_condensation", "outlier_scores", "plane_spectrum", "principal_plane", "random_direction",
-    "sample_spectrum", "spectral_density", "top_eigenvalues",
+    "NORMALIZATIONS", "SCORES", "VERDICTS", "Allowed", "Attack", "BitsPerDim", "Condensation", "ControlPath",
+    "Correction", "Corrections", "Curvature", "DensitySpectrum", "Diagnosis", "Eigenvalues", "Finding", "GradientCheck",
+    "PrincipalPlane", "Receipt", "SpectralDensity", "WeightHistory", "WeightLoss", "attack", "bits_per_dim",
+    "check_gradients", "check_spectrum", "check_steps", "check_training", "class_judge", "control_path", "correct",
+    "curvature_on_plane", "density_judge", "density_spectrum", "diagnose", "gradient_table", "hessian_matrix",
+    "initial_scale_phase", "layer_condensation", "loss_along", "loss_on_plane", "network_condensation",
+    "outlier_scores", "plane_spectrum", "principal_plane", "random_direction", "sample_spectrum", "spectral_density",
+    "top_eigenvalues",
 ]  # fmt: skip

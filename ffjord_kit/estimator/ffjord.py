@@ -358,6 +358,7 @@ class FFJORD(DensityEstimator, TableFields):
     diagnose = _of_model_on_data(DensityModel.diagnose)
     weight_loss = _of_model_on_data(DensityModel.weight_loss)
     attack = _of_model_on_data(DensityModel.attack)
+    explain = _of_model_on_data(DensityModel.explain)
     few_step_sample_errors = _of_model(DensityModel.few_step_sample_errors)
     few_step_score_errors = _of_model_on_data(DensityModel.few_step_score_errors)
 

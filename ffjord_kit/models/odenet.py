@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral, Real
 from typing import Any, NamedTuple
@@ -21,6 +21,8 @@ from torch import Tensor
 
 from ffjord_kit.data import Batch
 from ffjord_kit.diagnostics import Attack, WeightLoss, attack
+from ffjord_kit.diagnostics.corrections import Corrections, class_judge, correct
+from ffjord_kit.diagnostics.judgment import Allowed
 from ffjord_kit.models.blocks import BLOCKS
 from ffjord_kit.models.networks import ODENet
 from ffjord_kit.objectives import CrossEntropy, Neighbourhood, Objective, SquaredError, SupervisedLoss, made_robust
@@ -352,6 +354,54 @@ class ODENetClassifier(ClassifierMixin, _ODENetEstimator):
             Probabilities in the order of `classes_`, shape (n, k).
         """
         return self._outputs(X)[0].softmax(1).numpy()
+
+    def explain(
+        self,
+        X: Any,
+        wanted: Any,
+        *,
+        reference: Any,
+        allow: Sequence[str | int] | None = None,
+        stable: float = 0.05,
+        bounds: Mapping[str, tuple[float, float]] | None = None,
+        **options: Any,
+    ) -> Corrections:
+        """Find the smallest stable changes of rows after which they are of another class.
+
+        See `ffjord_kit.diagnostics.corrections`; the margin is the output of the wanted class less the highest other
+        one.
+
+        Args:
+            X: Rows of a table like the fit's.
+            wanted: The class that they should be of, or one for each row.
+            reference: Rows that set scales and bounds, e.g. those of the fit.
+            allow: Columns that may change, by name or number; all if None.
+            stable: Distance e, in scales of the columns, within which all changes lead to the class.
+            bounds: Least and greatest value of some allowed columns; by default those of the reference rows.
+            **options: Those of `ffjord_kit.diagnostics.correct`: draws, confidence, seed, on_progress.
+
+        Returns:
+            A correction for each row.
+
+        Raises:
+            ValueError: If the data are images, a class or column is not there, or a number is out of range.
+        """
+        check_is_fitted(self, "net_")
+        X, known = (validate_data(self, each, reset=False, **READING) for each in (X, reference))
+        if len(self.event_shape_) != 1:
+            raise ValueError(f"explain is for tables; this model is of images {self.event_shape_}")
+        unknown = [label for label in np.unique(wanted) if label not in self.classes_]
+        if unknown:
+            raise ValueError(f"no class {str(unknown[0])!r}; the classes are {', '.join(map(str, self.classes_))}")
+        places = torch.as_tensor(np.searchsorted(self.classes_, np.broadcast_to(wanted, len(X))))
+        names = getattr(self, "feature_names_in_", [f"x{i}" for i in range(X.shape[1])])
+        allowed = Allowed.of(known, list(names), allow, bounds)
+        return correct(class_judge(self._logits, places), X, allowed, known, stable=stable, **options)
+
+    def _logits(self, points: Tensor) -> Tensor:
+        """Return the outputs at points in the units of the data, differentiable."""
+        mean, scale = (torch.as_tensor(part, dtype=points.dtype) for part in (self.mean_, self.scale_))
+        return self.net_(((points - mean) / scale).float().to(self.device))[0].cpu().double()
 
     def _encode(self, y: np.ndarray) -> tuple[Tensor, int]:
         kind = type_of_target(y, input_name="y")

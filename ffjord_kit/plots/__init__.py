@@ -9,6 +9,7 @@ from ffjord_kit.plots.arrays import grid_points, robust_bounds
 from ffjord_kit.plots.comparison import pair_plot, samples
 from ffjord_kit.plots.condensation import directions_over_training, effective_neurons, similarity_matrices
 from ffjord_kit.plots.control import gradients_along_path
+from ffjord_kit.plots.corrections import CorrectedRow, corrections
 from ffjord_kit.plots.cost import error_against_cost
 from ffjord_kit.plots.densities import density, density_gif, density_panels, density_strip
 from ffjord_kit.plots.diagnosis import diagnosis
@@ -24,8 +25,10 @@ from ffjord_kit.plots.training import training_curves
 from ffjord_kit.plots.trajectories import trajectories, vector_field
 
 __all__ = [
+    "CorrectedRow",
     "PredictedSeries",
     "SpectrumHistory",
+    "corrections",
     "density",
     "density_gif",
     "density_panels",
