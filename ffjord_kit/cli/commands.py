@@ -213,6 +213,20 @@ def explain(**options: Any) -> None:
 @cli.command()
 @run_argument
 @click.argument("source", metavar="[DATA]", required=False)
+@click.option("--out", type=click.Path(file_okay=False), required=True, help="Folder for the page and its pictures.")
+@seed_option("Seed of all random draws.", default=0, show_default=True)
+@force_option
+def look(**options: Any) -> None:
+    """Look at what training did to a RUN on a table: the loss around it, scales, neurons, and an adversary.
+
+    DATA are rows that the run has not seen. [default: those that it held out]
+    """
+    _call("look", "look", **options)
+
+
+@cli.command()
+@run_argument
+@click.argument("source", metavar="[DATA]", required=False)
 @click.option(
     "--rows", type=click.IntRange(min=1), metavar="INT", default=1000, show_default=True, help="Largest number of rows."
 )

@@ -35,6 +35,7 @@ from ffjord_kit.diagnostics.misfit import check_training
 from ffjord_kit.diagnostics.outliers import SCORES, outlier_scores
 from ffjord_kit.diagnostics.receipt import Receipt, check_steps
 from ffjord_kit.diagnostics.robustness import Attack, attack
+from ffjord_kit.diagnostics.shape import Shape, loss_shape
 from ffjord_kit.diagnostics.spectrum import (
     DensitySpectrum,
     check_spectrum,
@@ -47,10 +48,10 @@ from ffjord_kit.diagnostics.weight_loss import WeightLoss
 __all__ = [
     "NORMALIZATIONS", "SCORES", "VERDICTS", "Allowed", "Attack", "BitsPerDim", "Condensation", "ControlPath",
     "Correction", "Corrections", "Curvature", "DensitySpectrum", "Diagnosis", "Eigenvalues", "Finding", "GradientCheck",
-    "PrincipalPlane", "Receipt", "SpectralDensity", "WeightHistory", "WeightLoss", "attack", "bits_per_dim",
+    "PrincipalPlane", "Receipt", "Shape", "SpectralDensity", "WeightHistory", "WeightLoss", "attack", "bits_per_dim",
     "check_gradients", "check_spectrum", "check_steps", "check_training", "class_judge", "control_path", "correct",
     "curvature_on_plane", "density_judge", "density_spectrum", "diagnose", "gradient_table", "hessian_matrix",
-    "initial_scale_phase", "layer_condensation", "loss_along", "loss_on_plane", "network_condensation",
+    "initial_scale_phase", "layer_condensation", "loss_along", "loss_on_plane", "loss_shape", "network_condensation",
     "outlier_scores", "plane_spectrum", "principal_plane", "random_direction", "sample_spectrum", "spectral_density",
     "top_eigenvalues",
 ]  # fmt: skip
