@@ -332,7 +332,7 @@ def check_spectrum(spectrum: DensitySpectrum) -> Finding:
         f"structure of {2 * math.pi / first:.2g} standard deviations is not learned yet: its spectrum is off by up to "
         f"{worst:.0%}"
     )
-    advice = "train longer, or, up to three columns, with fourier_features=2 or input_scales=3"
+    advice = "train longer, or, up to three columns, with fourier_features=2"
     return Finding(name, grade(worst, good=LEARNED, fair=HALF_LEARNED), measured, advice)
 
 
