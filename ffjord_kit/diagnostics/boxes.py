@@ -29,7 +29,7 @@ NO_LESS = 1e-9  # by which a cut goes beyond a failing point
 
 @dataclass(frozen=True)
 class Certificate:
-    """How many draws in a box fail.
+    """Count of the draws in a box that fail, and what it says of the box.
 
     Attributes:
         draws: Number of uniform draws N.
