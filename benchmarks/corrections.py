@@ -82,7 +82,9 @@ def outliers(model: FFJORD, task: Task, allowed: Allowed, threshold: float, coun
     columns, k = allowed.columns.numpy(), len(allowed.names)
     rows = task.x[rng.permutation(len(task.x))[: 20 * count]].copy()
     move = rng.uniform(2, 4, (len(rows), k)) * rng.choice([-1, 1], (len(rows), k)) * (rng.random((len(rows), k)) < 0.5)
-    rows[:, columns] = np.clip(rows[:, columns] + move * allowed.scale.numpy(), allowed.lower, allowed.upper)
+    rows[:, columns] = np.clip(
+        rows[:, columns] + move * allowed.scale.numpy(), allowed.lower.numpy(), allowed.upper.numpy()
+    )
     return rows[model.score_samples(rows) < threshold][:count]
 
 
@@ -90,7 +92,7 @@ def grid_size(model: FFJORD, row: np.ndarray, allowed: Allowed, threshold: float
     """The least size of a change on the grid whose neighbours within e all pass; infinite where there is none."""
     columns, scale = allowed.columns.numpy(), allowed.scale.numpy()
     step = STABLE / 2
-    ends = [(np.array(end) - row[columns]) / scale for end in (allowed.lower, allowed.upper)]
+    ends = [(end.numpy() - row[columns]) / scale for end in (allowed.lower, allowed.upper)]
     axes = [
         step * np.arange(np.ceil(min(a, 0) / step), np.floor(max(b, 0) / step) + 1) for a, b in zip(*ends, strict=True)
     ]

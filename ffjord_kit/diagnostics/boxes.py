@@ -1,4 +1,4 @@
-r"""Boxes in which all changes pass: certified by random draws, and grown to the largest.
+r"""Boxes of changes that all pass: certified by draws, and grown to the largest.
 
 Of N uniform draws in a box, f fail. With confidence c the failing share of the box is at most the c-quantile of
 Beta(f + 1, N - f) (Clopper & Pearson 1934); without a failure that is 1 - (1 - c)^(1/N). Where a box is changed after
@@ -29,7 +29,7 @@ NO_LESS = 1e-9  # by which a cut goes beyond a failing point
 
 @dataclass(frozen=True)
 class Certificate:
-    """Share of a box that fails, at most, by draws in it.
+    """Count of the draws in a box that fail, and what it says of the box.
 
     Attributes:
         draws: Number of uniform draws N.
