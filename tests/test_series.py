@@ -12,6 +12,7 @@ from ffjord_kit.models import LatentODE, Series
 from ffjord_kit.models.dense import solve_at
 from ffjord_kit.models.elbo import ELBO, elbo
 from ffjord_kit.models.latent_network import RECOGNITIONS, LatentNetwork, Scales
+from ffjord_kit.models.posterior import Posterior, laplace
 from ffjord_kit.models.series import check_series, padded
 from ffjord_kit.run import RunError
 
@@ -74,7 +75,8 @@ def test_a_masked_value_changes_nothing(recognition):
     bounds = []
     for beneath in (-3.0, 1e6):
         values = np.ma.masked_array(np.where(mask, beneath, x), mask)
-        bounds.append(elbo(model, batch_of([(t, values)]), draws=3))
+        batch = batch_of([(t, values)])
+        bounds.append(elbo(model, batch, laplace(model, batch), draws=3))
     assert torch.equal(*bounds)
     assert bounds[0].isfinite().all()
 
@@ -111,17 +113,12 @@ def test_the_unit_of_time_and_of_values_is_the_users():
 # ---- closed forms
 
 
-class Exact:
-    """The posterior of z(0) where x(t) = a(t) z(0) + noise, z(0) ~ N(0, 1), in the place of a network."""
-
-    def __init__(self, factor, noise, shift=0.0):
-        self.factor, self.noise, self.shift = factor, noise, shift
-
-    def __call__(self, values, times):
-        a = self.factor(times)[..., None]
-        precision = 1 + (a / self.noise).square().sum((1, 2))
-        mean = (a * values).sum((1, 2)) / self.noise**2 / precision
-        return mean[:, None] + self.shift, precision.rsqrt()[:, None]
+def exact(batch, factor, noise):
+    """The posterior of z(0) where x(t) = a(t) z(0) + noise, z(0) ~ N(0, 1)."""
+    a = factor(batch.context)[..., None]
+    precision = 1 + (a / noise).square().sum((1, 2))
+    mean = (a * batch.x).sum((1, 2)) / noise**2 / precision
+    return Posterior(mean[:, None], precision.rsqrt()[:, None, None])
 
 
 def assert_mean_is_zero(differences):
@@ -143,25 +140,29 @@ def linear_gaussian(rate=-0.7, noise=0.4):
     cover = np.exp(rate * times)[:, :, None] * np.exp(rate * times)[:, None, :] + noise**2 * np.eye(7)
     truth = torch.distributions.MultivariateNormal(torch.zeros(7).double(), torch.from_numpy(cover))
     log_prob = truth.log_prob(torch.from_numpy(x))
-    return model, batch_of(list(zip(times, x, strict=True))), log_prob, Exact(lambda t: (rate * t).exp(), noise)
+    batch = batch_of(list(zip(times, x, strict=True)))
+    return model, batch, log_prob, exact(batch, lambda t: (rate * t).exp(), noise)
 
 
 def test_with_the_exact_posterior_the_bound_is_the_log_likelihood():
-    model, batch, log_prob, exact = linear_gaussian()
-    model.posterior = exact
-    assert_mean_is_zero(elbo(model, batch, draws=400) - log_prob)
+    model, batch, log_prob, posterior = linear_gaussian()
+    assert_mean_is_zero(elbo(model, batch, posterior, draws=400) - log_prob)
+
+
+def test_where_all_is_linear_the_climb_finds_the_exact_posterior():
+    model, batch, _, posterior = linear_gaussian()
+    for found, truth in zip(laplace(model, batch), posterior, strict=True):
+        torch.testing.assert_close(found, truth, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("shift", [0.2, 0.5])
 def test_with_another_posterior_the_bound_is_lower_by_its_divergence(shift):
     """KL(N(m + d, s^2) || N(m, s^2)) = d^2 / 2 s^2."""
-    model, batch, log_prob, exact = linear_gaussian()
-    model.posterior = exact
-    scale = exact(batch.x, batch.context)[1][:, 0]
-    exact.shift = shift
-    gap = log_prob - elbo(model, batch, draws=400)
+    model, batch, log_prob, posterior = linear_gaussian()
+    shifted = posterior._replace(mean=posterior.mean + shift)
+    gap = log_prob - elbo(model, batch, shifted, draws=400)
     assert (gap > 0).all()
-    assert_mean_is_zero(gap - (shift / scale).square() / 2)
+    assert_mean_is_zero(gap - (shift / posterior.factor[:, 0, 0]).square() / 2)
 
 
 def test_a_trained_bound_stays_below_the_log_likelihood():

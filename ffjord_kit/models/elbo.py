@@ -2,6 +2,8 @@ r"""The evidence lower bound of latent models, as an objective, as a validation,
 
 ELBO = E_q[ log p(x | z) ] - KL(q || N(0, I))  <=  log p(x),
 KL = sum_j (m_j^2 + s_j^2 - 1) / 2 - log s_j          for q = N(m, s^2)
+
+In training q is that of the recognition network; a series is scored with its own posterior (`posterior.py`).
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from ffjord_kit.data import Batch
 from ffjord_kit.models.latent_network import LatentNetwork
+from ffjord_kit.models.posterior import Posterior, laplace
 from ffjord_kit.models.series import trimmed
 from ffjord_kit.noise import keyed_generator, standard_normal
 from ffjord_kit.objectives import Loss, Objective
@@ -33,45 +36,32 @@ class ELBO(Objective[LatentNetwork]):
     name = "elbo"
 
     def loss(self, model: LatentNetwork, batch: Batch, generator: torch.Generator) -> Loss:
-        log_likelihood, divergence = bound_terms(model, batch, generator)
-        likelihood, kl = log_likelihood.mean(), divergence.mean()
+        values, times = trimmed(batch)
+        mean, scale = model.posterior(values, times)
+        start = mean + scale * standard_normal(tuple(mean.shape), mean, generator)
+        likelihood = model.log_likelihood(start, values, times).mean()
+        kl = (0.5 * (mean.square() + scale.square() - 1) - scale.log()).sum(1).mean()
         return Loss(kl - likelihood, {"log_likelihood": likelihood, "kl": kl})
 
 
-def bound_terms(model: LatentNetwork, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return the two terms of the bound of each series, by one draw of z(0).
-
-    Args:
-        model: The network.
-        batch: Padded series.
-        generator: Source of the draw.
-
-    Returns:
-        log p(series | z(0)) and KL(q || N(0, I)), nats, shape (n,) each.
-    """
-    values, times = trimmed(batch)
-    mean, scale = model.posterior(values, times)
-    start = mean + scale * standard_normal(tuple(mean.shape), mean, generator)
-    divergence = (0.5 * (mean.square() + scale.square() - 1) - scale.log()).sum(1)
-    return model.log_likelihood(start, values, times), divergence
-
-
 @torch.no_grad()
-def elbo(model: LatentNetwork, batch: Batch, *, draws: int, seed: int = 0) -> Tensor:
+def elbo(model: LatentNetwork, batch: Batch, posterior: Posterior, *, draws: int, seed: int = 0) -> Tensor:
     """Return the bound of each series, nats, the mean over several draws of z(0).
 
     Args:
         model: The network.
         batch: Padded series.
+        posterior: The distribution q of z(0) of each series.
         draws: Number of draws.
         seed: Seed of the draws.
 
     Returns:
         Bounds in float64, shape (n,).
     """
-    generator = keyed_generator(torch.device("cpu"), seed, "elbo")
-    terms = [bound_terms(model, batch, generator) for _ in range(draws)]
-    return torch.stack([(likelihood - kl).double() for likelihood, kl in terms]).mean(0)
+    values, times = trimmed(batch)
+    starts = posterior.draw(draws, keyed_generator(torch.device("cpu"), seed, "elbo"))
+    likelihoods = torch.stack([model.log_likelihood(start, values, times).double() for start in starts])
+    return likelihoods.mean(0) - posterior.divergence().double()
 
 
 @dataclass(frozen=True)
@@ -98,5 +88,5 @@ class ELBOValidation:
         Returns:
             The mean of the negative bound with its standard error over series.
         """
-        bounds = elbo(self.model, self.batch, draws=self.draws)
+        bounds = elbo(self.model, self.batch, laplace(self.model, self.batch), draws=self.draws)
         return ValidationScore(-float(bounds.mean()), float(bounds.std()) / math.sqrt(len(bounds)), None)

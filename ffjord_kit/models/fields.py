@@ -28,7 +28,7 @@ def option(default: Any, text: str, least: float | None = None) -> Any:
 class LatentODEFields:
     """Fields of `LatentODE`; `check_fields` checks them."""
 
-    latent_dim: int = option(4, "dimension of the latent state", 1)
+    latent_dim: int = option(8, "dimension of the latent state", 1)
     hidden: int = option(32, "width of all networks", 1)
     recognition: str = option("gru", "network that reads a series backwards: gru, or ode_rnn, which is slower")
     events: bool = option(False, "model the times at which channels are seen too, by a Poisson process")

@@ -48,6 +48,30 @@ def mlp(inputs: int, hidden: int, outputs: int, layers: int = 1) -> nn.Sequentia
     return nn.Sequential(*parts, nn.Linear(hidden, outputs))
 
 
+class Dynamics(nn.Module):
+    r"""The right-hand side f(z) = A z + net(z), where A begins as turns at the angular frequencies pi, 2 pi, 3 pi, ...
+
+    A turns the pairs (z_1, z_2), (z_3, z_4), ...: the slowest by half a turn, the next by one, ... in the duration of the
+    longest series. A network that begins slow does not find fast dynamics: a fit then ends with a flat mean.
+
+    Args:
+        latent_dim: Dimension of z.
+        hidden: Width.
+    """
+
+    def __init__(self, latent_dim: int, hidden: int) -> None:
+        super().__init__()
+        self.linear, self.net = nn.Linear(latent_dim, latent_dim, bias=False), mlp(latent_dim, hidden, latent_dim, 2)
+        turns = torch.zeros(latent_dim, latent_dim)
+        pairs = torch.arange(latent_dim // 2)
+        turns[2 * pairs, 2 * pairs + 1] = math.pi * (1.0 + pairs)
+        self.linear.weight = nn.Parameter(turns - turns.T)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Return dz/dt, shape (..., latent_dim)."""
+        return self.linear(z) + self.net(z)
+
+
 class GRURecognition(nn.Module):
     """Read a series backwards by a GRU that is given the gaps and the masks.
 
@@ -196,7 +220,7 @@ class LatentNetwork(nn.Module):
             self.register_buffer(name, value.clone())
         self.recognition = RECOGNITIONS[recognition](channels, hidden)
         self.head = nn.Linear(hidden, 2 * latent_dim)
-        self.dynamics = mlp(latent_dim, hidden, latent_dim, layers=2)
+        self.dynamics = Dynamics(latent_dim, hidden)
         self.decoder = mlp(latent_dim, hidden, channels)
         self.log_noise = nn.Parameter(torch.full((channels,), math.log(0.5)))
         self.intensity = mlp(latent_dim, hidden, channels) if events else None
@@ -280,6 +304,23 @@ class LatentNetwork(nn.Module):
         seen = ~values[:, 1:].isnan()
         events = torch.where(seen, self.log_rate(z[:, 1:]), 0.0).sum(dim=(1, 2)) - expected[:, -1].sum(1)
         return self._of_values(z, values) + events
+
+    def comparables(self, start: Tensor, values: Tensor, times: Tensor) -> Tensor:
+        """Return all that the likelihood compares with what was seen, in units in which its information is 1.
+
+        Args:
+            start: z(0), shape (n, latent_dim).
+            values: Values, NaN where missing, shape (n, T, channels).
+            times: Times since the first, shape (n, T).
+
+        Returns:
+            Means over the noise, and logarithms of the intensities at events, 0 where nothing was seen, shape (n, k).
+        """
+        z, seen = self.path(start, times), ~values.isnan()
+        means = torch.where(seen, self.decode(z) / self.noise, 0.0).flatten(1)
+        if self.intensity is None:
+            return means
+        return torch.cat([means, torch.where(seen[:, 1:], self.log_rate(z[:, 1:]), 0.0).flatten(1)], dim=1)
 
     def _of_values(self, z: Tensor, values: Tensor) -> Tensor:
         seen, noise = ~values.isnan(), self.noise

@@ -21,6 +21,7 @@ from ffjord_kit.data import Batch
 from ffjord_kit.models.elbo import ELBO, ELBOValidation, elbo
 from ffjord_kit.models.fields import LatentODEFields, check_fields
 from ffjord_kit.models.latent_network import LatentNetwork, Scales
+from ffjord_kit.models.posterior import Posterior, laplace
 from ffjord_kit.models.series import Series, check_series, check_times, padded
 from ffjord_kit.noise import keyed_generator, standard_normal
 from ffjord_kit.progress import training_progress
@@ -31,6 +32,7 @@ from ffjord_kit.training.runtime import pass_on
 
 KIND = "latent_ode"  # of a run, in its config
 FEWEST_HELD_OUT = 5  # series; fewer say too little
+NEVER = 10**9  # validations without improvement that end a fit: the bound of few series stands still for long
 ROWS_PER_STEP, FEWEST_STEPS, MOST_STEPS = 4, 8, 32
 COARSE = 0.1  # of the noise: a difference from a solve of twice the steps that calls for a warning
 MOST_DURATIONS = 20  # of the longest series of the fit, to which a prediction may reach
@@ -268,7 +270,8 @@ class LatentODE(LatentODEFields):
         Raises:
             ValueError: If a series cannot be used.
         """
-        return elbo(self._fitted(), _batch(self._given(series)), draws=draws, seed=random_state).numpy()
+        network, batch = self._fitted(), _batch(self._given(series))
+        return elbo(network, batch, laplace(network, batch), draws=draws, seed=random_state).numpy()
 
     def save(self, path: str | Path, *, force: bool = False) -> None:
         """Write the fitted model as a run folder.
@@ -347,7 +350,7 @@ class LatentODE(LatentODEFields):
     def _train(self, fitting: Batch, held_out: Batch | None, run: Run | None, *, resume: bool) -> History:
         steps = math.inf if self.max_steps is None else self.max_steps
         schedule = [Phase(ELBO(), steps, self.learning_rate, self.max_seconds)]
-        config = TrainConfig(batch_size=self.batch_size, ema_decay=0.99, seed=self.record_["seed"])
+        config = TrainConfig(batch_size=self.batch_size, ema_decay=0.99, patience=NEVER, seed=self.record_["seed"])
         validate = None if held_out is None else ELBOValidation(self.network_, held_out)
 
         def train_once() -> None:
@@ -408,11 +411,11 @@ class LatentODE(LatentODEFields):
             raise ValueError(f"level must be between 0 and 1, a probability; got {level}")
         network, batch = self._fitted(), _batch(series)
         _check_reach(max(float(clock.max()) for clock in clocks), float(network.duration))
-        means, scales = network.posterior(batch.x, _times(batch))
+        posterior = laplace(network, batch)
         found: list[Bands] = []
         for first in range(0, len(series), CHUNK):
             part, generator = slice(first, first + CHUNK), keyed_generator(torch.device("cpu"), seed, "bands", first)
-            start = means[part] + scales[part] * standard_normal((draws, *means[part].shape), means, generator)
+            start = Posterior(*(each[part] for each in posterior)).draw(draws, generator)
             x, noisy = self._predictions(start, clocks[part], generator, rates=rates)
             ends = [noisy.quantile((1 + sign * level) / 2, dim=0).numpy() for sign in (-1, 1)]
             arrays = zip(series[part], clocks[part], x.mean(0).numpy(), *ends, strict=True)
