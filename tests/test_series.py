@@ -10,7 +10,7 @@ from torch import nn
 from ffjord_kit.datasets.series import spiral_curves, spirals
 from ffjord_kit.models import LatentODE, Series
 from ffjord_kit.models.dense import solve_at
-from ffjord_kit.models.elbo import ELBO, elbo
+from ffjord_kit.models.elbo import ELBO, elbo, fit_noise
 from ffjord_kit.models.latent_network import RECOGNITIONS, LatentNetwork, Scales
 from ffjord_kit.models.posterior import Posterior, laplace
 from ffjord_kit.models.series import check_series, padded
@@ -110,6 +110,13 @@ def test_the_unit_of_time_and_of_values_is_the_users():
     np.testing.assert_allclose(second.score_samples() + seen * math.log(1e3), first.score_samples(), rtol=1e-3)
 
 
+def test_the_angular_frequency_of_series_is_found_with_gaps():
+    times = torch.linspace(0, 10, 41, dtype=torch.float64).repeat(5, 1)
+    values = torch.stack([(3 * times + 0.1).sin(), 0.01 * times.square()], dim=2)
+    values[:, ::3] = torch.nan
+    assert float(Scales.of(values, times).turn) == pytest.approx(30, rel=0.15)
+
+
 # ---- closed forms
 
 
@@ -130,9 +137,11 @@ def assert_mean_is_zero(differences):
 def linear_gaussian(rate=-0.7, noise=0.4):
     """The network of dz/dt = rate z, x = z + noise, in one dimension, and 40 series of it with their log-densities."""
     model = LatentNetwork(Scales.blank(1), latent_dim=1, hidden=1, steps=20).double()
-    model.dynamics, model.decoder = nn.Linear(1, 1, bias=False).double(), nn.Identity()
     model.requires_grad_(False)
-    model.dynamics.weight.fill_(rate)
+    model.dynamics.linear.weight.fill_(rate)
+    model.dynamics.net[-1].weight.zero_(), model.dynamics.net[-1].bias.zero_()
+    model.decoder = nn.Sequential(nn.Linear(1, 1, bias=False)).double().requires_grad_(False)
+    model.decoder[0].weight.fill_(1.0)
     model.log_noise.fill_(math.log(noise))
     rng = np.random.default_rng(5)
     times = np.c_[np.zeros(40), np.sort(rng.uniform(0, 2, (40, 6)), axis=1)]
@@ -153,6 +162,35 @@ def test_where_all_is_linear_the_climb_finds_the_exact_posterior():
     model, batch, _, posterior = linear_gaussian()
     for found, truth in zip(laplace(model, batch), posterior, strict=True):
         torch.testing.assert_close(found, truth, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("events", [False, True])
+def test_slopes_are_those_of_automatic_differentiation(events):
+    model, batch = network(events=events).double().requires_grad_(False), batch_of(waves(1))
+    start = torch.randn(1, 3, generator=torch.Generator().manual_seed(0)).double()
+
+    def compared(start):
+        z, seen = model.path(start, batch.context), ~batch.x.isnan()
+        means = torch.where(seen, model.decode(z) / model.noise, 0.0)
+        return torch.cat([means, torch.where(seen, model.log_rate(z), 0.0)], dim=2) if events else means
+
+    truth = torch.autograd.functional.jacobian(compared, start)[0, :, :, 0].mT.clone()
+    truth[0, :, 2:] = 0.0
+    torch.testing.assert_close(model.slopes(start, batch.x, batch.context)[0], truth)
+
+
+def test_the_posterior_of_a_series_does_not_depend_on_the_others():
+    model, series = network(events=True), waves(3)
+    together, alone = (laplace(model, batch_of(part)) for part in (series, series[:1]))
+    for a, b in zip(together, alone, strict=True):
+        torch.testing.assert_close(a[:1], b, rtol=1e-3, atol=1e-4)
+
+
+def test_the_noise_is_that_of_other_series():
+    model, batch, _, _ = linear_gaussian(noise=0.4)
+    model.log_noise.fill_(math.log(0.1))
+    fit_noise(model, batch, draws=100)
+    assert 0.3 < float(model.noise) < 0.45
 
 
 @pytest.mark.parametrize("shift", [0.2, 0.5])
@@ -179,6 +217,45 @@ def test_a_trained_bound_stays_below_the_log_likelihood():
     bound = fitted.fit(series).score_samples(given, draws=200)
     assert bound.mean() < log_prob.mean()
     assert log_prob.mean() - bound.mean() < 0.7
+
+
+# ---- small sets
+
+
+def damped_sines(count, seed):
+    """Sines of any phase and frequency that fade, at 25 random times in days, with noise; and their curves."""
+    rng, series, curves = np.random.default_rng(seed), [], []
+    for phase, rate, decay in rng.uniform([0, 0.8, 0.1], [2 * np.pi, 2.0, 0.3], (count, 3)):
+
+        def clean(days, phase=phase, rate=rate, decay=decay):
+            s = (days[:, None] - 20000) / 300
+            return np.exp(-decay * s) * np.sin(rate * s + phase + np.arange(2.0))
+
+        t = 20000 + 300 * np.sort(rng.uniform(0, 10, 25))
+        x = clean(t) + 0.1 * rng.standard_normal((25, 2))
+        x[1:][rng.random((24, 2)) < 0.2] = np.nan
+        series.append((t, x))
+        curves.append(clean)
+    return series, curves
+
+
+def linearly(t, x, at):
+    seen = np.isfinite(x)
+    return np.stack([np.interp(at, t[s], column[s]) for s, column in zip(seen.T, x.T, strict=True)], axis=1)
+
+
+def test_sixty_short_series_are_learned_and_new_ones_smoothed_better_than_by_lines():
+    """A fit of the size of a first trial: it ended with a flat mean, and bands over everything."""
+    model = LatentODE(max_steps=500, max_seconds=math.inf, random_state=0).fit(damped_sines(60, 0)[0])
+    series, curves = damped_sines(30, 1)
+    times = [np.linspace(t[0], t[-1], 40) for t, _ in series]
+    bands = model.extrapolate(times, series)
+    truth = np.stack([curve(t) for curve, t in zip(curves, times, strict=True)])
+    means, lines = [b.mean for b in bands], [linearly(t, x, at) for (t, x), at in zip(series, times, strict=True)]
+    error, of_lines = (np.sqrt(np.mean((np.stack(each) - truth) ** 2)) for each in (means, lines))
+    assert error < 0.7 * of_lines
+    new = truth + 0.1 * np.random.default_rng(3).standard_normal(truth.shape)
+    assert 0.83 < np.mean([(b.low < x) & (x < b.high) for b, x in zip(bands, new, strict=True)]) < 0.97
 
 
 # ---- events

@@ -23,6 +23,8 @@ from ffjord_kit.objectives import Loss, Objective
 from ffjord_kit.training import Workers
 from ffjord_kit.training.validation import ValidationScore
 
+NOISE_STEPS = 3  # of EM
+
 
 @dataclass(frozen=True)
 class ELBO(Objective[LatentNetwork]):
@@ -62,6 +64,27 @@ def elbo(model: LatentNetwork, batch: Batch, posterior: Posterior, *, draws: int
     starts = posterior.draw(draws, keyed_generator(torch.device("cpu"), seed, "elbo"))
     likelihoods = torch.stack([model.log_likelihood(start, values, times).double() for start in starts])
     return likelihoods.mean(0) - posterior.divergence().double()
+
+
+@torch.no_grad()
+def fit_noise(model: LatentNetwork, batch: Batch, *, draws: int = 32) -> None:
+    """Set the noise of the channels to the mean square error of other series than those of the fit.
+
+    These are the M-steps of the EM algorithm for the noise. A fit of few series learns some of their noise by heart,
+    and its own estimate is then too small. A channel without values keeps its own.
+
+    Args:
+        model: The network; its noise is changed.
+        batch: Padded series.
+        draws: Draws of z(0) for each.
+    """
+    values, times = trimmed(batch)
+    generator = keyed_generator(torch.device("cpu"), "noise")
+    for _ in range(NOISE_STEPS):
+        starts = laplace(model, batch).draw(draws, generator)
+        errors = torch.stack([(values - model.decode(model.path(start, times))) / model.scale for start in starts])
+        log_noise = 0.5 * errors.square().nanmean((0, 1, 2)).log()
+        model.log_noise.copy_(torch.where(log_noise.isnan(), model.log_noise, log_noise))
 
 
 @dataclass(frozen=True)

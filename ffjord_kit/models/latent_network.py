@@ -28,6 +28,7 @@ from ffjord_kit.models.dense import State, solve_at
 from ffjord_kit.models.series import lengths
 
 LEAST_NOISE = 1e-3  # of the standard deviation of a channel
+LEAST_TURN = 1.0  # radians in the duration of the longest series
 LOG_2PI = math.log(2 * math.pi)
 
 
@@ -48,28 +49,54 @@ def mlp(inputs: int, hidden: int, outputs: int, layers: int = 1) -> nn.Sequentia
     return nn.Sequential(*parts, nn.Linear(hidden, outputs))
 
 
-class Dynamics(nn.Module):
-    r"""The right-hand side f(z) = A z + net(z), where A begins as turns at the angular frequencies pi, 2 pi, 3 pi, ...
+def pushed(network: nn.Sequential, x: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the outputs of a network of tanh layers, and its derivatives along directions.
 
-    A turns the pairs (z_1, z_2), (z_3, z_4), ...: the slowest by half a turn, the next by one, ... in the duration of the
-    longest series. A network that begins slow does not find fast dynamics: a fit then ends with a flat mean.
+    Args:
+        network: The network.
+        x: Inputs, shape (..., inputs).
+        tangents: Directions, shape (..., k, inputs).
+
+    Returns:
+        Outputs, shape (..., outputs), and derivatives, shape (..., k, outputs).
+    """
+    for layer in network:
+        x = layer(x)
+        if isinstance(layer, nn.Linear):
+            tangents = tangents @ layer.weight.T
+        else:
+            tangents = tangents * (1 - x.square())[..., None, :]
+    return x, tangents
+
+
+class Dynamics(nn.Module):
+    """The right-hand side f(z) = A z + net(z), where A begins as turns of the pairs (z_1, z_2), (z_3, z_4), ...
+
+    Their angular frequencies rise evenly up to twice that of the series. A network that begins slow does not find fast
+    dynamics, and a fit then ends with a flat mean; one that begins fast does not extrapolate slow ones well.
 
     Args:
         latent_dim: Dimension of z.
         hidden: Width.
+        turn: Angular frequency of the series.
     """
 
-    def __init__(self, latent_dim: int, hidden: int) -> None:
+    def __init__(self, latent_dim: int, hidden: int, turn: float) -> None:
         super().__init__()
         self.linear, self.net = nn.Linear(latent_dim, latent_dim, bias=False), mlp(latent_dim, hidden, latent_dim, 2)
         turns = torch.zeros(latent_dim, latent_dim)
         pairs = torch.arange(latent_dim // 2)
-        turns[2 * pairs, 2 * pairs + 1] = math.pi * (1.0 + pairs)
+        turns[2 * pairs, 2 * pairs + 1] = 2 * turn * (1.0 + pairs) / max(1, len(pairs))
         self.linear.weight = nn.Parameter(turns - turns.T)
 
     def forward(self, z: Tensor) -> Tensor:
         """Return dz/dt, shape (..., latent_dim)."""
         return self.linear(z) + self.net(z)
+
+    def pushed(self, z: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor]:
+        """Return dz/dt and its derivatives along directions (..., k, latent_dim); see `pushed`."""
+        velocity, change = pushed(self.net, z, tangents)
+        return self.linear(z) + velocity, self.linear(tangents) + change
 
 
 class GRURecognition(nn.Module):
@@ -138,6 +165,7 @@ class Scales(NamedTuple):
         rate: Events of each channel per unit of the network's time, shape (channels,).
         duration: Unit of time: the duration of the longest series, ().
         gap: Mean gap between two rows, in units of `duration`, ().
+        turn: Angular frequency of the fastest channel, per `duration`, ().
     """
 
     location: Tensor
@@ -145,6 +173,7 @@ class Scales(NamedTuple):
     rate: Tensor
     duration: Tensor
     gap: Tensor
+    turn: Tensor
 
     @classmethod
     def blank(cls, channels: int) -> Scales:
@@ -157,7 +186,7 @@ class Scales(NamedTuple):
             The scales.
         """
         one, ones = torch.ones((), dtype=torch.float64), torch.ones(channels, dtype=torch.float64)
-        return cls(0 * ones, ones, ones.clone(), one, one.clone())
+        return cls(0 * ones, ones, ones.clone(), one, one.clone(), one.clone())
 
     @classmethod
     def of(cls, values: Tensor, times: Tensor) -> Scales:
@@ -175,7 +204,18 @@ class Scales(NamedTuple):
         duration, watched = times[:, -1].max(), times[:, -1].sum()
         events = (~values[:, 1:].isnan()).sum(dim=(0, 1)).clamp(min=1)
         gap = watched / (lengths(times) - 1).sum() / duration
-        return cls(location, torch.where(spread > 0, spread, 1.0), events / watched * duration, duration, gap)
+        turn = math.pi * _crossings(values - location) / watched * duration
+        spread = torch.where(spread > 0, spread, 1.0)
+        return cls(location, spread, events / watched * duration, duration, gap, turn.clamp(min=LEAST_TURN))
+
+
+def _crossings(centred: Tensor) -> Tensor:
+    """Return how often values cross 0, in the channel where they do so most, ()."""
+    above = centred.permute(0, 2, 1).nan_to_num(nan=0.0).sign()
+    rows = torch.arange(above.shape[2], device=above.device)
+    last = torch.where(above != 0, rows, -1).cummax(dim=2).values  # the row of the last value seen
+    held = above.gather(2, last.clamp(min=0))
+    return (held[:, :, 1:] * held[:, :, :-1] < 0).sum(dim=(0, 2)).max()
 
 
 class LatentNetwork(nn.Module):
@@ -202,6 +242,7 @@ class LatentNetwork(nn.Module):
     rate: Tensor
     duration: Tensor
     gap: Tensor
+    turn: Tensor
 
     def __init__(
         self,
@@ -220,7 +261,7 @@ class LatentNetwork(nn.Module):
             self.register_buffer(name, value.clone())
         self.recognition = RECOGNITIONS[recognition](channels, hidden)
         self.head = nn.Linear(hidden, 2 * latent_dim)
-        self.dynamics = Dynamics(latent_dim, hidden)
+        self.dynamics = Dynamics(latent_dim, hidden, float(scales.turn))
         self.decoder = mlp(latent_dim, hidden, channels)
         self.log_noise = nn.Parameter(torch.full((channels,), math.log(0.5)))
         self.intensity = mlp(latent_dim, hidden, channels) if events else None
@@ -305,8 +346,11 @@ class LatentNetwork(nn.Module):
         events = torch.where(seen, self.log_rate(z[:, 1:]), 0.0).sum(dim=(1, 2)) - expected[:, -1].sum(1)
         return self._of_values(z, values) + events
 
-    def comparables(self, start: Tensor, values: Tensor, times: Tensor) -> Tensor:
-        """Return all that the likelihood compares with what was seen, in units in which its information is 1.
+    def slopes(self, start: Tensor, values: Tensor, times: Tensor) -> Tensor:
+        """Return the derivatives by z(0) of all that the likelihood compares with what was seen.
+
+        These are the means in units of the noise, and the logarithms of the intensities at events: in both, one unit
+        has the information 1. Derivatives follow the solve as d S/dt = (df/dz) S.
 
         Args:
             start: z(0), shape (n, latent_dim).
@@ -314,13 +358,24 @@ class LatentNetwork(nn.Module):
             times: Times since the first, shape (n, T).
 
         Returns:
-            Means over the noise, and logarithms of the intensities at events, 0 where nothing was seen, shape (n, k).
+            Derivatives, 0 where nothing was seen, shape (n, T, latent_dim, channels), or with events twice as many
+            channels.
         """
-        z, seen = self.path(start, times), ~values.isnan()
-        means = torch.where(seen, self.decode(z) / self.noise, 0.0).flatten(1)
+        size, seen = self.latent_dim, ~values.isnan()[:, :, None]
+
+        def rhs(state: State) -> State:
+            velocity, change = self.dynamics.pushed(state[0], state[1].unflatten(1, (size, size)))
+            return velocity, change.flatten(1)
+
+        identity = torch.eye(size).to(start).flatten().expand(len(start), -1)
+        z, s = self._solve(rhs, (start, identity), times)
+        s = s.unflatten(2, (size, size))
+        means = torch.where(seen, pushed(self.decoder, z, s)[1] * self.scale.to(z) / self.noise, 0.0)
         if self.intensity is None:
             return means
-        return torch.cat([means, torch.where(seen[:, 1:], self.log_rate(z[:, 1:]), 0.0).flatten(1)], dim=1)
+        rates = torch.where(seen, pushed(self.intensity, z, s)[1], 0.0)
+        rates[:, 0] = 0.0  # what is seen first is no event
+        return torch.cat([means, rates], dim=3)
 
     def _of_values(self, z: Tensor, values: Tensor) -> Tensor:
         seen, noise = ~values.isnan(), self.noise

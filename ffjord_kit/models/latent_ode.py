@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ffjord_kit.data import Batch
-from ffjord_kit.models.elbo import ELBO, ELBOValidation, elbo
+from ffjord_kit.models.elbo import ELBO, ELBOValidation, elbo, fit_noise
 from ffjord_kit.models.fields import LatentODEFields, check_fields
 from ffjord_kit.models.latent_network import LatentNetwork, Scales
 from ffjord_kit.models.posterior import Posterior, laplace
@@ -32,8 +32,9 @@ from ffjord_kit.training.runtime import pass_on
 
 KIND = "latent_ode"  # of a run, in its config
 FEWEST_HELD_OUT = 5  # series; fewer say too little
+LEAST_SHARE = 4  # times as many must there be, for them to be held out
 NEVER = 10**9  # validations without improvement that end a fit: the bound of few series stands still for long
-ROWS_PER_STEP, FEWEST_STEPS, MOST_STEPS = 4, 8, 32
+ROWS_PER_STEP, MOST_BY_ROWS, STEPS_PER_RADIAN, FEWEST_STEPS, MOST_STEPS = 4, 32, 2, 8, 64
 COARSE = 0.1  # of the noise: a difference from a solve of twice the steps that calls for a warning
 MOST_DURATIONS = 20  # of the longest series of the fit, to which a prediction may reach
 CHUNK = 16  # series that are predicted at once
@@ -71,7 +72,8 @@ class LatentODE(LatentODEFields):
         events: Whether the times at which channels are seen are modelled too, by a Poisson process.
         max_seconds: CPU seconds of training.
         max_steps: Largest number of training steps, or None.
-        steps: Runge-Kutta steps over the longest series; None for one for every four of its rows, from 8 to 32.
+        steps: Runge-Kutta steps over the longest series; None for two for each radian that the series turn in it, up to 64,
+            or one for every four of its rows, from 8 to 32.
         batch_size: Series of a training step.
         learning_rate: Peak learning rate.
         validation_fraction: Share of the series that are held out to choose the weights.
@@ -129,7 +131,11 @@ class LatentODE(LatentODEFields):
         self.network_ = self._network(fitting)
         with _opened(run, self.record_, force=force, resume=resume) as folder:
             self.history_ = self._train(fitting, held_out, folder, resume=resume)
-        self.network_.requires_grad_(False)
+            self.network_.requires_grad_(False)
+            if held_out is not None:
+                fit_noise(self.network_, held_out)
+                if folder is not None:
+                    folder.save_model(self.network_)
         self._warn_of_coarse_steps()
         if self.history_.interrupted:
             pass_on(self.history_.signal)
@@ -315,8 +321,7 @@ class LatentODE(LatentODEFields):
         """Return the config of a new run, or that of the run to resume."""
         values = {each.name: getattr(self, each.name) for each in fields(LatentODEFields)}
         seed = secrets.randbits(31) if self.random_state is None else int(self.random_state)
-        rows = max(len(item.times) for item in self.series_)
-        steps = self.steps or min(MOST_STEPS, max(FEWEST_STEPS, rows // ROWS_PER_STEP))
+        steps = self.steps or _steps(_batch(self.series_))
         about = {"channels": list(self.channels_), "series": len(self.series_), "sha256": _digest(self.series_)}
         record = {"model": KIND, "fields": values, "seed": seed, "steps": steps, **about, "data": dict(data)}
         return _record_to_resume(path, record) if resume else record
@@ -324,6 +329,8 @@ class LatentODE(LatentODEFields):
     def _split(self, seed: int) -> tuple[Batch, Batch | None]:
         """Return the series to fit, and those held out, if they are enough."""
         count = round(self.validation_fraction * len(self.series_))
+        if self.validation_fraction and len(self.series_) >= LEAST_SHARE * FEWEST_HELD_OUT:
+            count = max(count, FEWEST_HELD_OUT)
         order = np.random.default_rng(seed).permutation(len(self.series_)).tolist()
         if count < FEWEST_HELD_OUT:
             return _batch(self.series_), None
@@ -499,6 +506,13 @@ def _opened(path: str | Path | None, record: Mapping[str, Any], *, force: bool, 
             if resume:
                 run.tidy()
             yield run
+
+
+def _steps(batch: Batch) -> int:
+    """Return a number of Runge-Kutta steps that follows the rows and the turns of series."""
+    turn = float(Scales.of(batch.x, _times(batch)).turn)
+    wanted = max(math.ceil(STEPS_PER_RADIAN * turn), min(MOST_BY_ROWS, batch.x.shape[1] // ROWS_PER_STEP))
+    return min(MOST_STEPS, max(FEWEST_STEPS, wanted))
 
 
 def _names(channels: Sequence[str] | None, series: Sequence[Series]) -> list[str]:

@@ -6,8 +6,8 @@ prior, Gauss-Newton steps climb to the mode of the joint density, and the best o
     z <- z + (H + D)^-1 grad,    grad = d/dz [ log p(x | z) - |z|^2 / 2 ],    H = I + J^T J,
 
 J is the Jacobian of all that the likelihood compares with what was seen: means over the noise, and logarithms of the
-intensities at events, for both of which J^T J is the information. D, a multiple of the diagonal of H, grows where a step
-did not climb, and falls where it did (Levenberg and Marquardt). The posterior is N(z, H^-1), which is exact where
+intensities at events, for both of which J^T J is the information. D, a multiple of the diagonal of H, grows where a
+step did not climb, and falls where it did (Levenberg and Marquardt). The posterior is N(z, H^-1), which is exact where
 everything is linear. Each series has steps of its own, whatever others are in the batch.
 """
 
@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from ffjord_kit.models.series import trimmed
 from ffjord_kit.noise import keyed_generator, standard_normal
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
 STARTS = 4  # of the climb: the mean of the recognition, and draws of the prior
 FIRST_STEPS, LAST_STEPS = 6, 10  # from all starts, and from the best one
 EASIER, HARDER = 0.2, 5.0  # factors of the damping after a step that climbed, and one that did not
+MOST_SLOPE = 1e5  # noises of an observation for a latent state's unit; a path that explodes has more
 LEAST_DAMPING, MOST_DAMPING = 1e-6, 1e6
 
 
@@ -37,7 +37,7 @@ class Posterior(NamedTuple):
 
     Attributes:
         mean: Mean, shape (n, latent_dim).
-        factor: Lower triangular factor L of the covariance L L^T, shape (n, latent_dim, latent_dim).
+        factor: Triangular factor F of the covariance F F^T, shape (n, latent_dim, latent_dim).
 
     Example:
         >>> posterior = Posterior(torch.zeros(3, 2), torch.eye(2).expand(3, 2, 2))
@@ -62,7 +62,7 @@ class Posterior(NamedTuple):
         return self.mean + (self.factor @ noise[..., None])[..., 0]
 
     def divergence(self) -> Tensor:
-        """Return KL(N(m, L L^T) || N(0, I)) of each series, nats, shape (n,)."""
+        """Return KL(N(m, F F^T) || N(0, I)) of each series, nats, shape (n,)."""
         diagonal = self.factor.diagonal(dim1=1, dim2=2)
         squares = self.factor.square().sum((1, 2)) + self.mean.square().sum(1)
         return 0.5 * (squares - self.mean.shape[1]) - diagonal.log().sum(1)
@@ -86,8 +86,9 @@ def laplace(network: LatentNetwork, batch: Batch) -> Posterior:
     many = _Climb(network, values.repeat(STARTS, 1, 1), times.repeat(STARTS, 1), z.flatten(0, 1)).run(FIRST_STEPS)
     best = many.height.unflatten(0, z.shape[:2]).argmax(0) * len(mean) + torch.arange(len(mean), device=mean.device)
     last = _Climb(network, values, times, many.z[best]).run(LAST_STEPS)
-    identity = torch.eye(mean.shape[1]).to(mean).expand_as(last.curvature)
-    return Posterior(last.z, torch.linalg.cholesky(torch.cholesky_solve(identity, torch.linalg.cholesky(last.curvature))))
+    root = torch.linalg.cholesky(last.curvature)  # H = R R^T, and H^-1 = R^-T R^-1
+    inverse = torch.linalg.solve_triangular(root, torch.eye(root.shape[1]).to(root), upper=False)
+    return Posterior(last.z, inverse.mT.to(last.z))
 
 
 class _Climb:
@@ -106,7 +107,7 @@ class _Climb:
     def _step(self) -> None:
         diagonal = self.curvature.diagonal(dim1=1, dim2=2)
         damped = self.curvature + torch.diag_embed(self.damping[:, None] * diagonal)
-        new = self.z + torch.linalg.solve(damped, self.gradient)
+        new = self.z + torch.linalg.solve(damped, self.gradient.double()).to(self.z)
         height, gradient = self._slope(new)
         higher = height > self.height
         self.z = torch.where(higher[:, None], new, self.z)
@@ -125,11 +126,7 @@ class _Climb:
         return height.detach(), gradient
 
     def _curvature(self) -> Tensor:
-        """Return I + J^T J of each row, by one forward derivative for each direction."""
-        count, size = self.z.shape
-        directions = torch.eye(size).to(self.z).repeat_interleave(count, dim=0)
-        with forward_ad.dual_level():
-            z = forward_ad.make_dual(self.z.repeat(size, 1), directions)
-            seen = self.network.comparables(z, self.values.repeat(size, 1, 1), self.times.repeat(size, 1))
-            slopes = forward_ad.unpack_dual(seen).tangent.unflatten(0, (size, count))
-        return torch.eye(size).to(self.z) + torch.einsum("inf,jnf->nij", slopes, slopes)
+        """Return I + J^T J of each row in float64, where its rounding stays below I."""
+        slopes = self.network.slopes(self.z, self.values, self.times).double()
+        slopes = slopes.nan_to_num().clamp(-MOST_SLOPE, MOST_SLOPE)
+        return torch.eye(self.z.shape[1]).to(slopes) + torch.einsum("ntif,ntjf->nij", slopes, slopes)
