@@ -164,9 +164,9 @@ def test_where_all_is_linear_the_climb_finds_the_exact_posterior():
         torch.testing.assert_close(found, truth, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("events", [False, True])
-def test_slopes_are_those_of_automatic_differentiation(events):
-    model, batch = network(events=events).double().requires_grad_(False), batch_of(waves(1))
+@pytest.mark.parametrize(("events", "prior"), [(False, "normal"), (True, "normal"), (False, "flow")])
+def test_slopes_are_those_of_automatic_differentiation(events, prior):
+    model, batch = network(events=events, prior=prior).double().requires_grad_(False), batch_of(waves(1))
     start = torch.randn(1, 3, generator=torch.Generator().manual_seed(0)).double()
 
     def compared(start):
@@ -217,6 +217,14 @@ def test_a_trained_bound_stays_below_the_log_likelihood():
     bound = fitted.fit(series).score_samples(given, draws=200)
     assert bound.mean() < log_prob.mean()
     assert log_prob.mean() - bound.mean() < 0.7
+
+
+def test_a_flow_as_prior_is_fitted_saved_and_sampled(tmp_path):
+    model = LatentODE(**SMALL, prior="flow").fit(waves(8), run=tmp_path / "run")
+    draws = [each.sample([0.0, 1.0], 5, random_state=0) for each in (model, LatentODE.load(tmp_path / "run"))]
+    assert np.array_equal(*draws)
+    start = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
+    assert not torch.equal(model.network_.carried(start), start)
 
 
 # ---- small sets
@@ -435,6 +443,7 @@ def test_bad_series_are_refused_in_one_line(series, message):
         ({"latent_dim": 0}, "latent_dim must be at least 1; got 0"),
         ({"hidden": 2.5}, "hidden must be a whole number; got 2.5"),
         ({"recognition": "lstm"}, "recognition must be one of gru, ode_rnn; got 'lstm'"),
+        ({"prior": "gamma"}, "prior must be one of normal, flow; got 'gamma'"),
         ({"max_steps": None}, "training needs an end"),
         ({"learning_rate": 0.0}, "must be above 0"),
         ({"validation_fraction": 1.0}, "validation_fraction must be below 1"),

@@ -4,6 +4,10 @@ r"""The latent ODE (Chen et al. 2018, section 5; Rubanova et al. 2019): a variat
 
     q(z(0) | x) = N(m, s^2), m and s from a network that reads the series backwards in time
 
+With a flow as prior, z(0) is the end at s = 1 of du/ds = h(u), which begins at u(0) ~ N(0, I); recognition gives the
+posterior of u(0). A divergence does not change along a flow: prior and posterior of z(0) are both carried by it, and no
+trace is needed. In what follows, "start" is u(0), which without a flow is z(0) itself.
+
 With events, channel c is seen at the points of a Poisson process of intensity lambda_c(t) = r_c exp(u_c(z(t))): a
 series watched from 0 to the end T of its window has, beside the values,
 
@@ -19,6 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -29,7 +34,10 @@ from ffjord_kit.models.series import lengths
 
 LEAST_NOISE = 1e-3  # of the standard deviation of a channel
 LEAST_TURN = 1.0  # radians in the duration of the longest series
+PRIOR_STEPS = 8  # Runge-Kutta steps of the prior's flow
 LOG_2PI = math.log(2 * math.pi)
+
+Push = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # from values and tangents to both
 
 
 def mlp(inputs: int, hidden: int, outputs: int, layers: int = 1) -> nn.Sequential:
@@ -227,6 +235,7 @@ class LatentNetwork(nn.Module):
         hidden: Width of all networks.
         recognition: Word of RECOGNITIONS.
         events: Whether the times at which channels are seen are modelled too.
+        prior: "normal" or "flow".
         steps: Number of Runge-Kutta steps over the longest series.
 
     Example:
@@ -252,6 +261,7 @@ class LatentNetwork(nn.Module):
         hidden: int,
         recognition: str = "gru",
         events: bool = False,
+        prior: str = "normal",
         steps: int = 32,
     ) -> None:
         super().__init__()
@@ -262,6 +272,7 @@ class LatentNetwork(nn.Module):
         self.recognition = RECOGNITIONS[recognition](channels, hidden)
         self.head = nn.Linear(hidden, 2 * latent_dim)
         self.dynamics = Dynamics(latent_dim, hidden, float(scales.turn))
+        self.prior = mlp(latent_dim, hidden, latent_dim) if prior == "flow" else None
         self.decoder = mlp(latent_dim, hidden, channels)
         self.log_noise = nn.Parameter(torch.full((channels,), math.log(0.5)))
         self.intensity = mlp(latent_dim, hidden, channels) if events else None
@@ -293,13 +304,27 @@ class LatentNetwork(nn.Module):
         """Return z at each row's own times.
 
         Args:
-            start: z(0), shape (n, latent_dim).
+            start: Starts, shape (n, latent_dim).
             times: Times since the first, shape (n, T).
 
         Returns:
             z, shape (n, T, latent_dim).
         """
-        return self._solve(lambda state: (self.dynamics(state[0]),), (start,), times)[0]
+        return self._solve(lambda state: (self.dynamics(state[0]),), (self.carried(start),), times)[0]
+
+    def carried(self, start: Tensor) -> Tensor:
+        """Return z(0), where the flow of the prior carries a start.
+
+        Args:
+            start: Starts, shape (n, latent_dim).
+
+        Returns:
+            z(0), shape (n, latent_dim).
+        """
+        if (field := self.prior) is None:
+            return start
+        end = start.new_ones(len(start), 1)
+        return solve_at(lambda state: (field(state[0]),), (start,), end, steps=PRIOR_STEPS)[0][:, 0]
 
     def decode(self, z: Tensor) -> Tensor:
         """Return the mean of the channels in the units of the data.
@@ -332,7 +357,7 @@ class LatentNetwork(nn.Module):
         """Return log p(series | z(0)) of each series, nats, in the units of the data.
 
         Args:
-            start: z(0), shape (n, latent_dim).
+            start: Starts, shape (n, latent_dim).
             values: Values, NaN where missing, shape (n, T, channels).
             times: Times since the first, shape (n, T).
 
@@ -341,19 +366,21 @@ class LatentNetwork(nn.Module):
         """
         if self.intensity is None:
             return self._of_values(self.path(start, times), values)
-        z, expected = self._solve(self._with_events, (start, start.new_zeros(len(start), self.channels)), times)
+        z, expected = self._solve(
+            self._with_events, (self.carried(start), start.new_zeros(len(start), self.channels)), times
+        )
         seen = ~values[:, 1:].isnan()
         events = torch.where(seen, self.log_rate(z[:, 1:]), 0.0).sum(dim=(1, 2)) - expected[:, -1].sum(1)
         return self._of_values(z, values) + events
 
     def slopes(self, start: Tensor, values: Tensor, times: Tensor) -> Tensor:
-        """Return the derivatives by z(0) of all that the likelihood compares with what was seen.
+        """Return the derivatives by the start of all that the likelihood compares with what was seen.
 
         These are the means in units of the noise, and the logarithms of the intensities at events: in both, one unit
         has the information 1. Derivatives follow the solve as d S/dt = (df/dz) S.
 
         Args:
-            start: z(0), shape (n, latent_dim).
+            start: Starts, shape (n, latent_dim).
             values: Values, NaN where missing, shape (n, T, channels).
             times: Times since the first, shape (n, T).
 
@@ -363,12 +390,18 @@ class LatentNetwork(nn.Module):
         """
         size, seen = self.latent_dim, ~values.isnan()[:, :, None]
 
-        def rhs(state: State) -> State:
-            velocity, change = self.dynamics.pushed(state[0], state[1].unflatten(1, (size, size)))
-            return velocity, change.flatten(1)
+        def moved(push: Push) -> Callable[[State], State]:
+            def rhs(state: State) -> State:
+                velocity, change = push(state[0], state[1].unflatten(1, (size, size)))
+                return velocity, change.flatten(1)
 
-        identity = torch.eye(size).to(start).flatten().expand(len(start), -1)
-        z, s = self._solve(rhs, (start, identity), times)
+            return rhs
+
+        state: State = (start, torch.eye(size).to(start).flatten().expand(len(start), -1))
+        if (field := self.prior) is not None:
+            ends = solve_at(moved(partial(pushed, field)), state, start.new_ones(len(start), 1), steps=PRIOR_STEPS)
+            state = tuple(each[:, 0] for each in ends)
+        z, s = self._solve(moved(self.dynamics.pushed), state, times)
         s = s.unflatten(2, (size, size))
         means = torch.where(seen, pushed(self.decoder, z, s)[1] * self.scale.to(z) / self.noise, 0.0)
         if self.intensity is None:

@@ -69,11 +69,12 @@ class LatentODE(LatentODEFields):
         latent_dim: Dimension of the latent state.
         hidden: Width of all networks.
         recognition: "gru", or "ode_rnn", whose state moves on between observations.
+        prior: "normal", or "flow": prior and posterior of the first state are carried by a continuous flow.
         events: Whether the times at which channels are seen are modelled too, by a Poisson process.
         max_seconds: CPU seconds of training.
         max_steps: Largest number of training steps, or None.
-        steps: Runge-Kutta steps over the longest series; None for two for each radian that the series turn in it, up to 64,
-            or one for every four of its rows, from 8 to 32.
+        steps: Runge-Kutta steps over the longest series; None for two for each radian that the series turn in it, up to
+            64, or one for every four of its rows, from 8 to 32.
         batch_size: Series of a training step.
         learning_rate: Peak learning rate.
         validation_fraction: Share of the series that are held out to choose the weights.
@@ -351,7 +352,8 @@ class LatentODE(LatentODEFields):
             torch.manual_seed(self.record_["seed"])
             return LatentNetwork(
                 scales, latent_dim=self.latent_dim, hidden=self.hidden, recognition=self.recognition,
-                events=self.events, steps=self.record_["steps"],
+                events=self.events, prior=self.prior,
+                steps=self.record_["steps"],
             )  # fmt: skip
 
     def _train(self, fitting: Batch, held_out: Batch | None, run: Run | None, *, resume: bool) -> History:
