@@ -4,6 +4,7 @@
     python benchmarks/series.py --sets spirals30 --seed 1 --json benchmarks/results/series.json
     python benchmarks/series.py --sets spirals30 --only "latent ODE" --validation    # to choose settings by
     python benchmarks/series.py --only clocks                    # ways to solve for rows with times of their own
+    python benchmarks/series.py --only events --picture docs/events.png    # rates of known Poisson processes
 
 Spirals: 1,000 series to train on and 200 others, each seen at 30, 50 or 100 of 100 steps; the error is the root mean
 square distance of a coordinate from the noise-free curve on the 100 steps beyond. Chen et al. (2018), table 2, have
@@ -35,6 +36,7 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor, nn
 
+from ffjord_kit import plots
 from ffjord_kit.datasets.series import spiral_curves, spirals
 from ffjord_kit.models import LatentODE
 from ffjord_kit.models.dense import solve_at
@@ -43,10 +45,11 @@ from ffjord_kit.ode import FixedSolver
 
 REAL = ("ItalyPowerDemand", "JapaneseVowels", "BasicMotions", "GunPoint", "ArrowHead", "OSULeaf")
 SETS = ("spirals30", "spirals50", "spirals100", *REAL)
-METHODS = ("latent ODE", "RNN", "Gaussian process", "linear", "clocks")
+METHODS = ("latent ODE", "RNN", "Gaussian process", "linear", "clocks", "events")
 UNTRAINED = ("Gaussian process", "linear")  # which take no budget
 NOISE, DROPPED, MISSING = 0.3, 0.3, 0.3
 TRAIN, TEST, VALIDATION = 0, 1, 2  # seeds of the spirals
+WINDOW, HIGHEST = 10.0, 4 * math.e  # of events: its length, and the largest rate
 NEW, LEARNED = 100, 16  # test series of a real set, and training series of a Gaussian process, at most
 
 Pairs = list[tuple[np.ndarray, np.ndarray]]
@@ -335,11 +338,57 @@ CLOCKS: dict[str, Callable[[nn.Module, Tensor, Tensor], Tensor]] = {
 }
 
 
-VALIDATE = {"--validation": {"action": "store_true", "help": "other spirals, to choose settings by"}}
+# ---- events
+
+
+def rate(t: np.ndarray, phase: float) -> np.ndarray:
+    """A rate that rises and falls twice in a window of 10, shape (T,)."""
+    return 4 * np.exp(np.sin(2 * math.pi * t / 5 + phase))
+
+
+def event_series(count: int, seed: int) -> tuple[Pairs, np.ndarray]:
+    """Windows with the events of one channel, whose values are noise alone; and the phase of each rate."""
+    rng, series = np.random.default_rng(seed), []
+    phases = rng.uniform(0, 2 * math.pi, count)
+    for phase in phases:
+        t = np.sort(rng.uniform(0, WINDOW, rng.poisson(HIGHEST * WINDOW)))
+        t = t[rng.random(len(t)) * HIGHEST < rate(t, phase)]  # thinning
+        values = np.r_[math.nan, rng.standard_normal(len(t)), math.nan]  # the window opens and closes empty
+        series.append((np.r_[0.0, t, WINDOW], values))
+    return series, phases
+
+
+def events(budget: float, seed: int, picture: str | None) -> dict[str, Any]:
+    """Fit windows of events, and compare the rates of others with the true ones."""
+    model = LatentODE(events=True, max_seconds=budget, random_state=seed).fit(event_series(200, TRAIN)[0])
+    new, phases = event_series(100, TEST)
+    at = np.linspace(0, WINDOW, 101)
+    bands = model.intensity(at, new)
+    truth = np.stack([rate(at, phase)[:, None] for phase in phases])
+    low, mean, high = (np.stack([getattr(each, name) for each in bands]) for name in ("low", "mean", "high"))
+    if picture:
+        drawn = [plots.PredictedSeries(str(i), at, truth[i], *bands[i]) for i in range(4)]
+        figure = plots.series_bands(drawn, ["rate"], level=0.9)
+        for text in figure.legends[0].get_texts():
+            text.set_text(text.get_text().replace("seen", "true rate"))
+        plots.save(figure, picture)
+    error = float(np.sqrt(np.mean((mean - truth) ** 2)) / truth.mean())
+    constant = float(truth.std() / truth.mean())
+    inside = float(((low < truth) & (truth < high)).mean())
+    return {
+        "set": "events", "method": "events", "budget": budget, "seed": seed, "steps": model.history_.step,
+        "error": round(error, 4), "constant": round(constant, 4), "coverage": round(inside, 4),
+    }  # fmt: skip
+
+
+EXTRA = {
+    "--validation": {"action": "store_true", "help": "other spirals, to choose settings by"},
+    "--picture": {"help": "file to draw rates of events to"},
+}
 
 
 def main() -> None:
-    given = command.options(__doc__ or "", sets=SETS, methods=METHODS, budgets=(60,), extra=VALIDATE)
+    given = command.options(__doc__ or "", sets=SETS, methods=METHODS, budgets=(60,), extra=EXTRA)
     if given.device != "cpu":
         raise ValueError("series are fitted on the CPU: leave --device out")
     store = results.Store(given.json)
@@ -351,6 +400,9 @@ def main() -> None:
     if "clocks" in given.only:
         for row in clocks():
             keep(row)
+    if "events" in given.only:
+        for budget in given.budgets:
+            keep(events(budget, given.seed, given.picture))
     for name in given.sets:
         for method in (method for method in FIT if method in given.only and applies(name, method)):
             for budget in given.budgets if method not in UNTRAINED else (0,):

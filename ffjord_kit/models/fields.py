@@ -36,7 +36,7 @@ class LatentODEFields:
     max_seconds: float = option(60.0, "CPU seconds of training, the last validation included", 0.0)
     max_steps: int | None = option(None, "largest number of training steps", 1)
     steps: int | None = option(
-        None, "Runge-Kutta steps over the longest series (default: by its rows and turns, from 8 to 64)", 1
+        None, "Runge-Kutta steps over the longest series (default: by its rows and turns, from 16 to 64)", 1
     )
     batch_size: int = option(64, "series of a training step", 1)
     learning_rate: float = option(1e-2, "peak learning rate", 0.0)

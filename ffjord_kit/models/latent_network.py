@@ -212,14 +212,17 @@ class Scales(NamedTuple):
         duration, watched = times[:, -1].max(), times[:, -1].sum()
         events = (~values[:, 1:].isnan()).sum(dim=(0, 1)).clamp(min=1)
         gap = watched / (lengths(times) - 1).sum() / duration
-        turn = math.pi * _crossings(values - location) / watched * duration
         spread = torch.where(spread > 0, spread, 1.0)
+        turn = math.pi * _crossings((values - location) / spread) / watched * duration
         return cls(location, spread, events / watched * duration, duration, gap, turn.clamp(min=LEAST_TURN))
 
 
-def _crossings(centred: Tensor) -> Tensor:
-    """Return how often values cross 0, in the channel where they do so most, ()."""
-    above = centred.permute(0, 2, 1).nan_to_num(nan=0.0).sign()
+def _crossings(values: Tensor) -> Tensor:
+    """Return how often standardized values go from one side of 0 to the other, in the channel that does so most, ().
+
+    A value within half a standard deviation has no side: noise does not count.
+    """
+    above = torch.where(values.abs() > 0.5, values, 0.0).permute(0, 2, 1)
     rows = torch.arange(above.shape[2], device=above.device)
     last = torch.where(above != 0, rows, -1).cummax(dim=2).values  # the row of the last value seen
     held = above.gather(2, last.clamp(min=0))
