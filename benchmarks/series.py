@@ -342,8 +342,8 @@ CLOCKS: dict[str, Callable[[nn.Module, Tensor, Tensor], Tensor]] = {
 
 
 def rate(t: np.ndarray, phase: float) -> np.ndarray:
-    """A rate that rises and falls twice in a window of 10, shape (T,)."""
-    return 4 * np.exp(np.sin(2 * math.pi * t / 5 + phase))
+    """A rate that rises and falls once in a window of 10, shape (T,)."""
+    return 4 * np.exp(np.sin(2 * math.pi * t / WINDOW + phase))
 
 
 def event_series(count: int, seed: int) -> tuple[Pairs, np.ndarray]:

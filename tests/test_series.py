@@ -110,11 +110,13 @@ def test_the_unit_of_time_and_of_values_is_the_users():
     np.testing.assert_allclose(second.score_samples() + seen * math.log(1e3), first.score_samples(), rtol=1e-3)
 
 
-def test_the_angular_frequency_of_series_is_found_with_gaps():
-    times = torch.linspace(0, 10, 41, dtype=torch.float64).repeat(5, 1)
-    values = torch.stack([(3 * times + 0.1).sin(), 0.01 * times.square()], dim=2)
+def test_the_angular_frequency_of_series_is_found_with_gaps_and_beside_noise():
+    times = torch.linspace(0, 10, 81, dtype=torch.float64).repeat(5, 1)
+    noise = torch.randn(times.shape, generator=torch.Generator().manual_seed(0))
+    values = torch.stack([(3 * times + 0.1).sin(), 0.01 * times.square(), noise], dim=2)
     values[:, ::3] = torch.nan
     assert float(Scales.of(values, times).turn) == pytest.approx(30, rel=0.15)
+    assert float(Scales.of(values[:, :, 1:], times).turn) < 3.5
 
 
 # ---- closed forms

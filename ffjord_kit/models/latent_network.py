@@ -35,6 +35,7 @@ from ffjord_kit.models.series import lengths
 LEAST_NOISE = 1e-3  # of the standard deviation of a channel
 LEAST_TURN = 1.0  # radians in the duration of the longest series
 PRIOR_STEPS = 8  # Runge-Kutta steps of the prior's flow
+LEAST_CORRELATION = 0.5  # of a value and the next one, below which a channel counts as noise
 LOG_2PI = math.log(2 * math.pi)
 
 Push = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # from values and tangents to both
@@ -220,13 +221,23 @@ class Scales(NamedTuple):
 def _crossings(values: Tensor) -> Tensor:
     """Return how often standardized values go from one side of 0 to the other, in the channel that does so most, ().
 
-    A value within half a standard deviation has no side: noise does not count.
+    Noise does not count: a value within half a standard deviation has no side, and a channel whose values say little of
+    the next ones has no crossings.
     """
-    above = torch.where(values.abs() > 0.5, values, 0.0).permute(0, 2, 1)
-    rows = torch.arange(above.shape[2], device=above.device)
-    last = torch.where(above != 0, rows, -1).cummax(dim=2).values  # the row of the last value seen
-    held = above.gather(2, last.clamp(min=0))
-    return (held[:, :, 1:] * held[:, :, :-1] < 0).sum(dim=(0, 2)).max()
+    values = values.permute(0, 2, 1)
+    before, seen = _held(values.nan_to_num(), ~values.isnan())[:, :, :-1], ~values[:, :, 1:].isnan()
+    product, square = ((before * other).nansum((0, 2)) for other in (values[:, :, 1:], torch.where(seen, before, 0.0)))
+    sides = torch.where(values.abs() > 0.5, values.sign(), 0.0)
+    held = _held(sides, sides != 0)
+    counts = (held[:, :, 1:] * held[:, :, :-1] < 0).sum(dim=(0, 2))
+    return torch.where(product > LEAST_CORRELATION * square, counts, 0).max()
+
+
+def _held(values: Tensor, seen: Tensor) -> Tensor:
+    """Return values in which each one that was not seen repeats the last one that was, or is 0 before the first."""
+    rows = torch.arange(values.shape[2], device=values.device)
+    last = torch.where(seen, rows, -1).cummax(dim=2).values
+    return torch.where(last < 0, 0.0, values.gather(2, last.clamp(min=0)))
 
 
 class LatentNetwork(nn.Module):
