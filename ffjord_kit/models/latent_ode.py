@@ -34,7 +34,7 @@ KIND = "latent_ode"  # of a run, in its config
 FEWEST_HELD_OUT = 5  # series; fewer say too little
 LEAST_SHARE = 4  # times as many must there be, for them to be held out
 NEVER = 10**9  # validations without improvement that end a fit: the bound of few series stands still for long
-ROWS_PER_STEP, MOST_BY_ROWS, STEPS_PER_RADIAN, FEWEST_STEPS, MOST_STEPS = 4, 32, 2, 16, 64
+ROWS_PER_STEP, MOST_BY_ROWS, STEPS_PER_RADIAN, FEWEST_STEPS, MOST_STEPS = 4, 32, 3, 16, 64
 COARSE = 0.1  # of the noise: a difference from a solve of twice the steps that calls for a warning
 MOST_DURATIONS = 20  # of the longest series of the fit, to which a prediction may reach
 CHUNK = 16  # series that are predicted at once
@@ -73,7 +73,7 @@ class LatentODE(LatentODEFields):
         events: Whether the times at which channels are seen are modelled too, by a Poisson process.
         max_seconds: CPU seconds of training.
         max_steps: Largest number of training steps, or None.
-        steps: Runge-Kutta steps over the longest series; None for two for each radian that the series turn in it, up to
+        steps: Runge-Kutta steps over the longest series; None for three for each radian that the series turn in it, up to
             64, or one for every four of its rows, from 16 to 32.
         batch_size: Series of a training step.
         learning_rate: Peak learning rate.
