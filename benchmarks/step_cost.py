@@ -1,6 +1,6 @@
 """What a log-density by few exact steps costs: operations, the machine's limit, and the share of it that is reached.
 
-    python benchmarks/step_cost.py [--columns 2,5,9,21,43,63]
+    python benchmarks/step_cost.py [--columns 2,5,9,21,43,63] [--compile]
 
 One thread, float32, 16 evaluations of the default network of so many columns, 2,000 rows. Operations are those of the
 products with the network's matrices for a state and its frame of tangents, 2 E (1 + d) W a row for E evaluations and W
@@ -26,23 +26,30 @@ def main() -> None:
     """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--columns", default="2,5,9,21,43,63", help="numbers of columns (default: %(default)s)")
+    parser.add_argument("--compile", action="store_true", help="by torch.compile, and print what compiling takes")
+    given = parser.parse_args()
     torch.set_num_threads(1)
     print("| columns | Mflop a row | limit, s for 10,000 rows | measured | share of the limit |\n|" + "---|" * 5)
-    for columns in map(int, parser.parse_args().columns.split(",")):
-        print(_row(columns), flush=True)
+    for columns in map(int, given.columns.split(",")):
+        print(_row(columns, compiled=given.compile), flush=True)
 
 
 @torch.no_grad()
-def _row(columns: int) -> str:
+def _row(columns: int, *, compiled: bool) -> str:
     torch.manual_seed(0)
     widths = NARROW if columns <= 3 else WIDE
     field = ResidualDynamics((columns,), hidden=widths)
     flow = Flow([Stepped(field, (columns,), method="midpoint", steps=STEPS)])
-    x = torch.randn(ROWS, columns)
+    x, log_prob = torch.randn(ROWS, columns), flow.log_prob
+    if compiled:
+        begun = time.perf_counter()
+        log_prob = torch.compile(log_prob)
+        log_prob(x[:AT_ONCE])
+        print(f"compiled in {time.perf_counter() - begun:.0f} s")
     weights = 2 * columns * widths[0] + sum(a * b for a, b in zip(widths, (*widths[1:], widths[-1]), strict=True))
     operations = 2 * 2 * STEPS * (1 + columns) * weights
     limit = operations * 10_000 / _rate(widths[0], AT_ONCE * (1 + columns))
-    seconds = _seconds(lambda: [flow.log_prob(part) for part in x.split(AT_ONCE)]) * 10_000 / ROWS
+    seconds = _seconds(lambda: [log_prob(part) for part in x.split(AT_ONCE)]) * 10_000 / ROWS
     return f"| {columns} | {operations / 1e6:.1f} | {limit:.2f} | {seconds:.2f} | {limit / seconds:.0%} |"
 
 

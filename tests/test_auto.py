@@ -283,6 +283,14 @@ def test_few_rows_are_cross_validated_from_one_step_on(monkeypatch, context):
     assert model.history_.step == steps
 
 
+def test_held_out_rows_do_not_shorten_a_length_that_all_rows_have_chosen(monkeypatch):
+    monkeypatch.setattr(table, "SMALL", 1000)
+    monkeypatch.setattr(cross_validation, "LENGTHS", (40,))
+    model = FFJORD(random_state=0, hidden=(8,)).fit(two_clusters(100))
+    steps = model.config_["chosen"]["schedule"][0][1]
+    assert [step for step, _ in model.history_.validations] == [steps]
+
+
 def test_few_rows_are_no_worse_than_a_mixture_of_theirs(monkeypatch, tmp_path):
     monkeypatch.setattr(table, "SMALL", 1000)
     monkeypatch.setattr(cross_validation, "LENGTHS", (1, 20))

@@ -150,6 +150,16 @@ def test_the_first_validations_come_at_doubled_numbers_of_steps_after_an_epoch()
     assert validated(50) == [10, 20, 40, 80, 160, 200, 400, 600, 800]
     assert validated(900) == [90, 180, 200, 400, 600, 800]
     assert validated(50, trial=True)[:2] == [200, 400]
+    assert validated(50, trial=True, from_start=True) == [0, 10, 20, 40, 80, 160, 200, 400, 600, 800]
+
+
+def test_the_weights_that_a_phase_begins_with_are_a_candidate():
+    x, held_out, flow = normal_rows(200), normal_rows(200, seed=1), shifted()
+    fit_flow(flow, x, schedule=[Phase(MaximumLikelihood(), 200, 0.1)], validation=Batch(held_out), config=steady())
+    learnt = weight(flow)
+    spoil = Phase(Toward(9.0), 40, 0.1, trial=True, from_start=True)
+    history = fit_flow(flow, x, schedule=[spoil], validation=Batch(held_out), config=steady())
+    assert (weight(flow), history.best_step) == (learnt, 0)
 
 
 def test_a_later_phase_that_never_improves_leaves_the_best_of_the_earlier_one():

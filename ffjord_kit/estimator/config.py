@@ -89,6 +89,14 @@ class Config:
     validation: SolveOptions
     device: torch.device
 
+    def judged_at_the_end(self) -> Config:
+        """Return the configuration with one validation a phase, for lengths that are chosen already.
+
+        Returns:
+            The new configuration.
+        """
+        return dataclasses.replace(self, phases=tuple(dataclasses.replace(each, validations=1) for each in self.phases))
+
 
 def resolve(fields: CommonFields, domain: Domain, *, seed: int = 0, chosen: Mapping[str, Any] | None = None) -> Config:
     """Settle the open fields, check all of them, and make what they name.
@@ -274,7 +282,8 @@ def _phases(
         )
     return tuple(
         Phase(*objectives[spec.objective][:1], spec.steps, objectives[spec.objective][1], spec.seconds,
-              trial=spec.objective == "steps" or (auto and spec.objective == "mle"))
+              trial=spec.objective == "steps" or (auto and spec.objective == "mle"),
+              from_start=spec.objective == "steps")
         for spec in specs
     )  # fmt: skip
 

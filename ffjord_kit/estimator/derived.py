@@ -72,7 +72,7 @@ class DerivingModel(ScoringModel):
         arrays = self._rows_of_fit(X, context)
         rows = self.domain.training_data(arrays, self.config.fields.validation_fraction, self.seed)
         objective, rate = self.config.objectives["steps"]
-        phase = Phase(objective, math.inf, rate, positive("max_seconds", max_seconds), trial=True)
+        phase = Phase(objective, math.inf, rate, positive("max_seconds", max_seconds), trial=True, from_start=True)
         known = {name: value for name, value in self.record.items() if name != "steps"}
         nll = min((nll for _, nll in self.history.validations_of("continuous")), default=None)
         steps, history, record = fit_steps(

@@ -31,7 +31,7 @@ from ffjord_kit.estimator.persistence import (
     run_folder,
 )  # fmt: skip
 from ffjord_kit.estimator.scoring import to_data
-from ffjord_kit.estimator.search import LEAST_SHARE, choose
+from ffjord_kit.estimator.search import LEAST_SHARE, choose, is_small
 from ffjord_kit.estimator.table import TableDomain, context_names, in_order, refuse_repeated
 from ffjord_kit.flow import Flow
 from ffjord_kit.ode import FixedSolver
@@ -132,6 +132,8 @@ class DensityEstimator(DensityMixin, BaseEstimator, CommonFields):
             before, going_on = None, workers.broadcast(lambda: folder is not None and resume and folder.has_checkpoint)
             if self.schedule == "auto" and not going_on:
                 config, flow, record, before = self._search(domain, rows, config, flow, record, folder, workers, timer)
+            if self.schedule == "auto" and is_small(domain, rows) and not config.transforms:
+                config = config.judged_at_the_end()
             history = self._train(flow, rows, config, folder, resume, before, timer, on_step, on_samples and _sampler(
                 flow, domain, arrays.context, config.train.seed, on_samples
             ))  # fmt: skip

@@ -85,6 +85,19 @@ class Trial(NamedTuple):
     failure: TrainingDiverged | None = None
 
 
+def is_small(domain: Domain, data: TrainingData) -> bool:
+    """Return whether the rows are so few that all of them must judge, by cross-validation.
+
+    Args:
+        domain: Domain of the data.
+        data: Training data.
+
+    Returns:
+        True if they are.
+    """
+    return isinstance(data.x, Tensor) and len(data.x) >= MIN_FOLDED and domain.is_small(len(data.x))
+
+
 def choose(
     fields: CommonFields, domain: Domain, data: TrainingData, config: Config, flow: Flow, timer: Timer
 ) -> Choice:
@@ -181,11 +194,7 @@ class Search:
     @property
     def is_small(self) -> bool:
         """Whether the rows are so few that all of them must judge."""
-        return (
-            isinstance(self.data.x, Tensor)
-            and len(self.data.x) >= MIN_FOLDED
-            and self.domain.is_small(len(self.data.x))
-        )
+        return is_small(self.domain, self.data)
 
     def cross_validated(self) -> Trial:
         """Choose values and the number of steps by cross-validation.

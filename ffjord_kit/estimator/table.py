@@ -41,7 +41,6 @@ LARGEST_VALIDATION_SET = 2_000
 VALIDATION_ELEMENTS, VALIDATION_ROWS = 8_192, 200  # fewer rows where a row is long, as its exact trace is dear
 FITTED_ROWS = 100_000  # of a longer table, for scalings and trials
 MOST_STEPPED_COLUMNS = 64  # a step's frame has a tangent for each
-STEPPED_UP_TO = 32  # columns, by schedule auto: of 64 (digits) receipts failed, and took a sixth of the time
 DECAY, DECAY_ROWS = 0.3, 9000  # weight decay where contexts tell rows apart, up to these rows; beyond as 1 / rows
 SMALL = 1000  # rows: fewer are cross-validated, for a part of them judges badly
 GAUSSIANIZED_FROM = 200  # rows: fewer say little of the quantiles
@@ -175,7 +174,7 @@ class TableDomain(Domain):
         return ""
 
     def reason_not_to_step(self) -> str:
-        return f"more than {STEPPED_UP_TO} columns" if self.size > STEPPED_UP_TO else ""
+        return f"more than {MOST_STEPPED_COLUMNS} columns" if self.size > MOST_STEPPED_COLUMNS else ""
 
     def check_schedule(self, objectives: Sequence[str]) -> None:
         if "steps" in objectives and self.size > MOST_STEPPED_COLUMNS:

@@ -34,7 +34,9 @@ class Phase:
         trial: Whether the phase is an attempt that may fail. A trial that is limited by steps alone ends at the second
             validation without improvement; any trial ends quietly if its numbers are not finite. The best earlier
             weights are kept.
-        validations: Least number of validations of a phase that is limited by steps alone.
+        from_start: Whether the weights that the phase begins with are a candidate too; a trial is then validated as
+            often, and has as much patience, as other phases.
+        validations: Least number of validations of a phase that is limited by steps alone; 1 for the end alone.
         overtime: Seconds by which the last validation may be late.
 
     Raises:
@@ -51,6 +53,7 @@ class Phase:
     learning_rate: float = 2e-3
     seconds: float = math.inf
     trial: bool = False
+    from_start: bool = False
     validations: int = 4
     overtime: float = 0.0
 

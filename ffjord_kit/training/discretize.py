@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -101,18 +101,22 @@ def in_steps(flow: Flow, method: str, steps: int, grading: float = 1.0, *, learn
     return Flow(transforms, base=flow.base, preprocess=flow.preprocess, context_dim=flow.context_dim)  # type: ignore[arg-type]
 
 
-def rank_steps(flow: Flow, validation: Batch, evaluations: int = 16) -> list[Candidate]:
+def rank_steps(
+    flow: Flow, validation: Batch, evaluations: int = 16, methods: Sequence[str] = tuple(RUNGE_KUTTA)
+) -> list[Candidate]:
     """Score the steps that take at most some number of evaluations.
 
     Args:
         flow: Continuous flow.
         validation: Held-out rows and contexts, in the units of the data.
         evaluations: Largest number of evaluations of the field.
+        methods: Words of EXPLICIT_SCHEMES.
 
     Returns:
         Candidates, that of the lowest sum of NLL and penalty first: the NLL of steps that fold is worthless.
     """
-    found = [Candidate(steps, *_scores(in_steps(flow, *steps), validation)) for steps in _affordable(evaluations)]
+    affordable = _affordable(evaluations, methods)
+    found = [Candidate(steps, *_scores(in_steps(flow, *steps), validation)) for steps in affordable]
     return sorted(found, key=lambda candidate: candidate.nll + candidate.penalty)
 
 
@@ -131,17 +135,18 @@ def train_steps(
     Returns:
         The history, which ends early where validation gets no better.
     """
-    phase = phase or Phase(SteppedLikelihood(), math.inf, LEARNING_RATE, 60.0, trial=True)
+    phase = phase or Phase(SteppedLikelihood(), math.inf, LEARNING_RATE, 60.0, trial=True, from_start=True)
     config = config or TrainConfig()
     rows = min(config.batch_size, max(LEAST_BATCH, BATCH_ELEMENTS // math.prod(flow.event_shape)))
     config = replace(config, ema_decay=EMA_DECAY, batch_size=rows)
     return fit_flow(flow, x, schedule=[phase], config=config, **options)
 
 
-def _affordable(evaluations: int) -> Iterator[Steps]:
-    for method, scheme in RUNGE_KUTTA.items():
-        if evaluations >= scheme.stages:
-            yield from (Steps(method, evaluations // scheme.stages, grading) for grading in GRADINGS)
+def _affordable(evaluations: int, methods: Sequence[str]) -> Iterator[Steps]:
+    for method in methods:
+        steps = evaluations // RUNGE_KUTTA[method].stages
+        if steps:
+            yield from (Steps(method, steps, grading) for grading in GRADINGS)
 
 
 @torch.no_grad()

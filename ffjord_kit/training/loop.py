@@ -263,6 +263,8 @@ class _Trainer:
         return self.stop_requested() if self.workers.size == 1 else self.stopped
 
     def _train_phase(self, phase: Phase) -> None:
+        if phase.from_start and self.history.phase_step == 0:
+            self._judge_start(phase)
         while not self.history.is_over(phase, self.config.patience):
             self._advance(phase)
             if self._stops():
@@ -270,6 +272,14 @@ class _Trainer:
             if self.checkpoints.due:
                 self.checkpoints.save()
         self._end_phase(phase)
+
+    def _judge_start(self, phase: Phase) -> None:
+        """Validate the weights that a phase begins with, if that is possible."""
+        try:
+            with self._limited(phase):
+                self._validate(phase)
+        except (OutOfTime, TrainingDiverged) as error:
+            self.recorder.add(phase, {"event": f"the first weights have no validation: {error}"})
 
     def _advance(self, phase: Phase) -> None:
         """Make a step, and a validation if one is due; go back if either diverges."""
