@@ -73,8 +73,8 @@ class LatentODE(LatentODEFields):
         events: Whether the times at which channels are seen are modelled too, by a Poisson process.
         max_seconds: CPU seconds of training.
         max_steps: Largest number of training steps, or None.
-        steps: Runge-Kutta steps over the longest series; None for three for each radian that the series turn in it, up to
-            64, or one for every four of its rows, from 16 to 32.
+        steps: Runge-Kutta steps over the longest series; None for three for each radian that the series turn in it, up
+            to 64, or one for every four of its rows, from 16 to 32.
         batch_size: Series of a training step.
         learning_rate: Peak learning rate.
         validation_fraction: Share of the series that are held out to choose the weights.
