@@ -29,6 +29,7 @@ OBJECTIVES = ("flow_matching", "mle", "transforms", "steps")  # objectives/__ini
 COUPLINGS = ("independent", "optimal_transport")  # objectives/couplings.py
 TIME_DENSITIES = ("uniform", "likelihood")  # objectives/flow_matching.py
 
+PRIORS = ("normal", "flow")  # of the first state of a latent ODE
 RECOGNITIONS = ("gru", "ode_rnn")  # models/latent_network.py
 
 # tf32: products of 10 bits of fraction on a GPU's tensor cores; bf16: all of the network in numbers of 7 bits.

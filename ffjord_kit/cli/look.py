@@ -24,6 +24,7 @@ from ffjord_kit.diagnostics import (
     network_condensation,
 )
 from ffjord_kit.diagnostics.findings import GOOD, UNSURE, grade
+from ffjord_kit.diagnostics.spectrum import LEARNED
 from ffjord_kit.estimator import DensityModel
 from ffjord_kit.estimator.data import tensor
 from ffjord_kit.objectives import FlowMatching
@@ -143,9 +144,12 @@ def _scales(model: DensityModel, rows: Rows) -> Section:
     """Look for scales of the data that are not learned yet."""
     x, context = _some(rows.judges, SPECTRUM_ROWS)
     spectrum = density_spectrum(model.flow, tensor(x), None if context is None else tensor(context), seed=rows.seed)
-    errors = spectrum.relative_error[None].numpy()
-    history = plots.SpectrumHistory([1], spectrum.frequencies.numpy(), errors)
-    return Section(check_spectrum(spectrum), {"scales.png": plots.spectrum_errors({"this fit": history})})
+    errors = spectrum.relative_error.clamp(max=2.0).numpy()
+    curve = plots.loss_lines(
+        spectrum.frequencies.numpy(), {"this fit": errors, "not learned above": np.full_like(errors, LEARNED)},
+        along="frequency, radians per standard deviation", label="relative error of the spectrum",
+    )  # fmt: skip
+    return Section(check_spectrum(spectrum), {"scales.png": curve})
 
 
 def _neurons(model: DensityModel, rows: Rows) -> Section:
@@ -158,7 +162,9 @@ def _neurons(model: DensityModel, rows: Rows) -> Section:
         "try ffjord-kit condense RUN --out NARROW: fewer neurons may hold the same density, and score faster",
     )  # fmt: skip
     return Section(finding, {
-        "neurons.png": plots.similarity_matrices({layer.name: layer.ordered_similarity for layer in layers})
+        "neurons.png": plots.similarity_matrices({
+            layer.name.split(".")[-1].replace("_", " "): layer.ordered_similarity for layer in layers
+        })
     })  # fmt: skip
 
 
