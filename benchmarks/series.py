@@ -48,6 +48,7 @@ SETS = ("spirals30", "spirals50", "spirals100", *REAL)
 METHODS = ("latent ODE", "RNN", "Gaussian process", "linear", "clocks", "events")
 UNTRAINED = ("Gaussian process", "linear")  # which take no budget
 NOISE, DROPPED, MISSING = 0.3, 0.3, 0.3
+SPIRAL_LATENT = 4  # as in the paper; 8, the default, does worse on the validation spirals
 TRAIN, TEST, VALIDATION = 0, 1, 2  # seeds of the spirals
 WINDOW, HIGHEST = 10.0, 4 * math.e  # of events: its length, and the largest rate
 NEW, LEARNED = 100, 16  # test series of a real set, and training series of a Gaussian process, at most
@@ -123,7 +124,8 @@ def _thinned(pair: tuple[np.ndarray, np.ndarray], rng: np.random.Generator) -> t
 
 def latent_ode(problem: Task, budget: float, seed: int) -> tuple[list[np.ndarray], dict[str, Any]]:
     """Our latent ODE."""
-    model = LatentODE(max_seconds=budget, random_state=seed).fit(problem.train)
+    size = {"latent_dim": SPIRAL_LATENT} if problem.noise else {}
+    model = LatentODE(max_seconds=budget, random_state=seed, **size).fit(problem.train)
     bands = model.extrapolate(problem.times, problem.new, draws=64)
     rng = np.random.default_rng(0)
     inside = []
