@@ -105,6 +105,57 @@ def check_score(
         datasets.check_source(other)
 
 
+def check_explain(
+    run: str, source: str, bounds: str | None, out: str | None, picture: str | None, force: bool, **_: Any
+) -> None:
+    """Check the run, the rows, the bounds and the files of corrections.
+
+    Args:
+        run: Run folder.
+        source: Rows.
+        bounds: Bounds of columns, as a=0..5,b=1..2, or None.
+        out: File for the corrections, or None.
+        picture: PNG file, or None.
+        force: Whether existing files may be replaced.
+
+    Raises:
+        ValueError: If something is not there or cannot be read, or a file cannot be written.
+    """
+    parse_bounds(bounds)
+    for path in filter(None, (out, picture)):
+        check_replaceable(path, force=force)
+    if out is not None:
+        datasets.check_writable(out)
+    check_use(run, source)
+
+
+def parse_bounds(text: str | None) -> dict[str, tuple[float, float]]:
+    """Read the option --bounds.
+
+    Args:
+        text: Bounds of columns, as a=0..5,b=1..2, or None.
+
+    Returns:
+        Least and greatest value of each column.
+
+    Raises:
+        ValueError: If it cannot be read.
+
+    Example:
+        >>> parse_bounds("dose=0..2.5,age=18..90")
+        {'dose': (0.0, 2.5), 'age': (18.0, 90.0)}
+    """
+    bounds = {}
+    for part in text.split(",") if text else []:
+        name, _, interval = part.rpartition("=")
+        low, _, high = interval.partition("..")
+        try:
+            bounds[name.strip()] = (float(low), float(high))
+        except ValueError as error:
+            raise ValueError(f"--bounds must read like dose=0..2.5,age=18..90; got {part!r}") from error
+    return bounds
+
+
 def check_use(run: str, source: str | None = None, **_: Any) -> None:
     """Check a run and the data that it is used on.
 
@@ -208,8 +259,10 @@ CHECKS: dict[str, Callable[..., None]] = {
     "resume": check_resume,
     "sample": check_sample,
     "score": check_score,
+    "explain": check_explain,
     "doctor": check_use,
     "reflow": check_successor,
+    "condense": check_successor,
     "discretize": check_successor,
     "plot": check_use,
     "describe_run": check_use,

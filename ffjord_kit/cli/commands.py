@@ -178,6 +178,54 @@ def score(**options: Any) -> None:
 
 @cli.command()
 @run_argument
+@click.argument("source", metavar="ROWS")
+@click.option("--allow", metavar="COLUMN,...", help="Columns that may change, by name or number. [default: all]")
+@click.option(
+    "--stable", type=click.FloatRange(min=0), metavar="FLOAT", default=0.05, show_default=True,
+    help="Every change this near must mend the row too, in scales of the columns.",
+)  # fmt: skip
+@click.option(
+    "--threshold", type=float, metavar="NATS",
+    help="Log-density that a row must have. [default: the quantile of that of the fit's rows]",
+)  # fmt: skip
+@click.option(
+    "--quantile", type=click.FloatRange(0, 1, min_open=True, max_open=True), metavar="FLOAT", default=0.01,
+    show_default=True, help="Quantile that sets the threshold.",
+)  # fmt: skip
+@click.option("--bounds", metavar="COLUMN=LOW..HIGH,...", help="Bounds of a change. [default: the range of the fit]")
+@click.option(
+    "--rows", type=click.IntRange(min=1), metavar="INT", default=20, show_default=True,
+    help="Most rows to explain, the least likely first.",
+)  # fmt: skip
+@click.option("--out", type=click.Path(), help="File for the corrections.")
+@click.option("--picture", type=click.Path(), help="PNG of the changes, of two columns.")
+@seed_option("Seed of all draws.", default=0, show_default=True)
+@force_option
+def explain(**options: Any) -> None:
+    """Explain why ROWS are outliers for a RUN on a table: the smallest change that mends each.
+
+    A row is an outlier if its log-density is below the threshold. The change is stable, and comes with a box of changes
+    that mend the row too, of which thousands of draws were tried.
+    """
+    _call("explain", "explain", **options)
+
+
+@cli.command()
+@run_argument
+@click.argument("source", metavar="[DATA]", required=False)
+@click.option("--out", type=click.Path(file_okay=False), required=True, help="Folder for the page and its pictures.")
+@seed_option("Seed of all random draws.", default=0, show_default=True)
+@force_option
+def look(**options: Any) -> None:
+    """Look at what training did to a RUN on a table: the loss around it, scales, neurons, and an adversary.
+
+    DATA are rows that the run has not seen. [default: those that it held out]
+    """
+    _call("look", "look", **options)
+
+
+@cli.command()
+@run_argument
 @click.argument("source", metavar="[DATA]", required=False)
 @click.option(
     "--rows", type=click.IntRange(min=1), metavar="INT", default=1000, show_default=True, help="Largest number of rows."
@@ -242,6 +290,28 @@ def discretize(**options: Any) -> None:
     out, and trained on by their exact likelihood. DATA are the rows of the fit, if RUN no longer finds them.
     """
     _call("discretize", "discretize", **options)
+
+
+@cli.command()
+@run_argument
+@click.argument("source", metavar="[DATA]", required=False)
+@click.option("--out", type=click.Path(), required=True, help="Folder of the new run.")
+@click.option(
+    "--loss",
+    type=float,
+    default=0.005,
+    show_default=True,
+    help="Largest loss on held-out rows, nats.",
+)
+@click.option("--steps", type=int, default=3000, show_default=True, help="Steps of training of each width tried.")
+@force_option
+def condense(**options: Any) -> None:
+    """Give a RUN on a table a narrower network of the same density, which scores faster.
+
+    Neurons that others can stand in for are merged, and the rest imitates the old field. The narrowest network is kept
+    that stays within the loss on the rows that RUN held out. DATA are the rows of the fit, if RUN no longer finds them.
+    """
+    _call("condense", "condense", **options)
 
 
 @cli.command()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from ffjord_kit import diagnostics
 from ffjord_kit.data import Batch, Pixels
 from ffjord_kit.diagnostics.bits_per_dim import BitsPerDim, bits_per_dim
+from ffjord_kit.diagnostics.corrections import CONFIDENCE, DRAWS, SLACK, Corrections
 from ffjord_kit.diagnostics.outliers import outlier_scores
 from ffjord_kit.estimator.config import resolve
 from ffjord_kit.estimator.data import seed_from, tensor, to_numpy
@@ -23,12 +24,19 @@ from ffjord_kit.estimator.image import REPORT_PROBES, ImageDomain
 from ffjord_kit.estimator.persistence import fields_of_record, load_model, save_model
 from ffjord_kit.estimator.sampling import SamplingModel
 from ffjord_kit.estimator.scoring import placed, spread, to_data
+from ffjord_kit.estimator.table import TableDomain, in_order
+from ffjord_kit.flow import Flow
+from ffjord_kit.objectives import Neighbourhood, Objective
+from ffjord_kit.ode import AdaptiveSolver, FixedSolver
 from ffjord_kit.run import Run
 from ffjord_kit.transforms.cnf import SolveOptions
 
 STEP_COUNTS = (1, 2, 4, 8)
 STEP_METHODS = ("euler", "midpoint")
 ERROR_ROWS = 32  # of the solver's error that a reflow records
+REFERENCE_ROWS, COMPARED_ROWS = 5000, 256  # of corrections: for threshold and scales, and for the error below
+GUIDE = FixedSolver("rk4", 16, grading=2.0)  # of a continuous flow, for the search of corrections
+VERIFY = AdaptiveSolver(rtol=1e-4, atol=1e-4)  # of thousands of draws, with an error that is measured
 
 
 class NumpyTrajectory(NamedTuple):
@@ -284,6 +292,69 @@ class DensityModel(DerivingModel, SamplingModel):
         )
         return found if self.density == "continuous" else found.with_finding(self.receipt(X, context=context).finding)
 
+    def weight_loss(
+        self, X: Any, *, context: Any = None, objective: Objective[Flow] | None = None, seed: int = 0
+    ) -> diagnostics.WeightLoss:
+        """Return the loss of the continuous flow as a function of its weights, to look at its landscape and Hessian.
+
+        Args:
+            X: Rows, shape (n, d), all of which are computed at once.
+            context: Contexts.
+            objective: Objective; the negative log-likelihood by 16 steps of rk4 if None.
+            seed: Seed of all noise.
+
+        Returns:
+            The loss; see `ffjord_kit.diagnostics.WeightLoss`.
+
+        Raises:
+            ValueError: If rows lie outside the support, or the data are images.
+        """
+        self.domain.require_table("weight_loss", "make it of their flow: WeightLoss.of(model.flow_, batch)")
+        batch = self._rows_to_diagnose(X, context, seed)
+        return diagnostics.WeightLoss.of(self.flow, batch, objective, seed=seed)
+
+    def attack(
+        self,
+        X: Any,
+        eps: float,
+        *,
+        context: Any = None,
+        steps: int = 1,
+        norm: str = "inf",
+        starts: int = 0,
+        scale: Any = None,
+        seed: int = 0,
+    ) -> diagnostics.Attack:
+        """Search rows near given ones whose log-density is as low as can be.
+
+        Args:
+            X: Rows, shape (n, d), at least two where there is no `scale`.
+            eps: Largest move of a row, in units of `scale`.
+            context: Contexts.
+            steps: Steps up the gradient: 1 for the fast gradient sign method, more for projected gradients.
+            norm: "inf" for a move of each column by at most eps, "2" for the length of the whole move.
+            starts: Number of further searches, each from a random start.
+            scale: Units of each column, shape (d,); the standard deviations of X if None.
+            seed: Seed of all noise.
+
+        Returns:
+            The worst rows found, and their losses, -log p, in nats.
+
+        Raises:
+            ValueError: If a number makes no sense, rows lie outside the support, or columns are bounded.
+        """
+        self.domain.require_table("attack", "search with diagnostics.attack and the log-density of their flow")
+        if not np.isinf(getattr(self.domain, "bounds", ())).all():
+            raise ValueError("attack moves rows freely and takes columns with support='real'; some are bounded")
+        batch = self._rows_to_diagnose(X, context, seed)
+        units = batch.x.std(0, correction=0) if scale is None else torch.as_tensor(scale)
+        if not bool((units > 0).all()):
+            raise ValueError("expected rows that differ in each column, to take their deviations as scale; pass scale=")
+        near, flow = Neighbourhood(eps, steps, norm), self.reporting_flow
+        return diagnostics.attack(
+            lambda x: -flow.log_prob(x, batch.context), batch.x, near, scale=units, starts=starts, seed=seed
+        )  # fmt: skip
+
     def receipt(self, X: Any, *, context: Any = None, rows: int = 1000, seed: int = 0) -> diagnostics.Receipt:
         """Examine the few steps at rows, near them and at draws: are they a density?
 
@@ -334,6 +405,92 @@ class DensityModel(DerivingModel, SamplingModel):
             rows=self._rows_at_once, on_progress=on_progress,
         )  # fmt: skip
         return {name: spread(to_numpy(values), inside, np.inf) for name, values in scores.items()}
+
+    def explain(
+        self,
+        X: Any,
+        *,
+        allow: Sequence[str | int] | None = None,
+        stable: float = 0.05,
+        context: Any = None,
+        reference: Any = None,
+        reference_context: Any = None,
+        threshold: float | None = None,
+        quantile: float = 0.01,
+        bounds: Mapping[str, tuple[float, float]] | None = None,
+        draws: int = DRAWS,
+        confidence: float = CONFIDENCE,
+        random_state: int = 0,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> Corrections:
+        """Find what would mend rows that are outliers: the smallest stable change, and a box of such changes.
+
+        A row is an outlier if its log-density is below the threshold. See `ffjord_kit.diagnostics.corrections`. Draws
+        of a continuous flow are judged by an adaptive solve, whose error is measured and added to the threshold.
+
+        Args:
+            X: Rows of a table.
+            allow: Columns that may change, by name or number; all if None.
+            stable: Distance e, in scales of the columns (about a standard deviation), within which all changes mend.
+            context: Contexts of the rows, which stay.
+            reference: Rows as they should be, e.g. those of the fit, which set threshold, scales and bounds; draws of
+                the model if None.
+            reference_context: Their contexts.
+            threshold: Log-density that a row must have, nats; if None, a quantile of that of the reference rows.
+            quantile: That quantile.
+            bounds: Least and greatest value of some allowed columns; by default those of the reference rows.
+            draws: Number of draws that certify a box.
+            confidence: Confidence of a certificate.
+            random_state: Seed of all draws.
+            on_progress: Called with the number of rows done and of all outliers.
+
+        Returns:
+            A correction for each row.
+
+        Raises:
+            ValueError: If the data are images, a column is not there, or a number is out of range.
+        """
+        self.domain.require_table("explain", "score their outliers, and look at their pictures")
+        domain, context = cast(TableDomain, self.domain), None if context is None else np.asarray(context)
+        self.domain.rows(X)  # which refuses wrong ones
+        rows = np.asarray(in_order(X, domain.columns), dtype=np.float64)
+        contexts = self._contexts(context, len(rows))
+        known, scores, batch = self._reference(reference, reference_context, random_state)
+        allowed = diagnostics.Allowed.of(known, domain.columns, allow, bounds)
+        if not 0 < quantile < 1:
+            raise ValueError(f"quantile must lie between 0 and 1; got {quantile}")
+        threshold = float(np.quantile(scores, quantile) if threshold is None else threshold)
+        typical = known[scores >= min(threshold, float(np.median(scores)))]
+        error = self._error_near(threshold, batch, scores) if self.density == "continuous" else 0.0
+        threshold += error
+        guide, verify = (
+            diagnostics.density_judge(
+                self.reporting_flow,
+                threshold,
+                None if contexts is None else tensor(contexts),
+                SolveOptions(solver=each),
+            )
+            for each in (GUIDE, VERIFY)
+        )
+        return diagnostics.correct(
+            guide, rows, allowed, typical, verify=None if self.density == "steps" else verify, stable=stable,
+            slack=SLACK + error, draws=draws, confidence=confidence, threshold=threshold, seed=random_state,
+            on_progress=on_progress,
+        )  # fmt: skip
+
+    def _reference(self, x: Any, context: Any, seed: int) -> tuple[np.ndarray, np.ndarray, Batch]:
+        """Return reference rows, their log-densities, and the rows with their contexts."""
+        if x is None and self.flow.context_dim:
+            raise ValueError("this model is conditional: pass reference=ROWS and reference_context, e.g. of the fit")
+        batch = self._batch(self.sample(REFERENCE_ROWS, random_state=seed) if x is None else x, context)[0]
+        batch = batch[torch.linspace(0, len(batch) - 1, min(len(batch), REFERENCE_ROWS)).long()]
+        return to_numpy(batch.x), self.evaluate_batch(batch).log_prob, batch
+
+    def _error_near(self, threshold: float, batch: Batch, scores: np.ndarray) -> float:
+        """Return the largest error of the solver that verifies draws, at the rows nearest to the threshold."""
+        near = np.argsort(np.abs(scores - threshold))[:COMPARED_ROWS]
+        found = self.evaluate_batch(batch[torch.from_numpy(near)], options=SolveOptions(solver=VERIFY)).log_prob
+        return float(np.abs(found - scores[near]).max())
 
     def bits_per_dim(
         self,

@@ -1,0 +1,160 @@
+"""The command `explain`: why rows are outliers, and what would mend them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from ffjord_kit import datasets, plots
+from ffjord_kit.cli.checks import parse_bounds
+from ffjord_kit.cli.output import CONSOLE, plain_table, print_rows
+from ffjord_kit.cli.sources import LoadedData, find_fitted, load_for_run, open_run
+from ffjord_kit.diagnostics import Correction, Corrections
+from ffjord_kit.estimator import DensityModel
+from ffjord_kit.progress import progress
+
+PANELS = 6
+MARGIN = 0.05  # of the range of a picture
+CAUTION = "This is what the run takes for an ordinary row; it does not say what causes what."
+
+
+def explain(
+    run: str,
+    source: str,
+    allow: str | None,
+    stable: float,
+    threshold: float | None,
+    quantile: float,
+    bounds: str | None,
+    rows: int,
+    out: str | None,
+    picture: str | None,
+    random_state: int,
+    force: bool,
+) -> None:
+    """Find the smallest stable changes that mend outliers, print them, and write and draw them.
+
+    Args:
+        run: Run folder.
+        source: Rows.
+        allow: Columns that may change, separated by commas; None for all.
+        stable: Distance, in scales of the columns, within which every change must mend.
+        threshold: Log-density that a row must have, nats; None for a quantile of that of the fit's rows.
+        quantile: That quantile.
+        bounds: Bounds of columns, as a=0..5,b=1..2, or None.
+        rows: Largest number of rows to explain, the least likely first.
+        out: File for the corrections, or None.
+        picture: PNG file for two columns, or None.
+        random_state: Seed of all draws.
+        force: Whether to replace existing files.
+
+    Raises:
+        ValueError: If the data do not suit the run, a column is not there, or no row can be mended.
+    """
+    opened, model = open_run(run), DensityModel.load(run)
+    model.domain.require_table("explain", "score their outliers, and look at their pictures")
+    data, numbers = _least_likely(model, load_for_run(opened, source), rows)
+    fitted = find_fitted(opened)
+    if fitted is None:
+        click.echo("the data of the fit are gone: draws of the run stand in for them")
+    with progress("outliers") as on_progress:
+        found = model.explain(
+            data.x, allow=None if allow is None else allow.split(","), stable=stable, context=data.context,
+            reference=fitted and fitted.x, reference_context=fitted and fitted.context, threshold=threshold,
+            quantile=quantile, bounds=parse_bounds(bounds), random_state=random_state, on_progress=on_progress,
+        )  # fmt: skip
+    outliers = [item for item in found if not item.passed]
+    _refuse_hopeless(outliers, found, numbers)
+    _print(outliers, found, numbers, stable)
+    if out is not None:
+        table = found.table() | {"row": numbers}
+        datasets.write(out, np.stack(list(table.values()), axis=1), list(table))
+        click.echo(f"corrections of {len(found)} rows in {out}")
+    if picture is not None:
+        _draw(model, data, outliers, found, numbers, Path(picture))
+
+
+def _least_likely(model: DensityModel, data: LoadedData, rows: int) -> tuple[LoadedData, np.ndarray]:
+    """Return the least likely rows, and their numbers."""
+    order = np.argsort(model.evaluate(data.x, context=data.context).log_prob)[:rows]
+    return data.take(order), order
+
+
+def _refuse_hopeless(outliers: Sequence[Correction], found: Corrections, numbers: np.ndarray) -> None:
+    """Refuse a threshold that no outlier can reach."""
+    if outliers and not any(item.found for item in outliers):
+        nearest = min(outliers, key=lambda item: item.missing)
+        raise ValueError(
+            f"no change of {', '.join(nearest.names)} within the bounds lifts a row to {found.threshold:.4g} nats; row "
+            f"{numbers[nearest.row]} comes closest and misses by {nearest.missing:.3g}: lower --threshold or --stable, "
+            "or allow more"
+        )
+
+
+def _print(outliers: Sequence[Correction], found: Corrections, numbers: np.ndarray, stable: float) -> None:
+    """Print the corrections, and what they hold."""
+    threshold = f"{found.threshold:.4f} nats; {len(outliers)} of {len(found)} rows are below"
+    if not outliers:
+        return print_rows([("threshold", f"{threshold}: nothing to mend")])
+    table = plain_table("row", "log p", "after", "size", "what mends it")
+    for item in outliers:
+        before, after = (f"{found.threshold + value:.2f}" for value in (item.before, item.after))
+        shown = (after, f"{item.size:.3f}") if item.found else ("", "")
+        table.add_row(str(numbers[item.row]), before, *shown, item.in_words())
+    CONSOLE.print(table, soft_wrap=True)
+    mended = [item for item in outliers if item.found]
+    worst = max(mended, key=lambda item: item.certificate.share)
+    print_rows([
+        ("threshold", threshold),
+        ("size", "sum of the changes, in scales of the columns (about a standard deviation)"),
+        ("stable", f"within {stable:g} scales of the corrected row; {max(mended, key=_failing).stability}"),
+        ("boxes", str(worst.certificate)),
+        ("caution", CAUTION),
+    ])  # fmt: skip
+    return None
+
+
+def _failing(item: Correction) -> float:
+    return item.stability.share
+
+
+def _draw(
+    model: DensityModel,
+    data: LoadedData,
+    outliers: Sequence[Correction],
+    found: Corrections,
+    numbers: np.ndarray,
+    path: Path,
+) -> None:
+    """Draw the first corrected rows over their two columns."""
+    shown = [item for item in outliers if item.found][:PANELS]
+    if not shown or len(shown[0].names) != 2:
+        given = ", ".join(found[0].names)
+        raise ValueError(f"--picture is for two columns and a corrected row; got {given}: pass --allow with two")
+    columns = [data.columns.index(name) for name in shown[0].names]
+
+    def log_prob(item: Correction) -> Any:
+        def at(points: np.ndarray) -> np.ndarray:
+            rows = np.repeat(data.x[[item.row]], len(points), axis=0)
+            rows[:, columns] = points
+            context = None if data.context is None else data.context[[item.row]]
+            return model.evaluate(rows, context=context).log_prob
+
+        return at
+
+    panels = [
+        plots.CorrectedRow(
+            f"row {numbers[item.row]}", log_prob(item), item.original, item.corrected, item.lower, item.upper
+        )
+        for item in shown
+    ]
+    ends = np.stack([item.ends for item in shown])
+    low, high = ends[:, 0].min(0), ends[:, 1].max(0)
+    low, high = low - MARGIN * (high - low), high + MARGIN * (high - low)
+    names = (shown[0].names[0], shown[0].names[1])
+    bounds = ((float(low[0]), float(high[0])), (float(low[1]), float(high[1])))
+    click.echo(f"picture: {plots.save(plots.corrections(panels, found.threshold, names, bounds=bounds), path)}")
