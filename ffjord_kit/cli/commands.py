@@ -106,7 +106,12 @@ def fit(context: click.Context, **options: Any) -> None:
     metavar="INT",
     help="Number of samples, e.g. 5000 or 1e6. [default: 1000; images 64]",
 )
-@click.option("--out", type=click.Path(), required=True, help="File: .csv, .tsv, .npy, .npz, .parquet; images: .npz.")
+@click.option(
+    "--out",
+    type=click.Path(),
+    required=True,
+    help="File: .csv, .tsv, .npy, .npz, .parquet, .feather, .xlsx; images: .npz.",
+)
 @click.option(
     "--context", help="Context of a conditional run: values 1.0,2.5 for all samples, a file of rows, or classes."
 )

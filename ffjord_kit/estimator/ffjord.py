@@ -30,6 +30,7 @@ from ffjord_kit.estimator.persistence import (
     read_fields,
     run_folder,
 )  # fmt: skip
+from ffjord_kit.estimator.rows import as_rows
 from ffjord_kit.estimator.scoring import to_data
 from ffjord_kit.estimator.search import LEAST_SHARE, choose, is_small
 from ffjord_kit.estimator.table import TableDomain, context_names, in_order, refuse_repeated
@@ -390,6 +391,7 @@ class FFJORD(DensityEstimator, TableFields):
     def _read(
         self, X: Any, context: Any, columns: Sequence[str] | None, context_columns: Sequence[str] | None
     ) -> tuple[Arrays, Domain]:
+        X = as_rows(X)
         if getattr(X, "ndim", 2) in (3, 4):
             raise ValueError(f"FFJORD is for tables (n, d); got shape {np.shape(X)}: use ImageFFJORD for images")
         refuse_repeated(getattr(X, "columns", ()))
@@ -404,6 +406,7 @@ class FFJORD(DensityEstimator, TableFields):
         return Arrays(x, contexts, isinstance(X, np.memmap)), domain
 
     def _checked(self, X: Any) -> Any:
+        X = as_rows(X)
         if "feature_names_in_" not in vars(self) and self.model_.record.get("columns"):
             X = np.asarray(in_order(X, self.model_.record["columns"]))
         return validate_data(self, X, dtype=np.float64, reset=False, ensure_all_finite=False)
@@ -433,7 +436,7 @@ class ImageFFJORD(DensityEstimator, ImageFields):
     def _read(
         self, X: Any, context: Any, columns: Sequence[str] | None, context_columns: Sequence[str] | None
     ) -> tuple[Arrays, Domain]:
-        x = np.asarray(X)
+        x = np.asarray(as_rows(X, "images"))
         if x.ndim not in (3, 4):
             raise ValueError(
                 f"ImageFFJORD is for images (n, h, w) or (n, channels, h, w); got shape {x.shape}: use FFJORD for "
