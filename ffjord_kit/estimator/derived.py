@@ -16,12 +16,12 @@ from ffjord_kit.estimator.data import Arrays, seed_from, tensor
 from ffjord_kit.estimator.discretize import fit_steps
 from ffjord_kit.estimator.fields import positive
 from ffjord_kit.estimator.persistence import prepare_reports
-from ffjord_kit.estimator.rows import as_rows
 from ffjord_kit.estimator.scoring import ScoringModel
 from ffjord_kit.objectives.reflow import Reflow, stack_pairs
 from ffjord_kit.ode import FINEST_SINGLE
 from ffjord_kit.precision import single_precision
 from ffjord_kit.progress import training_progress
+from ffjord_kit.rows import as_rows
 from ffjord_kit.training import Phase
 from ffjord_kit.training.reflow import (
     ReflowSettings,

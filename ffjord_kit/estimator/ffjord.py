@@ -30,7 +30,6 @@ from ffjord_kit.estimator.persistence import (
     read_fields,
     run_folder,
 )  # fmt: skip
-from ffjord_kit.estimator.rows import as_rows
 from ffjord_kit.estimator.scoring import to_data
 from ffjord_kit.estimator.search import LEAST_SHARE, choose, is_small
 from ffjord_kit.estimator.table import TableDomain, context_names, in_order, refuse_repeated
@@ -38,6 +37,7 @@ from ffjord_kit.flow import Flow
 from ffjord_kit.ode import FixedSolver
 from ffjord_kit.precision import compiled
 from ffjord_kit.progress import training_progress
+from ffjord_kit.rows import as_rows
 from ffjord_kit.run import Run
 from ffjord_kit.threads import training_threads
 from ffjord_kit.training import History, Phase, Workers, fit_flow

@@ -25,10 +25,10 @@ from ffjord_kit.estimator.data import (
     tensor,
 )  # fmt: skip
 from ffjord_kit.estimator.fields import ImageFields, choice, whole
-from ffjord_kit.estimator.rows import as_rows
 from ffjord_kit.flow import Flow
 from ffjord_kit.nn import IMAGE_DYNAMICS
 from ffjord_kit.objectives import DropContext, FlowMatching, Objective, one_hot
+from ffjord_kit.rows import as_rows
 from ffjord_kit.trace import PerRowTrace, TraceEstimator
 from ffjord_kit.transforms import CNF, IMAGE_SCALINGS, Standardize, Transform, multi_scale
 
