@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+SEEDS = {"type": int, "default": 1, "help": "number of seeds, from --seed on (default: %(default)s)"}
+
 
 def options(
     text: str,

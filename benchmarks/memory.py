@@ -12,7 +12,10 @@ from __future__ import annotations
 import multiprocessing
 import resource
 import sys
+from collections.abc import Callable
 from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
 
 import torch
 from command import environment, options, run
@@ -26,6 +29,7 @@ BENCHMARK = "memory"
 ROWS, WARM_UP_ROWS = 256, 8
 STEPS = "4,8,16,32,64"
 MEGABYTE = 2**20
+STATUS = Path("/proc/self/status")
 UNIT = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
 
 
@@ -40,21 +44,20 @@ def main() -> None:
             key = {"benchmark": BENCHMARK, "set": "normal", "method": method, "setting": steps, "seed": given.seed,
                    "device": given.device, "budget": None}  # fmt: skip
             if given.again or not store.has(**key):
-                row = {**key, "peak_mb": round(alone(method, steps, given.device) / MEGABYTE, 2)}
+                row = {**key, "peak_mb": round(alone(peak, method, steps, given.device) / MEGABYTE, 2)}
                 store.add({**row, **environment()})
                 print(f"{method:<14}{steps:>6} steps  {row['peak_mb']:>10.2f} MB", flush=True)
     print(table(store.rows(), BENCHMARK))
 
 
-def alone(method: str, steps: int, device: str) -> int:
-    """`peak` in a fresh process, in bytes. Raises RuntimeError where that process fails."""
+def alone(function: Callable[..., int], *args: Any) -> int:
+    """What a function returns in a fresh process. Raises RuntimeError where that process fails."""
     here, there = multiprocessing.Pipe(duplex=False)
-    context = multiprocessing.get_context("spawn")
-    process = context.Process(target=_tell, args=(there, method, steps, device))
+    process = multiprocessing.get_context("spawn").Process(target=_tell, args=(there, function, *args))
     process.start()
     process.join()
     if process.exitcode:
-        raise RuntimeError(f"the process that measured {method} at {steps} steps ended with {process.exitcode}")
+        raise RuntimeError(f"the process that measured {function.__name__}{args} ended with {process.exitcode}")
     return here.recv()
 
 
@@ -65,9 +68,9 @@ def peak(method: str, steps: int, device: str) -> int:
     how = FixedSolver("rk4", steps=steps, adjoint=method)
     flow = Flow([CNF(ResidualDynamics((2,)), (2,), solver=how)]).to(device)
     _step(flow, WARM_UP_ROWS, device)
-    before = _used(device)
+    before = used(device)
     _step(flow, ROWS, device)
-    return _used(device) - before
+    return used(device) - before
 
 
 def _step(flow: Flow, rows: int, device: str) -> None:
@@ -75,14 +78,17 @@ def _step(flow: Flow, rows: int, device: str) -> None:
     (-flow.log_prob(torch.randn(rows, 2, device=device)).mean()).backward()
 
 
-def _used(device: str) -> int:
-    if device == "cpu":
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * UNIT
-    return torch.cuda.max_memory_allocated(device)
+def used(device: str) -> int:
+    """The most bytes that this process has had so far."""
+    if device != "cpu":
+        return torch.cuda.max_memory_allocated(device)
+    if STATUS.exists():  # on Linux, where the usage of a fresh process begins with the peak of the one that started it
+        return int(STATUS.read_text().split("VmHWM:")[1].split()[0]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * UNIT
 
 
-def _tell(there: Connection, method: str, steps: int, device: str) -> None:
-    there.send(peak(method, steps, device))
+def _tell(there: Connection, function: Callable[..., int], *args: Any) -> None:
+    there.send(function(*args))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Planar flows of depth K against planar CNFs of width M, as in Neural ODEs (Chen et al. 2018, sec. 4), with their KL.
 
-    python benchmarks/planar.py [--sets ring,wave] [--only K=8,M=8] [--budgets 3] [--json FILE] [--picture FILE]
+    python benchmarks/planar.py [--sets ring,wave] [--only K=8,M=8] [--budgets 20] [--seeds 3] [--json FILE]
+                                [--picture FILE]
 
 `ring`, `wave`, `fork` and `step` are the four energies of Rezende & Mohamed 2015, to which flows are matched without
 data; the last three have no end in x, so a wall is added beyond |x| = 4. KL(q || p) = log Z - ELBO, with log Z by a
@@ -8,8 +9,9 @@ grid and the ELBO by DRAWS draws; in brackets the effective share of the draws. 
 flows are fitted by maximum likelihood; KL(p || q) is over test points, whose true density is known.
 
 Each flow has the same CPU seconds, one thread, one rate and batch. A CNF is trained by rk4 steps and judged by an
-adaptive solve: the flow of its field, whatever the steps. The picture has the flows that the command has trained; those
-that it has found in the file are left blank.
+adaptive solve: the flow of its field, whatever the steps. Of one seed the table has the KL and its standard error by
+draws; of several the mean over seeds, and from the least to the largest. The picture has the flows of the first seed
+that the command has trained; those that it has found in the file are left blank.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from typing import Any
 import numpy as np
 import sets
 import torch
-from command import environment, options, run
+from command import SEEDS, environment, options, run
 from results import Row, Store
 from torch import Tensor
 
@@ -37,8 +39,8 @@ BENCHMARK = "planar"
 SIZES = (2, 8, 32)
 METHODS = (*(f"K={n}" for n in SIZES), *(f"M={n}" for n in SIZES))
 POINTS = ("moons",)
-BUDGET, RATE = 3.0, 2e-2
-CONFIG = TrainConfig(batch_size=256, warmup=50, ema_decay=0.99)
+BUDGET, RATE = 20.0, 2e-2
+OPTIONS = {"batch_size": 256, "warmup": 50, "ema_decay": 0.99}
 TRAINED_BY, JUDGED_BY = FixedSolver("rk4", 8), AdaptiveSolver("dopri5", 1e-5, 1e-5)
 DRAWS = 10_000
 BOUNDS, SIZE = ((-4.5, 4.5), (-4.5, 4.5)), 90  # of the pictures
@@ -87,20 +89,21 @@ ENERGIES: dict[str, Callable[[Tensor], Tensor]] = {"ring": ring, "wave": wave, "
 
 def main() -> None:
     """Train what the options ask for, print the table and draw."""
-    extra = {"--picture": {"help": "file to draw the densities to"}}
+    extra = {"--seeds": SEEDS, "--picture": {"help": "file to draw the densities to"}}
     given = options(__doc__, sets=(*ENERGIES, *POINTS), methods=METHODS, budgets=(BUDGET,), extra=extra)
     store, trained = Store(given.json), dict[tuple[str, str], Flow]()
+    here = {"benchmark": BENCHMARK, "budget": given.budgets[0], "device": "cpu"}
     by_energy("ring", "K=2", 1.0, 0)  # what is loaded at the first step counts for none
-    for name in given.sets:
-        for method in given.only:
-            key = {"benchmark": BENCHMARK, "set": name, "method": method, "budget": given.budgets[0],
-                   "seed": given.seed, "device": "cpu"}  # fmt: skip
-            if given.again or not store.has(**key):
-                flow, row = measured(name, method, given.budgets[0], given.seed)
-                trained[name, method] = flow
-                store.add({**key, **row, **environment()})
-                print(name, method, flush=True)
-    rows = [row for row in store.rows() if row["benchmark"] == BENCHMARK and row["budget"] == given.budgets[0]]
+    for seed in range(given.seed, given.seed + given.seeds):
+        for name in given.sets:
+            for method in given.only:
+                key = {**here, "set": name, "method": method, "seed": seed}
+                if given.again or not store.has(**key):
+                    flow, row = measured(name, method, given.budgets[0], seed)
+                    trained.setdefault((name, method), flow)
+                    store.add({**key, **row, **environment()})
+                    print(name, method, seed, flush=True)
+    rows = [row for row in store.rows() if here.items() <= row.items()]
     print(table(rows))
     if given.picture:
         plots.save(
@@ -111,26 +114,27 @@ def main() -> None:
 def measured(name: str, method: str, seconds: float, seed: int) -> tuple[Flow, Row]:
     """Train a flow, and judge it."""
     torch.manual_seed(seed)
-    return by_energy(name, method, seconds, seed) if name in ENERGIES else by_likelihood(name, method, seconds)
+    return (by_energy if name in ENERGIES else by_likelihood)(name, method, seconds, seed)
 
 
 def by_energy(name: str, method: str, seconds: float, seed: int) -> tuple[Flow, Row]:
     """Match a flow to an energy."""
     energy, flow = ENERGIES[name], Flow(transforms(method, "base"))
-    history = fit_energy(flow, [Phase(EnergyMatching(energy), math.inf, RATE, seconds)], config=CONFIG)
+    phase = Phase(EnergyMatching(energy), math.inf, RATE, seconds)
+    history = fit_energy(flow, [phase], config=TrainConfig(seed=seed, **OPTIONS))
     found = evidence(flow, energy, draws=DRAWS, solver=JUDGED_BY, generator=torch.Generator().manual_seed(seed))
     row = {"kl": log_evidence(energy) - found.elbo, "error": found.elbo_error,
            "ess": found.effective_sample_size / DRAWS}  # fmt: skip
     return flow, {**row, **common(flow, history.step)}
 
 
-def by_likelihood(name: str, method: str, seconds: float) -> tuple[Flow, Row]:
+def by_likelihood(name: str, method: str, seconds: float, seed: int) -> tuple[Flow, Row]:
     """Fit a flow to points."""
     split = sets.load(name)
     train, test = (torch.as_tensor(rows, dtype=torch.float32) for rows in (split.train, split.test))
     flow = Flow(transforms(method, "data"), preprocess=[Standardize.of(train)])
     phase = Phase(MaximumLikelihood(ExactTrace()), math.inf, RATE, seconds)
-    history = fit_flow(flow, train, schedule=[phase], config=CONFIG)
+    history = fit_flow(flow, train, schedule=[phase], config=TrainConfig(seed=seed, **OPTIONS))
     log_q = log_prob(flow, test)
     kl, error = kl_divergence(split.log_prob(split.test), log_q)
     return flow, {"kl": kl, "error": error, **common(flow, history.step)}
@@ -165,9 +169,10 @@ def table(rows: list[Row]) -> str:
     """One line for each set: the KL of each flow, and in brackets the effective share of the draws."""
     lines = ["| target | " + " | ".join(METHODS) + " |", "|---|" + "---|" * len(METHODS)]
     for name in (*ENERGIES, *POINTS):
-        own = {row["method"]: row for row in rows if row["set"] == name}
+        own = [row for row in rows if row["set"] == name]
         if own:
-            lines.append(f"| {name} | " + " | ".join(_cell(own.get(method)) for method in METHODS) + " |")
+            cells = [cell([row for row in own if row["method"] == method]) for method in METHODS]
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
     for quantity in ("weights", "steps"):
         cells = [[row[quantity] for row in rows if row["method"] == method] for method in METHODS]
         shown = [f"{min(c):,} to {max(c):,}" if c and min(c) < max(c) else f"{c[0]:,}" if c else "-" for c in cells]
@@ -175,18 +180,24 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def _cell(row: Row | None) -> str:
-    if row is None:
+def cell(rows: list[Row]) -> str:
+    """The KL of one seed with its error, or of several with its range; and the mean effective share of the draws."""
+    if not rows:
         return "-"
-    share = f" ({100 * row['ess']:.0f} %)" if "ess" in row else ""
-    return f"{row['kl']:.3f} ± {row['error']:.3f}{share}"
+    kl = [row["kl"] for row in rows]
+    shares = [100 * row["ess"] for row in rows if "ess" in row]
+    share = f" ({np.mean(shares):.0f} %)" if shares else ""
+    if len(rows) == 1:
+        return f"{kl[0]:.3f} ± {rows[0]['error']:.3f}{share}"
+    return f"{np.mean(kl):.3f}, {min(kl):.3f} to {max(kl):.3f}{share}"
 
 
 def panels(rows: list[Row], names: tuple[str, ...], trained: dict[tuple[str, str], Flow]) -> list[tuple[str, Any]]:
-    """The target and each flow, a row of panels for each set."""
+    """The target and each flow, a row of panels for each set, with the KL of the first seed."""
     found: list[tuple[str, Any]] = []
     for name in names:
-        kl = {row["method"]: f", KL {row['kl']:.2f}" for row in rows if row["set"] == name}
+        first = {row["method"]: row for row in reversed(rows) if row["set"] == name}
+        kl = {method: f", KL {row['kl']:.2f}" for method, row in first.items()}
         found.append((name, truth(name)))
         found += [(method + kl.get(method, ""), density(trained.get((name, method)))) for method in METHODS]
     return found

@@ -1,12 +1,19 @@
 """Architectures of residual networks as schemes: what each is on a linear field, and what it is not."""
 
+import copy
+from dataclasses import replace
+
 import pytest
 import torch
 from oracles import F64, SmoothMLP, close, randn
 
+from ffjord_kit import CNF, ConcatDynamics, Flow, MaximumLikelihood, Phase, fit_flow
 from ffjord_kit.ode import FixedSolver
 from ffjord_kit.ode.architectures import LinearMultistep, fractal, linear_multistep, poly
 from ffjord_kit.ode.explicit import EXPLICIT_SCHEMES
+from ffjord_kit.trace import ExactTrace
+from ffjord_kit.training import TrainConfig
+from ffjord_kit.transforms.cnf import SolveOptions
 
 POLYNOMIALS = {  # of z = h lambda on x' = lambda x
     "euler": lambda z: 1 + z,
@@ -129,6 +136,66 @@ def test_a_learned_method_that_cannot_be_is_refused(options):
         LinearMultistep(**options)
 
 
-def test_a_learned_method_refuses_another_number_of_steps():
-    with pytest.raises(ValueError, match=r"expected a grid of 4 times, steps \+ 1; got 3"):
-        LinearMultistep(3)(lambda t, s: s, (torch.ones(1, 1),), torch.linspace(0, 1, 3))
+def test_a_learned_method_serves_any_number_of_steps_both_ways():
+    learned, like = LinearMultistep(3).double(), torch.ones((), dtype=F64)
+    with torch.no_grad():
+        learned.unbounded.copy_(torch.tensor([-0.5, 0.1, 0.5]))
+    first, second, third = learned.memory.tolist()
+    for grid, expected in [
+        (torch.linspace(0, 1, 4), [first, second, third]),
+        (torch.linspace(1, 0, 4), [third, second, first]),
+        (torch.linspace(0, 1, 7), [first, first, second, second, third, third]),
+        (torch.linspace(0, 1, 3), [first, second]),
+    ]:
+        assert [k.item() for k in learned.coefficients(grid, like)] == expected
+
+
+def test_a_flow_learns_the_coefficients_of_its_steps():
+    """By likelihood, which goes down with the field fixed and k alone free; finer steps are the flow of the field."""
+    torch.manual_seed(0)
+    solver = FixedSolver(LinearMultistep(4), steps=4)
+    field = ConcatDynamics((2,), hidden=(8,))
+    with torch.no_grad():
+        for weights in field.parameters():
+            weights.copy_(randn(*weights.shape))
+    flow, x = Flow([CNF(field, (2,), solver=solver)]), randn(64, 2).float()
+    field.requires_grad_(False)
+    before = flow.log_prob(x).detach().mean()
+    phase = Phase(MaximumLikelihood(ExactTrace()), 60, 3e-2)
+    fit_flow(flow, x, schedule=[phase], config=TrainConfig(batch_size=64, ema_decay=0.5, warmup=1, guard=0.0))
+    assert bool((solver.method.memory - 0.5).abs().max() > 0.05)
+    with torch.no_grad():
+        assert flow.log_prob(x).mean() > before + 1e-3
+        truth = flow.log_prob(x, solver=FixedSolver("rk4", 40))
+        errors = [float((flow.log_prob(x, solver=replace(solver, steps=n)) - truth).abs().max()) for n in (64, 128)]
+    assert errors[1] < 0.6 * errors[0]
+
+
+def test_a_copy_of_a_flow_has_coefficients_of_its_own_which_its_state_holds():
+    flow = Flow([CNF(ConcatDynamics((2,)), (2,), solver=FixedSolver(LinearMultistep(4), steps=4))])
+    twin = copy.deepcopy(flow)
+    with torch.no_grad():
+        flow.transforms[0].method.unbounded.zero_()
+    assert twin.transforms[0].solver.method is twin.transforms[0].method
+    assert bool((twin.transforms[0].method.memory == 0.5).all())
+    assert "transforms.0.method.unbounded" in flow.state_dict()
+
+
+@pytest.mark.parametrize("adjoint", ["adjoint", "seminorm", "reversible"])
+def test_a_learned_method_has_no_other_way_back_than_its_steps(adjoint):
+    with pytest.raises(ValueError, match="pass .*adjoint='(backprop|checkpointed)'"):
+        FixedSolver(LinearMultistep(4), steps=4, adjoint=adjoint)
+
+
+def test_a_learned_method_gives_the_same_gradients_with_checkpoints():
+    flow, found = CNF(ConcatDynamics((2,)), (2,), solver=FixedSolver(LinearMultistep(3), steps=3)).double(), []
+    with torch.no_grad():
+        for weights in flow.dynamics.parameters():
+            weights.copy_(randn(*weights.shape))
+    for adjoint in ("backprop", "checkpointed"):
+        path = flow.integrate(
+            randn(5, 2), [1.0, 0.0], options=SolveOptions(solver=replace(flow.solver, adjoint=adjoint))
+        )
+        found.append(torch.autograd.grad(path.x[-1].sum() + path.log_det[-1].sum(), list(flow.parameters())))
+    for ours, theirs in zip(*found, strict=True):
+        close(ours, theirs, 1e-12)

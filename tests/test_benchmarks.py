@@ -5,12 +5,13 @@ import sys
 from argparse import Namespace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from ffjord_kit import FFJORD, AdaptiveSolver
+from ffjord_kit import FFJORD, AdaptiveSolver, FixedSolver
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
@@ -279,11 +280,25 @@ def test_measured_stability_is_that_of_the_polynomial():
 
 def test_a_scheme_is_trained_and_scored_by_itself_by_the_field_and_by_its_exact_steps(small):
     for method in ("poly2", "revnet"):
-        row = schemes.measured(sets.load("plane"), method, 0.5, 0)
+        row = schemes.measured(sets.load("plane"), method, 0.5, 0, guard=0.0)
         assert row["nfe"] == 12
-        assert ("steps" in row) == (method == "poly2")
+        assert ("steps" in row) == ("holds" in row) == (method == "poly2")
         row |= {"set": "plane", "method": method}
         assert f"| {method} | 12 |" in schemes.table([row], ("plane",))
+
+
+def test_a_scheme_is_scored_by_the_steps_that_the_guard_has_reached():
+    records = [{"step": 10, "solver_steps": 4, "grading": 1.0}, {"step": 20, "solver_steps": 6, "grading": 2.0}]
+    history = SimpleNamespace(records=[*records, {"step": 21, "loss": 0.0}])
+    assert schemes.guarded_solver(history, FixedSolver("euler", 1)) == FixedSolver("euler", 6, grading=2.0)
+    assert schemes.guarded_solver(SimpleNamespace(records=[]), FixedSolver("euler", 1)) == FixedSolver("euler", 1)
+
+
+def test_steps_that_are_no_density_are_not_quoted():
+    rows = [{"set": "plane", "method": "rk4", "seed": n, "steps": 2.0, "holds": n > 0, "field": n} for n in range(2)]
+    assert schemes.stepped_table(rows, ("plane",)).splitlines()[-1] == "| rk4 | no density (1 of 2) |"
+    assert schemes.stepped_table(rows[1:], ("plane",)).splitlines()[-1] == "| rk4 | 2.000 |"
+    assert schemes.spread(rows) == "Seeds differ by 1.000 in the median, 1.000 at most."
 
 
 def test_rows_a_second_are_told_beside_those_of_one_process(monkeypatch):

@@ -1,14 +1,18 @@
 """Reversible schemes: there and back to rounding, exact gradients, and memory that does not grow with the steps."""
 
+import weakref
+
 import pytest
 import torch
 from oracles import F64, SmoothMLP, close, randn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ffjord_kit.data import Batch
 from ffjord_kit.flow import Flow
 from ffjord_kit.nn import ConcatSquashDynamics
 from ffjord_kit.objectives import MaximumLikelihood
-from ffjord_kit.ode import FixedSolver, SolveError
+from ffjord_kit.ode import AdaptiveSolver, FixedSolver, PerRowSolver, SolveError
 from ffjord_kit.ode.explicit import EXPLICIT_SCHEMES
 from ffjord_kit.ode.grids import graded_grid
 from ffjord_kit.ode.reversible import REVERSIBLE_SCHEMES, Pull, Walk, coupled, reversible_scheme, walk_on_grid
@@ -164,6 +168,45 @@ def test_no_graph_is_alive_beyond_one_step_on_the_way_back(monkeypatch):
     assert most[1000] == most[100] == most[10] > 0
 
 
+class LiveBytes(TorchDispatchMode):
+    """Bytes of all tensors that are alive, and their peak."""
+
+    def __init__(self):
+        super().__init__()
+        self.alive, self.now, self.peak = set(), 0, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        outputs = function(*args, **(kwargs or {}))
+        for storage in [each.untyped_storage() for each in tree_leaves(outputs) if isinstance(each, torch.Tensor)]:
+            if storage._cdata not in self.alive:
+                self.alive.add(storage._cdata)
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self.ended, storage._cdata, storage.nbytes())
+        self.peak = max(self.peak, self.now)
+        return outputs
+
+    def ended(self, key, size):
+        self.alive.discard(key)
+        self.now -= size
+
+
+def peak_bytes(method, adjoint, steps):
+    rhs, state = Joint(), start(rows=2000)
+    solver = FixedSolver(method, steps, adjoint=adjoint)
+    with LiveBytes() as memory:
+        states = solver.solve(rhs, state, TIMES[[0, -1]], params=rhs.params).states
+        sum(part[-1].sum() for part in states).backward()
+    return memory.peak
+
+
+@pytest.mark.parametrize("method", ["euler", "revnet", "asynchronous_leapfrog"])
+def test_the_peak_memory_of_a_gradient_does_not_grow_with_the_steps(method):
+    few, some, many = (peak_bytes(method, "reversible", steps) for steps in (10, 100, 1000))
+    assert some == pytest.approx(few, rel=0.05)
+    assert many == pytest.approx(few, rel=0.05)
+    assert peak_bytes(method, "backprop", 100) > 5 * peak_bytes(method, "backprop", 10) > 5 * few
+
+
 @pytest.mark.parametrize("method", ["heun2", "asynchronous_leapfrog"])
 def test_contexts_get_their_gradients_through_likelihood_and_costs(method):
     flow, context, direction = flow_of("reversible", 6, method, context_dim=2), randn(5, 2, seed=3), randn(5, 2, seed=4)
@@ -177,6 +220,13 @@ def test_contexts_get_their_gradients_through_likelihood_and_costs(method):
     with torch.no_grad():
         difference = (value(1e-5) - value(-1e-5)) / 2e-5
     assert float(slope) == pytest.approx(float(difference), rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", [AdaptiveSolver, PerRowSolver])
+def test_adaptive_steps_are_refused_in_one_line(kind):
+    with pytest.raises(ValueError, match="walks back by fixed one-step schemes, and 'dopri5.*' is none: pass") as error:
+        kind(adjoint="reversible")
+    assert "\n" not in str(error.value)
 
 
 def test_a_second_derivative_is_refused():

@@ -133,7 +133,7 @@ def gradient_table(checks: Sequence[GradientCheck]) -> str:
 
 
 def _name(solver: Solver) -> str:
-    return f"{solver.method} x {solver.steps}" if isinstance(solver, FixedSolver) else solver.method
+    return f"{solver.method} x {solver.steps}" if isinstance(solver, FixedSolver) else str(solver.method)
 
 
 class _Loss:

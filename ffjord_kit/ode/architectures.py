@@ -124,8 +124,12 @@ def linear_multistep(
 class LinearMultistep(nn.Module):
     """LM-ResNet with a learned coefficient k_n = tanh(a_n) for each step, which keeps each step zero-stable.
 
+    It stands for the word of a method: with `solver=FixedSolver(LinearMultistep(8), steps=8)` a CNF learns the
+    coefficients with its field. Where a solve has another number of steps, each coefficient serves an equal share of
+    them, so that finer solves still converge to the flow of the field.
+
     Args:
-        steps: Number of steps.
+        steps: Number of coefficients, one for each step.
         memory: First value of each k, in (-1, 1).
 
     Raises:
@@ -146,8 +150,22 @@ class LinearMultistep(nn.Module):
 
     @property
     def memory(self) -> Tensor:
-        """Coefficient k of each step, shape (steps,)."""
+        """Coefficient k of each step, shape (steps,), in the order of time."""
         return self.unbounded.tanh()
+
+    def coefficients(self, grid: Tensor, like: Tensor) -> list[Tensor]:
+        """Return the coefficient of each step along a grid; a step back in time has that of the same step forwards.
+
+        Args:
+            grid: Ends of the steps, shape (n + 1,), monotonic, on the CPU.
+            like: Tensor of the device and floats wanted.
+
+        Returns:
+            Coefficients, n tensors ().
+        """
+        count, memory = len(grid) - 1, self.memory.to(like)
+        found = list(memory[torch.arange(count) * len(memory) // count].unbind())
+        return found if grid[-1] > grid[0] else found[::-1]
 
     def forward(self, field: Field, state: State, grid: Tensor) -> State:
         """Integrate from the first to the last time of a grid.
@@ -155,18 +173,20 @@ class LinearMultistep(nn.Module):
         Args:
             field: Field, from t () and the state to slopes.
             state: State at grid[0], a tuple of tensors (batch, ...).
-            grid: Ends of the steps, shape (steps + 1,), monotonic.
+            grid: Ends of the steps, shape (n + 1,), monotonic.
 
         Returns:
             The state at grid[-1].
-
-        Raises:
-            ValueError: If the grid has another number of steps.
         """
-        if len(grid) != len(self.unbounded) + 1:
-            raise ValueError(f"expected a grid of {len(self.unbounded) + 1} times, steps + 1; got {len(grid)}")
-        clock, memory = grid.cpu(), self.memory.to(state[0]).unbind()
-        return linear_multistep(field, state, clock, clock[[0, -1]], lambda *_: None, memory)[-1]
+        clock = grid.cpu()
+        coefficients = self.coefficients(clock, state[0])
+        return linear_multistep(field, state, clock, clock[[0, -1]], lambda *_: None, coefficients)[-1]
+
+    def extra_repr(self) -> str:
+        return f"steps={len(self.unbounded)}"
+
+    def __str__(self) -> str:
+        return "learned linear_multistep"
 
 
 ARCHITECTURES: dict[str, Scheme] = {

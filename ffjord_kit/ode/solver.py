@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from ffjord_kit.ode import torchdiffeq
-from ffjord_kit.ode.architectures import linear_multistep
+from ffjord_kit.ode.architectures import LinearMultistep, linear_multistep
 from ffjord_kit.ode.dopri5_by_row import RowStepUnderflow, dopri5_by_row
 from ffjord_kit.ode.errors import SolveError, StepSizeUnderflow
 from ffjord_kit.ode.explicit import EXPLICIT_SCHEMES, RUNGE_KUTTA, integrate_on_grid
@@ -73,14 +73,14 @@ class Solver(ABC):
 
     Attributes:
         METHODS: Names of the methods of the class.
-        method: Name of the method.
+        method: Name of the method, or the method itself where it learns.
         adjoint: Way back of the gradients, a word of ADJOINTS.
         max_nfe: Largest number of evaluations, forward and backward each.
     """
 
     METHODS: ClassVar[tuple[str, ...]]
 
-    method: str
+    method: str | LinearMultistep
     adjoint: str
     max_nfe: int
 
@@ -233,8 +233,9 @@ class FixedSolver(Solver):
 
     Args:
         method: "euler", "midpoint", "heun2", "heun3", "rk4" (the 3/8 rule); "poly2", "poly3", "fractal2", "fractal3" or
-            "linear_multistep" (architectures.py); "revnet" or "asynchronous_leapfrog" (reversible.py); or
-            "explicit_adams", "implicit_adams" or "fixed_adams".
+            "linear_multistep" (architectures.py), or a `LinearMultistep`, whose coefficients a CNF learns with its
+            field; "revnet" or "asynchronous_leapfrog" (reversible.py); or "explicit_adams", "implicit_adams" or
+            "fixed_adams".
         steps: Number of steps over the whole interval.
         grading: 1 for equal steps, above 1 to crowd them towards the latest time, below 1 towards the earliest; Adams
             formulas need 1.
@@ -254,7 +255,7 @@ class FixedSolver(Solver):
 
     METHODS: ClassVar[tuple[str, ...]] = (*EXPLICIT_SCHEMES, "linear_multistep", *REVERSIBLE_SCHEMES, *ADAMS)
 
-    method: str
+    method: str | LinearMultistep
     steps: int
     grading: float = 1.0
     adjoint: str = "backprop"
@@ -303,13 +304,19 @@ class FixedSolver(Solver):
         if not self.gradable:
             return _stacked(
                 torchdiffeq.adams(
-                    checked, state, times, method=self.method, steps=self.steps, adjoint=self.adjoint, params=params
+                    checked,
+                    state,
+                    times,
+                    method=str(self.method),
+                    steps=self.steps,
+                    adjoint=self.adjoint,
+                    params=params,
                 )
             )
         if self.uses_adjoint_equation:
             options = torchdiffeq.fixed_options(times, self.steps, self.grading)
             return torchdiffeq.integrate(
-                checked, state, times, method=self.method, rtol=1.0, atol=1.0, adjoint=self.adjoint, params=params,
+                checked, state, times, method=str(self.method), rtol=1.0, atol=1.0, adjoint=self.adjoint, params=params,
                 options=options,
             )  # fmt: skip
         grid = graded_grid(times, float(times.min()), float(times.max()), self.steps, self.grading)
@@ -320,6 +327,8 @@ class FixedSolver(Solver):
     ) -> list[State]:
         """Make the steps of a grid."""
         given = checked, state, grid, times, checked.on_step
+        if isinstance(self.method, LinearMultistep):
+            return linear_multistep(*given, self.method.coefficients(grid, state[0]))
         if self.adjoint == "reversible":
             return integrate_reversibly(reversible_scheme(self.method), *given, params)
         if self.method in REVERSIBLE_SCHEMES:
@@ -469,7 +478,8 @@ def _any_requires_grad(*tensors: Tensor) -> bool:
 
 
 def _check_common(solver: Solver) -> None:
-    if solver.method not in solver.METHODS:
+    learned = isinstance(solver, FixedSolver) and isinstance(solver.method, LinearMultistep)
+    if not learned and solver.method not in solver.METHODS:
         raise ValueError(f"method must be one of {', '.join(solver.METHODS)}; got {solver.method!r}")
     if solver.max_nfe < 1:
         raise ValueError(f"max_nfe must be at least 1; got {solver.max_nfe}")
@@ -482,7 +492,7 @@ def _check_common(solver: Solver) -> None:
         )
 
 
-def _check_steps(method: str, steps: int | None) -> int:
+def _check_steps(method: str | LinearMultistep, steps: int | None) -> int:
     if steps is None or steps < 1:
         raise ValueError(f"method {method!r} takes a fixed number of steps: pass steps >= 1; got {steps}")
     return steps

@@ -18,13 +18,14 @@ COLOURS, MARKS = (DATA, SAMPLES, ACCENT, "#E69F00", "#CC79A7", MUTED), "os^Dv<"
 
 
 @styled
-def error_against_cost(curves: Mapping[str, ArrayLike], *, error: str = "error") -> Figure:
-    """Draw errors against evaluations, both on logarithmic scales.
+def error_against_cost(curves: Mapping[str, ArrayLike], *, error: str = "error", scale: str = "log") -> Figure:
+    """Draw errors against evaluations, which are on a logarithmic scale.
 
     Args:
         curves: For each model evaluations, error, and the lower and the upper end of its interval, shape (k, 4); a
             curve of one point is a mark alone.
         error: Label of the errors.
+        scale: Scale of the errors, "log" or "linear".
 
     Returns:
         The figure, one panel.
@@ -44,7 +45,9 @@ def error_against_cost(curves: Mapping[str, ArrayLike], *, error: str = "error")
     for i, (name, points) in enumerate(curves.items()):
         nfe, middle, low, high = np.asarray(sorted(checked_array(name, points, ("k", 4)).tolist())).T
         style: dict[str, Any] = {"color": COLOURS[i % len(COLOURS)], "marker": MARKS[i % len(MARKS)], "markersize": 4}
+        if i >= len(COLOURS):
+            style |= {"linestyle": "--", "markerfacecolor": "white"}
         panel.errorbar(nfe, middle, [middle - low, high - middle], label=name, capsize=2, linewidth=1.0, **style)
-    panel.set(xscale="log", yscale="log", xlabel="evaluations of the field", ylabel=error)
+    panel.set(xscale="log", yscale=scale, xlabel="evaluations of the field", ylabel=error)
     panel.legend()
     return figure

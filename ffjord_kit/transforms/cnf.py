@@ -195,6 +195,9 @@ class CNF(Transform):
         self.dynamics = PacedField(dynamics) if learn_end_time else dynamics
         self.event_shape = tuple(event_shape)
         self.solver = solver or AdaptiveSolver()
+        self.method = (
+            self.solver.method if isinstance(self.solver.method, nn.Module) else None
+        )  # learned with the field
         self.end_time = self.duration = end_time
 
     @property
