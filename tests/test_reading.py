@@ -12,7 +12,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from ffjord_kit.datasets import load
+from ffjord_kit.datasets import DataWarning, load
 from ffjord_kit.datasets.cells import number
 from ffjord_kit.datasets.files import read_frame
 from ffjord_kit.datasets.writing import write
@@ -88,6 +88,20 @@ def test_words_below_a_header_are_units_only_above_columns_of_numbers(tmp_path):
     assert plain.kinds == units.kinds == ("text", "numbers")
     assert plain.cells[0].tolist() == units.cells[0].tolist() == ["Oslo", "Rome"]
     assert "units" not in plain.found and units.found.endswith("units , kg")
+
+
+def test_commas_that_may_mark_thousands_are_warned_of(tmp_path, recwarn):
+    (tmp_path / "t.csv").write_text("a;b\n1,500;2\n12,250;4\n")
+    with pytest.warns(DataWarning, match="the comma of '1,500' is read as a decimal one; if it marks thousands, write"):
+        assert load(tmp_path / "t.csv").x.tolist() == [[1.5, 2], [12.25, 4]]
+    (tmp_path / "t.csv").write_text("a;b\n1,500;2\n0,250;4\n")
+    assert load(tmp_path / "t.csv").x.tolist() == [[1.5, 2], [0.25, 4]] and not recwarn.list
+
+
+def test_a_title_above_the_header_is_told_by_its_line(tmp_path):
+    (tmp_path / "t.csv").write_text("Report of 2020\na,b\n1,2\n3,4\n")
+    with pytest.raises(ValueError, match="line 2 has 2 cells; expected 1, as on line 1"):
+        load(tmp_path / "t.csv")
 
 
 def test_a_separator_within_text_does_not_mislead(tmp_path):

@@ -45,7 +45,8 @@ def find_top(rows: Sequence[Sequence[Any]], decimal: str = ".") -> Top:
         Top(has_header=True, has_units=True)
     """
     has_header = bool(rows) and any(_is_word(cell, decimal) for cell in rows[0])
-    return Top(has_header, has_header and _are_units(rows[1:], decimal))
+    has_units = has_header and len({len(row) for row in rows[:2]}) == 1 and _are_units(rows[1:], decimal)
+    return Top(has_header, has_units)
 
 
 def column_names(header: Sequence[Any]) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ each column, as `numpy.savetxt` writes it.
 from __future__ import annotations
 
 import csv
+import re
 import warnings
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -29,6 +30,7 @@ CANDIDATES = (
 )  # separator, None for white space, and decimal mark
 COMMENTS = ("#", "%", "//", "sep=")
 NAMES = {"\t": "tab", None: "white space"}
+PERHAPS_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}")
 TOP, SAMPLE_CELLS = 100, 20_000  # lines that are looked at, and about how many of their cells
 
 
@@ -104,6 +106,8 @@ def find_layout(file: TextFile) -> Layout:
     top = find_top([row.cells for row in rows], decimal)
     if top.has_header and len(rows) == 1:
         raise ValueError(f"{file.path}: no rows, only a header ({listing(rows[0].cells, limit=5)})")
+    if decimal == ",":
+        _warn_of_thousands(file.path, rows[top.rows :])
     header, first = (rows[0] if top.has_header else comment), rows[top.rows]
     if header is None or (not top.has_header and not _names_columns(header, first)):
         return Layout(delimiter, decimal, default_columns(len(first.cells)), None, (), first)
@@ -189,6 +193,14 @@ def _column_names(path: str, header: Row) -> tuple[str, ...]:
         advice = "a column without a name is often an index to be dropped, a number may mean that no header is there"
         warnings.warn(f"{text}; {advice}", DataWarning, stacklevel=6)
     return names
+
+
+def _warn_of_thousands(path: str, rows: list[Row]) -> None:
+    """Warn where each comma that is read as a decimal one could as well mark thousands."""
+    cells = [cell for row in rows for cell in row.cells if "," in cell]
+    if cells and all(map(PERHAPS_THOUSANDS.fullmatch, cells)):
+        text = f"{path}: the comma of {cells[0]!r} is read as a decimal one"
+        warnings.warn(f"{text}; if it marks thousands, write the numbers without marks", DataWarning, stacklevel=6)
 
 
 def _delimited_rows(lines: Iterable[str], delimiter: str) -> Iterator[Row]:
