@@ -363,6 +363,22 @@ def test_a_file_cut_anywhere_is_refused_in_one_line(tmp_path, name):
             assert "\n" not in str(error)
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", MADE)
+def test_a_file_with_some_bytes_changed_is_read_or_refused_in_one_line(tmp_path, name):
+    MADE[name](tmp_path / name)
+    whole, rng = (tmp_path / name).read_bytes(), np.random.default_rng(0)
+    for _ in range(15):
+        changed = bytearray(whole)
+        for place in rng.integers(0, len(whole), 3):
+            changed[place] = rng.integers(256)
+        (tmp_path / name).write_bytes(changed)
+        try:
+            load(tmp_path / name)
+        except ValueError as error:
+            assert "\n" not in str(error)
+
+
 LIBRARIES = {"t.xlsx": "openpyxl", "t.feather": "pyarrow", "t.h5": "h5py", "t.fits": "astropy"}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -17,7 +18,10 @@ from ffjord_kit.memory import check_fits
 
 STREAMED_BYTES = 1 << 28  # an NPY file of this size is mapped into memory, not read
 STREAMING = "save a table of float32 as .npy, which is read where it lies"
-DAMAGE = (ValueError, OSError, EOFError, KeyError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
+DAMAGE = (
+    *(ValueError, TypeError, OSError, EOFError, KeyError, RuntimeError, MemoryError, SyntaxError),
+    *(zipfile.BadZipFile, zlib.error, tokenize.TokenError),
+)
 KINDS = {"O": "Python objects", "c": "complex numbers", "U": "text", "S": "text", "M": "dates"}
 SPARSE = {"shape", "format", "data"}  # arrays that scipy.sparse.save_npz writes
 
