@@ -83,7 +83,8 @@ def cli() -> None:
 def fit(context: click.Context, **options: Any) -> None:
     """Fit a flow to DATA and keep it in a run folder.
 
-    DATA is a named data set (see `ffjord-kit data`), a file (CSV, TSV, NPY, NPZ or Parquet), or a folder of pictures.
+    DATA is a named data set (see `ffjord-kit data`), a file (text, NumPy, Parquet,
+    Feather, Excel, HDF5, FITS or JSON), or a folder of pictures.
     Condition images on their classes by --context label.
 
     Several processes train together by: torchrun --standalone --nproc-per-node 2 -m ffjord_kit fit DATA --out RUN.
