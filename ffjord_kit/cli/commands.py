@@ -83,7 +83,8 @@ def cli() -> None:
 def fit(context: click.Context, **options: Any) -> None:
     """Fit a flow to DATA and keep it in a run folder.
 
-    DATA is a named data set (see `ffjord-kit data`), a file (CSV, TSV, NPY, NPZ or Parquet), or a folder of pictures.
+    DATA is a named data set (see `ffjord-kit data`), a file (text, NumPy, Parquet,
+    Feather, Excel, HDF5, FITS or JSON), or a folder of pictures.
     Condition images on their classes by --context label.
 
     Several processes train together by: torchrun --standalone --nproc-per-node 2 -m ffjord_kit fit DATA --out RUN.
@@ -106,7 +107,12 @@ def fit(context: click.Context, **options: Any) -> None:
     metavar="INT",
     help="Number of samples, e.g. 5000 or 1e6. [default: 1000; images 64]",
 )
-@click.option("--out", type=click.Path(), required=True, help="File: .csv, .tsv, .npy, .npz, .parquet; images: .npz.")
+@click.option(
+    "--out",
+    type=click.Path(),
+    required=True,
+    help="File: .csv, .tsv, .npy, .npz, .parquet, .feather, .xlsx; images: .npz.",
+)
 @click.option(
     "--context", help="Context of a conditional run: values 1.0,2.5 for all samples, a file of rows, or classes."
 )

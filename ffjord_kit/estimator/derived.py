@@ -21,6 +21,7 @@ from ffjord_kit.objectives.reflow import Reflow, stack_pairs
 from ffjord_kit.ode import FINEST_SINGLE
 from ffjord_kit.precision import single_precision
 from ffjord_kit.progress import training_progress
+from ffjord_kit.rows import as_rows
 from ffjord_kit.training import Phase
 from ffjord_kit.training.condense import Condensed, narrowest
 from ffjord_kit.training.reflow import (
@@ -150,7 +151,7 @@ class DerivingModel(ScoringModel):
         Returns:
             Two arrays.
         """
-        x = X if isinstance(X, np.memmap) else np.asarray(X, None if self.is_image else np.float64)
+        x = X if isinstance(X, np.memmap) else np.asarray(as_rows(X), None if self.is_image else np.float64)
         train, held_out = self.split_indices(x)
         return x[train], x[held_out]
 
@@ -167,7 +168,7 @@ class DerivingModel(ScoringModel):
 
     def _rows_of_fit(self, X: Any, context: Any) -> Arrays:
         """Return the rows of the fit with their contexts."""
-        rows = np.asarray(X, np.float64)
+        rows = np.asarray(as_rows(X), np.float64)
         arrays = Arrays(rows, self._contexts(context, len(rows)))
         if arrays.facts()["sha256"] != self.record["sha256"]:
             raise ValueError(
@@ -214,7 +215,7 @@ class DerivingModel(ScoringModel):
         """
         settings = ReflowSettings(pairs, steps, learning_rate, None if hidden is None else tuple(hidden))
         self.domain.require_table("reflow", "sample it with few fixed steps")
-        rows = None if X is None else np.asarray(X, np.float64)
+        rows = None if X is None else np.asarray(as_rows(X), np.float64)
         contexts = self._contexts_of_pairs(rows, context)
         if rows is not None:
             self._rows_of_fit(rows, contexts)

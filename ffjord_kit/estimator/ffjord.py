@@ -38,6 +38,7 @@ from ffjord_kit.flow import Flow
 from ffjord_kit.ode import FixedSolver
 from ffjord_kit.precision import compiled
 from ffjord_kit.progress import training_progress
+from ffjord_kit.rows import as_rows
 from ffjord_kit.run import Run
 from ffjord_kit.threads import training_threads
 from ffjord_kit.training import History, Phase, Workers, fit_flow
@@ -413,6 +414,7 @@ class FFJORD(DensityEstimator, TableFields):
     def _read(
         self, X: Any, context: Any, columns: Sequence[str] | None, context_columns: Sequence[str] | None
     ) -> tuple[Arrays, Domain]:
+        X = as_rows(X)
         if getattr(X, "ndim", 2) in (3, 4):
             raise ValueError(f"FFJORD is for tables (n, d); got shape {np.shape(X)}: use ImageFFJORD for images")
         refuse_repeated(getattr(X, "columns", ()))
@@ -427,6 +429,7 @@ class FFJORD(DensityEstimator, TableFields):
         return Arrays(x, contexts, isinstance(X, np.memmap)), domain
 
     def _checked(self, X: Any) -> Any:
+        X = as_rows(X)
         if "feature_names_in_" not in vars(self) and self.model_.record.get("columns"):
             X = np.asarray(in_order(X, self.model_.record["columns"]))
         return validate_data(self, X, dtype=np.float64, reset=False, ensure_all_finite=False)
@@ -456,7 +459,7 @@ class ImageFFJORD(DensityEstimator, ImageFields):
     def _read(
         self, X: Any, context: Any, columns: Sequence[str] | None, context_columns: Sequence[str] | None
     ) -> tuple[Arrays, Domain]:
-        x = np.asarray(X)
+        x = np.asarray(as_rows(X, "images"))
         if x.ndim not in (3, 4):
             raise ValueError(
                 f"ImageFFJORD is for images (n, h, w) or (n, channels, h, w); got shape {x.shape}: use FFJORD for "
