@@ -254,6 +254,7 @@ def linearly(t, x, at):
     return np.stack([np.interp(at, t[s], column[s]) for s, column in zip(seen.T, x.T, strict=True)], axis=1)
 
 
+@pytest.mark.slow
 def test_sixty_short_series_are_learned_and_new_ones_smoothed_better_than_by_lines():
     """A fit of the size of a first trial: it ended with a flat mean, and bands over everything."""
     model = LatentODE(max_steps=500, max_seconds=math.inf, random_state=0).fit(damped_sines(60, 0)[0])
