@@ -52,9 +52,13 @@ def draw(rows: list[Row], path: str) -> None:
     """NLL against seconds for 10,000 log-densities, a panel for each set; lines join budgets of one density."""
     mine = [row for row in rows if row["benchmark"] == BENCHMARK and row["set"] in sets.TABLES and row["seed"] == 0]
     names = [name for name in sets.TABLES if any(row["set"] == name for row in mine)]
-    figure, axes = plt.subplots(1, len(names), figsize=(3.2 * len(names), 3.4), squeeze=False, layout="constrained")
+    columns = min(len(names), 3)
+    lines = -(-len(names) // columns)
+    figure, axes = plt.subplots(
+        lines, columns, figsize=(3.2 * columns, 2.8 * lines + 0.4), squeeze=False, layout="constrained"
+    )
     quantities = list(dict.fromkeys(row["quantity"] for row in mine))
-    for axis, name in zip(axes[0], names, strict=True):
+    for axis, name in zip(axes.ravel(), names, strict=False):
         for colour, quantity in enumerate(quantities):
             points = sorted(
                 (row["budget"] or 0, row["seconds_10k"], row["mean"], row["standard_error"])
@@ -63,9 +67,14 @@ def draw(rows: list[Row], path: str) -> None:
             if points:
                 _, seconds, nll, errors = zip(*points, strict=True)
                 axis.errorbar(seconds, nll, errors, fmt="o-", color=f"C{colour}", label=quantity, capsize=2)
-        axis.set(xscale="log", title=name, xlabel="s for 10,000 log-densities")
-    axes[0, 0].set_ylabel("held-out NLL, nats")
-    axes[0, -1].legend(fontsize=7)
+        axis.set(xscale="log", title=name)
+    for axis in axes.ravel()[len(names) :]:
+        axis.set_axis_off()
+    figure.supxlabel("s for 10,000 log-densities", fontsize=9)
+    figure.supylabel("held-out NLL, nats", fontsize=9)
+    labels = [axis.get_legend_handles_labels() for axis in axes.ravel()]
+    labelled = {label: handle for found in labels for handle, label in zip(*found, strict=True)}
+    figure.legend(labelled.values(), labelled.keys(), loc="outside upper center", ncols=len(labelled), fontsize=8)
     figure.savefig(path, dpi=110)
 
 

@@ -27,7 +27,7 @@ from ffjord_kit.training.runtime import Timer
 
 # Evaluations of the field: of up to FEW columns, and of more; twice as many where they would fold too much.
 EVALUATIONS_OF_FEW, EVALUATIONS = 24, 16
-FOLDING = 10.0  # nats of penalty on steps before they are trained
+FOLDING = 100.0  # nats of penalty on steps before they are trained: of more than a stray row
 # Rows of the choice of a scheme, and of the receipt that a fit makes: elements, and least and most rows.
 SCHEME_ELEMENTS, SCHEME_ROWS = 2048, (32, 300)
 RECEIPT_ELEMENTS, RECEIPT_ROWS = 1536, (24, 200)
