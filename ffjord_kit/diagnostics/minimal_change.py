@@ -37,6 +37,7 @@ CLIMBING = 0.1  # the same while any change that passes is sought: along a ridge
 FIRST_RADIUS, LARGEST_RADIUS, LAST_RADIUS = 0.5, 2.0, 1e-3
 GROWTH, SHRINKAGE = 1.6, 0.4
 LARGEST_PRICE = 1e6
+INFLATION = 1.5  # of the price in each step that begins without passing
 AIM = 1e-4  # margin beyond the required one that steps aim at: curvature and rounding fall short
 
 
@@ -226,7 +227,8 @@ class Search:
         lower, upper = self.judgment.lower[row], self.judgment.upper[row]
         change, radius = change.clone(), torch.full_like(required, FIRST_RADIUS)
         smoothing = CLIMBING if climb else SMOOTHING
-        price, (margin, slope) = torch.zeros_like(required), self.worst(change, row, smoothing)
+        margin, slope = self.worst(change, row, smoothing)
+        price = 2 / slope.abs().amax(1).clamp(min=1 / LARGEST_PRICE)
         best = Candidates(change[:, None].clone(), margin[:, None].clone())
         refused = torch.zeros_like(row, dtype=torch.bool)
         for _ in range(steps):
@@ -242,7 +244,7 @@ class Search:
             back, near = _restored(change[on], slope[on], lacking + AIM), refused[on] & (lacking > 0)
             near &= ((back >= low) & (back <= high)).all(1)
             trial = torch.where(near[:, None], back, trial)
-            price[on] = torch.maximum(price[on], 2 * cost)
+            price[on] = torch.maximum(price[on] * torch.where(lacking > 0, INFLATION, 1.0), 2 * cost)
             trial_margin, trial_slope = self.worst(trial, row[on], smoothing)
             weight = 0.0 if climb else 1.0
             merit = weight * change[on].abs().sum(1) + price[on] * lacking.clamp(min=0)
