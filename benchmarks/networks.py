@@ -35,6 +35,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "128x3 softplus": {**WIDE, "activation": "softplus"},
     "128x3 concat-squash": {**WIDE, "dynamics": "concat_squash", "fourier_features": 0},
     "128x3 no octaves": {**WIDE, "fourier_features": 0},
+    "128x3 input scales": {**WIDE, "fourier_features": 0, "input_scales": 3},
     "128x3 t uniform": {**WIDE, "time_density": "uniform"},
     "128x3 gaussianized": {**WIDE, "scaling": "gaussianize"},
     "128x3 half whitened": {**WIDE, "scaling": "half_whiten"},

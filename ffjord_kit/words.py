@@ -29,11 +29,13 @@ OBJECTIVES = ("flow_matching", "mle", "transforms", "steps")  # objectives/__ini
 COUPLINGS = ("independent", "optimal_transport")  # objectives/couplings.py
 TIME_DENSITIES = ("uniform", "likelihood")  # objectives/flow_matching.py
 
+PRIORS = ("normal", "flow")  # of the first state of a latent ODE
 RECOGNITIONS = ("gru", "ode_rnn")  # models/latent_network.py
 
 # tf32: products of 10 bits of fraction on a GPU's tensor cores; bf16: all of the network in numbers of 7 bits.
 PRECISIONS = ("float32", "tf32", "bf16")
 # Modes of torch.compile; reduce-overhead records CUDA graphs, which need the fixed shapes that batches have.
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
+WATCHES = ("spectrum", "condensation")  # diagnostics/watch.py
 CLOCKS = ("cpu", "wall")  # of limits in seconds; training/runtime.py
 DENSITIES = ("continuous", "steps")  # of a fit that has both; estimator/discretize.py

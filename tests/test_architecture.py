@@ -107,7 +107,7 @@ MENUS = {
     "ACTIVATIONS": "nn", "DYNAMICS": "nn", "IMAGE_DYNAMICS": "nn", "METHODS": "ode", "TRACE_ESTIMATORS": "trace",
     "REGULARIZERS": "regularizers", "BASES": "distributions", "SCALINGS": "transforms", "IMAGE_SCALINGS": "transforms",
     "ZUKO_TRANSFORMS": "transforms.zuko", "OBJECTIVES": "objectives", "COUPLINGS": "objectives",
-    "TIME_DENSITIES": "objectives", "RECOGNITIONS": "models.latent_network",
+    "TIME_DENSITIES": "objectives", "RECOGNITIONS": "models.latent_network", "WATCHES": "diagnostics.watch",
 }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 Commands run in a folder with the files of `write_files` and the runs of `write_runs`; `fit` gets a tiny schedule.
 """
 
+import gzip
 import json
 import re
 import shlex
@@ -40,7 +41,8 @@ def write_files():
         "two.csv": text(X[:, 1:], "height,age"), "changed.csv": text(X, "a,b,c"), "gone.csv": text(X, "a,b,c"),
         "nan.csv": "a,b\n1,2\n3,nan\n4,\n", "text.csv": "a,b\n1,red\n3,4\n",
         "constant.csv": text([(v, 3) for v in range(5)], "a,level"), "one.csv": "a,b\n1,2\n", "empty.csv": "",
-        "ragged.csv": "a,b\n1,2\n3,4,5\n", "table.xlsx": "?",
+        "ragged.csv": "a,b\n1,2\n3,4,5\n", "table.xlsx": "?", "table.xyz": "?", "old.xls": "?",
+        "thousands.csv": "a;b\n1.000,5;2\n3,5;4\n",
         "collinear.csv": text(np.stack([X[:, 0], 2 * X[:, 0]], 1), "a,b"), "ages.csv": "age\n1\n2\n", "file": "mine",
     }  # fmt: skip
     for name, content in texts.items():
@@ -50,6 +52,7 @@ def write_files():
     np.save("objects.npy", np.array([[1, "a"]], dtype=object))
     np.savez("several.npz", a=np.eye(3), b=np.eye(2))
     Path("cut.npy").write_bytes(Path("deep.npy").read_bytes()[:150])
+    Path("cut.csv.gz").write_bytes(gzip.compress(RNG.bytes(2000))[:800])
     Path("folder").mkdir()
     Path("folder/note.txt").write_text("mine")
 
@@ -96,7 +99,11 @@ DATA = {
     "one row": ("one.csv", r"Found array with 1 sample\(s\) .* a minimum of 2 is required by FFJORD\."),
     "ragged rows": ("ragged.csv", r"ragged\.csv: line 3 has 3 cells; expected 2, as on line 1"),
     "an empty file": ("empty.csv", r"empty\.csv: the file is empty; expected a row for each observation"),
-    "an unknown extension": ("table.xlsx", r"table\.xlsx: unknown extension '\.xlsx'; known: \.csv, .*"),
+    "an unknown extension": ("table.xyz", r"table\.xyz: unknown extension '\.xyz'; known: \.csv, .*"),
+    "Excel's old form": ("old.xls", r"old\.xls: unknown extension '\.xls'; Excel's old form .* save it as \.xlsx, .*"),
+    "a compressed file cut short": ("cut.csv.gz", r"cut\.csv\.gz: damaged, or cut short: it cannot be unpacked .*"),
+    "text called Excel": ("table.xlsx", r"table\.xlsx: damaged, or not an Excel file \(.*\)"),
+    "thousands": ("thousands.csv", r"thousands\.csv: text in 'a' .*; drop .* no mark of thousands"),
     "a folder as data": ("folder", r"folder: a folder; give a file in it \(note\.txt\)"),
     "an array of one axis": ("flat.npy", r"flat\.npy: shape \(3,\); expected .*; for one column save x\[:, None\]"),
     "an array of four axes": ("deep.npy", r"deep\.npy: shape \(2, 2, 2, 2\); expected \(rows, columns\) or .*"),
@@ -155,6 +162,8 @@ OPTIONS = {
     "--patience 0": "patience must be a whole number, at least 1; got 0",
     "--validate-every 0": "validate_every must be a whole number, at least 1; got 0",
     "--warmup-steps -1": "warmup_steps must .*; got -1",
+    "--robust 0 --schedule mle:1": r"robust must be positive; got 0\.0",
+    "--robust 0.1 --schedule auto": "robust is for a schedule with a phase of maximum likelihood, e.g. .*",
     "--steer 1": r"steer must be in \[0, 1\), a part of the end time; got 1\.0",
     "--clip-norm 0": r"clip_norm must be positive; got 0\.0",
     "--weight-decay -1": r"weight_decay must not be negative; got -1\.0",
@@ -174,6 +183,10 @@ OPTIONS |= {
     "--schedule mle": SCHEDULE.format("mle"),
     "--schedule ''": SCHEDULE.format(""),
     "--fourier-features 2 --dynamics concat": "fourier_features are inputs of dynamics='residual'; got .*'concat'",
+    "--input-scales 2 --dynamics concat": "input_scales are for dynamics='residual'; got .*'concat': leave it out",
+    "--watch loss": "watch must be some of spectrum, condensation; got 'loss'",
+    "--input-scales 0": "input_scales must be a whole number, at least 1; got 0",
+    "--input-scales 99 --hidden 8": "input_scales must be at most the first width, 8; got 99",
     "--fourier-features -2": "fourier_features must be a whole number, at least 1; got -2",
     "--end-time -2 --learn-end-time": r"end_time must be positive; got -2\.0",
     "--support bounded:0": SUPPORT.format("bounded:0"),
@@ -205,7 +218,7 @@ COMMANDS = {
     "fit nan.csv --out run --force": r"nan\.csv: missing values .*",
     "score run table.csv --error 0": r"error must be positive, in nats; got 0\.0",
     "score run table.csv --probes 1": "probes must be at least 2, or None for the exact trace; got 1",
-    "sample run --out x.xlsx": r"x\.xlsx: unknown extension '\.xlsx'; known: .*",
+    "sample run --out x.xls": r"x\.xls: unknown extension '\.xls'; known: .*",
     "sample run --out table.csv": r"table\.csv exists: choose another name, or pass --force",
     "sample run --out no/x.csv": r"no/x\.csv: no folder '.*no'; make it first",
     "sample run --context 1 --out x.csv": "this run takes no context: leave --context out",
@@ -249,7 +262,7 @@ COMMANDS |= {
     "reflow run two.csv --out out": r"two\.csv has no column 'width', .*",
     "reflow nan-model --out out": "nan-model/model.safetensors holds weights that are NaN or infinite",
     "score run table.csv --error -1": r"error must be positive, in nats; got -1\.0",
-    "score run table.csv --out x.xlsx": r"x\.xlsx: unknown extension '\.xlsx'; known: .*",
+    "score run table.csv --out x.xls": r"x\.xls: unknown extension '\.xls'; known: .*",
     "score run table.csv --out no/x.csv": r"no/x\.csv: no folder '.*no'; make it first",
     "score run table.csv --out table.csv": r"table\.csv exists: choose another name, or pass --force",
     "score run nan.csv": r"nan\.csv: missing values .*",
@@ -361,14 +374,15 @@ PYTHON = {
 
 KINDS = {
     "schedule": 5, "max_seconds": "long", "time_density": 1, "coupling": None, "dynamics": 3, "hidden": 64.0,
-    "activation": 1, "fourier_features": 0.5, "blocks": 1.5, "end_time": "1", "learn_end_time": 1,
+    "activation": 1, "fourier_features": 0.5, "input_scales": 2.0, "blocks": 1.5, "end_time": "1", "learn_end_time": 1,
     "transforms": "maf:1",
     "scaling": None, "base": 2, "dequantize": True, "support": 1, "learning_rate": "fast", "batch_size": 10.0,
     "mle_learning_rate": None, "weight_decay": "no", "warmup_steps": 1.5, "clip_norm": [1], "ema_decay": "x",
     "validation_fraction": "tenth", "validate_every": 2.5, "patience": None, "trace": 1, "probes": 2.0,
+    "robust": "much",
     "regularizers": "kinetic", "steer": "a", "solver": 4, "train_tolerance": "1e-3", "solver_steps": 4.0,
     "adjoint": 1, "compile": True, "guard": None, "tolerance": "1e-5", "max_nfe": 1e4, "device": 0, "clock": 1,
-    "density": 1, "verbose": "yes",
+    "density": 1, "watch": 2, "verbose": "yes",
     "precision": 32, "micro_batches": 1.0, "bits": 5.0, "alpha": "1e-6", "scales": "2", "flip": "yes",
     "context_dropout": "some", "channels_last": 0.5,
 }  # fmt: skip
@@ -431,9 +445,9 @@ def test_a_bad_input_is_told_in_one_line_and_leaves_nothing(here, capfd, name):
     line, message = ERRORS[name]
     before = content(here)
     code, shown = command(line), capfd.readouterr()
-    complaints = [text for text in shown.err.splitlines() if not text.startswith("warning: ")]
-    assert (code, shown.out, len(complaints)) == (1, "", 1), shown
-    assert re.fullmatch(f"error: {message}", complaints[0]), complaints[0]
+    told = [text for text in shown.err.splitlines() if not text.startswith(("warning: ", "read "))]
+    assert (code, shown.out, len(told)) == (1, "", 1), shown
+    assert re.fullmatch(f"error: {message}", told[0]), told[0]
     assert content(here) == before
 
 

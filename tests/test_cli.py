@@ -192,12 +192,23 @@ def test_a_terminal_of_ascii_alone_gets_plain_characters(moons):
     assert re.search(rb"best validation NLL +\d\.\d{4} \+- \d\.\d{4} nats", shown.stdout)
 
 
-@pytest.mark.parametrize("suffix", ["csv", "tsv", "npy", "npz", "parquet"])
+def test_what_was_found_in_a_file_is_told_in_one_line(capsys, tmp_path):
+    (tmp_path / "x.csv").write_bytes("Größe;b\n1,5;2\n3;4\n5;6\n".encode("latin-1"))
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(sys, "argv", ["ffjord-kit", "fit", str(tmp_path / "x.csv"), "--dry-run", *TINY])
+        main()
+    shown = capsys.readouterr()
+    told = f"read {tmp_path / 'x.csv'}: 3 rows, 2 columns; separator ';'; decimal ',', Latin-1\n"
+    assert shown.err == told and json.loads(shown.out)["data"]["columns"] == ["Größe", "b"]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "npy", "npz", "parquet", "feather", "xlsx"])
 def test_samples_are_written_in_the_format_of_the_file(command, moons, tmp_path, suffix):
     path = tmp_path / f"samples.{suffix}"
     assert command("sample", moons, "-n", 7, "--seed", 1, "--out", path) == f"7 samples in {path}\n"
     read = datasets.load(path)
-    assert read.x == pytest.approx(DensityModel.load(moons).sample(7, random_state=1), abs=0)
+    digits = {"rel": 1e-15} if suffix == "xlsx" else {"abs": 0}
+    assert read.x == pytest.approx(DensityModel.load(moons).sample(7, random_state=1), **digits)
     assert read.columns == ("x0", "x1")
 
 

@@ -160,7 +160,8 @@ BAD_FILES = [
     ("t.csv", "a,b\n1,2\n\n3,nan\n", r"missing values in 'b' \(1 of 2 rows, first 'nan' on line 4\); fill"),
     ("t.csv", "a,b\n1,x\n2,y\n", r"text in 'b' \(2 of 2 rows, first 'x' on line 2\); drop"),
     ("t.csv", "1,2\n3,oops\n", r"text in 'x1' \(1 of 2 rows, first 'oops' on line 2\)"),
-    ("t.csv", "a;b\n1,5;2\n", r"text in 'a' \(1 of 1 rows, first '1,5' on line 2\).* not 1,5"),
+    ("t.csv", "a;b\n1,5;2\n2.5;3\n", r"text in 'a' \(1 of 2 rows, first '1,5' on line 2\).* one decimal mark"),
+    ("t.csv", "a;b\n1.000,5;2\n", r"text in 'a' \(1 of 1 rows, first '1.000,5' on line 2\).* no mark of thousands"),
     ("t.csv", "a,b\n1,2\n3,1_000\n", "text in 'b'"),
     ("t.csv", "a,b\n1,True\n3,False\n", r"text in 'b' \(2 of 2 rows, first 'True' on line 2\)"),
     ("t.csv", 'a;b\n";4\n5;6\n7";8\n', r"text in 'a' .1 of 1 rows, first ';4"),
@@ -175,7 +176,9 @@ BAD_FILES = [
     ("t.csv", "a,b\n1,2\n#N/A,4\n", "missing values in 'a'"),
     ("t.csv", "a,b\n1,inf\n3,-1e999\n", r"infinite values in 'b' \(2 of 2 rows, first 'inf' on line 2\)"),
     ("t.csv", "a,a\n1,2\n", "two columns are called 'a'"),
-    ("t.csv", b"a,b\n\xff\xfe,2\n", "not text in UTF-8 .byte 4"),
+    ("t.csv", b"a,b\n\xff\xfe\x00,2\n", "not text in UTF-8 .byte 4., nor in another encoding"),
+    ("t.csv", "a,b\n1,2\n".encode("utf-16")[:-1], "not text in UTF-16 .byte "),
+    ("t.csv", b"a,b\n\xff\xfe,2\n", "text in 'a' .1 of 1 rows, first 'ÿþ' on line 2"),
     ("t.npy", saved(np.arange(3.0)), r"shape \(3,\); expected .rows, columns.*x\[:, None\]"),
     ("t.npy", saved(np.zeros((2, 2, 2, 2))), r"shape \(2, 2, 2, 2\); expected"),
     ("t.npy", saved(np.zeros((0, 2))), "holds no numbers"),
@@ -188,12 +191,12 @@ BAD_FILES = [
     ("t.npz", pickled, "damaged, or not an NPZ file"),
     ("t.npz", zipped(cut=200, x=np.eye(9)), "damaged, or not an NPZ file"),
     ("t.npz", zipped(a=np.eye(2), b=np.eye(2)), "holds a, b; name the one to read"),
-    ("t.npz:trian", zipped(train=np.eye(2)), r"no array 'trian' \(did you mean 'train'\?\); it holds train"),
+    ("t.npz:trian", zipped(train=np.eye(2)), r"no table 'trian' \(did you mean 'train'\?\); it holds train"),
     ("t.npz:x", zipped(x=np.array([None])), "t.npz:x: pickled Python objects"),
-    ("t.csv:x", "a,b\n1,2\n", "only a file of several arrays, .npz, takes a name"),
-    ("t.xls", "a", "unknown extension '.xls'; known: .csv, "),
+    ("t.csv:x", "a,b\n1,2\n", "only a file of several tables, .npz, .*, takes a name after the colon; got 'x'"),
+    ("t.xls", "a", "unknown extension '.xls'; Excel's old form is not read: save it as .xlsx"),
     ("t.parquet", "nothing", "damaged, or not a Parquet file"),
-    ("t.parquet", parquet(a=["x", "y"]), "column 'a' holds string; expected numbers"),
+    ("t.parquet", parquet(a=["x", "y"]), r"text in 'a' \(2 of 2 rows, first 'x' in row 0 \(counted from 0\)\)"),
     ("t.parquet", parquet(a=[True, None]), r"missing values in 'a' \(1 of 2 rows, first row 1"),
     ("t.parquet", parquet(a=[1, 2], b=[0.5, None]), r"missing values in 'b' \(1 of 2 rows, first row 1"),
 ]
@@ -250,7 +253,7 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch, use
     (tmp_path / "t.parquet").write_bytes(b"PAR1")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(ImportError, match=r"pip install ffjord-kit\[parquet\]"):
+    with pytest.raises(ImportError, match=r"needs pyarrow: pip install pyarrow, or ffjord-kit\[tables\]"):
         use(str(tmp_path / "t.parquet"))
 
 

@@ -4,11 +4,13 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from commands import call
 
 from ffjord_kit import FFJORD
+from ffjord_kit.data import Batch
 from ffjord_kit.diagnostics import Receipt
-from ffjord_kit.estimator import load
+from ffjord_kit.estimator import discretize, load
 from ffjord_kit.estimator.discretize import SteppedNote
 from ffjord_kit.precision import double_precision
 from ffjord_kit.run import RunError
@@ -108,6 +110,19 @@ def test_the_score_of_steps_that_fold_is_no_likelihood():
 def test_without_validation_the_continuous_flow_reports():
     model = estimator(schedule=[("flow_matching", 20), ("steps", 4)], validation_fraction=0.0).fit(banana(200, 0))
     assert (model.model_.density, model.model_.note.nll) == ("continuous", float("inf"))
+
+
+@pytest.mark.parametrize(("against", "looked_at"), [(0, [100]), (1, [100, 300]), (2, [100, 300]), (3, [100])])
+def test_one_or_two_points_against_a_density_are_decided_by_more(monkeypatch, against, looked_at):
+    seen = []
+
+    def check(flow, x, context, *, rows, integrate):
+        seen.append(rows)
+        return Receipt(2 * rows, 0.5, 0.5, 0.0, 0.0, 0.0, 0.0, against / 100, 0.0, 0.0, float("nan"), float("inf"))
+
+    monkeypatch.setattr(discretize, "check_steps", check)
+    discretize._receipt(None, Batch(torch.zeros(400, 2)), 100)
+    assert seen == looked_at
 
 
 def test_draws_are_like_the_data(fitted):

@@ -12,6 +12,7 @@ from ffjord_kit import CNF, Flow, FlowMatching, Phase, ResidualDynamics, dataset
 from ffjord_kit.data import Batch
 from ffjord_kit.diagnostics import Receipt, check_steps
 from ffjord_kit.diagnostics.receipt import _there_and_back
+from ffjord_kit.distributions import StandardNormal
 from ffjord_kit.objectives import SteppedLikelihood
 from ffjord_kit.training import TrainConfig
 from ffjord_kit.transforms import Standardize, Stepped
@@ -112,7 +113,7 @@ def test_draws_are_examined_with_their_own_contexts():
     receipt = check_steps(flow, x, context)
     assert receipt.unreached == pytest.approx((context < 0).double().mean().item())
     batch = Batch(x.double(), context.double())
-    _, draws, _ = _there_and_back(flow.double(), batch, generator)
+    _, _, draws, _ = _there_and_back(flow.double(), batch, generator)
     assert bool((draws.context > 0).all())
 
 
@@ -126,3 +127,19 @@ def test_an_integral_that_is_too_uncertain_decides_nothing():
     assert not dataclasses.replace(good, round_trip=math.inf).holds
     for flaw in ("uncertified", "unreached", "excess"):
         assert not dataclasses.replace(good, **{flaw: 0.01}).holds
+
+
+def test_a_row_that_returns_to_another_point_is_mass_counted_twice_and_no_rounding():
+    class Square:
+        base = StandardNormal((1,))
+
+        def to_base(self, x, context):
+            return x.square(), None
+
+        def to_data(self, z, context):
+            return z.abs().sqrt(), None
+
+    rows = Batch(torch.tensor([[1.0], [2.0], [-3.0], [0.5]], dtype=torch.float64))
+    error, elsewhere, draws, unreached = _there_and_back(Square(), rows, torch.Generator().manual_seed(0))
+    assert error < 1e-12
+    assert (elsewhere, len(draws), unreached) == (0.25, 4, 0.0)

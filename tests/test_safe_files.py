@@ -367,8 +367,12 @@ def test_a_config_with_any_value_changed_is_read_or_refused(fitted, tmp_path, da
         assert "\n" not in str(error)
 
 
-@settings(max_examples=100, **CALM)
-@given(content=st.binary(max_size=300), ending=st.sampled_from([".csv", ".tsv", ".npy", ".npz", ".parquet", ".txt"]))
+ENDINGS = [".csv", ".tsv", ".npy", ".npz", ".parquet", ".txt", ".feather", ".xlsx", ".h5", ".fits", ".json", ".jsonl"]
+ENDINGS += [".csv.gz", ".csv.zip", ".txt.xz", ".tsv.bz2"]
+
+
+@settings(max_examples=200, **CALM)
+@given(content=st.binary(max_size=300), ending=st.sampled_from(ENDINGS))
 def test_a_file_of_any_bytes_is_read_or_refused_in_one_line(tmp_path, content, ending):
     path = tmp_path / f"data{ending}"
     path.write_bytes(content)

@@ -10,8 +10,9 @@ from torch import nn
 from ffjord_kit.datasets.series import spiral_curves, spirals
 from ffjord_kit.models import LatentODE, Series
 from ffjord_kit.models.dense import solve_at
-from ffjord_kit.models.elbo import ELBO, elbo
+from ffjord_kit.models.elbo import ELBO, elbo, fit_noise
 from ffjord_kit.models.latent_network import RECOGNITIONS, LatentNetwork, Scales
+from ffjord_kit.models.posterior import Posterior, laplace
 from ffjord_kit.models.series import check_series, padded
 from ffjord_kit.run import RunError
 
@@ -74,7 +75,8 @@ def test_a_masked_value_changes_nothing(recognition):
     bounds = []
     for beneath in (-3.0, 1e6):
         values = np.ma.masked_array(np.where(mask, beneath, x), mask)
-        bounds.append(elbo(model, batch_of([(t, values)]), draws=3))
+        batch = batch_of([(t, values)])
+        bounds.append(elbo(model, batch, laplace(model, batch), draws=3))
     assert torch.equal(*bounds)
     assert bounds[0].isfinite().all()
 
@@ -108,20 +110,24 @@ def test_the_unit_of_time_and_of_values_is_the_users():
     np.testing.assert_allclose(second.score_samples() + seen * math.log(1e3), first.score_samples(), rtol=1e-3)
 
 
+def test_the_angular_frequency_of_series_is_found_with_gaps_and_beside_noise():
+    times = torch.linspace(0, 10, 81, dtype=torch.float64).repeat(5, 1)
+    noise = torch.randn(times.shape, generator=torch.Generator().manual_seed(0))
+    values = torch.stack([(3 * times + 0.1).sin(), 0.01 * times.square(), noise], dim=2)
+    values[:, ::3] = torch.nan
+    assert float(Scales.of(values, times).turn) == pytest.approx(30, rel=0.15)
+    assert float(Scales.of(values[:, :, 1:], times).turn) < 3.5
+
+
 # ---- closed forms
 
 
-class Exact:
-    """The posterior of z(0) where x(t) = a(t) z(0) + noise, z(0) ~ N(0, 1), in the place of a network."""
-
-    def __init__(self, factor, noise, shift=0.0):
-        self.factor, self.noise, self.shift = factor, noise, shift
-
-    def __call__(self, values, times):
-        a = self.factor(times)[..., None]
-        precision = 1 + (a / self.noise).square().sum((1, 2))
-        mean = (a * values).sum((1, 2)) / self.noise**2 / precision
-        return mean[:, None] + self.shift, precision.rsqrt()[:, None]
+def exact(batch, factor, noise):
+    """The posterior of z(0) where x(t) = a(t) z(0) + noise, z(0) ~ N(0, 1)."""
+    a = factor(batch.context)[..., None]
+    precision = 1 + (a / noise).square().sum((1, 2))
+    mean = (a * batch.x).sum((1, 2)) / noise**2 / precision
+    return Posterior(mean[:, None], precision.rsqrt()[:, None, None])
 
 
 def assert_mean_is_zero(differences):
@@ -133,9 +139,11 @@ def assert_mean_is_zero(differences):
 def linear_gaussian(rate=-0.7, noise=0.4):
     """The network of dz/dt = rate z, x = z + noise, in one dimension, and 40 series of it with their log-densities."""
     model = LatentNetwork(Scales.blank(1), latent_dim=1, hidden=1, steps=20).double()
-    model.dynamics, model.decoder = nn.Linear(1, 1, bias=False).double(), nn.Identity()
     model.requires_grad_(False)
-    model.dynamics.weight.fill_(rate)
+    model.dynamics.linear.weight.fill_(rate)
+    model.dynamics.net[-1].weight.zero_(), model.dynamics.net[-1].bias.zero_()
+    model.decoder = nn.Sequential(nn.Linear(1, 1, bias=False)).double().requires_grad_(False)
+    model.decoder[0].weight.fill_(1.0)
     model.log_noise.fill_(math.log(noise))
     rng = np.random.default_rng(5)
     times = np.c_[np.zeros(40), np.sort(rng.uniform(0, 2, (40, 6)), axis=1)]
@@ -143,25 +151,58 @@ def linear_gaussian(rate=-0.7, noise=0.4):
     cover = np.exp(rate * times)[:, :, None] * np.exp(rate * times)[:, None, :] + noise**2 * np.eye(7)
     truth = torch.distributions.MultivariateNormal(torch.zeros(7).double(), torch.from_numpy(cover))
     log_prob = truth.log_prob(torch.from_numpy(x))
-    return model, batch_of(list(zip(times, x, strict=True))), log_prob, Exact(lambda t: (rate * t).exp(), noise)
+    batch = batch_of(list(zip(times, x, strict=True)))
+    return model, batch, log_prob, exact(batch, lambda t: (rate * t).exp(), noise)
 
 
 def test_with_the_exact_posterior_the_bound_is_the_log_likelihood():
-    model, batch, log_prob, exact = linear_gaussian()
-    model.posterior = exact
-    assert_mean_is_zero(elbo(model, batch, draws=400) - log_prob)
+    model, batch, log_prob, posterior = linear_gaussian()
+    assert_mean_is_zero(elbo(model, batch, posterior, draws=400) - log_prob)
+
+
+def test_where_all_is_linear_the_climb_finds_the_exact_posterior():
+    model, batch, _, posterior = linear_gaussian()
+    for found, truth in zip(laplace(model, batch), posterior, strict=True):
+        torch.testing.assert_close(found, truth, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("events", "prior"), [(False, "normal"), (True, "normal"), (False, "flow")])
+def test_slopes_are_those_of_automatic_differentiation(events, prior):
+    model, batch = network(events=events, prior=prior).double().requires_grad_(False), batch_of(waves(1))
+    start = torch.randn(1, 3, generator=torch.Generator().manual_seed(0)).double()
+
+    def compared(start):
+        z, seen = model.path(start, batch.context), ~batch.x.isnan()
+        means = torch.where(seen, model.decode(z) / model.noise, 0.0)
+        return torch.cat([means, torch.where(seen, model.log_rate(z), 0.0)], dim=2) if events else means
+
+    truth = torch.autograd.functional.jacobian(compared, start)[0, :, :, 0].mT.clone()
+    truth[0, :, 2:] = 0.0
+    torch.testing.assert_close(model.slopes(start, batch.x, batch.context)[0], truth)
+
+
+def test_the_posterior_of_a_series_does_not_depend_on_the_others():
+    model, series = network(events=True), waves(3)
+    together, alone = (laplace(model, batch_of(part)) for part in (series, series[:1]))
+    for a, b in zip(together, alone, strict=True):
+        torch.testing.assert_close(a[:1], b, rtol=1e-3, atol=1e-4)
+
+
+def test_the_noise_is_that_of_other_series():
+    model, batch, _, _ = linear_gaussian(noise=0.4)
+    model.log_noise.fill_(math.log(0.1))
+    fit_noise(model, batch, draws=100)
+    assert 0.3 < float(model.noise) < 0.45
 
 
 @pytest.mark.parametrize("shift", [0.2, 0.5])
 def test_with_another_posterior_the_bound_is_lower_by_its_divergence(shift):
     """KL(N(m + d, s^2) || N(m, s^2)) = d^2 / 2 s^2."""
-    model, batch, log_prob, exact = linear_gaussian()
-    model.posterior = exact
-    scale = exact(batch.x, batch.context)[1][:, 0]
-    exact.shift = shift
-    gap = log_prob - elbo(model, batch, draws=400)
+    model, batch, log_prob, posterior = linear_gaussian()
+    shifted = posterior._replace(mean=posterior.mean + shift)
+    gap = log_prob - elbo(model, batch, shifted, draws=400)
     assert (gap > 0).all()
-    assert_mean_is_zero(gap - (shift / scale).square() / 2)
+    assert_mean_is_zero(gap - (shift / posterior.factor[:, 0, 0]).square() / 2)
 
 
 def test_a_trained_bound_stays_below_the_log_likelihood():
@@ -178,6 +219,54 @@ def test_a_trained_bound_stays_below_the_log_likelihood():
     bound = fitted.fit(series).score_samples(given, draws=200)
     assert bound.mean() < log_prob.mean()
     assert log_prob.mean() - bound.mean() < 0.7
+
+
+def test_a_flow_as_prior_is_fitted_saved_and_sampled(tmp_path):
+    model = LatentODE(**SMALL, prior="flow").fit(waves(8), run=tmp_path / "run")
+    draws = [each.sample([0.0, 1.0], 5, random_state=0) for each in (model, LatentODE.load(tmp_path / "run"))]
+    assert np.array_equal(*draws)
+    start = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
+    assert not torch.equal(model.network_.carried(start), start)
+
+
+# ---- small sets
+
+
+def damped_sines(count, seed):
+    """Sines of any phase and frequency that fade, at 25 random times in days, with noise; and their curves."""
+    rng, series, curves = np.random.default_rng(seed), [], []
+    for phase, rate, decay in rng.uniform([0, 0.8, 0.1], [2 * np.pi, 2.0, 0.3], (count, 3)):
+
+        def clean(days, phase=phase, rate=rate, decay=decay):
+            s = (days[:, None] - 20000) / 300
+            return np.exp(-decay * s) * np.sin(rate * s + phase + np.arange(2.0))
+
+        t = 20000 + 300 * np.sort(rng.uniform(0, 10, 25))
+        x = clean(t) + 0.1 * rng.standard_normal((25, 2))
+        x[1:][rng.random((24, 2)) < 0.2] = np.nan
+        series.append((t, x))
+        curves.append(clean)
+    return series, curves
+
+
+def linearly(t, x, at):
+    seen = np.isfinite(x)
+    return np.stack([np.interp(at, t[s], column[s]) for s, column in zip(seen.T, x.T, strict=True)], axis=1)
+
+
+@pytest.mark.slow
+def test_sixty_short_series_are_learned_and_new_ones_smoothed_better_than_by_lines():
+    """A fit of the size of a first trial: it ended with a flat mean, and bands over everything."""
+    model = LatentODE(max_steps=500, max_seconds=math.inf, random_state=0).fit(damped_sines(60, 0)[0])
+    series, curves = damped_sines(30, 1)
+    times = [np.linspace(t[0], t[-1], 40) for t, _ in series]
+    bands = model.extrapolate(times, series)
+    truth = np.stack([curve(t) for curve, t in zip(curves, times, strict=True)])
+    means, lines = [b.mean for b in bands], [linearly(t, x, at) for (t, x), at in zip(series, times, strict=True)]
+    error, of_lines = (np.sqrt(np.mean((np.stack(each) - truth) ** 2)) for each in (means, lines))
+    assert error < 0.7 * of_lines
+    new = truth + 0.1 * np.random.default_rng(3).standard_normal(truth.shape)
+    assert 0.83 < np.mean([(b.low < x) & (x < b.high) for b, x in zip(bands, new, strict=True)]) < 0.97
 
 
 # ---- events
@@ -357,6 +446,7 @@ def test_bad_series_are_refused_in_one_line(series, message):
         ({"latent_dim": 0}, "latent_dim must be at least 1; got 0"),
         ({"hidden": 2.5}, "hidden must be a whole number; got 2.5"),
         ({"recognition": "lstm"}, "recognition must be one of gru, ode_rnn; got 'lstm'"),
+        ({"prior": "gamma"}, "prior must be one of normal, flow; got 'gamma'"),
         ({"max_steps": None}, "training needs an end"),
         ({"learning_rate": 0.0}, "must be above 0"),
         ({"validation_fraction": 1.0}, "validation_fraction must be below 1"),

@@ -10,7 +10,7 @@ import torch
 
 from ffjord_kit import FFJORD, datasets
 from ffjord_kit.data import StreamedRows
-from ffjord_kit.datasets import files
+from ffjord_kit.datasets import arrays
 
 QUICK = {"schedule": [("flow_matching", 40)], "hidden": (16,), "batch_size": 64, "random_state": 0}
 
@@ -78,7 +78,7 @@ def test_rows_that_are_not_finite_are_refused(mapped, tmp_path):
 
 def test_a_large_file_is_mapped_and_a_small_one_read(mapped, tmp_path, monkeypatch):
     assert not isinstance(datasets.load(tmp_path / "x.npy").x, np.memmap)
-    monkeypatch.setattr(files, "STREAMED_BYTES", 1000)
+    monkeypatch.setattr(arrays, "STREAMED_BYTES", 1000)
     assert isinstance(datasets.load(tmp_path / "x.npy").x, np.memmap)
     np.save(tmp_path / "whole.npy", np.arange(600).reshape(300, 2) ** 2)
     assert datasets.load(tmp_path / "whole.npy").x.dtype == np.float64

@@ -15,7 +15,11 @@ from ffjord_kit.transforms.cnf import CNF, SolveOptions
 
 HALF = torch.tensor(0.5, dtype=F64)
 COSTS = {word: cost for word, cost in REGULARIZERS.items() if word != "hjb"}  # for dynamics without a potential
-NETWORKS = [*((word, {}) for word in DYNAMICS), ("residual", {"fourier_features": 2})]
+NETWORKS = [
+    *((word, {}) for word in DYNAMICS),
+    ("residual", {"fourier_features": 2}),
+    ("residual", {"input_scales": 3}),
+]
 STOCHASTIC = [word for word in TRACE_ESTIMATORS if word != "exact"]
 
 
@@ -167,9 +171,7 @@ def test_the_right_hand_side_is_one_function_of_time_and_state_throughout_a_solv
 
 @pytest.mark.parametrize("shape", [(1,), (3,), (2, 2)])
 @pytest.mark.parametrize("trace", [ExactTrace(), HutchinsonTrace(2)])
-@pytest.mark.parametrize(
-    ("word", "options"), [*((word, {}) for word in DYNAMICS), ("residual", {"fourier_features": 2})]
-)
+@pytest.mark.parametrize(("word", "options"), NETWORKS)
 def test_tangents_carried_by_the_network_are_those_of_automatic_differentiation(word, options, trace, shape):
     field = DYNAMICS[word](shape, context_dim=2, hidden=(6, 6, 5), **options).double()
     with torch.no_grad():
@@ -189,9 +191,7 @@ def test_tangents_carried_by_the_network_are_those_of_automatic_differentiation(
 
 @pytest.mark.parametrize("shape", [(1,), (3,), (2, 2)])
 @pytest.mark.parametrize("hidden", [(6,), (6, 5)])
-@pytest.mark.parametrize(
-    ("word", "options"), [*((word, {}) for word in DYNAMICS), ("residual", {"fourier_features": 2})]
-)
+@pytest.mark.parametrize(("word", "options"), NETWORKS)
 def test_the_trace_that_a_network_knows_by_itself_is_the_exact_one(word, options, hidden, shape):
     field = DYNAMICS[word](shape, context_dim=2, hidden=hidden, **options).double()
     with torch.no_grad():

@@ -262,6 +262,7 @@ CHECKS: dict[str, Callable[..., None]] = {
     "explain": check_explain,
     "doctor": check_use,
     "reflow": check_successor,
+    "condense": check_successor,
     "discretize": check_successor,
     "plot": check_use,
     "describe_run": check_use,

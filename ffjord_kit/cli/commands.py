@@ -83,7 +83,8 @@ def cli() -> None:
 def fit(context: click.Context, **options: Any) -> None:
     """Fit a flow to DATA and keep it in a run folder.
 
-    DATA is a named data set (see `ffjord-kit data`), a file (CSV, TSV, NPY, NPZ or Parquet), or a folder of pictures.
+    DATA is a named data set (see `ffjord-kit data`), a file (text, NumPy, Parquet,
+    Feather, Excel, HDF5, FITS or JSON), or a folder of pictures.
     Condition images on their classes by --context label.
 
     Several processes train together by: torchrun --standalone --nproc-per-node 2 -m ffjord_kit fit DATA --out RUN.
@@ -106,7 +107,12 @@ def fit(context: click.Context, **options: Any) -> None:
     metavar="INT",
     help="Number of samples, e.g. 5000 or 1e6. [default: 1000; images 64]",
 )
-@click.option("--out", type=click.Path(), required=True, help="File: .csv, .tsv, .npy, .npz, .parquet; images: .npz.")
+@click.option(
+    "--out",
+    type=click.Path(),
+    required=True,
+    help="File: .csv, .tsv, .npy, .npz, .parquet, .feather, .xlsx; images: .npz.",
+)
 @click.option(
     "--context", help="Context of a conditional run: values 1.0,2.5 for all samples, a file of rows, or classes."
 )
@@ -213,6 +219,20 @@ def explain(**options: Any) -> None:
 @cli.command()
 @run_argument
 @click.argument("source", metavar="[DATA]", required=False)
+@click.option("--out", type=click.Path(file_okay=False), required=True, help="Folder for the page and its pictures.")
+@seed_option("Seed of all random draws.", default=0, show_default=True)
+@force_option
+def look(**options: Any) -> None:
+    """Look at what training did to a RUN on a table: the loss around it, scales, neurons, and an adversary.
+
+    DATA are rows that the run has not seen. [default: those that it held out]
+    """
+    _call("look", "look", **options)
+
+
+@cli.command()
+@run_argument
+@click.argument("source", metavar="[DATA]", required=False)
 @click.option(
     "--rows", type=click.IntRange(min=1), metavar="INT", default=1000, show_default=True, help="Largest number of rows."
 )
@@ -276,6 +296,28 @@ def discretize(**options: Any) -> None:
     out, and trained on by their exact likelihood. DATA are the rows of the fit, if RUN no longer finds them.
     """
     _call("discretize", "discretize", **options)
+
+
+@cli.command()
+@run_argument
+@click.argument("source", metavar="[DATA]", required=False)
+@click.option("--out", type=click.Path(), required=True, help="Folder of the new run.")
+@click.option(
+    "--loss",
+    type=float,
+    default=0.005,
+    show_default=True,
+    help="Largest loss on held-out rows, nats.",
+)
+@click.option("--steps", type=int, default=3000, show_default=True, help="Steps of training of each width tried.")
+@force_option
+def condense(**options: Any) -> None:
+    """Give a RUN on a table a narrower network of the same density, which scores faster.
+
+    Neurons that others can stand in for are merged, and the rest imitates the old field. The narrowest network is kept
+    that stays within the loss on the rows that RUN held out. DATA are the rows of the fit, if RUN no longer finds them.
+    """
+    _call("condense", "condense", **options)
 
 
 @cli.command()

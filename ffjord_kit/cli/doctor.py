@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from ffjord_kit import plots
 from ffjord_kit.cli.checks import check_replaceable
 from ffjord_kit.cli.output import CONSOLE, plain_table
 from ffjord_kit.cli.sources import find_fitted, held_out, load_fitted, load_for_run, open_run
-from ffjord_kit.diagnostics import Diagnosis
+from ffjord_kit.diagnostics import Diagnosis, Finding
 from ffjord_kit.estimator import DensityModel
 from ffjord_kit.ode import PerRowSolver
 
@@ -49,19 +50,23 @@ def doctor(run: str, source: str | None, rows: int, out: str | None, random_stat
             context_train=trained_on and trained_on.context, rows=rows, seed=random_state,
             on_progress=lambda name: status.update(f"examining {name}"),
         )  # fmt: skip
-    _print(diagnosis)
+    print_findings(diagnosis.findings)
+    CONSOLE.print(Text.assemble("on the whole: ", (diagnosis.verdict, COLOURS[diagnosis.verdict])))
     if picture is not None:
         click.echo(plots.save(plots.diagnosis(**_arrays(diagnosis)), picture))
 
 
-def _print(diagnosis: Diagnosis) -> None:
-    """Print the findings and the verdict."""
+def print_findings(findings: Sequence[Finding]) -> None:
+    """Print findings as a table.
+
+    Args:
+        findings: Findings.
+    """
     table = plain_table("verdict", "what", "measured")
-    for finding in diagnosis.findings:
+    for finding in findings:
         remedy = f"\n-> {finding.remedy}" if finding.remedy else ""
         table.add_row(Text(finding.verdict, style=COLOURS[finding.verdict]), finding.name, finding.measured + remedy)
     CONSOLE.print(table)
-    CONSOLE.print(Text.assemble("on the whole: ", (diagnosis.verdict, COLOURS[diagnosis.verdict])))
 
 
 def _arrays(diagnosis: Diagnosis) -> dict[str, Any]:

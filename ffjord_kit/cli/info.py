@@ -47,8 +47,9 @@ def list_data() -> None:
     CONSOLE.print(tables)
     CONSOLE.print(images)
     click.echo(
-        "A name takes a split, as in moons:test. Any other DATA is a file (CSV, TSV, NPY, NPZ[:KEY], Parquet) or a\n"
-        "folder of pictures, whose sub-folders are classes. Images without a split are the train images.\n"
+        "A name takes a split, as in moons:test. Any other DATA is a file (text, NumPy, Parquet, Feather, Excel,\n"
+        "HDF5, FITS, JSON; FILE:KEY for one table of several), or a folder of pictures with sub-folders for classes.\n"
+        "Images without a split are the train images.\n"
         "Sources and licences: data/README.md"
     )
 

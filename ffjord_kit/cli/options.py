@@ -10,7 +10,7 @@ import click
 
 from ffjord_kit.estimator.fields import HEADINGS, ImageFields, TableFields
 from ffjord_kit.models.fields import LatentODEFields
-from ffjord_kit.words import RECOGNITIONS
+from ffjord_kit.words import PRIORS, RECOGNITIONS
 
 C = TypeVar("C", bound=Callable[..., Any])
 
@@ -148,6 +148,9 @@ def field_options(function: C) -> C:
     return function
 
 
+SERIES_WORDS = {"recognition": RECOGNITIONS, "prior": PRIORS}
+
+
 def series_field_options(function: C) -> C:
     """Declare an option for each field of a latent ODE.
 
@@ -165,8 +168,8 @@ def series_field_options(function: C) -> C:
         options: dict[str, Any] = {"default": default, "show_default": default is not None, "help": text}
         if kind == "bool":
             names = [f"{flag(each.name)}/--no-{flag(each.name)[2:]}", each.name]
-        elif each.name == "recognition":
-            options["type"] = click.Choice(RECOGNITIONS)
+        elif each.name in SERIES_WORDS:
+            options["type"] = click.Choice(SERIES_WORDS[each.name])
         else:
             options["type"], options["metavar"] = TYPES[kind]
         function = click.option(*names, **options)(function)

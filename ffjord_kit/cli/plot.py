@@ -199,7 +199,7 @@ def draw_table(subject: TableSubject, records: Records, folder: Path, *, force: 
     Raises:
         ValueError: If a picture exists, before any is drawn.
     """
-    yield from _draw(_training_picture(records) | _table_pictures(subject), folder, force=force)
+    yield from _draw(_training_pictures(records) | _table_pictures(subject), folder, force=force)
 
 
 def draw_images(subject: ImageSubject, records: Records, folder: Path, *, force: bool) -> Iterator[Path]:
@@ -217,7 +217,7 @@ def draw_images(subject: ImageSubject, records: Records, folder: Path, *, force:
     Raises:
         ValueError: If a picture exists, before any is drawn.
     """
-    yield from _draw(_training_picture(records) | _image_pictures(subject), folder, force=force)
+    yield from _draw(_training_pictures(records) | _image_pictures(subject), folder, force=force)
 
 
 def _draw(pictures: Mapping[str, Draw], folder: Path, *, force: bool) -> Iterator[Path]:
@@ -268,9 +268,17 @@ def _labels(run: Run, text: str | None) -> np.ndarray | None:
     return parse_context(run, text, max(1, (text or "").count(",") + 1))
 
 
-def _training_picture(records: Records) -> dict[str, Draw]:
-    """Return the picture of the training curves by its file."""
-    return {"training.png": lambda path: plots.save(plots.training_curves(records), path)} if records else {}
+def _training_pictures(records: Records) -> dict[str, Draw]:
+    """Return the pictures of the training by their files: its curves, and what validations watched."""
+    pictures: dict[str, Draw] = {}
+    if records:
+        pictures["training.png"] = lambda path: plots.save(plots.training_curves(records), path)
+    watched = plots.watched_spectrum(records)
+    if watched is not None:
+        pictures["spectrum.png"] = lambda path: plots.save(plots.spectrum_errors({"spectrum": watched}), path)
+    if any(record.get("condensation") for record in records):
+        pictures["condensation.png"] = lambda path: plots.save(plots.effective_neurons(records), path)
+    return pictures
 
 
 def _table_pictures(subject: TableSubject) -> dict[str, Draw]:

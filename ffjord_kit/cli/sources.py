@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import click
 import numpy as np
 
 from ffjord_kit import datasets
@@ -13,6 +14,7 @@ from ffjord_kit.datasets.dataset import listing
 from ffjord_kit.estimator import DensityModel
 from ffjord_kit.estimator.persistence import check_entry, check_record
 from ffjord_kit.run import Run
+from ffjord_kit.training.distributed import current_workers
 
 LABEL = "label"  # the column that images can be conditioned on
 NOTE: dict[str, tuple[type, ...]] = {"context_columns": (list,), "classes": (list,)}
@@ -91,6 +93,7 @@ def load(
     context_columns: Sequence[str] = (),
     size: int | None = None,
     grey: bool = False,
+    told: bool = True,
 ) -> LoadedData:
     """Read a named data set, a file or a folder of pictures.
 
@@ -101,6 +104,7 @@ def load(
         context_columns: Columns to condition on.
         size: Side that images are cropped and averaged to.
         grey: Whether to convert images to grey levels.
+        told: Whether to tell on stderr what was found in a file of a table.
 
     Returns:
         The data.
@@ -112,7 +116,7 @@ def load(
         return _load_images(source, rows=rows, seed=seed, context_columns=context_columns, size=size, grey=grey)
     if size is not None or grey:
         raise ValueError(f"--size and --grey are for images; {source} is a table")
-    dataset = datasets.load(source, rows=rows, seed=seed)
+    dataset = _load_table(source, rows=rows, seed=seed, told=told)
     note = {
         "source": datasets.locate(source),
         "rows": rows,
@@ -143,7 +147,7 @@ def load_fitted(run: Run, advice: str = "put it back there") -> LoadedData:
     if "source" not in note:
         raise ValueError(f"{run.path} was made in Python and does not name its data: {advice}")
     try:
-        return load(note["source"], **{name: note[name] for name in RECORDED if name in note})
+        return load(note["source"], told=False, **{name: note[name] for name in RECORDED if name in note})
     except ValueError as error:
         raise ValueError(f"{error}; {run.path} was fitted to it: {advice}") from error
 
@@ -244,6 +248,14 @@ def parse_context(run: Run, text: str | None, count: int) -> np.ndarray | None:
     return rows
 
 
+def _load_table(source: str, *, rows: int | None = None, seed: int = 0, told: bool = True) -> datasets.Dataset:
+    """Read a table; of a file, tell what was found in it."""
+    dataset = datasets.load(source, rows=rows, seed=seed)
+    if told and dataset.found and current_workers().is_first:
+        click.echo(f"read {source}: {dataset.found}", err=True)
+    return dataset
+
+
 def _load_images(
     source: str, *, rows: int | None, seed: int, context_columns: Sequence[str], size: int | None, grey: bool
 ) -> LoadedData:
@@ -295,7 +307,7 @@ def _read_contexts(text: str) -> np.ndarray:
     try:
         return np.array([[float(part) for part in text.split(",")]])
     except ValueError:
-        return datasets.load(text).x
+        return _load_table(text).x
 
 
 def _parse_labels(run: Run, text: str | None, count: int) -> np.ndarray:

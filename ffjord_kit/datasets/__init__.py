@@ -187,8 +187,8 @@ def load(source: str | os.PathLike[str], *, rows: int | None = None, seed: int =
     A name takes a split, as in `moons:test`.
 
     Args:
-        source: A word in DATASETS, `image:PATH` for the density of a picture, the path of a file (.csv, .tsv, .txt,
-            .npy, .npz, .parquet), or `file.npz:KEY` for one array of several.
+        source: A word in DATASETS, `image:PATH` for the density of a picture, the path of a file (text, NumPy, Parquet,
+            Feather, Excel, HDF5, FITS, JSON; see `files.FORMATS`), or `file.npz:KEY` for one table of several.
         rows: Number of points to draw from a toy, or of rows to draw from a table, which keep their order; None for
             10,000 points, or all rows.
         seed: Seed of everything random.
@@ -198,7 +198,7 @@ def load(source: str | os.PathLike[str], *, rows: int | None = None, seed: int =
 
     Raises:
         ValueError: If the source is unknown or damaged, or `rows` exceeds the number of rows.
-        ImportError: If the file is Parquet and pyarrow is missing.
+        ImportError: If a library is missing that the file needs.
 
     Example:
         >>> moons = load("moons", rows=5)

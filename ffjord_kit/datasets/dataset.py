@@ -79,6 +79,7 @@ class Dataset:
         columns: Names of the d columns.
         log_prob: Exact log-density in nats, (m, d) -> (m,); None where it is unknown.
         image_shape: Shape of the picture that each row is flattened from; None for other tables.
+        found: What was found in its file: rows, columns, and how it was read; empty for data of another origin.
 
     Example:
         >>> Dataset("pairs", np.zeros((5, 2)), ("a", "b")).x.shape
@@ -90,6 +91,7 @@ class Dataset:
     columns: tuple[str, ...]
     log_prob: Callable[[np.ndarray], np.ndarray] | None = None
     image_shape: tuple[int, ...] | None = None
+    found: str = ""
 
 
 @dataclass(frozen=True, eq=False)

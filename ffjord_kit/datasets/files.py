@@ -1,35 +1,41 @@
-"""A user's own tables: text, NumPy's NPY and NPZ, and Parquet. No pickled object is ever loaded."""
+"""A user's own tables, whatever file they come in. No pickled object is ever loaded."""
 
 from __future__ import annotations
 
 import os
 import zipfile
-import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
-import numpy as np
-
-from ffjord_kit.datasets.dataset import Dataset, default_columns, listing, pixel_columns, suggestion
+from ffjord_kit.datasets.arrays import read_npy, read_npz
+from ffjord_kit.datasets.columnar import read_feather, read_parquet
+from ffjord_kit.datasets.dataset import Dataset, listing, suggestion
+from ffjord_kit.datasets.excel import read_excel
+from ffjord_kit.datasets.fits import read_fits
+from ffjord_kit.datasets.frame import Frame
+from ffjord_kit.datasets.hdf5 import read_hdf5
+from ffjord_kit.datasets.json_tables import read_json
 from ffjord_kit.datasets.text import read_text
-from ffjord_kit.datasets.validation import (
-    check_distinct_names,
-    check_finite,
-    check_not_empty,
-)
-from ffjord_kit.memory import check_fits
-
-if TYPE_CHECKING:
-    import pandas as pd
+from ffjord_kit.datasets.text_file import COMPRESSIONS, inner_name
 
 DATA_FOLDER = "FFJORD_KIT_DATA"  # environment variable that names the folder of larger sets
-STREAMED_BYTES = 1 << 28  # an NPY file of this size is mapped into memory, not read
-STREAMING = "save a table of float32 as .npy, which is read where it lies"
-DAMAGE = (ValueError, OSError, EOFError, KeyError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
-KINDS = {"O": "Python objects", "c": "complex numbers", "U": "text", "S": "text", "M": "dates", "V": "named fields"}
+
+
+class Format(NamedTuple):
+    """A kind of file.
+
+    Args:
+        name: Its name in messages.
+        read: Function of a path that reads it; also of the name of a table where it holds several.
+        holds_several: Whether a name after a colon chooses one of several tables.
+        is_packed: Whether its compressed form is read too.
+    """
+
+    name: str
+    read: Callable[..., Frame]
+    holds_several: bool = False
+    is_packed: bool = False
 
 
 # ---- paths
@@ -77,10 +83,14 @@ def in_data_folder(path: str) -> str:
 
 def _path_and_key(source: str) -> tuple[str, str | None]:
     head, colon, tail = source.rpartition(":")
-    if os.path.exists(source) or not colon or not Path(head).suffix:
+    suffix = Path(head).suffix.lower()
+    if os.path.exists(source) or not colon or not suffix:
         return source, None
-    if Path(head).suffix.lower() != ".npz":
-        raise ValueError(f"{source}: only a file of several arrays, .npz, takes a name after the colon; got {tail!r}")
+    several = [own for own, form in FORMATS.items() if form.holds_several]
+    if suffix not in several:
+        raise ValueError(
+            f"{source}: only a file of several tables, {', '.join(several)}, takes a name after the colon; got {tail!r}"
+        )
     return head, tail
 
 
@@ -88,26 +98,42 @@ def _path_and_key(source: str) -> tuple[str, str | None]:
 
 
 def read(source: str) -> Dataset:
-    """Read the table in a file.
+    """Read the table in a file, whose columns are all numbers.
 
     Args:
-        source: Path of the file, or `file.npz:KEY` for one array of several.
+        source: Path of the file, or `file.npz:KEY` for one table of several.
 
     Returns:
         The table. Arrays (n, height, width) are flattened and get an `image_shape`.
 
     Raises:
         ValueError: If anything is wrong with the file, in one line.
-        ImportError: If the file is Parquet and pyarrow is missing.
+        ImportError: If a library is missing that the file needs.
+    """
+    return read_frame(source).dataset()
+
+
+def read_frame(source: str) -> Frame:
+    """Read the table in a file, whatever the kinds of its columns.
+
+    Args:
+        source: Path of the file, or `file.npz:KEY` for one table of several.
+
+    Returns:
+        The table.
+
+    Raises:
+        ValueError: If the file is no table, or is damaged, in one line.
+        ImportError: If a library is missing that the file needs.
     """
     path, key = _path_and_key(source)
     path = in_data_folder(path)
-    reader = _reader(path)
+    form = _format(path)
     try:
-        dataset = reader(path) if key is None else read_npz(path, key=key)
+        _check_content(path, form)
+        return form.read(path) if key is None else form.read(path, key)
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
-    return dataset
+        raise ValueError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
 def check_readable(source: str) -> None:
@@ -120,124 +146,23 @@ def check_readable(source: str) -> None:
         ValueError: If it is not.
     """
     path, _ = _path_and_key(source)
-    _reader(in_data_folder(path))
+    _format(in_data_folder(path))
 
 
-def read_npy(path: str) -> Dataset:
-    """Read the array of an NPY file; a large table of floats is mapped into memory instead.
-
-    Args:
-        path: Path of the file.
-
-    Returns:
-        The table.
-
-    Raises:
-        ValueError: If the file is damaged, or is not a table of finite numbers.
-    """
-    with explained(path), open(path, "rb") as file:
-        if os.path.getsize(path) >= STREAMED_BYTES:
-            mapped = np.load(path, mmap_mode="r", allow_pickle=False)
-            if mapped.ndim == 2 and mapped.dtype in (np.float32, np.float64):
-                return _as_dataset(path, mapped)
-        array = np.lib.format.read_array(file, allow_pickle=False)
-    return _as_dataset(path, array)
-
-
-def read_npz(path: str, *, key: str | None = None) -> Dataset:
-    """Read an array of an NPZ file.
-
-    Args:
-        path: Path of the file.
-        key: Name of the array; None for the array called x, or the only one.
-
-    Returns:
-        The table. An array of text called `columns` names its columns, where it has one name for each.
-
-    Raises:
-        ValueError: If the file is damaged, lacks the array, or the array is not a table of finite numbers.
-    """
-    with open_npz(path) as arrays:
-        name = _choose_array(path, arrays.files, key)
-        with explained(f"{path}:{name}"):
-            array = np.asarray(arrays[name])
-        return _as_dataset(path if key is None else f"{path}:{key}", array, _stored_columns(path, arrays))
-
-
-def open_npz(path: str) -> np.lib.npyio.NpzFile:
-    """Open an NPZ file, whose arrays are read on access.
-
-    Args:
-        path: Path of the file.
-
-    Returns:
-        The open file, a context manager.
-
-    Raises:
-        ValueError: If it is no NPZ file, or an array would unpack to more than a share of the memory.
-    """
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path}: damaged, or not an NPZ file")
-    _check_unpacked_size(path)
-    with explained(path):
-        return np.load(path, allow_pickle=False)
-
-
-def read_parquet(path: str) -> Dataset:
-    """Read a Parquet file whose columns are numbers; an index that pandas stored is left out.
-
-    Args:
-        path: Path of the file.
-
-    Returns:
-        The table.
-
-    Raises:
-        ValueError: If the file is damaged, a column is of another type, or a value is missing or infinite.
-        ImportError: If pyarrow is missing.
-    """
-    frame = _load_parquet(path)
-    names = tuple(map(str, frame.columns))
-    check_not_empty(path, frame.shape)
-    check_distinct_names(path, names)
-    x = np.stack([_numeric_column(path, str(name), column) for name, column in frame.items()], axis=1)
-    check_finite(path, x, names)
-    return Dataset(path, x, names)
-
-
-@contextmanager
-def explained(label: str) -> Iterator[None]:
-    """Turn the errors that NumPy raises about a bad file into a ValueError of one line.
-
-    Args:
-        label: Path of the file, for the message.
-
-    Yields:
-        None, around the statements that read the file.
-
-    Raises:
-        ValueError: If they raise.
-    """
-    try:
-        yield
-    except DAMAGE as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if "allow_pickle" in reason:
-            raise ValueError(f"{label}: pickled Python objects, which are never loaded; save plain numbers") from error
-        raise ValueError(f"{label}: damaged, or not a NumPy file ({reason})") from error
-
-
-def _reader(path: str) -> Callable[[str], Dataset]:
-    suffix = Path(path).suffix.lower()
+def _format(path: str) -> Format:
     if os.path.isdir(path):
-        inside = sorted(name for name in os.listdir(path) if Path(name).suffix.lower() in READERS)
+        inside = sorted(name for name in os.listdir(path) if Path(inner_name(name)).suffix.lower() in FORMATS)
         raise ValueError(f"{path}: a folder; give a file in it ({listing(inside, limit=5) or 'it holds no tables'})")
     if not os.path.exists(path):
         raise ValueError(f"{path}: no such file{suggestion(os.path.basename(path), _siblings(path))}")
-    if suffix not in READERS:
-        known = f"known: {', '.join(READERS)}, and image:PATH for pictures"
-        raise ValueError(f"{path}: unknown extension {suffix!r}; {known}")
-    return READERS[suffix]
+    outer, inner = Path(path).suffix.lower(), Path(inner_name(path)).suffix.lower()
+    if inner not in FORMATS:
+        known = f"known: {', '.join(FORMATS)}, some with {', '.join(COMPRESSIONS)}, and image:PATH for pictures"
+        raise ValueError(f"{path}: unknown extension {inner or outer!r}; {ADVICE.get(inner, known)}")
+    form = FORMATS[inner]
+    if outer != inner and not form.is_packed:
+        raise ValueError(f"{path}: {form.name} is not read in compressed form: unpack it first")
+    return form
 
 
 def _siblings(path: str) -> list[str]:
@@ -245,99 +170,67 @@ def _siblings(path: str) -> list[str]:
     return os.listdir(folder) if os.path.isdir(folder) else []
 
 
-def _check_unpacked_size(path: str) -> None:
-    with explained(path), zipfile.ZipFile(path) as archive:
-        largest = max(archive.infolist(), key=lambda entry: entry.file_size, default=None)
-    if largest is not None:
-        name = largest.filename.removesuffix(".npy")
-        check_fits(f"{path}: {name} would unpack to", largest.file_size, STREAMING)
+def _check_content(path: str, form: Format) -> None:
+    """Refuse a file whose first bytes are those of another kind of file than its extension says."""
+    told = _suffix_by_content(path)
+    if told and FORMATS[told].name != form.name:
+        raise ValueError(f"{path}: {FORMATS[told].name} by its content, not {form.name}: rename it to end in {told}")
 
 
-def _choose_array(path: str, names: list[str], key: str | None) -> str:
-    if key is not None and key not in names:
-        raise ValueError(f"{path}: no array {key!r}{suggestion(key, names)}; it holds {listing(names)}")
-    arrays = [name for name in names if name != "columns"]
-    choice = key or ("x" if "x" in names else arrays[0] if len(arrays) == 1 else None)
-    if choice is None:
-        raise ValueError(f"{path}: holds {listing(names) or 'no array'}; name the one to read, as in {path}:KEY")
-    return choice
+def _suffix_by_content(path: str) -> str | None:
+    with open(path, "rb") as file:
+        head = file.read(10)
+    if head.startswith(b"PK\x03\x04") and zipfile.is_zipfile(path):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                names = archive.namelist()
+        except (zipfile.BadZipFile, ValueError):
+            return None
+        return next((own for own, mark in MEMBERS.items() if any(name.endswith(mark) for name in names)), None)
+    return next((own for own, mark in MARKS.items() if head.startswith(mark)), None)
 
 
-def _stored_columns(path: str, arrays: np.lib.npyio.NpzFile) -> tuple[str, ...] | None:
-    if "columns" not in arrays.files:
-        return None
-    with explained(f"{path}:columns"):
-        names = np.asarray(arrays["columns"])
-    return tuple(names.tolist()) if names.dtype.kind == "U" and names.ndim == 1 else None
+MARKS = {
+    ".parquet": b"PAR1",
+    ".feather": b"ARROW1",
+    ".h5": b"\x89HDF\r\n\x1a\n",
+    ".fits": b"SIMPLE  =",
+    ".npy": b"\x93NUMPY",
+}  # at the start of a file
+MEMBERS = {".xlsx": "xl/workbook.xml", ".npz": ".npy"}  # ends of the names of files in an archive
+ADVICE = {
+    ".xls": "Excel's old form is not read: save it as .xlsx, or as .csv",
+    ".ods": "OpenDocument is not read: save it as .xlsx, or as .csv",
+    ".pkl": "pickled Python objects are never loaded: save it as .parquet, .npy or .csv",
+    ".pickle": "pickled Python objects are never loaded: save it as .parquet, .npy or .csv",
+}
 
+_TEXT = Format("text", read_text, is_packed=True)
+_JSON = Format("JSON", read_json, is_packed=True)
+_EXCEL = Format("an Excel file", read_excel, holds_several=True)
+_FEATHER = Format("a Feather file", read_feather)
+_HDF5 = Format("an HDF5 file", read_hdf5, holds_several=True)
+_FITS = Format("a FITS file", read_fits, holds_several=True, is_packed=True)
 
-def _as_dataset(label: str, array: np.ndarray, columns: tuple[str, ...] | None = None) -> Dataset:
-    _check_array(label, array)
-    image_shape = array.shape[1:] if array.ndim == 3 else None
-    x = array if isinstance(array, np.memmap) else _as_floats(label, array)
-    if columns is None or len(columns) != x.shape[1]:
-        columns = default_columns(x.shape[1]) if image_shape is None else pixel_columns(image_shape)
-    check_finite(label, x, columns)
-    return Dataset(label, x, columns, image_shape=image_shape)
-
-
-def _as_floats(label: str, array: np.ndarray) -> np.ndarray:
-    """Return rows of float64, which may take eight times the bytes of the array in the file."""
-    check_fits(f"{label}: {array.size} numbers would take", array.size * np.dtype(np.float64).itemsize, STREAMING)
-    return array.reshape(len(array), -1).astype(np.float64, copy=False)
-
-
-def _check_array(label: str, array: np.ndarray) -> None:
-    if array.dtype.kind not in "biuf":
-        raise ValueError(f"{label}: {KINDS.get(array.dtype.kind, 'no numbers')} ({array.dtype}); expected real numbers")
-    if array.ndim not in (2, 3):
-        advice = "; for one column save x[:, None]" if array.ndim == 1 else ""
-        expected = "expected (rows, columns) or (pictures, height, width)"
-        raise ValueError(f"{label}: shape {array.shape}; {expected}{advice}")
-    check_not_empty(label, array.shape)
-
-
-def import_pyarrow() -> ModuleType:
-    """Import the reader and writer of Parquet.
-
-    Returns:
-        The module.
-
-    Raises:
-        ImportError: If it is missing.
-    """
-    try:
-        import pyarrow
-    except ImportError as error:
-        raise ImportError("a .parquet file needs pyarrow: pip install ffjord-kit[parquet]") from error
-    return pyarrow
-
-
-def _load_parquet(path: str) -> pd.DataFrame:
-    pyarrow = import_pyarrow()
-    import pandas as pd
-
-    try:
-        with open(path, "rb") as file:  # from a path, pandas would add columns from folders called key=value
-            return pd.read_parquet(file, engine="pyarrow", dtype_backend="pyarrow")
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{path}: damaged, or not a Parquet file ({str(error).splitlines()[0]})") from error
-
-
-def _numeric_column(path: str, name: str, column: pd.Series) -> np.ndarray:
-    from pandas.api.types import is_bool_dtype, is_numeric_dtype
-
-    if not (is_numeric_dtype(column.dtype) or is_bool_dtype(column.dtype)):
-        kind = str(column.dtype).removesuffix("[pyarrow]")
-        raise ValueError(f"{path}: column {name!r} holds {kind}; expected numbers: drop it, or write it as numbers")
-    return column.to_numpy(dtype=np.float64, na_value=np.nan)
-
-
-READERS: dict[str, Callable[[str], Dataset]] = {
-    ".csv": read_text,
-    ".tsv": read_text,
-    ".txt": read_text,
-    ".npy": read_npy,
-    ".npz": read_npz,
-    ".parquet": read_parquet,
+FORMATS: dict[str, Format] = {
+    ".csv": _TEXT,
+    ".tsv": _TEXT,
+    ".txt": _TEXT,
+    ".dat": _TEXT,
+    ".tab": _TEXT,
+    ".psv": _TEXT,
+    ".npy": Format("a NumPy file", read_npy),
+    ".npz": Format("an NPZ file", read_npz, holds_several=True),
+    ".parquet": Format("a Parquet file", read_parquet),
+    ".feather": _FEATHER,
+    ".arrow": _FEATHER,
+    ".xlsx": _EXCEL,
+    ".xlsm": _EXCEL,
+    ".h5": _HDF5,
+    ".hdf5": _HDF5,
+    ".fits": _FITS,
+    ".fit": _FITS,
+    ".jsonl": _JSON,
+    ".ndjson": _JSON,
+    ".json": _JSON,
 }

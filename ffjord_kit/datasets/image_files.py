@@ -20,8 +20,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from ffjord_kit.datasets.arrays import explained, open_npz
 from ffjord_kit.datasets.dataset import DataWarning, ImageSet, listing
-from ffjord_kit.datasets.files import explained, open_npz
 from ffjord_kit.datasets.pictures import read_picture, resize, rgb
 from ffjord_kit.datasets.splits import SPLITS, split_rows, subset_rows
 

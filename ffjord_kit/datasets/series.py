@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ffjord_kit.atomic import replacing
+from ffjord_kit.datasets.cells import MISSING_WORDS
 from ffjord_kit.datasets.files import check_readable, in_data_folder
 from ffjord_kit.datasets.splits import random_stream
-from ffjord_kit.datasets.text import MISSING_WORDS
 from ffjord_kit.datasets.validation import check_distinct_names
 
 if TYPE_CHECKING:

@@ -20,7 +20,8 @@ class Fault(NamedTuple):
     advice: str
 
 
-TEXT = Fault("text", "drop those columns, or write them as numbers (1.5, not 1,5)")
+TEXT = Fault("text", "drop those columns, or write them as numbers, with one decimal mark and no mark of thousands")
+DATES = Fault("dates", "drop those columns, or write them as numbers, e.g. days since the first")
 MISSING = Fault("missing values", "fill them in, or drop those rows or columns")
 INFINITE = Fault("infinite values", "drop those rows, or clip them")
 

@@ -5,6 +5,8 @@ A file is written whole or not at all: the new file is written beside the old on
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import shutil
 import zipfile
@@ -12,20 +14,23 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
 from ffjord_kit.atomic import replacing
+from ffjord_kit.datasets.cells import is_text
 from ffjord_kit.datasets.dataset import default_columns
-from ffjord_kit.datasets.files import import_pyarrow
-from ffjord_kit.datasets.text import is_text
+from ffjord_kit.datasets.extras import import_extra
 from ffjord_kit.datasets.validation import check_distinct_names
 from ffjord_kit.memory import readable
 
 CHUNK = 1 << 16  # rows written at once
 TEXT_BYTES, NUMBER_BYTES = 18, 8  # of a number with all its digits and a delimiter in text, and in other files
 LARGEST_WHOLE = 2**53  # floats beyond have no digits after the point, and too many before it
+SHEET_ROWS = 1 << 20  # of an Excel sheet
+LONGER = "write .csv or .parquet"
+LIBRARIES = {".parquet": "pyarrow", ".feather": "pyarrow", ".xlsx": "openpyxl"}
 
 
 class Heading(NamedTuple):
@@ -48,19 +53,20 @@ Chunks = Iterator[np.ndarray]
 def write(path: str | os.PathLike[str], x: np.ndarray, columns: Sequence[str]) -> None:
     """Write a table in the format that the extension of the path names.
 
-    Numbers in text have as many digits as reading them back exactly needs. An NPY file has no place for names, and a
-    text file whose names are all numbers would be read as a table without a header: there they become x0, x1, ...
+    Numbers in text have as many digits as reading them back exactly needs; Excel keeps 16. An NPY file has no place for
+    names, and a text file whose names are all numbers would be read as a table without a header: there they become
+    x0, x1, ...
     A crash leaves the old file or the new one, never a part.
 
     Args:
-        path: Path of the file: .csv, .tsv, .npy, .npz or .parquet.
+        path: Path of the file: .csv, .tsv, .npy, .npz, .parquet, .feather or .xlsx.
         x: Values, shape (n, d).
         columns: Names of the d columns.
 
     Raises:
         ValueError: If the file cannot be written there (see `check_writable`), `x` is not a table of real numbers, or
             the names do not fit it.
-        ImportError: If the file is Parquet and pyarrow is missing.
+        ImportError: If a library is missing that the file needs.
 
     Example:
         >>> import tempfile
@@ -89,7 +95,7 @@ def write_chunks(
     """Write a table as its rows come, in the format of `write`, so that it may be larger than the memory.
 
     Args:
-        path: Path of the file: .csv, .tsv, .npy, .npz or .parquet.
+        path: Path of the file: .csv, .tsv, .npy, .npz, .parquet, .feather or .xlsx.
         chunks: Values, each of shape (some, d), one chunk or more.
         columns: Names of the d columns.
         rows: Number of rows in all.
@@ -97,10 +103,12 @@ def write_chunks(
 
     Raises:
         ValueError: If the file cannot be written there (see `check_writable`), or two names are the same.
-        ImportError: If the file is Parquet and pyarrow is missing.
+        ImportError: If a library is missing that the file needs.
     """
     check_writable(path)
     check_distinct_names(str(path), columns)
+    if Path(path).suffix.lower() == ".xlsx" and rows >= SHEET_ROWS:
+        raise ValueError(f"{path}: an Excel sheet has {SHEET_ROWS - 1:,} rows below its header; got {rows:,}: {LONGER}")
     with replacing(os.path.realpath(path)) as temporary, open(temporary, "wb") as file:
         WRITERS[Path(path).suffix.lower()](file, iter(chunks), Heading(tuple(columns), rows, whole))
 
@@ -113,7 +121,7 @@ def check_writable(path: str | os.PathLike[str]) -> None:
 
     Raises:
         ValueError: If the extension is unknown, or the folder does not exist or may not be written.
-        ImportError: If the file is Parquet and pyarrow is missing.
+        ImportError: If a library is missing that the file needs.
     """
     suffix, folder = Path(path).suffix.lower(), Path(os.path.realpath(path)).parent
     if suffix not in WRITERS:
@@ -124,8 +132,8 @@ def check_writable(path: str | os.PathLike[str]) -> None:
         raise ValueError(f"{path}: no folder {str(folder)!r}; make it first")
     if not os.access(folder, os.W_OK):
         raise ValueError(f"{path}: the folder {str(folder)!r} may not be written")
-    if suffix == ".parquet":
-        import_pyarrow()
+    if suffix in LIBRARIES:
+        import_extra(LIBRARIES[suffix], str(path))
 
 
 def check_disk(path: str | os.PathLike[str], rows: int, widths: Sequence[int]) -> None:
@@ -159,17 +167,31 @@ def _check_table(x: np.ndarray, columns: Sequence[str]) -> np.ndarray:
 
 
 def _write_text(file: IO[bytes], chunks: Chunks, heading: Heading, *, delimiter: str) -> None:
-    import pandas as pd
+    text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+    writer = csv.writer(text, delimiter=delimiter, lineterminator="\n")
+    writer.writerow(_text_names(heading.columns))
+    for x in chunks:
+        writer.writerows(_rows(x, heading))
+    text.detach()  # which leaves the file open
 
-    columns = heading.columns
-    names = columns if any(map(is_text, columns)) else default_columns(len(columns))
-    whole = [name for name, column in zip(names, columns, strict=True) if column in heading.whole]
-    for number, x in enumerate(chunks):
-        frame = pd.DataFrame(x if x.dtype.kind in "iu" else x.astype(np.float64), columns=list(names))
-        kinds = {name: np.int64 for name in whole if frame[name].abs().max() < LARGEST_WHOLE}
-        frame.astype(kinds).to_csv(
-            file, mode="wb", sep=delimiter, index=False, header=not number, lineterminator="\n", na_rep="nan"
-        )
+
+def _text_names(columns: tuple[str, ...]) -> tuple[str, ...]:
+    """Return names that are read as a header: numbered ones where all are numbers."""
+    return columns if any(map(is_text, columns)) else default_columns(len(columns))
+
+
+def _rows(x: np.ndarray, heading: Heading) -> Iterator[tuple[float, ...]]:
+    """Return rows of Python's numbers, whole ones in columns of whole numbers."""
+    table = x if x.dtype.kind in "iu" else x.astype(np.float64)
+    columns = (
+        _as_whole(table[:, j]) if name in heading.whole else table[:, j] for j, name in enumerate(heading.columns)
+    )
+    return zip(*(column.tolist() for column in columns), strict=True)
+
+
+def _as_whole(column: np.ndarray) -> np.ndarray:
+    """Return whole numbers as integers, where they are small enough to be exact."""
+    return column.astype(np.int64) if np.abs(column).max(initial=0) < LARGEST_WHOLE else column
 
 
 def _write_npy(file: IO[bytes], chunks: Chunks, heading: Heading) -> None:
@@ -192,16 +214,38 @@ def _write_npz(file: IO[bytes], chunks: Chunks, heading: Heading) -> None:
 
 
 def _write_parquet(file: IO[bytes], chunks: Chunks, heading: Heading) -> None:
-    import pyarrow as pa
     import pyarrow.parquet as pq
+
+    _write_arrow(chunks, heading, lambda schema: pq.ParquetWriter(file, schema))
+
+
+def _write_feather(file: IO[bytes], chunks: Chunks, heading: Heading) -> None:
+    import pyarrow as pa
+
+    _write_arrow(chunks, heading, lambda schema: pa.ipc.new_file(file, schema))
+
+
+def _write_arrow(chunks: Chunks, heading: Heading, make_writer: Callable[[Any], Any]) -> None:
+    import pyarrow as pa
 
     writer = None
     for x in chunks:
         table = pa.table(list(np.ascontiguousarray(x.T)), names=list(heading.columns))
-        writer = writer or pq.ParquetWriter(file, table.schema)
+        writer = writer or make_writer(table.schema)
         writer.write_table(table)
     if writer is not None:
         writer.close()
+
+
+def _write_excel(file: IO[bytes], chunks: Chunks, heading: Heading) -> None:
+    import openpyxl
+
+    book = openpyxl.Workbook(write_only=True)
+    sheet = book.create_sheet("table")
+    sheet.append(_text_names(heading.columns))
+    for row in (row for x in chunks for row in _rows(x, heading)):
+        sheet.append([cell if np.isfinite(cell) else str(cell) for cell in row])  # Excel has no infinite numbers
+    book.save(file)
 
 
 Writer = Callable[[IO[bytes], Chunks, Heading], None]
@@ -212,4 +256,6 @@ WRITERS: dict[str, Writer] = {
     ".npy": _write_npy,
     ".npz": _write_npz,
     ".parquet": _write_parquet,
+    ".feather": _write_feather,
+    ".xlsx": _write_excel,
 }

@@ -35,6 +35,7 @@ CHUNK = 4000  # points at once
 LOOK_AROUND = (0.3, 3.0)  # distances from a known preimage at which the search for another one begins
 DEFECT = 0.005  # share of the mass that may be missing or counted twice: it shifts log-densities by as many nats
 ROUNDING = 1e-6  # of the way there and back
+ANOTHER_POINT = 1e-3  # a row that returns farther away than this is at another preimage of its base point
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,10 @@ class Receipt:
         folded: Share of these points where a step's determinant is not positive.
         nearby: Share of points around rows, at distances of every order, where an eigenvalue is not positive.
         unreached: Share of base points to which nothing is mapped: mass that is missing.
-        excess: Share of base points to which a second point is mapped: mass that is counted twice.
-        round_trip: Largest distance of a row from itself, there and back, in preprocessed units.
+        excess: Share of base points to which a second point is mapped, or of rows that return to another point, where
+            that is more: mass that is counted twice.
+        round_trip: Largest distance of a row from itself, there and back, in preprocessed units; rows that return to
+            another point are part of `excess`.
         rounding: Largest difference of a row's log-density as the flow computes it from that in float64, nats.
         integral: Integral of the density, by a grid or importance sampling; NaN where it was not computed.
         integral_error: Its standard error.
@@ -151,7 +154,7 @@ def check_steps(
     double = copy.deepcopy(flow).double()
     batch, _ = preprocessed(double, Batch(x, context)[some])
     inner = double.inner
-    round_trip, draws, unreached = _there_and_back(inner, batch, generator)
+    round_trip, elsewhere, draws, unreached = _there_and_back(inner, batch, generator)
     here = _examined(inner, _joined(batch, draws))
     around = _examined(inner, _around(batch, generator)).lowest
     integral = _integral(inner, _joined(batch, draws), seed) if integrate else Integral(math.nan, math.inf, "")
@@ -159,7 +162,7 @@ def check_steps(
         points=len(here.lowest), lowest_eigenvalue=float(here.lowest.min()),
         lowest_singular_value=float(here.singular.min()), uncertified=_share(here.lowest <= 0),
         folded=_share(here.folded), nearby=_share(around <= 0), unreached=unreached,
-        excess=_share(_examined(inner, draws, look_around=True).excess), round_trip=round_trip,
+        excess=max(elsewhere, _share(_examined(inner, draws, look_around=True).excess)), round_trip=round_trip,
         rounding=_rounding(flow, double, Batch(x, context)[some]), integral=integral.value,
         integral_error=integral.error,
     )  # fmt: skip
@@ -179,14 +182,16 @@ def _rounding(flow: Flow, double: Flow, batch: Batch) -> float:
     return float((log_prob(flow) - log_prob(double)).abs().max())
 
 
-def _there_and_back(inner: Flow, batch: Batch, generator: torch.Generator) -> tuple[float, Batch, float]:
-    """Return the round trip's error, draws, and the share of base points that have no draw."""
+def _there_and_back(inner: Flow, batch: Batch, generator: torch.Generator) -> tuple[float, float, Batch, float]:
+    """Return the round trip's error, the share of rows that return elsewhere, draws, and of base points without one."""
     z, there = _mapped(inner.to_base, batch)
     x, back = _mapped(inner.to_data, batch[there].with_x(z))
-    distance = float((x - batch.x[there][back]).abs().max()) if len(back) else math.inf
+    distance = (x - batch.x[there][back]).abs().flatten(1).amax(1)
+    same = distance < ANOTHER_POINT
+    error = float(distance[same].max()) if bool(same.any()) else math.inf
     base = inner.base.sample(len(batch), generator).to(batch.x)
     draws, reached = _mapped(inner.to_data, batch.with_x(base))
-    return distance, batch[reached].with_x(draws), 1 - len(reached) / len(batch)
+    return error, _share(~same), batch[reached].with_x(draws), 1 - len(reached) / len(batch)
 
 
 def _mapped(way: Callable[..., Any], batch: Batch) -> tuple[Tensor, Tensor]:

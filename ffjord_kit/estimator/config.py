@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from ffjord_kit.accuracy import MAX_STEP
+from ffjord_kit.diagnostics.watch import watch_words
 from ffjord_kit.distributions import Base
 from ffjord_kit.estimator.data import Domain, TrainingData
 from ffjord_kit.estimator.fields import (
@@ -40,8 +41,10 @@ from ffjord_kit.objectives import (
     FlowMatching,
     MaximumLikelihood,
     Objective,
+    SolvedObjective,
     SteppedLikelihood,
     TransformsLikelihood,
+    made_robust,
 )  # fmt: skip
 from ffjord_kit.ode import AdaptiveSolver, PerRowSolver, Solver, make_solver
 from ffjord_kit.precision import check_compile_mode
@@ -115,6 +118,7 @@ def resolve(fields: CommonFields, domain: Domain, *, seed: int = 0, chosen: Mapp
     """
     _check_limit(fields)
     check_compile_mode(fields.compile)
+    watch_words(fields.watch if isinstance(fields, TableFields) else None)
     now = settle(fields, domain, chosen or {})
     solver = _training_solver(now)
     transforms = transform_counts(now.transforms) if isinstance(now, TableFields) else ()
@@ -298,7 +302,7 @@ def _objectives(
     weights = regularizer_weights(fields.regularizers)
     if "hjb" in weights and fields.dynamics != "potential":
         raise ValueError(f"regularizer 'hjb' needs dynamics='potential'; got dynamics={fields.dynamics!r}")
-    likelihood = MaximumLikelihood(_training_trace(fields, domain), weights, solver, fields.steer)
+    likelihood = _likelihood(fields, MaximumLikelihood(_training_trace(fields, domain), weights, solver, fields.steer))
     matching = domain.matching(FlowMatching(fields.time_density, fields.coupling))
     rate = positive("mle_learning_rate", fields.mle_learning_rate)
     return {
@@ -307,6 +311,18 @@ def _objectives(
         "transforms": (TransformsLikelihood(), rate),
         "steps": (SteppedLikelihood(), LEARNING_RATE),
     }
+
+
+def _likelihood(fields: CommonFields, plain: MaximumLikelihood) -> SolvedObjective[Flow]:
+    """Return the objective of maximum likelihood, robust where that is asked for."""
+    if fields.robust is None:
+        return plain
+    if fields.schedule == "auto" or all(spec.objective != "mle" for spec in phase_specs(fields.schedule)):
+        raise ValueError(
+            "robust is for a schedule with a phase of maximum likelihood, e.g. flow_matching:2000,mle:60s (in Python "
+            f"[('flow_matching', 2000), ('mle', '60s')]); got schedule={fields.schedule!r}"
+        )
+    return made_robust(plain, positive("robust", fields.robust))
 
 
 def _train_config(fields: CommonFields, seed: int) -> TrainConfig:
@@ -348,6 +364,14 @@ def _network(fields: TableFields | ImageFields, domain: Domain) -> Callable[...,
         if fields.dynamics != "residual":
             raise ValueError(f"fourier_features are inputs of dynamics='residual'; got dynamics={fields.dynamics!r}")
         options["fourier_features"] = whole("fourier_features", fields.fourier_features)
+    if isinstance(fields, TableFields) and whole("input_scales", fields.input_scales) > 1:
+        if fields.dynamics != "residual":
+            raise ValueError(
+                f"input_scales are for dynamics='residual'; got dynamics={fields.dynamics!r}: leave it out"
+            )
+        if fields.input_scales > hidden[0]:
+            raise ValueError(f"input_scales must be at most the first width, {hidden[0]}; got {fields.input_scales}")
+        options["input_scales"] = fields.input_scales
     return partial(network, hidden=hidden, **options)
 
 

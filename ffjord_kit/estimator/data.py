@@ -25,6 +25,7 @@ from ffjord_kit.data import Batch, Rows
 from ffjord_kit.distributions import Base
 from ffjord_kit.flow import Flow
 from ffjord_kit.objectives import FlowMatching, Objective
+from ffjord_kit.rows import as_rows
 from ffjord_kit.trace import TraceEstimator
 from ffjord_kit.transforms import CNF, ConditionalAffine, ContextScaling, Transform
 
@@ -449,7 +450,7 @@ def check_context(context: Any, rows: int, dim: int | None = None) -> np.ndarray
     """
     if context is None:
         return None
-    array = np.asarray(context, dtype=np.float64)
+    array = np.asarray(as_rows(context, "context"), dtype=np.float64)
     refuse_not_finite(array, "context")
     if array.ndim == 1:
         one_for_all = dim is not None and dim == len(array) and (dim > 1 or rows == 1 or len(array) != rows)
@@ -461,12 +462,13 @@ def check_context(context: Any, rows: int, dim: int | None = None) -> np.ndarray
     return array
 
 
-def refuse_not_finite(array: np.ndarray, name: str) -> None:
+def refuse_not_finite(array: np.ndarray, name: str, columns: Sequence[str] = ()) -> None:
     """Refuse values that are NaN or infinite.
 
     Args:
         array: Values, shape (n, ...).
         name: Their name, for the message.
+        columns: Names of the d columns of values (n, d), for the message; none where they have none.
 
     Raises:
         ValueError: If there are any.
@@ -475,8 +477,9 @@ def refuse_not_finite(array: np.ndarray, name: str) -> None:
     for chunk in chunks(array):
         finite = np.isfinite(chunk)
         if not finite.all():
-            row = start + int(np.flatnonzero(~finite.reshape(len(chunk), -1).all(1))[0])
-            raise ValueError(f"{name} contains NaN or infinity (first in row {row}): drop or mend such rows")
+            row, column = np.argwhere(~finite.reshape(len(chunk), -1))[0]
+            place = f"row {start + row}" + (f", column {columns[column]!r}" if len(columns) else "")
+            raise ValueError(f"{name} contains NaN or infinity (first in {place}): drop or mend such rows")
         start += len(chunk)
 
 

@@ -14,14 +14,16 @@ from ffjord_kit.data import Batch
 from ffjord_kit.estimator.config import Config, resolve, slow_transforms
 from ffjord_kit.estimator.data import Arrays, seed_from, tensor
 from ffjord_kit.estimator.discretize import fit_steps
-from ffjord_kit.estimator.fields import positive
+from ffjord_kit.estimator.fields import positive, whole
 from ffjord_kit.estimator.persistence import prepare_reports
 from ffjord_kit.estimator.scoring import ScoringModel
 from ffjord_kit.objectives.reflow import Reflow, stack_pairs
 from ffjord_kit.ode import FINEST_SINGLE
 from ffjord_kit.precision import single_precision
 from ffjord_kit.progress import training_progress
+from ffjord_kit.rows import as_rows
 from ffjord_kit.training import Phase
+from ffjord_kit.training.condense import Condensed, narrowest
 from ffjord_kit.training.reflow import (
     ReflowSettings,
     best_grading,
@@ -35,6 +37,7 @@ from ffjord_kit.training.runtime import pass_on
 Model = TypeVar("Model", bound="DerivingModel")
 
 ERROR_ROWS = 32  # of the solver's error that a reflow records
+COMPARED_ROWS = 2_000  # on which the loss of a narrower flow is measured
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +87,61 @@ class DerivingModel(ScoringModel):
             raise KeyboardInterrupt
         return replace(self, record=record, history=history, steps=steps)
 
+    def condense(
+        self: Model,
+        X: Any,
+        *,
+        context: Any = None,
+        loss: float = 0.005,
+        steps: int = 3_000,
+        on_step: Callable[[dict[str, Any]], None] | None = None,
+    ) -> Model:
+        """Return a narrower model with the same density within a loss, which scores faster.
+
+        Hidden neurons that others can stand in for are merged, and the rest imitates the field; several widths are
+        tried. The loss is measured on the rows that the fit held out, or, where it held out none, on its own.
+
+        Args:
+            X: Rows of the fit, all and in their order.
+            context: Their contexts, of a conditional model.
+            loss: Largest mean increase of the negative log-likelihood, nats.
+            steps: Steps of imitation of each width that is tried.
+            on_step: Called with the record of each step.
+
+        Returns:
+            The new model, whose record says what it lost; this one stays as it is.
+
+        Raises:
+            ValueError: If no narrower network keeps the loss, X are not the rows of the fit, or the network is not
+                fully connected.
+
+        References:
+            Zhang et al. 2021, embedding principle, https://arxiv.org/abs/2105.14573.
+        """
+        self.domain.require_table("condense", "give images a narrower network from the start")
+        rows = self.domain.training_data(
+            self._rows_of_fit(X, context), self.config.fields.validation_fraction, self.seed
+        )
+        flow = single_precision(self.flow)
+        compared = (rows.fitting if rows.held_out is None else rows.held_out)[:COMPARED_ROWS]
+        found = narrowest(
+            flow, rows.fitting, compared, positive("loss", loss), options=self.config.validation,
+            steps=whole("steps", steps), seed=self.seed, on_step=on_step,
+        )  # fmt: skip
+        config, record = self._narrower(found)
+        prepare_reports(found.flow, config, self.domain)
+        event = {"step": self.history.step, "phase": "condense", "seconds": self.history.seconds, "event": str(found)}
+        history = replace(self.history, records=[*self.history.records, event])
+        return replace(self, flow=found.flow, config=config, record=record, history=history, steps=None)
+
+    def _narrower(self, found: Condensed) -> tuple[Config, dict[str, Any]]:
+        """Return the configuration and the record of a model with fewer neurons."""
+        old = tuple(self.config.fields.hidden or ())
+        hidden = tuple(math.ceil(found.share * width) for width in old)
+        note = {"hidden": list(old), "loss": found.loss, "standard_error": found.standard_error, "rows": found.rows}
+        config, record = self._changed({"hidden": hidden})
+        return config, {**record, "condensed": note}
+
     def split(self, X: Any) -> tuple[np.ndarray, np.ndarray]:
         """Split the data of the fit into those that trained the model and those held out for validation.
 
@@ -93,7 +151,7 @@ class DerivingModel(ScoringModel):
         Returns:
             Two arrays.
         """
-        x = X if isinstance(X, np.memmap) else np.asarray(X, None if self.is_image else np.float64)
+        x = X if isinstance(X, np.memmap) else np.asarray(as_rows(X), None if self.is_image else np.float64)
         train, held_out = self.split_indices(x)
         return x[train], x[held_out]
 
@@ -110,7 +168,7 @@ class DerivingModel(ScoringModel):
 
     def _rows_of_fit(self, X: Any, context: Any) -> Arrays:
         """Return the rows of the fit with their contexts."""
-        rows = np.asarray(X, np.float64)
+        rows = np.asarray(as_rows(X), np.float64)
         arrays = Arrays(rows, self._contexts(context, len(rows)))
         if arrays.facts()["sha256"] != self.record["sha256"]:
             raise ValueError(
@@ -157,7 +215,7 @@ class DerivingModel(ScoringModel):
         """
         settings = ReflowSettings(pairs, steps, learning_rate, None if hidden is None else tuple(hidden))
         self.domain.require_table("reflow", "sample it with few fixed steps")
-        rows = None if X is None else np.asarray(X, np.float64)
+        rows = None if X is None else np.asarray(as_rows(X), np.float64)
         contexts = self._contexts_of_pairs(rows, context)
         if rows is not None:
             self._rows_of_fit(rows, contexts)
@@ -197,13 +255,16 @@ class DerivingModel(ScoringModel):
 
     def _successor(self, hidden: tuple[int, ...] | None, note: dict[str, Any]) -> tuple[Config, dict[str, Any]]:
         """Return the configuration and the record of a model made from this one: new widths and a note."""
-        changed: dict[str, Any] = {} if hidden is None else {"hidden": hidden}
+        config, record = self._changed({} if hidden is None else {"hidden": hidden})
+        return config, {**record, "reflow": [*self.record.get("reflow", []), note]}
+
+    def _changed(self, changed: dict[str, Any]) -> tuple[Config, dict[str, Any]]:
+        """Return the configuration and the record with other fields, and without the density of few steps."""
         chosen = {name: value for name, value in self.record.get("chosen", {}).items() if name not in changed}
         record = {
             **{name: value for name, value in self.record.items() if name != "steps"},
             "estimator": {**self.record["estimator"], **changed},
             "chosen": chosen,
-            "reflow": [*self.record.get("reflow", []), note],
         }
         fields = replace(self.config.fields, **changed, max_seconds=None)
         return resolve(fields, self.domain, seed=self.seed, chosen=chosen), record

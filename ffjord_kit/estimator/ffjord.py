@@ -15,6 +15,7 @@ from sklearn.base import BaseEstimator, DensityMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ffjord_kit.data import Batch
+from ffjord_kit.diagnostics.watch import Watch, watch_words
 from ffjord_kit.estimator.config import Config, build_flow, resolve
 from ffjord_kit.estimator.data import Arrays, Domain, TrainingData, check_context, tensor, to_numpy
 from ffjord_kit.estimator.discretize import amended, fit_steps
@@ -37,12 +38,15 @@ from ffjord_kit.flow import Flow
 from ffjord_kit.ode import FixedSolver
 from ffjord_kit.precision import compiled
 from ffjord_kit.progress import training_progress
+from ffjord_kit.rows import as_rows
 from ffjord_kit.run import Run
 from ffjord_kit.threads import training_threads
 from ffjord_kit.training import History, Phase, Workers, fit_flow
+from ffjord_kit.training.history import OnValidation
 from ffjord_kit.training.micro_batches import check_micro_batches
 from ffjord_kit.training.runtime import Timer, pass_on
 
+LEAST_COMPARED = 100  # held-out rows with which a flow in training is compared
 SHOWN_SAMPLES = 64  # draws of a flow in training
 RECEIPT_SHARE, RECEIPT_SHARE_OF_MANY, MANY = 0.06, 0.15, 16  # of the seconds; beyond so many columns
 QUICK_SOLVER = FixedSolver("midpoint", 8, grading=2.0)
@@ -134,9 +138,10 @@ class DensityEstimator(DensityMixin, BaseEstimator, CommonFields):
                 config, flow, record, before = self._search(domain, rows, config, flow, record, folder, workers, timer)
             if self.schedule == "auto" and is_small(domain, rows) and not config.transforms:
                 config = config.judged_at_the_end()
-            history = self._train(flow, rows, config, folder, resume, before, timer, on_step, on_samples and _sampler(
-                flow, domain, arrays.context, config.train.seed, on_samples
-            ))  # fmt: skip
+            listeners = [*_watches(self, flow, rows)]
+            if on_samples:
+                listeners.append(_sampler(flow, domain, arrays.context, config.train.seed, on_samples))
+            history = self._train(flow, rows, config, folder, resume, before, timer, on_step, _all_of(listeners))
             steps = None
             if config.steps is not None and not history.interrupted:
                 steps, history, record = fit_steps(
@@ -296,7 +301,7 @@ class DensityEstimator(DensityMixin, BaseEstimator, CommonFields):
         before: History | None,
         timer: Timer,
         on_step: OnStep | None,
-        on_validation: OnStep | None,
+        on_validation: OnValidation | None,
     ) -> History:
         workers = Workers.here()
         shown = self.verbose and workers.is_first
@@ -352,6 +357,8 @@ class FFJORD(DensityEstimator, TableFields):
     trajectory = _of_model(DensityModel.trajectory)
     velocity = _of_model_on_data(DensityModel.velocity)
     diagnose = _of_model_on_data(DensityModel.diagnose)
+    weight_loss = _of_model_on_data(DensityModel.weight_loss)
+    attack = _of_model_on_data(DensityModel.attack)
     explain = _of_model_on_data(DensityModel.explain)
     few_step_sample_errors = _of_model(DensityModel.few_step_sample_errors)
     few_step_score_errors = _of_model_on_data(DensityModel.few_step_score_errors)
@@ -372,6 +379,22 @@ class FFJORD(DensityEstimator, TableFields):
         check_is_fitted(self, "model_")
         return _with_model(self.model_.discretize(self._checked(X), **options))
 
+    def condense(self, X: Any, **options: Any) -> FFJORD:
+        """Return a new estimator of a narrower network with the same density; see `DensityModel.condense`.
+
+        Args:
+            X: Rows of the fit, all and in their order.
+            **options: Those of `DensityModel.condense`.
+
+        Returns:
+            The new, fitted estimator; this one stays as it is.
+
+        Raises:
+            ValueError: If no narrower network keeps the loss, or X are not the rows of the fit.
+        """
+        check_is_fitted(self, "model_")
+        return _with_model(self.model_.condense(self._checked(X), **options))
+
     def reflow(self, X: Any = None, **options: Any) -> FFJORD:
         """Return a new estimator that samples in a few steps; see `DensityModel.reflow`.
 
@@ -391,6 +414,7 @@ class FFJORD(DensityEstimator, TableFields):
     def _read(
         self, X: Any, context: Any, columns: Sequence[str] | None, context_columns: Sequence[str] | None
     ) -> tuple[Arrays, Domain]:
+        X = as_rows(X)
         if getattr(X, "ndim", 2) in (3, 4):
             raise ValueError(f"FFJORD is for tables (n, d); got shape {np.shape(X)}: use ImageFFJORD for images")
         refuse_repeated(getattr(X, "columns", ()))
@@ -405,6 +429,7 @@ class FFJORD(DensityEstimator, TableFields):
         return Arrays(x, contexts, isinstance(X, np.memmap)), domain
 
     def _checked(self, X: Any) -> Any:
+        X = as_rows(X)
         if "feature_names_in_" not in vars(self) and self.model_.record.get("columns"):
             X = np.asarray(in_order(X, self.model_.record["columns"]))
         return validate_data(self, X, dtype=np.float64, reset=False, ensure_all_finite=False)
@@ -434,7 +459,7 @@ class ImageFFJORD(DensityEstimator, ImageFields):
     def _read(
         self, X: Any, context: Any, columns: Sequence[str] | None, context_columns: Sequence[str] | None
     ) -> tuple[Arrays, Domain]:
-        x = np.asarray(X)
+        x = np.asarray(as_rows(X, "images"))
         if x.ndim not in (3, 4):
             raise ValueError(
                 f"ImageFFJORD is for images (n, h, w) or (n, channels, h, w); got shape {x.shape}: use FFJORD for "
@@ -495,7 +520,23 @@ def _with_model(model: DensityModel) -> Any:
     return estimator
 
 
-def _sampler(flow: Flow, domain: Domain, context: np.ndarray | None, seed: int, on_samples: OnSamples) -> OnStep:
+def _watches(fields: CommonFields, flow: Flow, rows: TrainingData) -> list[OnValidation]:
+    """Return a listener to validations that looks at what the fields ask for, beside the rows that were held out."""
+    words = watch_words(fields.watch if isinstance(fields, TableFields) else None)
+    compared = rows.fitting if rows.held_out is None or len(rows.held_out) < LEAST_COMPARED else rows.held_out
+    return [Watch(flow, compared, words)] if words else []
+
+
+def _all_of(listeners: Sequence[OnValidation]) -> OnValidation | None:
+    """Return one listener in the place of several; None for none."""
+
+    def on_validation(record: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for listen in listeners for name, value in (listen(record) or {}).items()}
+
+    return on_validation if listeners else None
+
+
+def _sampler(flow: Flow, domain: Domain, context: np.ndarray | None, seed: int, on_samples: OnSamples) -> OnValidation:
     """Return a listener to validations that draws, always from the same noise, given the first contexts."""
     contexts = None if context is None else tensor(np.resize(context, (SHOWN_SAMPLES, context.shape[1])))
 

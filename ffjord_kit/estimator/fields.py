@@ -31,6 +31,7 @@ from ffjord_kit.words import (
     SCALINGS,
     TIME_DENSITIES,
     TRACE_ESTIMATORS,
+    WATCHES,
     ZUKO_TRANSFORMS,
 )  # fmt: skip
 
@@ -121,6 +122,11 @@ class CommonFields:
     regularizers: Regularizers = option(
         None, "Likelihood training", "weights of costs along the path in mle, e.g. kinetic 0.01, jacobian 0.01"
     )
+    robust: float | None = option(
+        None,
+        "Likelihood training",
+        "train mle on the worst point within so much of each row, in units of the scaled columns, e.g. 0.1",
+    )
     steer: float = option(
         0.0, "Likelihood training", "half-width of the random end time of mle, as a part of it (STEER), e.g. 0.5"
     )
@@ -172,6 +178,9 @@ class TableFields(CommonFields):
     fourier_features: int | None = option(
         None, "Network", "octaves of sines and cosines fed to 'residual' (default: tried out, up to 3 columns)"
     )
+    input_scales: int = option(
+        1, "Network", "scales 1, 2, 4, .. at which equal parts of the first layer of 'residual' see a row (MscaleDNN)"
+    )
     transforms: Transforms = option(
         None, "Network", "exact transforms before the continuous ones, e.g. maf 3 or nsf 2, maf 2 (by zuko)"
     )
@@ -188,6 +197,9 @@ class TableFields(CommonFields):
     )
     support: Support = option(
         "real", "Main", "where the data live: real, positive or bounded LOW HIGH; one for all columns, or one each"
+    )
+    watch: str | None = option(
+        None, "Validation", f"what validations record, for plot: {', '.join(WATCHES)}, or both with a comma between"
     )
 
 

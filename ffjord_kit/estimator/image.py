@@ -28,6 +28,7 @@ from ffjord_kit.estimator.fields import ImageFields, choice, whole
 from ffjord_kit.flow import Flow
 from ffjord_kit.nn import IMAGE_DYNAMICS
 from ffjord_kit.objectives import DropContext, FlowMatching, Objective, one_hot
+from ffjord_kit.rows import as_rows
 from ffjord_kit.trace import PerRowTrace, TraceEstimator
 from ffjord_kit.transforms import CNF, IMAGE_SCALINGS, Standardize, Transform, multi_scale
 
@@ -241,7 +242,7 @@ class ImageDomain(Domain):
         Raises:
             ValueError: If they are not of the fit's type or shape.
         """
-        x = np.asarray(x)
+        x = np.asarray(as_rows(x, "images"))
         expected = self.shape if self.channels else self.shape[1:]
         if self.shape[0] == 1 and x.ndim == (3 if self.channels else 4):  # one channel, with its axis or without
             expected = (1, *expected) if not self.channels else expected[1:]

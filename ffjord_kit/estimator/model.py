@@ -25,6 +25,8 @@ from ffjord_kit.estimator.persistence import fields_of_record, load_model, save_
 from ffjord_kit.estimator.sampling import SamplingModel
 from ffjord_kit.estimator.scoring import placed, spread, to_data
 from ffjord_kit.estimator.table import TableDomain, in_order
+from ffjord_kit.flow import Flow
+from ffjord_kit.objectives import Neighbourhood, Objective
 from ffjord_kit.ode import AdaptiveSolver, FixedSolver
 from ffjord_kit.run import Run
 from ffjord_kit.transforms.cnf import SolveOptions
@@ -289,6 +291,69 @@ class DensityModel(DerivingModel, SamplingModel):
             diagnostics.check_training(self.history.validations_of(self.density), self.domain.size)
         )
         return found if self.density == "continuous" else found.with_finding(self.receipt(X, context=context).finding)
+
+    def weight_loss(
+        self, X: Any, *, context: Any = None, objective: Objective[Flow] | None = None, seed: int = 0
+    ) -> diagnostics.WeightLoss:
+        """Return the loss of the continuous flow as a function of its weights, to look at its landscape and Hessian.
+
+        Args:
+            X: Rows, shape (n, d), all of which are computed at once.
+            context: Contexts.
+            objective: Objective; the negative log-likelihood by 16 steps of rk4 if None.
+            seed: Seed of all noise.
+
+        Returns:
+            The loss; see `ffjord_kit.diagnostics.WeightLoss`.
+
+        Raises:
+            ValueError: If rows lie outside the support, or the data are images.
+        """
+        self.domain.require_table("weight_loss", "make it of their flow: WeightLoss.of(model.flow_, batch)")
+        batch = self._rows_to_diagnose(X, context, seed)
+        return diagnostics.WeightLoss.of(self.flow, batch, objective, seed=seed)
+
+    def attack(
+        self,
+        X: Any,
+        eps: float,
+        *,
+        context: Any = None,
+        steps: int = 1,
+        norm: str = "inf",
+        starts: int = 0,
+        scale: Any = None,
+        seed: int = 0,
+    ) -> diagnostics.Attack:
+        """Search rows near given ones whose log-density is as low as can be.
+
+        Args:
+            X: Rows, shape (n, d), at least two where there is no `scale`.
+            eps: Largest move of a row, in units of `scale`.
+            context: Contexts.
+            steps: Steps up the gradient: 1 for the fast gradient sign method, more for projected gradients.
+            norm: "inf" for a move of each column by at most eps, "2" for the length of the whole move.
+            starts: Number of further searches, each from a random start.
+            scale: Units of each column, shape (d,); the standard deviations of X if None.
+            seed: Seed of all noise.
+
+        Returns:
+            The worst rows found, and their losses, -log p, in nats.
+
+        Raises:
+            ValueError: If a number makes no sense, rows lie outside the support, or columns are bounded.
+        """
+        self.domain.require_table("attack", "search with diagnostics.attack and the log-density of their flow")
+        if not np.isinf(getattr(self.domain, "bounds", ())).all():
+            raise ValueError("attack moves rows freely and takes columns with support='real'; some are bounded")
+        batch = self._rows_to_diagnose(X, context, seed)
+        units = batch.x.std(0, correction=0) if scale is None else torch.as_tensor(scale)
+        if not bool((units > 0).all()):
+            raise ValueError("expected rows that differ in each column, to take their deviations as scale; pass scale=")
+        near, flow = Neighbourhood(eps, steps, norm), self.reporting_flow
+        return diagnostics.attack(
+            lambda x: -flow.log_prob(x, batch.context), batch.x, near, scale=units, starts=starts, seed=seed
+        )  # fmt: skip
 
     def receipt(self, X: Any, *, context: Any = None, rows: int = 1000, seed: int = 0) -> diagnostics.Receipt:
         """Examine the few steps at rows, near them and at draws: are they a density?

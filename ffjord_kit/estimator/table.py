@@ -30,6 +30,7 @@ from ffjord_kit.estimator.data import (
 from ffjord_kit.estimator.fields import TableFields, choice
 from ffjord_kit.nn import DYNAMICS
 from ffjord_kit.objectives import FlowMatching, Objective
+from ffjord_kit.rows import as_rows, take_columns
 from ffjord_kit.run import RunError
 from ffjord_kit.trace import ExactTrace, TraceEstimator
 from ffjord_kit.transforms import CNF, SCALINGS, Asinh, ConditionalAffine, Logit, Softplus, Transform
@@ -100,8 +101,8 @@ class TableDomain(Domain):
         Raises:
             ValueError: If a value is not finite, or names, support or grid do not suit the columns.
         """
-        refuse_not_finite(x, "X")
         names = column_names(columns, x.shape[1])
+        refuse_not_finite(x, "X", names)
         grid = find_grid(fields.dequantize, x, names)
         bounds = support_bounds(fields.support, len(names))
         return cls(names, named, bounds, grid, fields.base, tuple(context_columns))
@@ -240,7 +241,7 @@ class TableDomain(Domain):
         x = np.asarray(in_order(x, self.columns), dtype=np.float64)
         if x.ndim != 2 or x.shape[1] != self.size or not len(x):
             raise ValueError(f"expected rows of shape (n >= 1, {self.size}); got {x.shape}")
-        refuse_not_finite(x, "X")
+        refuse_not_finite(x, "X", self.columns)
         inside = np.all(inside_support(x, self.bounds), axis=1)
         return tensor(x[inside]), inside
 
@@ -349,13 +350,14 @@ def in_order(x: Any, columns: Sequence[str]) -> Any:
     Raises:
         ValueError: If a frame has some of the names and lacks others.
     """
+    x = as_rows(x)
     places = {name: i for i, name in enumerate(names_of(x))}
     missing = [name for name in columns if name not in places]
     if not places or len(missing) == len(columns):
         return x
     if missing:
         raise ValueError(f"X lacks columns of the fit: {shortened(missing)}; it has {shortened(list(places))}")
-    return x.iloc[:, [places[name] for name in columns]]
+    return take_columns(x, [places[name] for name in columns])
 
 
 def shortened(words: Sequence[str], limit: int = 10) -> str:
@@ -410,7 +412,7 @@ def context_in_order(context: Any, columns: Sequence[str]) -> Any:
         raise ValueError(
             f"context must have the columns of the fit, {', '.join(columns)}; got {', '.join(names)}: name them so"
         )
-    return context.iloc[:, [names.index(name) for name in columns]]
+    return take_columns(context, [names.index(name) for name in columns])
 
 
 def context_names(context: Any, columns: Sequence[str] | None) -> tuple[str, ...]:

@@ -2,6 +2,8 @@ r"""The evidence lower bound of latent models, as an objective, as a validation,
 
 ELBO = E_q[ log p(x | z) ] - KL(q || N(0, I))  <=  log p(x),
 KL = sum_j (m_j^2 + s_j^2 - 1) / 2 - log s_j          for q = N(m, s^2)
+
+In training q is that of the recognition network; a series is scored with its own posterior (`posterior.py`).
 """
 
 from __future__ import annotations
@@ -14,11 +16,14 @@ from torch import Tensor
 
 from ffjord_kit.data import Batch
 from ffjord_kit.models.latent_network import LatentNetwork
+from ffjord_kit.models.posterior import Posterior, laplace
 from ffjord_kit.models.series import trimmed
 from ffjord_kit.noise import keyed_generator, standard_normal
 from ffjord_kit.objectives import Loss, Objective
 from ffjord_kit.training import Workers
 from ffjord_kit.training.validation import ValidationScore
+
+NOISE_STEPS = 3  # of EM
 
 
 @dataclass(frozen=True)
@@ -33,45 +38,53 @@ class ELBO(Objective[LatentNetwork]):
     name = "elbo"
 
     def loss(self, model: LatentNetwork, batch: Batch, generator: torch.Generator) -> Loss:
-        log_likelihood, divergence = bound_terms(model, batch, generator)
-        likelihood, kl = log_likelihood.mean(), divergence.mean()
+        values, times = trimmed(batch)
+        mean, scale = model.posterior(values, times)
+        start = mean + scale * standard_normal(tuple(mean.shape), mean, generator)
+        likelihood = model.log_likelihood(start, values, times).mean()
+        kl = (0.5 * (mean.square() + scale.square() - 1) - scale.log()).sum(1).mean()
         return Loss(kl - likelihood, {"log_likelihood": likelihood, "kl": kl})
 
 
-def bound_terms(model: LatentNetwork, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return the two terms of the bound of each series, by one draw of z(0).
-
-    Args:
-        model: The network.
-        batch: Padded series.
-        generator: Source of the draw.
-
-    Returns:
-        log p(series | z(0)) and KL(q || N(0, I)), nats, shape (n,) each.
-    """
-    values, times = trimmed(batch)
-    mean, scale = model.posterior(values, times)
-    start = mean + scale * standard_normal(tuple(mean.shape), mean, generator)
-    divergence = (0.5 * (mean.square() + scale.square() - 1) - scale.log()).sum(1)
-    return model.log_likelihood(start, values, times), divergence
-
-
 @torch.no_grad()
-def elbo(model: LatentNetwork, batch: Batch, *, draws: int, seed: int = 0) -> Tensor:
+def elbo(model: LatentNetwork, batch: Batch, posterior: Posterior, *, draws: int, seed: int = 0) -> Tensor:
     """Return the bound of each series, nats, the mean over several draws of z(0).
 
     Args:
         model: The network.
         batch: Padded series.
+        posterior: The distribution q of z(0) of each series.
         draws: Number of draws.
         seed: Seed of the draws.
 
     Returns:
         Bounds in float64, shape (n,).
     """
-    generator = keyed_generator(torch.device("cpu"), seed, "elbo")
-    terms = [bound_terms(model, batch, generator) for _ in range(draws)]
-    return torch.stack([(likelihood - kl).double() for likelihood, kl in terms]).mean(0)
+    values, times = trimmed(batch)
+    starts = posterior.draw(draws, keyed_generator(torch.device("cpu"), seed, "elbo"))
+    likelihoods = torch.stack([model.log_likelihood(start, values, times).double() for start in starts])
+    return likelihoods.mean(0) - posterior.divergence().double()
+
+
+@torch.no_grad()
+def fit_noise(model: LatentNetwork, batch: Batch, *, draws: int = 32) -> None:
+    """Set the noise of the channels to the mean square error of other series than those of the fit.
+
+    These are the M-steps of the EM algorithm for the noise. A fit of few series learns some of their noise by heart,
+    and its own estimate is then too small. A channel without values keeps its own.
+
+    Args:
+        model: The network; its noise is changed.
+        batch: Padded series.
+        draws: Draws of z(0) for each.
+    """
+    values, times = trimmed(batch)
+    generator = keyed_generator(torch.device("cpu"), "noise")
+    for _ in range(NOISE_STEPS):
+        starts = laplace(model, batch).draw(draws, generator)
+        errors = torch.stack([(values - model.decode(model.path(start, times))) / model.scale for start in starts])
+        log_noise = 0.5 * errors.square().nanmean((0, 1, 2)).log()
+        model.log_noise.copy_(torch.where(log_noise.isnan(), model.log_noise, log_noise))
 
 
 @dataclass(frozen=True)
@@ -98,5 +111,5 @@ class ELBOValidation:
         Returns:
             The mean of the negative bound with its standard error over series.
         """
-        bounds = elbo(self.model, self.batch, draws=self.draws)
+        bounds = elbo(self.model, self.batch, laplace(self.model, self.batch), draws=self.draws)
         return ValidationScore(-float(bounds.mean()), float(bounds.std()) / math.sqrt(len(bounds)), None)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 from typing import Any
 
-from ffjord_kit.words import RECOGNITIONS
+from ffjord_kit.words import PRIORS, RECOGNITIONS
 
 
 def option(default: Any, text: str, least: float | None = None) -> Any:
@@ -28,14 +28,15 @@ def option(default: Any, text: str, least: float | None = None) -> Any:
 class LatentODEFields:
     """Fields of `LatentODE`; `check_fields` checks them."""
 
-    latent_dim: int = option(4, "dimension of the latent state", 1)
+    latent_dim: int = option(8, "dimension of the latent state", 1)
     hidden: int = option(32, "width of all networks", 1)
     recognition: str = option("gru", "network that reads a series backwards: gru, or ode_rnn, which is slower")
+    prior: str = option("normal", "prior of the first state: normal, or flow, which also carries the posterior")
     events: bool = option(False, "model the times at which channels are seen too, by a Poisson process")
     max_seconds: float = option(60.0, "CPU seconds of training, the last validation included", 0.0)
     max_steps: int | None = option(None, "largest number of training steps", 1)
     steps: int | None = option(
-        None, "Runge-Kutta steps over the longest series (default: one for every four of its rows, from 8 to 32)", 1
+        None, "Runge-Kutta steps over the longest series (default: by its rows and turns, from 16 to 64)", 1
     )
     batch_size: int = option(64, "series of a training step", 1)
     learning_rate: float = option(1e-2, "peak learning rate", 0.0)
@@ -63,6 +64,8 @@ def check_fields(given: LatentODEFields) -> None:
         _check(each.name, str(each.type), getattr(given, each.name), each.metadata["least"])
     if given.recognition not in RECOGNITIONS:
         raise ValueError(f"recognition must be one of {', '.join(RECOGNITIONS)}; got {given.recognition!r}")
+    if given.prior not in PRIORS:
+        raise ValueError(f"prior must be one of {', '.join(PRIORS)}; got {given.prior!r}")
     if not given.validation_fraction < 1:
         raise ValueError(f"validation_fraction must be below 1; got {given.validation_fraction}")
     if min(given.max_seconds, given.learning_rate) <= 0:

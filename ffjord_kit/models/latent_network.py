@@ -4,6 +4,10 @@ r"""The latent ODE (Chen et al. 2018, section 5; Rubanova et al. 2019): a variat
 
     q(z(0) | x) = N(m, s^2), m and s from a network that reads the series backwards in time
 
+With a flow as prior, z(0) is the end at s = 1 of du/ds = h(u), which begins at u(0) ~ N(0, I); recognition gives the
+posterior of u(0). A divergence does not change along a flow: prior and posterior of z(0) are both carried by it, and no
+trace is needed. In what follows, "start" is u(0), which without a flow is z(0) itself.
+
 With events, channel c is seen at the points of a Poisson process of intensity lambda_c(t) = r_c exp(u_c(z(t))): a
 series watched from 0 to the end T of its window has, beside the values,
 
@@ -19,6 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -28,7 +33,12 @@ from ffjord_kit.models.dense import State, solve_at
 from ffjord_kit.models.series import lengths
 
 LEAST_NOISE = 1e-3  # of the standard deviation of a channel
+LEAST_TURN = 1.0  # radians in the duration of the longest series
+PRIOR_STEPS = 8  # Runge-Kutta steps of the prior's flow
+LEAST_CORRELATION = 0.5  # of a value and the next one, below which a channel counts as noise
 LOG_2PI = math.log(2 * math.pi)
+
+Push = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # from values and tangents to both
 
 
 def mlp(inputs: int, hidden: int, outputs: int, layers: int = 1) -> nn.Sequential:
@@ -46,6 +56,56 @@ def mlp(inputs: int, hidden: int, outputs: int, layers: int = 1) -> nn.Sequentia
     widths = [inputs, *[hidden] * layers]
     parts = [part for a, b in zip(widths[:-1], widths[1:], strict=True) for part in (nn.Linear(a, b), nn.Tanh())]
     return nn.Sequential(*parts, nn.Linear(hidden, outputs))
+
+
+def pushed(network: nn.Sequential, x: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the outputs of a network of tanh layers, and its derivatives along directions.
+
+    Args:
+        network: The network.
+        x: Inputs, shape (..., inputs).
+        tangents: Directions, shape (..., k, inputs).
+
+    Returns:
+        Outputs, shape (..., outputs), and derivatives, shape (..., k, outputs).
+    """
+    for layer in network:
+        x = layer(x)
+        if isinstance(layer, nn.Linear):
+            tangents = tangents @ layer.weight.T
+        else:
+            tangents = tangents * (1 - x.square())[..., None, :]
+    return x, tangents
+
+
+class Dynamics(nn.Module):
+    """The right-hand side f(z) = A z + net(z), where A begins as turns of the pairs (z_1, z_2), (z_3, z_4), ...
+
+    Their angular frequencies rise evenly up to twice that of the series. A network that begins slow does not find fast
+    dynamics, and a fit then ends with a flat mean; one that begins fast does not extrapolate slow ones well.
+
+    Args:
+        latent_dim: Dimension of z.
+        hidden: Width.
+        turn: Angular frequency of the series.
+    """
+
+    def __init__(self, latent_dim: int, hidden: int, turn: float) -> None:
+        super().__init__()
+        self.linear, self.net = nn.Linear(latent_dim, latent_dim, bias=False), mlp(latent_dim, hidden, latent_dim, 2)
+        turns = torch.zeros(latent_dim, latent_dim)
+        pairs = torch.arange(latent_dim // 2)
+        turns[2 * pairs, 2 * pairs + 1] = 2 * turn * (1.0 + pairs) / max(1, len(pairs))
+        self.linear.weight = nn.Parameter(turns - turns.T)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Return dz/dt, shape (..., latent_dim)."""
+        return self.linear(z) + self.net(z)
+
+    def pushed(self, z: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor]:
+        """Return dz/dt and its derivatives along directions (..., k, latent_dim); see `pushed`."""
+        velocity, change = pushed(self.net, z, tangents)
+        return self.linear(z) + velocity, self.linear(tangents) + change
 
 
 class GRURecognition(nn.Module):
@@ -114,6 +174,7 @@ class Scales(NamedTuple):
         rate: Events of each channel per unit of the network's time, shape (channels,).
         duration: Unit of time: the duration of the longest series, ().
         gap: Mean gap between two rows, in units of `duration`, ().
+        turn: Angular frequency of the fastest channel, per `duration`, ().
     """
 
     location: Tensor
@@ -121,6 +182,7 @@ class Scales(NamedTuple):
     rate: Tensor
     duration: Tensor
     gap: Tensor
+    turn: Tensor
 
     @classmethod
     def blank(cls, channels: int) -> Scales:
@@ -133,7 +195,7 @@ class Scales(NamedTuple):
             The scales.
         """
         one, ones = torch.ones((), dtype=torch.float64), torch.ones(channels, dtype=torch.float64)
-        return cls(0 * ones, ones, ones.clone(), one, one.clone())
+        return cls(0 * ones, ones, ones.clone(), one, one.clone(), one.clone())
 
     @classmethod
     def of(cls, values: Tensor, times: Tensor) -> Scales:
@@ -151,7 +213,31 @@ class Scales(NamedTuple):
         duration, watched = times[:, -1].max(), times[:, -1].sum()
         events = (~values[:, 1:].isnan()).sum(dim=(0, 1)).clamp(min=1)
         gap = watched / (lengths(times) - 1).sum() / duration
-        return cls(location, torch.where(spread > 0, spread, 1.0), events / watched * duration, duration, gap)
+        spread = torch.where(spread > 0, spread, 1.0)
+        turn = math.pi * _crossings((values - location) / spread) / watched * duration
+        return cls(location, spread, events / watched * duration, duration, gap, turn.clamp(min=LEAST_TURN))
+
+
+def _crossings(values: Tensor) -> Tensor:
+    """Return how often standardized values go from one side of 0 to the other, in the channel that does so most, ().
+
+    Noise does not count: a value within half a standard deviation has no side, and a channel whose values say little of
+    the next ones has no crossings.
+    """
+    values = values.permute(0, 2, 1)
+    before, seen = _held(values.nan_to_num(), ~values.isnan())[:, :, :-1], ~values[:, :, 1:].isnan()
+    product, square = ((before * other).nansum((0, 2)) for other in (values[:, :, 1:], torch.where(seen, before, 0.0)))
+    sides = torch.where(values.abs() > 0.5, values.sign(), 0.0)
+    held = _held(sides, sides != 0)
+    counts = (held[:, :, 1:] * held[:, :, :-1] < 0).sum(dim=(0, 2))
+    return torch.where(product > LEAST_CORRELATION * square, counts, 0).max()
+
+
+def _held(values: Tensor, seen: Tensor) -> Tensor:
+    """Return values in which each one that was not seen repeats the last one that was, or is 0 before the first."""
+    rows = torch.arange(values.shape[2], device=values.device)
+    last = torch.where(seen, rows, -1).cummax(dim=2).values
+    return torch.where(last < 0, 0.0, values.gather(2, last.clamp(min=0)))
 
 
 class LatentNetwork(nn.Module):
@@ -163,6 +249,7 @@ class LatentNetwork(nn.Module):
         hidden: Width of all networks.
         recognition: Word of RECOGNITIONS.
         events: Whether the times at which channels are seen are modelled too.
+        prior: "normal" or "flow".
         steps: Number of Runge-Kutta steps over the longest series.
 
     Example:
@@ -178,6 +265,7 @@ class LatentNetwork(nn.Module):
     rate: Tensor
     duration: Tensor
     gap: Tensor
+    turn: Tensor
 
     def __init__(
         self,
@@ -187,6 +275,7 @@ class LatentNetwork(nn.Module):
         hidden: int,
         recognition: str = "gru",
         events: bool = False,
+        prior: str = "normal",
         steps: int = 32,
     ) -> None:
         super().__init__()
@@ -196,7 +285,8 @@ class LatentNetwork(nn.Module):
             self.register_buffer(name, value.clone())
         self.recognition = RECOGNITIONS[recognition](channels, hidden)
         self.head = nn.Linear(hidden, 2 * latent_dim)
-        self.dynamics = mlp(latent_dim, hidden, latent_dim, layers=2)
+        self.dynamics = Dynamics(latent_dim, hidden, float(scales.turn))
+        self.prior = mlp(latent_dim, hidden, latent_dim) if prior == "flow" else None
         self.decoder = mlp(latent_dim, hidden, channels)
         self.log_noise = nn.Parameter(torch.full((channels,), math.log(0.5)))
         self.intensity = mlp(latent_dim, hidden, channels) if events else None
@@ -228,13 +318,27 @@ class LatentNetwork(nn.Module):
         """Return z at each row's own times.
 
         Args:
-            start: z(0), shape (n, latent_dim).
+            start: Starts, shape (n, latent_dim).
             times: Times since the first, shape (n, T).
 
         Returns:
             z, shape (n, T, latent_dim).
         """
-        return self._solve(lambda state: (self.dynamics(state[0]),), (start,), times)[0]
+        return self._solve(lambda state: (self.dynamics(state[0]),), (self.carried(start),), times)[0]
+
+    def carried(self, start: Tensor) -> Tensor:
+        """Return z(0), where the flow of the prior carries a start.
+
+        Args:
+            start: Starts, shape (n, latent_dim).
+
+        Returns:
+            z(0), shape (n, latent_dim).
+        """
+        if (field := self.prior) is None:
+            return start
+        end = start.new_ones(len(start), 1)
+        return solve_at(lambda state: (field(state[0]),), (start,), end, steps=PRIOR_STEPS)[0][:, 0]
 
     def decode(self, z: Tensor) -> Tensor:
         """Return the mean of the channels in the units of the data.
@@ -267,7 +371,7 @@ class LatentNetwork(nn.Module):
         """Return log p(series | z(0)) of each series, nats, in the units of the data.
 
         Args:
-            start: z(0), shape (n, latent_dim).
+            start: Starts, shape (n, latent_dim).
             values: Values, NaN where missing, shape (n, T, channels).
             times: Times since the first, shape (n, T).
 
@@ -276,10 +380,49 @@ class LatentNetwork(nn.Module):
         """
         if self.intensity is None:
             return self._of_values(self.path(start, times), values)
-        z, expected = self._solve(self._with_events, (start, start.new_zeros(len(start), self.channels)), times)
+        z, expected = self._solve(
+            self._with_events, (self.carried(start), start.new_zeros(len(start), self.channels)), times
+        )
         seen = ~values[:, 1:].isnan()
         events = torch.where(seen, self.log_rate(z[:, 1:]), 0.0).sum(dim=(1, 2)) - expected[:, -1].sum(1)
         return self._of_values(z, values) + events
+
+    def slopes(self, start: Tensor, values: Tensor, times: Tensor) -> Tensor:
+        """Return the derivatives by the start of all that the likelihood compares with what was seen.
+
+        These are the means in units of the noise, and the logarithms of the intensities at events: in both, one unit
+        has the information 1. Derivatives follow the solve as d S/dt = (df/dz) S.
+
+        Args:
+            start: Starts, shape (n, latent_dim).
+            values: Values, NaN where missing, shape (n, T, channels).
+            times: Times since the first, shape (n, T).
+
+        Returns:
+            Derivatives, 0 where nothing was seen, shape (n, T, latent_dim, channels), or with events twice as many
+            channels.
+        """
+        size, seen = self.latent_dim, ~values.isnan()[:, :, None]
+
+        def moved(push: Push) -> Callable[[State], State]:
+            def rhs(state: State) -> State:
+                velocity, change = push(state[0], state[1].unflatten(1, (size, size)))
+                return velocity, change.flatten(1)
+
+            return rhs
+
+        state: State = (start, torch.eye(size).to(start).flatten().expand(len(start), -1))
+        if (field := self.prior) is not None:
+            ends = solve_at(moved(partial(pushed, field)), state, start.new_ones(len(start), 1), steps=PRIOR_STEPS)
+            state = tuple(each[:, 0] for each in ends)
+        z, s = self._solve(moved(self.dynamics.pushed), state, times)
+        s = s.unflatten(2, (size, size))
+        means = torch.where(seen, pushed(self.decoder, z, s)[1] * self.scale.to(z) / self.noise, 0.0)
+        if self.intensity is None:
+            return means
+        rates = torch.where(seen, pushed(self.intensity, z, s)[1], 0.0)
+        rates[:, 0] = 0.0  # what is seen first is no event
+        return torch.cat([means, rates], dim=3)
 
     def _of_values(self, z: Tensor, values: Tensor) -> Tensor:
         seen, noise = ~values.isnan(), self.noise

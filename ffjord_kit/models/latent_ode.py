@@ -18,9 +18,11 @@ import torch
 from torch import Tensor
 
 from ffjord_kit.data import Batch
-from ffjord_kit.models.elbo import ELBO, ELBOValidation, elbo
+from ffjord_kit.diagnostics import WeightLoss
+from ffjord_kit.models.elbo import ELBO, ELBOValidation, elbo, fit_noise
 from ffjord_kit.models.fields import LatentODEFields, check_fields
 from ffjord_kit.models.latent_network import LatentNetwork, Scales
+from ffjord_kit.models.posterior import Posterior, laplace
 from ffjord_kit.models.series import Series, check_series, check_times, padded
 from ffjord_kit.noise import keyed_generator, standard_normal
 from ffjord_kit.progress import training_progress
@@ -31,7 +33,9 @@ from ffjord_kit.training.runtime import pass_on
 
 KIND = "latent_ode"  # of a run, in its config
 FEWEST_HELD_OUT = 5  # series; fewer say too little
-ROWS_PER_STEP, FEWEST_STEPS, MOST_STEPS = 4, 8, 32
+LEAST_SHARE = 4  # times as many must there be, for them to be held out
+NEVER = 10**9  # validations without improvement that end a fit: the bound of few series stands still for long
+ROWS_PER_STEP, MOST_BY_ROWS, STEPS_PER_RADIAN, FEWEST_STEPS, MOST_STEPS = 4, 32, 3, 16, 64
 COARSE = 0.1  # of the noise: a difference from a solve of twice the steps that calls for a warning
 MOST_DURATIONS = 20  # of the longest series of the fit, to which a prediction may reach
 CHUNK = 16  # series that are predicted at once
@@ -66,10 +70,12 @@ class LatentODE(LatentODEFields):
         latent_dim: Dimension of the latent state.
         hidden: Width of all networks.
         recognition: "gru", or "ode_rnn", whose state moves on between observations.
+        prior: "normal", or "flow": prior and posterior of the first state are carried by a continuous flow.
         events: Whether the times at which channels are seen are modelled too, by a Poisson process.
         max_seconds: CPU seconds of training.
         max_steps: Largest number of training steps, or None.
-        steps: Runge-Kutta steps over the longest series; None for one for every four of its rows, from 8 to 32.
+        steps: Runge-Kutta steps over the longest series; None for three for each radian that the series turn in it, up
+            to 64, or one for every four of its rows, from 16 to 32.
         batch_size: Series of a training step.
         learning_rate: Peak learning rate.
         validation_fraction: Share of the series that are held out to choose the weights.
@@ -127,7 +133,11 @@ class LatentODE(LatentODEFields):
         self.network_ = self._network(fitting)
         with _opened(run, self.record_, force=force, resume=resume) as folder:
             self.history_ = self._train(fitting, held_out, folder, resume=resume)
-        self.network_.requires_grad_(False)
+            self.network_.requires_grad_(False)
+            if held_out is not None:
+                fit_noise(self.network_, held_out)
+                if folder is not None:
+                    folder.save_model(self.network_)
         self._warn_of_coarse_steps()
         if self.history_.interrupted:
             pass_on(self.history_.signal)
@@ -268,7 +278,23 @@ class LatentODE(LatentODEFields):
         Raises:
             ValueError: If a series cannot be used.
         """
-        return elbo(self._fitted(), _batch(self._given(series)), draws=draws, seed=random_state).numpy()
+        network, batch = self._fitted(), _batch(self._given(series))
+        return elbo(network, batch, laplace(network, batch), draws=draws, seed=random_state).numpy()
+
+    def weight_loss(self, series: Sequence[Any] | None = None, *, seed: int = 0) -> WeightLoss:
+        """Return minus the evidence lower bound as a function of the weights, to look at its landscape and Hessian.
+
+        Args:
+            series: Series, all of which are computed at once, or None.
+            seed: Seed of the draws of the latent states, one for each series.
+
+        Returns:
+            The loss, the mean over series; see `ffjord_kit.diagnostics.WeightLoss`.
+
+        Raises:
+            ValueError: If a series cannot be used.
+        """
+        return WeightLoss.of(self._fitted(), _batch(self._given(series)), ELBO(), seed=seed)
 
     def save(self, path: str | Path, *, force: bool = False) -> None:
         """Write the fitted model as a run folder.
@@ -312,8 +338,7 @@ class LatentODE(LatentODEFields):
         """Return the config of a new run, or that of the run to resume."""
         values = {each.name: getattr(self, each.name) for each in fields(LatentODEFields)}
         seed = secrets.randbits(31) if self.random_state is None else int(self.random_state)
-        rows = max(len(item.times) for item in self.series_)
-        steps = self.steps or min(MOST_STEPS, max(FEWEST_STEPS, rows // ROWS_PER_STEP))
+        steps = self.steps or _steps(_batch(self.series_))
         about = {"channels": list(self.channels_), "series": len(self.series_), "sha256": _digest(self.series_)}
         record = {"model": KIND, "fields": values, "seed": seed, "steps": steps, **about, "data": dict(data)}
         return _record_to_resume(path, record) if resume else record
@@ -321,6 +346,8 @@ class LatentODE(LatentODEFields):
     def _split(self, seed: int) -> tuple[Batch, Batch | None]:
         """Return the series to fit, and those held out, if they are enough."""
         count = round(self.validation_fraction * len(self.series_))
+        if self.validation_fraction and len(self.series_) >= LEAST_SHARE * FEWEST_HELD_OUT:
+            count = max(count, FEWEST_HELD_OUT)
         order = np.random.default_rng(seed).permutation(len(self.series_)).tolist()
         if count < FEWEST_HELD_OUT:
             return _batch(self.series_), None
@@ -341,13 +368,14 @@ class LatentODE(LatentODEFields):
             torch.manual_seed(self.record_["seed"])
             return LatentNetwork(
                 scales, latent_dim=self.latent_dim, hidden=self.hidden, recognition=self.recognition,
-                events=self.events, steps=self.record_["steps"],
+                events=self.events, prior=self.prior,
+                steps=self.record_["steps"],
             )  # fmt: skip
 
     def _train(self, fitting: Batch, held_out: Batch | None, run: Run | None, *, resume: bool) -> History:
         steps = math.inf if self.max_steps is None else self.max_steps
         schedule = [Phase(ELBO(), steps, self.learning_rate, self.max_seconds)]
-        config = TrainConfig(batch_size=self.batch_size, ema_decay=0.99, seed=self.record_["seed"])
+        config = TrainConfig(batch_size=self.batch_size, ema_decay=0.99, patience=NEVER, seed=self.record_["seed"])
         validate = None if held_out is None else ELBOValidation(self.network_, held_out)
 
         def train_once() -> None:
@@ -408,11 +436,11 @@ class LatentODE(LatentODEFields):
             raise ValueError(f"level must be between 0 and 1, a probability; got {level}")
         network, batch = self._fitted(), _batch(series)
         _check_reach(max(float(clock.max()) for clock in clocks), float(network.duration))
-        means, scales = network.posterior(batch.x, _times(batch))
+        posterior = laplace(network, batch)
         found: list[Bands] = []
         for first in range(0, len(series), CHUNK):
             part, generator = slice(first, first + CHUNK), keyed_generator(torch.device("cpu"), seed, "bands", first)
-            start = means[part] + scales[part] * standard_normal((draws, *means[part].shape), means, generator)
+            start = Posterior(*(each[part] for each in posterior)).draw(draws, generator)
             x, noisy = self._predictions(start, clocks[part], generator, rates=rates)
             ends = [noisy.quantile((1 + sign * level) / 2, dim=0).numpy() for sign in (-1, 1)]
             arrays = zip(series[part], clocks[part], x.mean(0).numpy(), *ends, strict=True)
@@ -496,6 +524,13 @@ def _opened(path: str | Path | None, record: Mapping[str, Any], *, force: bool, 
             if resume:
                 run.tidy()
             yield run
+
+
+def _steps(batch: Batch) -> int:
+    """Return a number of Runge-Kutta steps that follows the rows and the turns of series."""
+    turn = float(Scales.of(batch.x, _times(batch)).turn)
+    wanted = max(math.ceil(STEPS_PER_RADIAN * turn), min(MOST_BY_ROWS, batch.x.shape[1] // ROWS_PER_STEP))
+    return min(MOST_STEPS, max(FEWEST_STEPS, wanted))
 
 
 def _names(channels: Sequence[str] | None, series: Sequence[Series]) -> list[str]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.metrics import accuracy_score, r2_score
 from sklearn.utils import check_random_state
@@ -17,16 +20,18 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from ffjord_kit.data import Batch
+from ffjord_kit.diagnostics import Attack, WeightLoss, attack
 from ffjord_kit.diagnostics.corrections import Corrections, class_judge, correct
 from ffjord_kit.diagnostics.judgment import Allowed
 from ffjord_kit.models.blocks import BLOCKS
 from ffjord_kit.models.networks import ODENet
-from ffjord_kit.objectives import CrossEntropy, Objective, SquaredError
-from ffjord_kit.ode import ADJOINTS, FINEST_SINGLE, Solver
+from ffjord_kit.objectives import CrossEntropy, Neighbourhood, Objective, SquaredError, SupervisedLoss, made_robust
+from ffjord_kit.ode import ADJOINTS, FINEST_SINGLE, FixedSolver, Solver
 from ffjord_kit.training import Phase, TensorData, TrainConfig, fit
 from ffjord_kit.training.runtime import pass_on
 
 ROWS_AT_ONCE = 1000
+STEADY = FixedSolver("rk4", 16)  # steps that do not depend on the weights
 READING: dict[str, Any] = {"dtype": [np.float64, np.float32], "allow_nd": True}  # how scikit-learn checks X
 WHOLE_NUMBERS = {"width": 1, "augmented": 0, "layers": 1, "epochs": 1, "batch_size": 1}  # and their least values
 NUMBERS = {"tolerance": FINEST_SINGLE, "learning_rate": 1e-10, "weight_decay": 0.0}
@@ -62,6 +67,7 @@ class _ODENetEstimator(BaseEstimator):
         batch_size: int = 128,
         learning_rate: float = 1e-2,
         weight_decay: float = 0.0,
+        robust: float | None = None,
         random_state: Any = None,
         device: str = "cpu",
     ) -> None:
@@ -75,6 +81,7 @@ class _ODENetEstimator(BaseEstimator):
         self.batch_size = batch_size
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
+        self.robust = robust
         self.random_state = random_state
         self.device = device
 
@@ -145,6 +152,53 @@ class _ODENetEstimator(BaseEstimator):
         """
         return [self.evaluate(X, y, solver=solver) for solver in solvers]
 
+    def weight_loss(self, X: Any, y: Any, *, solver: Solver | None = None) -> WeightLoss:
+        """Return the loss as a function of the weights, to look at its landscape and Hessian.
+
+        Args:
+            X: Rows like the fit's, all of which are computed at once.
+            y: Their targets.
+            solver: Solver of an ODE; 16 steps of rk4 if None, the block's own steps for separate layers.
+
+        Returns:
+            The loss; see `ffjord_kit.diagnostics.WeightLoss`.
+
+        Raises:
+            ValueError: If the data do not fit.
+        """
+        x, targets = self._checked(X).double(), self._checked_targets(y)
+        targets = targets.double() if targets.is_floating_point() else targets
+        steps, loss = self._steady_solver(solver), self._plain_objective()
+        return WeightLoss(copy.deepcopy(self.net_).double(), lambda net: loss.compare(net(x, steps)[0], targets))
+
+    def attack(
+        self, X: Any, y: Any, eps: float, *, steps: int = 1, norm: str = "inf", starts: int = 0, seed: int = 0
+    ) -> Attack:
+        """Search rows near given ones that are predicted as badly as can be.
+
+        Args:
+            X: Rows like the fit's.
+            y: Their targets.
+            eps: Largest move of a row, in standard deviations of each column, or channel, of the fit's rows.
+            steps: Steps up the gradient: 1 for the fast gradient sign method, more for projected gradients.
+            norm: "inf" for a move of each element by at most eps, "2" for the length of the whole move.
+            starts: Number of further searches, each from a random start.
+            seed: Seed of the random starts.
+
+        Returns:
+            The worst rows found, and their losses; `predict` tells what the estimator makes of them.
+
+        Raises:
+            ValueError: If a number makes no sense, or the data do not fit.
+        """
+        x, targets, solver, loss = self._checked(X), self._checked_targets(y), self._steady_solver(), self._row_loss
+        net = copy.deepcopy(self.net_).eval()
+        found = attack(
+            lambda rows: loss(net(rows, solver)[0], targets), x, Neighbourhood(eps, steps, norm), starts=starts,
+            seed=seed,
+        )  # fmt: skip
+        return replace(found, x=found.x * self.scale_ + self.mean_)
+
     def predict(self, X: Any) -> np.ndarray:
         """Return predictions.
 
@@ -171,8 +225,22 @@ class _ODENetEstimator(BaseEstimator):
         """Return predictions from outputs (n, k)."""
 
     @abstractmethod
+    def _targets(self, y: np.ndarray) -> Tensor:
+        """Return targets of a fitted estimator as the loss takes them."""
+
+    @abstractmethod
+    def _plain_objective(self) -> SupervisedLoss:
+        """Return the loss of the rows as they are."""
+
+    @staticmethod
+    @abstractmethod
+    def _row_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of each row, (n,)."""
+
     def _objective(self) -> Objective[Any]:
         """Return the loss to train by."""
+        plain = self._plain_objective()
+        return plain if self.robust is None else made_robust(plain, self.robust)
 
     @staticmethod
     @abstractmethod
@@ -215,15 +283,27 @@ class _ODENetEstimator(BaseEstimator):
     def _tensor(self, X: np.ndarray) -> Tensor:
         return torch.as_tensor((X - self.mean_) / self.scale_, dtype=torch.float32, device=self.device)
 
-    @torch.no_grad()
-    def _outputs(self, X: Any, solver: Solver | None = None) -> tuple[Tensor, float]:
-        """Return outputs (n, k) in float64 on the CPU, and the mean number of evaluations for a batch."""
+    def _checked(self, X: Any) -> Tensor:
+        """Return rows like the fit's, standardised."""
         check_is_fitted(self, "net_")
         X = validate_data(self, X, reset=False, **READING)
         if _event_shape(X) != self.event_shape_:
             expected = ", ".join(map(str, ("n", *self.event_shape_)))
             raise ValueError(f"expected X of shape ({expected}), as in the fit; got {X.shape}")
-        found = [self.net_(rows, solver) for rows in self._tensor(X).split(ROWS_AT_ONCE)]
+        return self._tensor(X)
+
+    def _checked_targets(self, y: Any) -> Tensor:
+        return self._targets(np.asarray(y)).to(self.device)
+
+    def _steady_solver(self, solver: Solver | None = None) -> Solver | None:
+        """Return a solver whose steps do not depend on the weights, and whose gradients go through them."""
+        own = {"ode": STEADY, "rk": FixedSolver("rk4", self.layers)}
+        return solver or own.get(self.block)
+
+    @torch.no_grad()
+    def _outputs(self, X: Any, solver: Solver | None = None) -> tuple[Tensor, float]:
+        """Return outputs (n, k) in float64 on the CPU, and the mean number of evaluations for a batch."""
+        found = [self.net_(rows, solver) for rows in self._checked(X).split(ROWS_AT_ONCE)]
         return torch.cat([outputs for outputs, _ in found]).cpu().double(), float(np.mean([s.nfe for _, s in found]))
 
 
@@ -244,6 +324,8 @@ class ODENetClassifier(ClassifierMixin, _ODENetEstimator):
         batch_size: Rows of a step.
         learning_rate: Peak learning rate.
         weight_decay: Weight decay of matrices, as AdamW has it.
+        robust: Train on the worst point within so much of each row, in standard deviations of the columns; None for the
+            rows as they are.
         random_state: Seed, a `numpy.random.RandomState`, or None.
         device: Device of torch, e.g. "cuda".
 
@@ -328,16 +410,26 @@ class ODENetClassifier(ClassifierMixin, _ODENetEstimator):
                 f"Unknown label type: expected labels of classes, whole numbers or texts, shape (n,); got {kind}: "
                 "round them, or use ODENetRegressor"
             )
-        self.classes_, numbers = np.unique(y, return_inverse=True)
+        self.classes_ = np.unique(y)
         if len(self.classes_) < 2:
             raise ValueError(f"expected labels of two or more classes; got one class, {self.classes_[0]}: add others")
-        return torch.as_tensor(numbers), len(self.classes_)
+        return self._targets(y), len(self.classes_)
+
+    def _targets(self, y: np.ndarray) -> Tensor:
+        known = np.isin(y, self.classes_)
+        if y.ndim != 1 or not known.all():
+            raise ValueError(f"expected labels of the fit's classes, shape (n,); got {y[~known][:1] or y.shape}")
+        return torch.as_tensor(np.searchsorted(self.classes_, y))
 
     def _decoded(self, outputs: Tensor) -> np.ndarray:
         return self.classes_[outputs.argmax(1).numpy()]
 
-    def _objective(self) -> Objective[Any]:
+    def _plain_objective(self) -> SupervisedLoss:
         return CrossEntropy()
+
+    @staticmethod
+    def _row_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(outputs, targets, reduction="none")
 
     @staticmethod
     def _score(y: np.ndarray, predicted: np.ndarray) -> float:
@@ -367,15 +459,25 @@ class ODENetRegressor(RegressorMixin, _ODENetEstimator):
     def _encode(self, y: np.ndarray) -> tuple[Tensor, int]:
         self.target_mean_, deviation = y.mean(0), y.std(0)
         self.target_scale_ = np.where(deviation > 0, deviation, 1.0)
-        scaled = torch.as_tensor((y - self.target_mean_) / self.target_scale_, dtype=torch.float32).reshape(len(y), -1)
         self.target_shape_ = y.shape[1:]
+        scaled = self._targets(y)
         return scaled, scaled.shape[1]
+
+    def _targets(self, y: np.ndarray) -> Tensor:
+        if y.shape[1:] != self.target_shape_:
+            raise ValueError(f"expected targets like the fit's, (n, *{self.target_shape_}); got {y.shape}")
+        scaled = (y - self.target_mean_) / self.target_scale_
+        return torch.as_tensor(scaled, dtype=torch.float32).reshape(len(y), -1)
 
     def _decoded(self, outputs: Tensor) -> np.ndarray:
         return outputs.numpy().reshape(len(outputs), *self.target_shape_) * self.target_scale_ + self.target_mean_
 
-    def _objective(self) -> Objective[Any]:
+    def _plain_objective(self) -> SupervisedLoss:
         return SquaredError()
+
+    @staticmethod
+    def _row_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs - targets).square().mean(1)
 
     @staticmethod
     def _score(y: np.ndarray, predicted: np.ndarray) -> float:

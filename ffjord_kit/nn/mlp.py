@@ -9,7 +9,6 @@ Each layer carries tangents along with the state, which makes the trace cheaper 
 References:
     Grathwohl et al. 2019, FFJORD, https://arxiv.org/abs/1810.01367.
     Perez et al. 2018, FiLM, https://arxiv.org/abs/1709.07871.
-    Liu, Cai and Xu 2020, MscaleDNN, https://arxiv.org/abs/2007.11207.
     Tancik et al. 2020, Fourier features, https://arxiv.org/abs/2006.10739.
 """
 
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 
 from ffjord_kit.nn.activations import ACTIVATIONS
 from ffjord_kit.nn.base import SinusoidalEmbedding, VectorField, gates_and_shifts, join_context, time_column
+from ffjord_kit.nn.multiscale import MultiscaleLinear
 
 Tangents = Tensor | None
 MODULATION_WIDTH = 32  # of the network of time; 128 costs more than the layers that it modulates, and gains nothing
@@ -73,6 +73,7 @@ class ResidualDynamics(FlattenedField):
         hidden: Widths of the hidden layers.
         activation: Activation a, a word of ACTIVATIONS.
         fourier_features: Number of frequencies 2^k pi of x, k = 0, 1, ...; 0 for none.
+        input_scales: Number of scales 1, 2, 4, ... at which equal parts of the first layer see x (MscaleDNN).
         max_frequency: Largest angular frequency w of the sinusoids of time.
 
     Example:
@@ -81,7 +82,8 @@ class ResidualDynamics(FlattenedField):
         [[0.0, 0.0], [0.0, 0.0], [0.0, 0.0]]
 
     References:
-        Perez et al. 2018, https://arxiv.org/abs/1709.07871; Tancik et al. 2020, https://arxiv.org/abs/2006.10739.
+        Perez et al. 2018, https://arxiv.org/abs/1709.07871; Tancik et al. 2020, https://arxiv.org/abs/2006.10739;
+        Liu et al. 2020, https://arxiv.org/abs/2007.11207.
     """
 
     fourier_frequencies: Tensor
@@ -94,6 +96,7 @@ class ResidualDynamics(FlattenedField):
         hidden: Sequence[int] = (128, 128, 128),
         activation: str = "silu",
         fourier_features: int = 0,
+        input_scales: int = 1,
         max_frequency: float = 100.0,
     ) -> None:
         super().__init__()
@@ -105,7 +108,10 @@ class ResidualDynamics(FlattenedField):
             nn.Linear(features, MODULATION_WIDTH), nn.SiLU(), nn.Linear(MODULATION_WIDTH, 2 * sum(widths[:-1]))
         )
         self.register_buffer("fourier_frequencies", math.pi * 2.0 ** torch.arange(fourier_features))
-        self.input_layer = nn.Linear(size * (1 + 2 * fourier_features), widths[0])
+        inputs = size * (1 + 2 * fourier_features)
+        self.input_layer = (
+            MultiscaleLinear(inputs, widths[0], input_scales) if input_scales > 1 else nn.Linear(inputs, widths[0])
+        )
         pairs = list(zip(widths[:-1], widths[1:], strict=True))
         self.layers = _linear_layers(pairs)
         self.skip_layers = nn.ModuleList(nn.Identity() if a == b else nn.Linear(a, b, bias=False) for a, b in pairs)
@@ -266,6 +272,6 @@ def _linear_layers(shapes: Sequence[tuple[int, int]]) -> Sequence[nn.Linear]:
     return cast(Sequence[nn.Linear], nn.ModuleList(nn.Linear(a, b) for a, b in shapes))
 
 
-def _linear(layer: nn.Linear, h: Tensor, dh: Tangents) -> tuple[Tensor, Tangents]:
+def _linear(layer: nn.Linear | MultiscaleLinear, h: Tensor, dh: Tangents) -> tuple[Tensor, Tangents]:
     """Apply a linear layer to a state and to its tangents."""
     return layer(h), None if dh is None else F.linear(dh, layer.weight)

@@ -9,8 +9,9 @@ from ffjord_kit.objectives.flow_matching import TIME_DENSITIES, FlowMatching, sp
 from ffjord_kit.objectives.guidance import DropContext, class_log_probs, guided, one_hot
 from ffjord_kit.objectives.likelihood import MaximumLikelihood, TransformsLikelihood
 from ffjord_kit.objectives.reflow import Reflow
+from ffjord_kit.objectives.robust import Neighbourhood, Robust, made_robust
 from ffjord_kit.objectives.stepped import SteppedLikelihood
-from ffjord_kit.objectives.supervised import CrossEntropy, SquaredError
+from ffjord_kit.objectives.supervised import CrossEntropy, SquaredError, SupervisedLoss
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "flow_matching": FlowMatching,
@@ -21,6 +22,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
 
 __all__ = [
     "COUPLINGS", "OBJECTIVES", "TIME_DENSITIES", "CrossEntropy", "DropContext", "EnergyMatching", "Evidence",
-    "FlowMatching", "Loss", "MaximumLikelihood", "Objective", "Reflow", "SolvedObjective", "SquaredError",
-    "SteppedLikelihood", "TransformsLikelihood", "class_log_probs", "evidence", "guided", "one_hot", "split_transforms",
+    "FlowMatching", "Loss", "MaximumLikelihood", "Neighbourhood", "Objective", "Reflow", "Robust", "SolvedObjective",
+    "SquaredError", "SteppedLikelihood", "SupervisedLoss", "TransformsLikelihood", "class_log_probs", "evidence",
+    "guided", "made_robust", "one_hot", "split_transforms",
 ]  # fmt: skip

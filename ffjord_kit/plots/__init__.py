@@ -7,15 +7,19 @@ figure is drawn; pyplot is not used, and the caller's rcParams do not change.
 
 from ffjord_kit.plots.arrays import grid_points, robust_bounds
 from ffjord_kit.plots.comparison import pair_plot, samples
+from ffjord_kit.plots.condensation import directions_over_training, effective_neurons, similarity_matrices
 from ffjord_kit.plots.control import gradients_along_path
 from ffjord_kit.plots.corrections import CorrectedRow, corrections
 from ffjord_kit.plots.cost import error_against_cost
 from ffjord_kit.plots.densities import density, density_gif, density_panels, density_strip
 from ffjord_kit.plots.diagnosis import diagnosis
 from ffjord_kit.plots.figure import save
+from ffjord_kit.plots.hessian import spectral_densities
 from ffjord_kit.plots.images import extreme_images, image_sheet, image_strip, interpolation_strip, nearest_images
+from ffjord_kit.plots.landscape import loss_lines, loss_planes, loss_surface
 from ffjord_kit.plots.outliers import outlier_histograms
 from ffjord_kit.plots.series import PredictedSeries, series_bands
+from ffjord_kit.plots.spectrum import SpectrumHistory, spectrum_errors, watched_spectrum
 from ffjord_kit.plots.stability import stability_regions
 from ffjord_kit.plots.training import training_curves
 from ffjord_kit.plots.trajectories import trajectories, vector_field
@@ -23,12 +27,15 @@ from ffjord_kit.plots.trajectories import trajectories, vector_field
 __all__ = [
     "CorrectedRow",
     "PredictedSeries",
+    "SpectrumHistory",
     "corrections",
     "density",
     "density_gif",
     "density_panels",
     "density_strip",
     "diagnosis",
+    "directions_over_training",
+    "effective_neurons",
     "error_against_cost",
     "extreme_images",
     "gradients_along_path",
@@ -36,6 +43,9 @@ __all__ = [
     "image_sheet",
     "image_strip",
     "interpolation_strip",
+    "loss_lines",
+    "loss_planes",
+    "loss_surface",
     "nearest_images",
     "outlier_histograms",
     "pair_plot",
@@ -43,8 +53,12 @@ __all__ = [
     "samples",
     "save",
     "series_bands",
+    "similarity_matrices",
+    "spectral_densities",
+    "spectrum_errors",
     "stability_regions",
     "training_curves",
     "trajectories",
     "vector_field",
+    "watched_spectrum",
 ]

@@ -25,6 +25,7 @@ RECORDED_STEPS = 200  # per phase
 CALLBACK_INTERVAL = 0.1  # seconds between two calls of `on_step` on a GPU
 
 OnStep = Callable[[dict[str, Any]], None]
+OnValidation = Callable[[dict[str, Any]], Mapping[str, Any] | None]
 
 
 @dataclass

@@ -11,7 +11,7 @@ all exchange whether a step failed, and whether a stop is requested.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -28,7 +28,7 @@ from ffjord_kit.training.config import Phase, TrainConfig
 from ffjord_kit.training.data import Batches, StreamedData, TrainingRows, check_finite, preprocessed, sample_rows
 from ffjord_kit.training.distributed import Workers, WorkersError, check_agreement
 from ffjord_kit.training.guard import EVERY, Guard, guarded
-from ffjord_kit.training.history import History, OnStep, Recorder
+from ffjord_kit.training.history import History, OnStep, OnValidation, Recorder
 from ffjord_kit.training.micro_batches import MicroBatches, broadcast_together
 from ffjord_kit.training.optim import assign, exchanged
 from ffjord_kit.training.runtime import Timer, interruptible
@@ -55,7 +55,7 @@ def fit(
     before: History | None = None,
     timer: Timer | None = None,
     on_step: OnStep | None = None,
-    on_validation: OnStep | None = None,
+    on_validation: OnValidation | None = None,
 ) -> History:
     """Train a model in place, phase by phase.
 
@@ -80,7 +80,8 @@ def fit(
         before: Earlier history, whose records and clocks are continued; the model has its best weights.
         timer: Clocks that run already; they start here if None.
         on_step: Callback, called with the record of each step, on a GPU at most ten times a second.
-        on_validation: Callback, called with the record of each validation while the model has the averaged weights.
+        on_validation: Callback, called with the record of each validation while the model has the averaged weights; the
+            numbers that it returns join the record.
 
     Returns:
         The history.
@@ -130,7 +131,7 @@ def fit_flow(
     before: History | None = None,
     timer: Timer | None = None,
     on_step: OnStep | None = None,
-    on_validation: OnStep | None = None,
+    on_validation: OnValidation | None = None,
 ) -> History:
     """Train a flow in place on rows in the units of the data; see `fit`.
 
@@ -148,7 +149,8 @@ def fit_flow(
         before: Earlier history, whose records and clocks are continued; the model has its best weights.
         timer: Clocks that run already; they start here if None.
         on_step: Callback, called with the record of each step, on a GPU at most ten times a second.
-        on_validation: Callback, called with the record of each validation while the flow has the averaged weights.
+        on_validation: Callback, called with the record of each validation while the flow has the averaged weights; the
+            numbers that it returns join the record.
 
     Returns:
         The history.
@@ -223,7 +225,7 @@ class _Trainer:
         saved: nn.Module,
         validate: Validator | None,
         on_step: OnStep | None,
-        on_validation: OnStep | None,
+        on_validation: OnValidation | None,
     ) -> None:
         """Connect the run, the validation and the callbacks; only the first worker has a run and callbacks."""
         run, on_step, on_validation = (run, on_step, on_validation) if self.workers.is_first else (None, None, None)
@@ -369,7 +371,7 @@ class _Trainer:
         with exchanged(self.parameters, self.state.average.values):
             with self._explain_divergence(None):
                 score = self.validate(self.workers, self.micro_batches.count)
-            self._call_on_validation(phase, score)
+            seen = self._call_on_validation(phase, score)
         self.state.keep()
         if score.sound and (here.best_nll is None or score.mean < here.best_nll):
             here.best_nll, here.best_step, here.stale = score.mean, here.step, 0
@@ -379,16 +381,19 @@ class _Trainer:
         before = here.work_seconds
         here.seconds, here.work_seconds = self.workers.broadcast(self.timer.read)
         here.validated_at, here.validation_cost = here.work_seconds, here.work_seconds - before
-        self.recorder.add(phase, score.record())
+        self.recorder.add(phase, {**score.record(), **seen})
 
-    def _call_on_validation(self, phase: Phase, score: ValidationScore) -> None:
-        """Call the callback; a failure of it is recorded, and training continues."""
+    def _call_on_validation(self, phase: Phase, score: ValidationScore) -> Mapping[str, Any]:
+        """Return what the callback adds to the record; a failure of it is recorded, and training continues."""
         if self.on_validation is None:
-            return
+            return {}
         try:
-            self.on_validation({"step": self.history.step, "phase": phase.objective.name, **score.record()})
+            return (
+                self.on_validation({"step": self.history.step, "phase": phase.objective.name, **score.record()}) or {}
+            )
         except (SolveError, ArithmeticError, OSError) as error:
-            self.recorder.add(phase, {"event": f"no samples shown: {' '.join(str(error).split())}"})
+            self.recorder.add(phase, {"event": f"nothing shown: {' '.join(str(error).split())}"})
+            return {}
 
     def _end_phase(self, phase: Phase) -> None:
         """Record the end of a phase, and prepare the next one."""
