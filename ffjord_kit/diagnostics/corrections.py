@@ -34,6 +34,7 @@ from ffjord_kit.precision import full_precision
 from ffjord_kit.transforms.cnf import SolveOptions
 
 DRAWS, CONFIDENCE = 7000, 0.99  # at most 0.1 % of a box fails
+FIRST_TRIES = 2  # without more margin
 SLACK = 1e-4  # margin beyond the threshold, against rounding
 AT_THE_END = 1e-6  # share of its room by which a side may miss the bound that it reached
 
@@ -296,7 +297,8 @@ class _Mender:
         return mended
 
     def _mend(self, row: int, found: Candidates) -> _Mended:
-        """Certify the best change of a row; the margin that a failing draw lacks is required of the next."""
+        """Certify the best change of a row; the search goes on with the worst draw, and later with more margin."""
+        search = self.search
         place, required = torch.tensor([row]), torch.tensor([self.slack], dtype=torch.float64)
         for attempt in range(1, TRIES + 1):
             change, margin = (part[0] for part in found.best(required))
@@ -308,8 +310,11 @@ class _Mender:
             if not len(failing):
                 return _Mended(change, *self._grown(row, core, stability), self._after(change, row), 0.0, stability)
             missing = -float(margins.min())
-            required = required + missing * attempt
-            found = self.search.improve(found.change, required, rows=place)
+            search = search.knowing(failing[margins.argmin()] - change)
+            required = required + missing * (attempt > FIRST_TRIES)
+            found = search.improve(found.change, required, rows=place)
+            if bool((found.margin < self.slack).all()):
+                found = search.anew(found.change, required, place)
         return _Mended(change, *core, self._unknown, self._after(change, row), missing, stability)
 
     def _grown(
