@@ -157,7 +157,7 @@ def fitted_kernel(times: Tensor, errors: Tensor) -> tuple[float, float, float] |
     seen = ~times.isnan()
     gaps = times.diff(dim=1)
     square, gap = float(errors.square().sum() / errors.shape[2] / seen.sum()), float(gaps.nanmean())
-    if not square > 0 or not gap > 0:
+    if not 0 < square < math.inf or not gap > 0:
         return None
     clock, scaled, there = times.nan_to_num() / gap, errors / math.sqrt(square), seen.double()
 
