@@ -78,13 +78,32 @@ def fit_noise(model: LatentNetwork, batch: Batch, *, draws: int = 32) -> None:
         batch: Padded series.
         draws: Draws of z(0) for each.
     """
-    values, times = trimmed(batch)
     generator = keyed_generator(torch.device("cpu"), "noise")
     for _ in range(NOISE_STEPS):
-        starts = laplace(model, batch).draw(draws, generator)
-        errors = torch.stack([(values - model.decode(model.path(start, times))) / model.scale for start in starts])
+        errors = _errors(model, batch, draws, generator) / model.scale
         log_noise = 0.5 * errors.square().nanmean((0, 1, 2)).log()
         model.log_noise.copy_(torch.where(log_noise.isnan(), model.log_noise, log_noise))
+
+
+@torch.no_grad()
+def fit_residual(model: LatentNetwork, batch: Batch, *, draws: int = 8) -> None:
+    """Fit what the dynamics leave over, if the network has a residual.
+
+    Args:
+        model: The network; its residual is changed.
+        batch: Padded series.
+        draws: Draws of z(0) for each.
+    """
+    if model.residual is not None:
+        errors = _errors(model, batch, draws, keyed_generator(torch.device("cpu"), "residual"))
+        model.residual.fit(trimmed(batch)[1], errors.double())
+
+
+def _errors(model: LatentNetwork, batch: Batch, draws: int, generator: torch.Generator) -> Tensor:
+    """Return what draws of z leave over, in the units of the data, shape (draws, n, T, channels)."""
+    values, times = trimmed(batch)
+    starts = laplace(model, batch).draw(draws, generator)
+    return torch.stack([values - model.decode(model.path(start, times)) for start in starts])
 
 
 @dataclass(frozen=True)

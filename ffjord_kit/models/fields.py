@@ -33,6 +33,9 @@ class LatentODEFields:
     recognition: str = option("gru", "network that reads a series backwards: gru, or ode_rnn, which is slower")
     prior: str = option("normal", "prior of the first state: normal, or flow, which also carries the posterior")
     events: bool = option(False, "model the times at which channels are seen too, by a Poisson process")
+    residual: bool = option(
+        True, "add what the dynamics leave over, as a Gaussian process of each channel (not with events)"
+    )
     max_seconds: float = option(60.0, "CPU seconds of training, the last validation included", 0.0)
     max_steps: int | None = option(None, "largest number of training steps", 1)
     steps: int | None = option(

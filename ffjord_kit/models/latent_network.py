@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from ffjord_kit.models.dense import State, solve_at
+from ffjord_kit.models.residual import Residual
 from ffjord_kit.models.series import lengths
 
 LEAST_NOISE = 1e-3  # of the standard deviation of a channel
@@ -251,6 +252,7 @@ class LatentNetwork(nn.Module):
         events: Whether the times at which channels are seen are modelled too.
         prior: "normal" or "flow".
         steps: Number of Runge-Kutta steps over the longest series.
+        residual: Whether predictions add what the dynamics leave over (`residual.py`).
 
     Example:
         >>> network = LatentNetwork(Scales.blank(2), latent_dim=3, hidden=8, steps=8)
@@ -277,6 +279,7 @@ class LatentNetwork(nn.Module):
         events: bool = False,
         prior: str = "normal",
         steps: int = 32,
+        residual: bool = False,
     ) -> None:
         super().__init__()
         channels = len(scales.location)
@@ -290,6 +293,7 @@ class LatentNetwork(nn.Module):
         self.decoder = mlp(latent_dim, hidden, channels)
         self.log_noise = nn.Parameter(torch.full((channels,), math.log(0.5)))
         self.intensity = mlp(latent_dim, hidden, channels) if events else None
+        self.residual = Residual(channels) if residual else None
 
     @property
     def noise(self) -> Tensor:

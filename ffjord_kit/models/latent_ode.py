@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ffjord_kit.data import Batch
 from ffjord_kit.diagnostics import WeightLoss
-from ffjord_kit.models.elbo import ELBO, ELBOValidation, elbo, fit_noise
+from ffjord_kit.models.elbo import ELBO, ELBOValidation, elbo, fit_noise, fit_residual
 from ffjord_kit.models.fields import LatentODEFields, check_fields
 from ffjord_kit.models.latent_network import LatentNetwork, Scales
 from ffjord_kit.models.posterior import Posterior, laplace
@@ -64,7 +64,8 @@ class LatentODE(LatentODEFields):
 
     A series is a pair of times (T,) and values (T, channels), NaN where a value is missing, or a `Series`. The series
     need not share times. Wherever `series` may be None, those of the fit are meant. A band holds a new observation with
-    the probability `level`: it has the uncertainty of the latent state and the noise of the observations.
+    the probability `level`: it has the uncertainty of the latent state and of what the dynamics leave over, and the
+    noise of the observations.
 
     Args:
         latent_dim: Dimension of the latent state.
@@ -72,6 +73,8 @@ class LatentODE(LatentODEFields):
         recognition: "gru", or "ode_rnn", whose state moves on between observations.
         prior: "normal", or "flow": prior and posterior of the first state are carried by a continuous flow.
         events: Whether the times at which channels are seen are modelled too, by a Poisson process.
+        residual: Whether predictions add what the dynamics leave over at the values that were seen, by a Gaussian
+            process of each channel; not with events.
         max_seconds: CPU seconds of training.
         max_steps: Largest number of training steps, or None.
         steps: Runge-Kutta steps over the longest series; None for three for each radian that the series turn in it, up
@@ -136,8 +139,9 @@ class LatentODE(LatentODEFields):
             self.network_.requires_grad_(False)
             if held_out is not None:
                 fit_noise(self.network_, held_out)
-                if folder is not None:
-                    folder.save_model(self.network_)
+            fit_residual(self.network_, fitting if held_out is None else held_out)
+            if folder is not None:
+                folder.save_model(self.network_)
         self._warn_of_coarse_steps()
         if self.history_.interrupted:
             pass_on(self.history_.signal)
@@ -369,7 +373,7 @@ class LatentODE(LatentODEFields):
             return LatentNetwork(
                 scales, latent_dim=self.latent_dim, hidden=self.hidden, recognition=self.recognition,
                 events=self.events, prior=self.prior,
-                steps=self.record_["steps"],
+                steps=self.record_["steps"], residual=self.residual and not self.events,
             )  # fmt: skip
 
     def _train(self, fitting: Batch, held_out: Batch | None, run: Run | None, *, resume: bool) -> History:
@@ -441,23 +445,54 @@ class LatentODE(LatentODEFields):
         for first in range(0, len(series), CHUNK):
             part, generator = slice(first, first + CHUNK), keyed_generator(torch.device("cpu"), seed, "bands", first)
             start = Posterior(*(each[part] for each in posterior)).draw(draws, generator)
-            x, noisy = self._predictions(start, clocks[part], generator, rates=rates)
+            x, noisy = self._predictions(start, series[part], clocks[part], generator, rates=rates)
             ends = [noisy.quantile((1 + sign * level) / 2, dim=0).numpy() for sign in (-1, 1)]
             arrays = zip(series[part], clocks[part], x.mean(0).numpy(), *ends, strict=True)
             found += [Bands(t + item.times[0], *(each[: len(t)] for each in rest)) for item, t, *rest in arrays]
         return found
 
     def _predictions(
-        self, start: Tensor, clocks: Sequence[np.ndarray], generator: torch.Generator, *, rates: bool
+        self,
+        start: Tensor,
+        series: Sequence[Series],
+        clocks: Sequence[np.ndarray],
+        generator: torch.Generator,
+        *,
+        rates: bool,
     ) -> tuple[Tensor, Tensor]:
         """Return draws (draws, n, T, channels) of what is predicted, without and with the noise of observations."""
         network = self._fitted()
-        times = _times(padded([t[:, None] for t in clocks], clocks)).repeat(len(start), 1)
-        z = network.path(start.flatten(0, 1), times).unflatten(0, start.shape[:2])
+        z = self._paths(start, _times(padded([t[:, None] for t in clocks], clocks)))
         if rates:
             return (x := network.log_rate(z).exp().double()), x
         x = network.decode(z)
-        return x.double(), (x + network.noise * standard_normal(tuple(x.shape), x, generator)).double()
+        shift, noise = self._left_over(start, series, clocks, x)
+        white = standard_normal(tuple(x.shape), x, generator)
+        return (x + shift).double(), (x + shift + noise * white).double()
+
+    def _paths(self, start: Tensor, times: Tensor) -> Tensor:
+        """Return z (draws, n, T, latent_dim) at times (n, T), from starts (draws, n, latent_dim)."""
+        z = self._fitted().path(start.flatten(0, 1), times.repeat(len(start), 1))
+        return z.unflatten(0, start.shape[:2])
+
+    def _left_over(
+        self, start: Tensor, series: Sequence[Series], clocks: Sequence[np.ndarray], x: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the mean of the residual, shape of `x`, and the deviation of a new value from it (n, T, channels)."""
+        network, noise = self._fitted(), self._fitted().noise.expand(x.shape[1:]).clone()
+        shift, residual = torch.zeros_like(x), network.residual
+        if residual is None or not residual.found.any():
+            return shift, noise
+        batch = _batch(series)
+        errors = batch.x - network.decode(self._paths(start, _times(batch)))
+        for i, (item, clock) in enumerate(zip(series, clocks, strict=True)):
+            rows = len(item.times)
+            times, at = torch.from_numpy(item.clock), torch.from_numpy(clock)
+            mean, variance = residual.kriged(times, errors[:, i, :rows].double(), at)
+            shift[:, i, : len(at)] = mean.to(x)
+            deviation = (variance + residual.white).sqrt().to(x)
+            noise[i, : len(at)] = torch.where(residual.found, deviation, noise[i, : len(at)])
+        return shift, noise
 
 
 def open_run(path: str | Path) -> Run:
