@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 CELL_SHOWN = 20  # characters of a bad cell that a message shows
+NUMBERS = "biuf"  # kinds of NumPy's types: truth values, whole numbers and floats
 
 
 def as_rows(x: Any, name: str = "X") -> Any:
@@ -72,9 +73,10 @@ def _dense(x: Any) -> str:
 
 def _check_numbers(frame: Any, name: str) -> None:
     """Refuse a frame with a column of anything but numbers."""
-    for place, column in enumerate(map(str, frame.columns)):
-        cells = np.asarray(take_columns(frame, [place]).to_numpy()).ravel()
-        if cells.dtype.kind in "biuf":
+    kinds = [getattr(dtype, "kind", "O") for dtype in getattr(frame, "dtypes", ["O"] * len(frame.columns))]
+    for place in (place for place, kind in enumerate(kinds) if kind not in NUMBERS):
+        column, cells = str(frame.columns[place]), np.asarray(take_columns(frame, [place]).to_numpy()).ravel()
+        if cells.dtype.kind in NUMBERS:
             continue
         bad = next((row for row, cell in enumerate(cells.tolist()) if not _is_number(cell)), None)
         if cells.dtype.kind in "Mm" or bad is not None:

@@ -84,11 +84,16 @@ def test_many_columns_with_rows_far_out_are_told_once(x):
 
 
 def test_columns_are_brought_in_order_in_linear_time():
+    def seconds(count):
+        names = [f"c{i}" for i in range(count)]
+        frame = pd.DataFrame(np.arange(2.0 * count).reshape(2, -1), columns=names[::-1])
+        start = time.process_time()
+        assert list(in_order(frame, names).columns) == names
+        return time.process_time() - start
+
+    assert min(seconds(40_000) for _ in range(3)) < 10 * seconds(10_000) + 0.1  # by a search for each name 16 times
     names = [f"c{i}" for i in range(40_000)]
     frame = pd.DataFrame(np.arange(80_000.0).reshape(2, -1), columns=names[::-1])
-    start = time.process_time()
-    assert list(in_order(frame, names).columns) == names
-    assert time.process_time() - start < 3  # by a search for each name: thirty
     with pytest.raises(ValueError, match=r"lacks columns of the fit: z; it has c39999, .* and 39990 more$"):
         in_order(frame, [*names, "z"])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import secrets
@@ -23,7 +22,7 @@ from ffjord_kit.models.elbo import ELBO, ELBOValidation, elbo, fit_noise, fit_re
 from ffjord_kit.models.fields import LatentODEFields, check_fields
 from ffjord_kit.models.latent_network import LatentNetwork, Scales
 from ffjord_kit.models.posterior import Posterior, laplace
-from ffjord_kit.models.series import Series, check_series, check_times, padded
+from ffjord_kit.models.series import Series, channel_names, check_series, check_times, digest, padded
 from ffjord_kit.noise import keyed_generator, standard_normal
 from ffjord_kit.progress import training_progress
 from ffjord_kit.run import Run, RunError, claimed
@@ -130,7 +129,7 @@ class LatentODE(LatentODEFields):
         """
         check_fields(self)
         self.series_ = check_series(series)
-        self.channels_ = _names(channels, self.series_)
+        self.channels_ = channel_names(channels, self.series_)
         self.record_ = self._record(run, data or {}, resume=resume)
         fitting, held_out = self._split(self.record_["seed"])
         self.network_ = self._network(fitting)
@@ -343,7 +342,7 @@ class LatentODE(LatentODEFields):
         values = {each.name: getattr(self, each.name) for each in fields(LatentODEFields)}
         seed = secrets.randbits(31) if self.random_state is None else int(self.random_state)
         steps = self.steps or _steps(_batch(self.series_))
-        about = {"channels": list(self.channels_), "series": len(self.series_), "sha256": _digest(self.series_)}
+        about = {"channels": list(self.channels_), "series": len(self.series_), "sha256": digest(self.series_)}
         record = {"model": KIND, "fields": values, "seed": seed, "steps": steps, **about, "data": dict(data)}
         return _record_to_resume(path, record) if resume else record
 
@@ -568,14 +567,6 @@ def _steps(batch: Batch) -> int:
     return min(MOST_STEPS, max(FEWEST_STEPS, wanted))
 
 
-def _names(channels: Sequence[str] | None, series: Sequence[Series]) -> list[str]:
-    count = series[0].values.shape[1]
-    names = [f"x{i}" for i in range(count)] if channels is None else [str(name) for name in channels]
-    if len(names) != count or len(set(names)) < count:
-        raise ValueError(f"channels must be {count} different names, one for each channel; got {names}")
-    return names
-
-
 def _clocks(times: Any, series: Sequence[Series]) -> list[np.ndarray]:
     """Return times since the first one of each series, from common times or a list for each."""
     own = len(times) == len(series) and all(np.ndim(part) == 1 for part in times)
@@ -596,13 +587,6 @@ def _batch(series: Sequence[Series]) -> Batch:
 
 def _times(batch: Batch) -> Tensor:
     return batch.context if batch.context is not None else batch.x.new_zeros(batch.x.shape[:2])
-
-
-def _digest(series: Sequence[Series]) -> str:
-    digest = hashlib.sha256()
-    for item in series:
-        digest.update(np.ascontiguousarray(item.times).tobytes() + np.ascontiguousarray(item.values).tobytes())
-    return digest.hexdigest()
 
 
 def _generator(seed: int | None) -> torch.Generator:

@@ -1,4 +1,4 @@
-r"""What the dynamics leave over: a Gaussian process r_c(t) of each channel, beside the noise.
+r"""A Gaussian process r_c(t) of each channel for what the dynamics leave over, beside the noise.
 
     x_c(t) = g_c(z(t)) + r_c(t) + noise,    cov(r(s), r(t)) = v (1 + d) exp(-d),    d = sqrt(3) |s - t| / length
 

@@ -9,6 +9,7 @@ times since each first time, shape (n, T), which stand still after the end.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -184,3 +185,38 @@ def _as_series(item: Any, number: int) -> Series:
     except (TypeError, ValueError):
         raise ValueError(f"series {number}: expected a pair (times, values); got {type(item).__name__}") from None
     return Series(times, values, str(number))
+
+
+def channel_names(channels: Sequence[str] | None, series: Sequence[Series]) -> list[str]:
+    """Return the names of the channels of series.
+
+    Args:
+        channels: Names, or None for x0, x1, ...
+        series: Series.
+
+    Returns:
+        Names, one for each channel.
+
+    Raises:
+        ValueError: If they are not as many as the channels, or not different.
+    """
+    count = series[0].values.shape[1]
+    names = [f"x{i}" for i in range(count)] if channels is None else [str(name) for name in channels]
+    if len(names) != count or len(set(names)) < count:
+        raise ValueError(f"channels must be {count} different names, one for each channel; got {names}")
+    return names
+
+
+def digest(series: Sequence[Series]) -> str:
+    """Return a SHA-256 sum of the times and values of series.
+
+    Args:
+        series: Series.
+
+    Returns:
+        The sum in hexadecimal digits.
+    """
+    found = hashlib.sha256()
+    for item in series:
+        found.update(np.ascontiguousarray(item.times).tobytes() + np.ascontiguousarray(item.values).tobytes())
+    return found.hexdigest()
