@@ -1,6 +1,6 @@
 """Corrections of outliers on three tables: found, minimal, stable, and their seconds.
 
-    FFJORD_KIT_DATA=FOLDER python benchmarks/corrections.py [--rows 10] [--only moons] [--picture docs/corrections.png]
+    FFJORD_KIT_DATA=FOLDER python benchmarks/corrections.py [--rows 10] [--only moons] [--picture docs/corrections.jpg]
 
 A flow is fitted to each table, and scores by its few exact steps. Outliers are rows of the table in which some of the
 allowed columns were moved by two to four scales, and whose log-density then is below the 1 % quantile; so a change that
@@ -116,7 +116,9 @@ def stays(model: FFJORD, found: Corrections, place: int, allowed: Allowed, thres
 def draw(model: FFJORD, found: Corrections, task: Task, path: Path) -> None:
     """Draw three corrected rows of a table in the plane."""
     panels = [
-        plots.CorrectedRow(item.in_words(), model.score_samples, item.original, item.corrected, item.lower, item.upper)
+        plots.CorrectedRow(
+            f"row {item.row}", model.score_samples, item.original, item.corrected, item.lower, item.upper
+        )
         for item in list(found)[:3]
     ]
     plots.save(plots.corrections(panels, found.threshold, ("x0", "x1"), bounds=plots.robust_bounds(task.x, 0.3)), path)

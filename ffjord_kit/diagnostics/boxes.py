@@ -24,7 +24,7 @@ SLAB_DRAWS = 64  # in what one side adds to a box
 SLAB = 0.25  # first thickness of what a side adds, as a share of the room that it has
 SLABS = 5  # halvings of it
 ROUNDS = 40  # most rounds of all sides
-NO_LESS = 1e-9  # by which a cut goes beyond a failing point
+TINY = 1e-9  # width of a side that cannot move
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,31 @@ def grow(judgment: Judgment, row: int, box: tuple[Tensor, Tensor], generator: to
     return grown[0], grown[1]
 
 
+def trim(
+    judgment: Judgment, row: int, box: tuple[Tensor, Tensor], core: tuple[Tensor, Tensor], generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Cut failing corners off a box until none is found; the sides grew one by one, and their corners did not.
+
+    Args:
+        judgment: Rows, judge and what may change.
+        row: The row.
+        box: Least and greatest change, both of shape (k,).
+        core: The same of the part to leave.
+        generator: Source of the choice among many corners.
+
+    Returns:
+        The smaller box.
+    """
+    for _ in range(ROUNDS):
+        failing, _ = _failing(judgment, row, _corners(*box, generator))
+        if not len(failing):
+            break
+        box = cut(box, core, failing)
+    return box
+
+
 def cut(box: tuple[Tensor, Tensor], core: tuple[Tensor, Tensor], failing: Tensor) -> tuple[Tensor, Tensor]:
-    """Cut failing points off a box, each where that takes the least, and leave a core as it is.
+    """Cut failing points off a box, half way to a core that stays, each where that takes the least.
 
     Args:
         box: Least and greatest change, both of shape (k,).
@@ -127,23 +150,23 @@ def cut(box: tuple[Tensor, Tensor], core: tuple[Tensor, Tensor], failing: Tensor
     Example:
         >>> low, high = torch.zeros(2), torch.ones(2)
         >>> cut((low, high), (low, high / 2), torch.tensor([[0.25, 0.75]]))[1]
-        tensor([1.0000, 0.7500])
+        tensor([1.0000, 0.6250])
     """
     lower, upper = box[0].clone(), box[1].clone()
     for point in failing:
         if bool(((point < lower) | (point > upper)).any()):
             continue
-        width = (upper - lower).clamp(min=NO_LESS)
-        above = torch.where(point > core[1], (upper - point) / width, torch.inf)
-        below = torch.where(point < core[0], (point - lower) / width, torch.inf)
-        loss, place = torch.cat([above, below]).min(0)
+        below, above = (point + core[0]) / 2, (point + core[1]) / 2
+        ends = torch.cat([lower - below, above - upper]) / (upper - lower).clamp(min=TINY).repeat(2)
+        outside = torch.cat([point < core[0], point > core[1]])
+        share, place = torch.where(outside, ends, -torch.inf).max(0)
         column = int(place) % len(point)
-        if bool(loss.isinf()):
+        if bool(share.isinf()):
             continue
         if int(place) < len(point):
-            upper[column] = torch.maximum(point[column] - NO_LESS, core[1][column])
+            lower[column] = below[column]
         else:
-            lower[column] = torch.minimum(point[column] + NO_LESS, core[0][column])
+            upper[column] = above[column]
     return lower, upper
 
 

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from ffjord_kit.data import Batch
-from ffjord_kit.diagnostics.boxes import TRIES, Certificate, certify, cut, grow
+from ffjord_kit.diagnostics.boxes import TRIES, Certificate, certify, cut, grow, trim
 from ffjord_kit.diagnostics.judgment import LOWEST, Allowed, Judge, Judgment
 from ffjord_kit.diagnostics.minimal_change import Candidates, Search
 from ffjord_kit.flow import Flow
@@ -323,6 +323,7 @@ class _Mender:
         """Grow a box, and cut off what fails, until no draw does; the core if that never is so."""
         box = grow(self.search.judgment, row, core, self.generator)
         for _ in range(TRIES):
+            box = trim(self.search.judgment, row, box, core, self.generator)
             certificate, failing, _ = self._certify(row, box)
             if not len(failing):
                 return *box, certificate
