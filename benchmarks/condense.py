@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import sets
 import torch
+from clock import least_seconds
 
 from ffjord_kit import FFJORD, metrics
 
@@ -60,19 +60,10 @@ def measured(name: str, steps: int, budget: str) -> dict[str, Any]:
     change, error = metrics.mean_and_standard_error(before - after)
     return {
         "before": wide.hidden[0], "after": narrow.hidden[0], "nll": -before.mean(), "change": change, "error": error,
-        "slow": timed(lambda: wide.score_samples(test)), "fast": timed(lambda: narrow.score_samples(test)),
+        "slow": least_seconds(lambda: wide.score_samples(test)),
+        "fast": least_seconds(lambda: narrow.score_samples(test)),
         "seconds": seconds,
     }  # fmt: skip
-
-
-def timed(call: Callable[[], Any]) -> float:
-    """The least CPU seconds of three calls."""
-    found = []
-    for _ in range(3):
-        begun = time.process_time()
-        call()
-        found.append(time.process_time() - begun)
-    return min(found)
 
 
 if __name__ == "__main__":

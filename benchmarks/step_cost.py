@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
 
 import torch
+from clock import least_seconds
 
 from ffjord_kit import Flow, ResidualDynamics
 from ffjord_kit.transforms import Stepped
 
-ROWS, STEPS, REPEATS, AT_ONCE = 2000, 8, 3, 512
+ROWS, STEPS, AT_ONCE = 2000, 8, 512
 NARROW, WIDE = (64, 64, 64), (128, 128, 128)
 
 
@@ -49,7 +49,7 @@ def _row(columns: int, *, compiled: bool) -> str:
     weights = 2 * columns * widths[0] + sum(a * b for a, b in zip(widths, (*widths[1:], widths[-1]), strict=True))
     operations = 2 * 2 * STEPS * (1 + columns) * weights
     limit = operations * 10_000 / _rate(widths[0], AT_ONCE * (1 + columns))
-    seconds = _seconds(lambda: [log_prob(part) for part in x.split(AT_ONCE)]) * 10_000 / ROWS
+    seconds = least_seconds(lambda: [log_prob(part) for part in x.split(AT_ONCE)]) * 10_000 / ROWS
     return f"| {columns} | {operations / 1e6:.1f} | {limit:.2f} | {seconds:.2f} | {limit / seconds:.0%} |"
 
 
@@ -57,18 +57,7 @@ def _rate(width: int, rows: int) -> float:
     """Operations in a second of a product of (rows, width) and (width, width)."""
     a, b = torch.randn(rows, width), torch.randn(width, width)
     repeats = max(1, 20_000 // rows)
-    return 2 * rows * width * width * repeats / _seconds(lambda: [a @ b for _ in range(repeats)])
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    """The least CPU seconds of some work."""
-    work()
-    found = []
-    for _ in range(REPEATS):
-        begun = time.process_time()
-        work()
-        found.append(time.process_time() - begun)
-    return min(found)
+    return 2 * rows * width * width * repeats / least_seconds(lambda: [a @ b for _ in range(repeats)])
 
 
 if __name__ == "__main__":

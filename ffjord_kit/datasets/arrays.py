@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from ffjord_kit.datasets.damage import reason
 from ffjord_kit.datasets.dataset import default_columns, listing, pixel_columns, suggestion
 from ffjord_kit.datasets.frame import NUMBERS, Frame, columns_of, make_frame
 from ffjord_kit.datasets.validation import check_not_empty
@@ -143,10 +144,9 @@ def explained(label: str) -> Iterator[None]:
     try:
         yield
     except DAMAGE as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if "allow_pickle" in reason:
+        if "allow_pickle" in str(error):
             raise ValueError(f"{label}: pickled Python objects, which are never loaded; save plain numbers") from error
-        raise ValueError(f"{label}: damaged, or not a NumPy file ({reason})") from error
+        raise ValueError(f"{label}: damaged, or not a NumPy file ({reason(error)})") from error
 
 
 def _stored_columns(path: str, arrays: np.lib.npyio.NpzFile) -> tuple[str, ...] | None:

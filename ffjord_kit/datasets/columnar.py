@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ffjord_kit.datasets.extras import explained_by, import_extra
+from ffjord_kit.datasets.damage import explained_by
+from ffjord_kit.datasets.extras import import_extra
 from ffjord_kit.datasets.frame import Frame, make_frame
 
 if TYPE_CHECKING:

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ffjord_kit.datasets.arrays import check_unpacked_size, choose_table
+from ffjord_kit.datasets.damage import explained_by
 from ffjord_kit.datasets.dataset import default_columns, listing
-from ffjord_kit.datasets.extras import explained_by, import_extra
+from ffjord_kit.datasets.extras import import_extra
 from ffjord_kit.datasets.frame import CELL_SHOWN, Frame, make_frame
 from ffjord_kit.datasets.header import column_names, find_top
 

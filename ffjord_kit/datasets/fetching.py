@@ -26,6 +26,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from ffjord_kit.atomic import replacing
+from ffjord_kit.datasets.damage import reason
 from ffjord_kit.datasets.files import DATA_FOLDER
 from ffjord_kit.datasets.image_files import Arrays, channels_first, read_archive
 from ffjord_kit.datasets.splits import SPLITS
@@ -180,9 +181,10 @@ def _download(origin: Origin, folder: str) -> list[Path]:
         with _quiet(pooch.get_logger()):
             return [Path(source.fetch(name, downloader=pooch.HTTPDownloader(timeout=TIMEOUT))) for name in urls]
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         advice = f"go on line, or set {DATA_FOLDER} to a folder that holds {origin.file}"
-        raise ValueError(f"{origin.name} is not on this machine and cannot be fetched ({reason}): {advice}") from error
+        raise ValueError(
+            f"{origin.name} is not on this machine and cannot be fetched ({reason(error)}): {advice}"
+        ) from error
 
 
 @contextmanager

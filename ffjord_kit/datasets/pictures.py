@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageOps
 
+from ffjord_kit.datasets.damage import reason
 from ffjord_kit.datasets.dataset import Density
 
 WIDTH = 8.0
@@ -136,8 +137,7 @@ def read_picture(path: str | os.PathLike[str], convert: Callable[[Image.Image], 
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file; give the path of a picture, as in image:photo.png") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path}: not a picture that can be read ({reason})") from error
+        raise ValueError(f"{path}: not a picture that can be read ({reason(error)})") from error
 
 
 def rgb(image: Image.Image) -> np.ndarray:

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, NamedTuple, TextIO, cast
 
+from ffjord_kit.datasets.damage import reason
 from ffjord_kit.memory import check_fits
 
 CHUNK = 1 << 20  # bytes looked at at once
@@ -138,8 +139,9 @@ def undamaged(path: str, compression: str) -> Iterator[None]:
     except (*DAMAGE, OSError) as error:
         if isinstance(error, OSError) and (error.errno is not None or not compression):
             raise  # of the disk, and not of what was read
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path}: damaged, or cut short: it cannot be unpacked as {compression} ({reason})") from error
+        raise ValueError(
+            f"{path}: damaged, or cut short: it cannot be unpacked as {compression} ({reason(error)})"
+        ) from error
     except RuntimeError as error:
         if "password" not in str(error):
             raise

@@ -66,6 +66,17 @@ def _of_model(method: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def _deriving(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Make an estimator's method of a model's on data that returns another model: it returns another estimator."""
+    derive = _of_model_on_data(method)
+
+    @wraps(method)
+    def call(self: DensityEstimator, X: Any, *args: Any, **options: Any) -> Any:
+        return _with_model(derive(self, X, *args, **options))
+
+    return call
+
+
 def _of_model_on_data(method: Callable[..., Any]) -> Callable[..., Any]:
     """Make an estimator's method of a model's, whose first argument is data like the fit's."""
 
@@ -360,40 +371,10 @@ class FFJORD(DensityEstimator, TableFields):
     weight_loss = _of_model_on_data(DensityModel.weight_loss)
     attack = _of_model_on_data(DensityModel.attack)
     explain = _of_model_on_data(DensityModel.explain)
+    discretize = _deriving(DensityModel.discretize)
+    condense = _deriving(DensityModel.condense)
     few_step_sample_errors = _of_model(DensityModel.few_step_sample_errors)
     few_step_score_errors = _of_model_on_data(DensityModel.few_step_score_errors)
-
-    def discretize(self, X: Any, **options: Any) -> FFJORD:
-        """Return a new estimator with a density in few exact steps; see `DensityModel.discretize`.
-
-        Args:
-            X: Rows of the fit, all and in their order.
-            **options: Those of `DensityModel.discretize`.
-
-        Returns:
-            The new, fitted estimator; this one stays as it is.
-
-        Raises:
-            ValueError: If X are not the rows of the fit, or have too many columns.
-        """
-        check_is_fitted(self, "model_")
-        return _with_model(self.model_.discretize(self._checked(X), **options))
-
-    def condense(self, X: Any, **options: Any) -> FFJORD:
-        """Return a new estimator of a narrower network with the same density; see `DensityModel.condense`.
-
-        Args:
-            X: Rows of the fit, all and in their order.
-            **options: Those of `DensityModel.condense`.
-
-        Returns:
-            The new, fitted estimator; this one stays as it is.
-
-        Raises:
-            ValueError: If no narrower network keeps the loss, or X are not the rows of the fit.
-        """
-        check_is_fitted(self, "model_")
-        return _with_model(self.model_.condense(self._checked(X), **options))
 
     def reflow(self, X: Any = None, **options: Any) -> FFJORD:
         """Return a new estimator that samples in a few steps; see `DensityModel.reflow`.

@@ -52,10 +52,7 @@ RATE_OF_ONE_STEP = 1e-9  # leaves the flow as it begins
 WARM_STEPS = 3  # before the trials: the first steps of a process are slow
 TRANSFORMS_STEPS, TRANSFORMS_SHARE = 2000, 0.25
 FINISH_SHARE, FINISH_STEPS = 0.2, 50  # of the time left for maximum likelihood, and the least steps of it
-STEPS_IN_STEPS, SHARE_IN_STEPS = (
-    200,
-    0.25,
-)  # of training in few explicit steps: where steps are counted, and of the time
+STEPS_IN_STEPS, SHARE_IN_STEPS = 200, 0.25  # in few explicit steps: where steps are counted, and of the time
 THERE_AND_BACK = 3  # times the cost of the forward pass
 
 
