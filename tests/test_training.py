@@ -150,7 +150,7 @@ def test_the_first_validations_come_at_doubled_numbers_of_steps_after_an_epoch()
     assert validated(50) == [10, 20, 40, 80, 160, 200, 400, 600, 800]
     assert validated(900) == [90, 180, 200, 400, 600, 800]
     assert validated(50, trial=True)[:2] == [200, 400]
-    assert validated(50, trial=True, from_start=True) == [0, 10, 20, 40, 80, 160, 200, 400, 600, 800]
+    assert validated(50, trial=True, from_start=True)[:3] == [0, 200, 400]
 
 
 def test_the_weights_that_a_phase_begins_with_are_a_candidate():

@@ -34,8 +34,8 @@ class Phase:
         trial: Whether the phase is an attempt that may fail. A trial that is limited by steps alone ends at the second
             validation without improvement; any trial ends quietly if its numbers are not finite. The best earlier
             weights are kept.
-        from_start: Whether the weights that the phase begins with are a candidate too; a trial is then validated as
-            often, and has as much patience, as other phases.
+        from_start: Whether the weights that the phase begins with are a candidate too; a trial with a limit of time is
+            then validated as often as other phases.
         validations: Least number of validations of a phase that is limited by steps alone; 1 for the end alone.
         overtime: Seconds by which the last validation may be late.
 

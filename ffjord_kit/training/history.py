@@ -175,12 +175,11 @@ class History:
         """
         if self.phase_step == phase.steps or self._out_of_time(phase):
             return True
-        often = phase.from_start or not phase.trial
-        early = often and phase.validations > 1 and _is_doubled(self.phase_step, max(EARLIEST, epoch))
+        early = not phase.trial and phase.validations > 1 and _is_doubled(self.phase_step, max(EARLIEST, epoch))
         if phase.seconds == math.inf:
             interval = min(every, max(1, phase.steps // phase.validations))
             return self.phase_step % interval == 0 or (early and self.phase_step < interval)
-        count = VALIDATIONS if often else TRIAL_VALIDATIONS
+        count = TRIAL_VALIDATIONS if phase.trial and not phase.from_start else VALIDATIONS
         since = self.work_seconds - max(self.validated_at, self.phase_start)
         return since >= self.validation_cost / MAX_VALIDATION_SHARE and (early or since >= phase.seconds / count)
 
@@ -209,7 +208,7 @@ class History:
         return "its time was up" if self._out_of_time(phase) else "early: no better validation NLL"
 
     def _is_stale(self, phase: Phase, patience: int) -> bool:
-        short = phase.trial and not phase.from_start and phase.seconds == math.inf  # reserved seconds may all be used
+        short = phase.trial and phase.seconds == math.inf  # seconds are reserved for the phase: it may use them all
         return self.stale >= (TRIAL_PATIENCE if short else patience)
 
     def _out_of_time(self, phase: Phase) -> bool:
