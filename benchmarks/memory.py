@@ -70,7 +70,7 @@ def peak(method: str, steps: int, device: str) -> int:
     _step(flow, WARM_UP_ROWS, device)
     before = used(device)
     _step(flow, ROWS, device)
-    return used(device) - before
+    return max(0, used(device) - before)  # the kernel counts pages per core, so its peak may fall by some
 
 
 def _step(flow: Flow, rows: int, device: str) -> None:

@@ -138,6 +138,7 @@ IRREGULAR = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tolerance", [1e-2, 1e-4, 1e-6])
 @pytest.mark.parametrize("name", IRREGULAR)
 def test_pulses_and_leaps_are_within_the_stated_error(name, tolerance):
@@ -195,6 +196,7 @@ def far_flow(number, rows):
     return network(number, ResidualDynamics, 2, 0.7, width=64), 100 * randn(rows, 2, seed=number)
 
 
+@pytest.mark.slow
 def test_a_far_row_does_not_know_its_company():
     """Rounding that differs with the batch must not steer the steps, which would drift apart by whole nats."""
     flow, x = far_flow(1, 60)
@@ -206,6 +208,7 @@ def test_a_far_row_does_not_know_its_company():
     assert torch.allclose(together, halves, rtol=1e-13)
 
 
+@pytest.mark.slow
 def test_the_truth_of_far_rows_lies_within_the_stated_error():
     """Errors of many steps cancel by chance in the difference of two solves; the stated error must not."""
     flow, x = far_flow(5, 150)
@@ -327,6 +330,7 @@ def test_the_estimator_gives_the_same_with_its_support():
     assert model.solver_error(rows[:5]) == pytest.approx(model.certify(rows[:5]).solver_error.mean())
 
 
+@pytest.mark.slow
 def test_a_smooth_network_meets_any_error_asked_for():
     """At turning points of the field long steps seem to leap: one finer solve that does not help proves nothing."""
     x = np.random.default_rng(0).normal(size=(500, 2))

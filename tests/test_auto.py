@@ -162,6 +162,7 @@ def test_a_weight_decay_that_is_given_stays(monkeypatch):
     assert model.model_.config.train.weight_decay == 0.05
 
 
+@pytest.mark.slow
 def test_the_finished_model_is_no_worse_than_the_trial_that_it_began_with(monkeypatch):
     monkeypatch.setattr(auto.Search, "schedule", lambda *_: [PhaseSpec("mle", steps=8)])
     monkeypatch.setattr(auto, "TRIAL_ELEMENTS", 0)

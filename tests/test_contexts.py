@@ -47,6 +47,7 @@ def divergence(model, mean, context):
     return float((truth[:, 0] - model.score_samples(y, context=context)).mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", UNEVEN)
 def test_rows_follow_a_context_of_uneven_scale_and_its_column_is_told(name):
     context, mean = UNEVEN[name]

@@ -57,6 +57,7 @@ def verdicts(diagnosis, names):
     return [diagnosis[name].verdict for name in names]
 
 
+@pytest.mark.slow
 def test_a_well_trained_flow_passes(trained, held_out):
     names = []
     diagnosis = diagnose(trained, held_out, solvers=REPORTS, on_progress=names.append)

@@ -27,6 +27,7 @@ def held_out():
     return load("moons:test", rows=400, seed=0).x
 
 
+@pytest.mark.slow
 def test_the_solver_of_reports_is_judged(trained, held_out):
     names = []
     diagnosis = trained.diagnose(held_out, rows=200, on_progress=names.append)

@@ -54,6 +54,7 @@ def test_errors_are_compared_seed_by_seed():
     assert ode.startswith("| ODE-Net | 3.50 (-2.85 to 9.85) | +1.25 (-1.93 to +4.43) |")
 
 
+@pytest.mark.slow
 def test_memory_is_measured_in_a_process_of_its_own_whatever_the_one_that_asks_has_had():
     assert np.ones(10**8).sum() == 10**8  # 800 MB, free again
     assert odenet.memory("mlp", "cpu") == {}

@@ -177,6 +177,7 @@ def test_a_fit_stopped_in_its_steps_is_resumed_to_the_same_end(fitted, tmp_path)
     assert np.array_equal(resumed.score_samples(banana(50, 1)), whole.score_samples(banana(50, 1)))
 
 
+@pytest.mark.slow
 def test_a_limit_in_seconds_is_kept_by_a_fit_resumed_in_its_steps(tmp_path):
     fields = {"schedule": "auto", "max_seconds": 6.0, "hidden": (16,), "fourier_features": 0, "scaling": "standardize"}
     x, run = banana(1200, 0), tmp_path / "run"

@@ -140,6 +140,7 @@ def test_pixels_keep_their_bytes_and_get_noise_from_the_generator():
         Pixels(levels(6), bits=9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("probes", [None, 2])
 def test_bits_of_a_known_discrete_law_are_recovered(probes):
     mean, scale, count = 100.0, 6.0, 200
@@ -160,6 +161,7 @@ def test_bits_of_a_known_discrete_law_are_recovered(probes):
     assert ("2 probes" if probes else "exact trace") in text
 
 
+@pytest.mark.slow
 def test_the_fewest_steps_that_hold_an_error_are_found():
     torch.manual_seed(0)
     field = IMAGE_DYNAMICS["unet"]((1, 4, 4), hidden=(8,))

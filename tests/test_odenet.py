@@ -96,6 +96,7 @@ def nets():
     return [ODENetClassifier(augmented=k, epochs=40, **QUICK).fit(x, y) for k in (0, 1)]
 
 
+@pytest.mark.slow
 def test_an_augmented_net_separates_nested_annuli_and_a_plain_one_cannot(nets):
     x, y = annuli(20_000, 1)
     plain, augmented = (net.evaluate(x, y) for net in nets)

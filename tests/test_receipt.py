@@ -47,6 +47,7 @@ def trained(matched, weight):
     return flow, check_steps(flow, checkerboard(1000, 1))
 
 
+@pytest.mark.slow
 def test_training_without_the_penalty_folds_and_is_caught(matched):
     flow, receipt = trained(matched, 0.0)
     assert not receipt.holds
@@ -54,6 +55,7 @@ def test_training_without_the_penalty_folds_and_is_caught(matched):
     assert str(receipt).startswith("FAILS")
 
 
+@pytest.mark.slow
 def test_training_with_the_penalty_gains_and_holds(matched):
     test = checkerboard(1000, 1)
     before = stepped(matched, method="euler", steps=8)

@@ -51,6 +51,7 @@ def weights(model):
     return torch.cat([p.flatten() for p in model.flow_.parameters()])
 
 
+@pytest.mark.slow
 def test_samples_by_a_few_steps_are_several_times_better_and_the_likelihood_hardly_falls(model, straight):
     before, after = model.few_step_sample_errors(n=500), straight.few_step_sample_errors(n=500)
     assert set(after) == {(method, steps) for method in STEP_METHODS for steps in STEP_COUNTS}

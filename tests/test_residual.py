@@ -119,6 +119,7 @@ def test_no_values_or_errors_of_zero_give_no_residual():
 # ---- predictions
 
 
+@pytest.mark.slow
 def test_paths_that_no_dynamics_follow_are_filled_better_and_the_bands_hold_new_values(fitted):
     times, x, paths = rough(40, 5)
     series, hidden = thinned(times, x)

@@ -199,6 +199,7 @@ def peak_bytes(method, adjoint, steps):
     return memory.peak
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["euler", "revnet", "asynchronous_leapfrog"])
 def test_the_peak_memory_of_a_gradient_does_not_grow_with_the_steps(method):
     few, some, many = (peak_bytes(method, "reversible", steps) for steps in (10, 100, 1000))

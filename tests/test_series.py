@@ -68,6 +68,7 @@ def test_other_rows_do_not_change_a_solve():
 # ---- masks and padding
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recognition", RECOGNITIONS)
 def test_a_masked_value_changes_nothing(recognition):
     model = network(recognition=recognition, events=True)
@@ -101,6 +102,7 @@ def test_gradients_are_finite_where_values_are_missing(generator):
     assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in model.parameters())
 
 
+@pytest.mark.slow
 def test_the_unit_of_time_and_of_values_is_the_users():
     """The bound of values in other units differs by the logarithm of the unit, and a fit is the same."""
     series = waves(12, missing=0.2)
@@ -188,6 +190,7 @@ def test_the_posterior_of_a_series_does_not_depend_on_the_others():
         torch.testing.assert_close(a[:1], b, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_noise_is_that_of_other_series():
     model, batch, _, _ = linear_gaussian(noise=0.4)
     model.log_noise.fill_(math.log(0.1))
@@ -195,6 +198,7 @@ def test_the_noise_is_that_of_other_series():
     assert 0.3 < float(model.noise) < 0.45
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shift", [0.2, 0.5])
 def test_with_another_posterior_the_bound_is_lower_by_its_divergence(shift):
     """KL(N(m + d, s^2) || N(m, s^2)) = d^2 / 2 s^2."""
@@ -205,6 +209,7 @@ def test_with_another_posterior_the_bound_is_lower_by_its_divergence(shift):
     assert_mean_is_zero(gap - (shift / posterior.factor[:, 0, 0]).square() / 2)
 
 
+@pytest.mark.slow
 def test_a_trained_bound_stays_below_the_log_likelihood():
     model, batch, log_prob, _ = linear_gaussian()
     fitted = LatentODE(
@@ -288,6 +293,7 @@ def test_the_likelihood_of_events_is_that_of_a_poisson_process():
     assert float(difference) == pytest.approx(3 * math.log(2.5) - 2.5 * 3.0, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_known_rates_are_recovered_within_the_bands():
     """Two channels, seen at rates of 4 and 1 per unit of time, in windows of 5 that open and close empty."""
     rng = np.random.default_rng(2)
@@ -329,6 +335,7 @@ def curve(times):
     return np.stack([np.sin(times + 1), np.cos(times)], axis=-1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ahead", [-4.0, 0.0, 1.5])
 def test_bands_hold_new_observations_within_and_beyond_a_series(fitted, ahead):
     rng, new = np.random.default_rng(9), waves(40, seed=7)
@@ -385,6 +392,7 @@ def test_a_saved_model_predicts_the_same(tmp_path):
         loaded.reconstruct()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recognition", RECOGNITIONS)
 def test_a_resumed_fit_equals_one_that_was_not_stopped(tmp_path, monkeypatch, recognition):
     options, series = {**SMALL, "recognition": recognition, "max_steps": 12}, waves(60)

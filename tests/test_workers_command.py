@@ -68,6 +68,7 @@ class Chosen:
     seed = 0
 
 
+@pytest.mark.slow
 def test_the_first_workers_trials_and_its_seed_are_everybodys(tmp_path, monkeypatch):
     first, second = Group(choose, tmp_path).results()
     assert first == second

@@ -52,7 +52,8 @@ RATE_OF_ONE_STEP = 1e-9  # leaves the flow as it begins
 WARM_STEPS = 3  # before the trials: the first steps of a process are slow
 TRANSFORMS_STEPS, TRANSFORMS_SHARE = 2000, 0.25
 FINISH_SHARE, FINISH_STEPS = 0.2, 50  # of the time left for maximum likelihood, and the least steps of it
-STEPS_IN_STEPS, SHARE_IN_STEPS = 200, 0.25  # in few explicit steps: where steps are counted, and of the time
+# In few explicit steps: where steps are counted; else a share of the time, and of many columns, whose frames are dear.
+STEPS_IN_STEPS, SHARE_IN_STEPS, SHARE_IN_STEPS_OF_MANY, MANY = 200, 0.25, 0.1, 32
 THERE_AND_BACK = 3  # times the cost of the forward pass
 
 
@@ -298,7 +299,8 @@ class Search:
             return None
         if self.fields.max_seconds is None:
             return PhaseSpec("steps", steps=STEPS_IN_STEPS)
-        return PhaseSpec("steps", seconds=SHARE_IN_STEPS * (self._seconds_left() or 0.0))
+        share = SHARE_IN_STEPS if self.domain.size <= MANY else SHARE_IN_STEPS_OF_MANY
+        return PhaseSpec("steps", seconds=share * (self._seconds_left() or 0.0))
 
     def finish(self, config: Config, best: Trial) -> PhaseSpec | None:
         """Return the finish by maximum likelihood, where the columns are too many for explicit steps.
