@@ -36,6 +36,6 @@ RECOGNITIONS = ("gru", "ode_rnn")  # models/latent_network.py
 PRECISIONS = ("float32", "tf32", "bf16")
 # Modes of torch.compile; reduce-overhead records CUDA graphs, which need the fixed shapes that batches have.
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
-WATCHES = ("spectrum", "condensation")  # diagnostics/watch.py
+WATCHES = ("spectrum", "condensation", "hessian")  # diagnostics/watch.py
 CLOCKS = ("cpu", "wall")  # of limits in seconds; training/runtime.py
 DENSITIES = ("continuous", "steps")  # of a fit that has both; estimator/discretize.py

@@ -184,7 +184,7 @@ OPTIONS |= {
     "--schedule ''": SCHEDULE.format(""),
     "--fourier-features 2 --dynamics concat": "fourier_features are inputs of dynamics='residual'; got .*'concat'",
     "--input-scales 2 --dynamics concat": "input_scales are for dynamics='residual'; got .*'concat': leave it out",
-    "--watch loss": "watch must be some of spectrum, condensation; got 'loss'",
+    "--watch loss": "watch must be some of spectrum, condensation, hessian; got 'loss'",
     "--input-scales 0": "input_scales must be a whole number, at least 1; got 0",
     "--input-scales 99 --hidden 8": "input_scales must be at most the first width, 8; got 99",
     "--fourier-features -2": "fourier_features must be a whole number, at least 1; got -2",

@@ -9,6 +9,7 @@ from ffjord_kit.cli.plot import _training_pictures
 RECORDS = [
     {
         "step": step, "phase": "mle", "loss": 1.0, "condensation": {"layer": [8, 8 - step]},
+        "hessian": {"loss": "mle", "top": 10.0 * step, "error": 0.1},
         "spectrum": {"frequencies": [1.0, 2.0], "errors": [0.1 / step, None]},
     }
     for step in (1, 2, 3)
@@ -17,7 +18,7 @@ RECORDS = [
 
 def test_the_log_of_a_watched_run_is_drawn(tmp_path):
     pictures = _training_pictures(RECORDS)
-    assert set(pictures) == {"training.png", "spectrum.png", "condensation.png"}
+    assert set(pictures) == {"training.png", "spectrum.png", "condensation.png", "curvature.png"}
     for name, draw in pictures.items():
         draw(tmp_path / name)
         assert (tmp_path / name).stat().st_size > 1000
@@ -48,6 +49,7 @@ def test_each_network_has_a_row_and_each_step_a_panel():
         (lambda: plots.similarity_matrices({}), "one entry or more"),
         (lambda: plots.directions_over_training({}), "same number of steps"),
         (lambda: plots.effective_neurons([{"step": 1}]), "watch='condensation'"),
+        (lambda: plots.watched_curvature([{"step": 1}]), "watch='hessian'"),
     ],
 )
 def test_bad_input_is_refused(call, message):

@@ -1,5 +1,7 @@
 """Watching a fit: its log holds what was asked for, the fit stays what it was, and looks keep to their time."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -28,6 +30,18 @@ def test_a_watched_fit_is_the_same_fit_and_its_log_tells_more(tmp_path):
     assert len(seen[0]["spectrum"]["frequencies"]) == len(seen[0]["spectrum"]["errors"])
     assert seen[0]["condensation"] == {"transforms.0.dynamics.input_layer": [8, 8]}
     assert "validation_nll" in seen[0]
+
+
+def test_the_curvature_of_each_phases_loss_is_watched(monkeypatch):
+    monkeypatch.setattr(module, "LIKELIHOOD_ROWS", 10)
+    monkeypatch.setattr(module, "SHARE", math.inf)
+    schedule = [("flow_matching", 4), ("mle", 2)]
+    model = FFJORD(**{**FIELDS, "schedule": schedule}, solver="rk4", solver_steps=2, watch="hessian", random_state=0)
+    seen = [record["hessian"] for record in model.fit(ROWS).history_.records if "hessian" in record]
+    assert seen[0]["loss"] == "flow_matching"
+    assert seen[0]["top"] > seen[0]["error"] >= 0
+    flow = Flow([CNF(ConcatDynamics((2,), hidden=(4,)), (2,))])
+    assert Watch(flow, Batch(torch.as_tensor(ROWS)), "hessian")({"phase": "mle"})["hessian"]["loss"] == "mle"
 
 
 def test_samples_are_shown_beside_the_watch():

@@ -278,6 +278,8 @@ def _training_pictures(records: Records) -> dict[str, Draw]:
         pictures["spectrum.png"] = lambda path: plots.save(plots.spectrum_errors({"spectrum": watched}), path)
     if any(record.get("condensation") for record in records):
         pictures["condensation.png"] = lambda path: plots.save(plots.effective_neurons(records), path)
+    if any(record.get("hessian") for record in records):
+        pictures["curvature.png"] = lambda path: plots.save(plots.watched_curvature(records), path)
     return pictures
 
 

@@ -9,16 +9,21 @@ from typing import Any
 
 from ffjord_kit.data import Batch
 from ffjord_kit.diagnostics.condensation import network_condensation
+from ffjord_kit.diagnostics.hessian import top_eigenvalues
 from ffjord_kit.diagnostics.spectrum import density_spectrum
+from ffjord_kit.diagnostics.weight_loss import WeightLoss
 from ffjord_kit.flow import Flow
 from ffjord_kit.nn.neurons import hidden_neurons
+from ffjord_kit.objectives import FlowMatching, MaximumLikelihood, Objective
 from ffjord_kit.ode import FixedSolver
+from ffjord_kit.trace import ExactTrace
 
 SHARE = 0.05  # of the time, at most
 SAMPLES = 2_000
 QUICK_SOLVER = FixedSolver("midpoint", 8, grading=2.0)
+CURVED_ROWS, LIKELIHOOD_ROWS, CURVATURE_ERROR = 200, 50, 0.01  # rows of the Hessian; relative error of its eigenvalue
 
-Watched = Callable[[Flow, Batch], Mapping[str, Any]]
+Watched = Callable[[Flow, Batch, str], Mapping[str, Any]]
 
 
 @dataclass
@@ -49,7 +54,7 @@ class Watch:
         """Look at the flow, unless looks have had their share of the time.
 
         Args:
-            record: Record of the validation.
+            record: Record of the validation, with the phase.
 
         Returns:
             Numbers for the log, by the words; nothing where it was too early to look again.
@@ -57,7 +62,8 @@ class Watch:
         start = time.perf_counter()
         if self.spent > self.share * (start - self.begun):
             return {}
-        found = {word: dict(WATCHES[word](self.flow, self.rows)) for word in self.words}
+        phase = record.get("phase", "")
+        found = {word: dict(WATCHES[word](self.flow, self.rows, phase)) for word in self.words}
         self.spent += time.perf_counter() - start
         return found
 
@@ -86,15 +92,25 @@ def watch_words(words: str | Sequence[str] | None) -> tuple[str, ...]:
     return found
 
 
-def _spectrum(flow: Flow, rows: Batch) -> dict[str, Any]:
+def _spectrum(flow: Flow, rows: Batch, phase: str) -> dict[str, Any]:
     """Return the relative errors of the spectrum by frequency."""
     return density_spectrum(flow, rows.x, rows.context, samples=SAMPLES, solver=QUICK_SOLVER).record()
 
 
-def _condensation(flow: Flow, rows: Batch) -> dict[str, Any]:
+def _condensation(flow: Flow, rows: Batch, phase: str) -> dict[str, Any]:
     """Return the width and the effective number of neurons of each hidden layer; nothing where there is none."""
     layers = network_condensation(flow) if hidden_neurons(flow) else []
     return {layer.name: [layer.width, layer.effective] for layer in layers}
 
 
-WATCHES: dict[str, Watched] = {"spectrum": _spectrum, "condensation": _condensation}
+def _hessian(flow: Flow, rows: Batch, phase: str) -> dict[str, Any]:
+    """Return the largest eigenvalue of the Hessian and its error, of flow matching in its phase, else of likelihood."""
+    objective: Objective[Flow] = MaximumLikelihood(ExactTrace(), solver=QUICK_SOLVER)
+    some = rows[:LIKELIHOOD_ROWS]
+    if phase == "flow_matching":
+        objective, some = FlowMatching(), rows[:CURVED_ROWS]
+    top = top_eigenvalues(WeightLoss.of(flow, some, objective), tolerance=CURVATURE_ERROR, check=False)
+    return {"loss": objective.name, "top": float(top.values[0]), "error": float(top.errors[0])}
+
+
+WATCHES: dict[str, Watched] = {"spectrum": _spectrum, "condensation": _condensation, "hessian": _hessian}

@@ -199,7 +199,7 @@ class TableFields(CommonFields):
         "real", "Main", "where the data live: real, positive or bounded LOW HIGH; one for all columns, or one each"
     )
     watch: str | None = option(
-        None, "Validation", f"what validations record, for plot: {', '.join(WATCHES)}, or both with a comma between"
+        None, "Validation", f"what validations record, for plot: {', '.join(WATCHES)}; several with commas"
     )
 
 

@@ -16,7 +16,7 @@ from ffjord_kit.plots.diagnosis import diagnosis
 from ffjord_kit.plots.figure import save
 from ffjord_kit.plots.hessian import spectral_densities
 from ffjord_kit.plots.images import extreme_images, image_sheet, image_strip, interpolation_strip, nearest_images
-from ffjord_kit.plots.landscape import loss_lines, loss_planes, loss_surface
+from ffjord_kit.plots.landscape import loss_lines, loss_planes, loss_surface, watched_curvature
 from ffjord_kit.plots.outliers import outlier_histograms
 from ffjord_kit.plots.series import PredictedSeries, series_bands
 from ffjord_kit.plots.spectrum import SpectrumHistory, spectrum_errors, watched_spectrum
@@ -60,5 +60,6 @@ __all__ = [
     "training_curves",
     "trajectories",
     "vector_field",
+    "watched_curvature",
     "watched_spectrum",
 ]

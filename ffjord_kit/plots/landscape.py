@@ -1,9 +1,9 @@
-"""Losses on lines and planes through the weights of models: curves, contours with the path of training, surfaces."""
+"""Losses on lines and planes through the weights of models, with the path of training; curvature over training."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -133,6 +133,38 @@ def loss_surface(steps: Sequence[ArrayLike], losses: ArrayLike, *, label: str = 
     panel = figure.add_subplot(projection="3d", position=(0.0, 0.05, 0.9, 0.92))
     panel.plot_surface(x[:, None], y[None], values, cmap=COLOUR_MAP_ON_WHITE, linewidth=0.15, edgecolor=INK)
     panel.set(xlabel="first direction", ylabel="second direction", zlabel=label)
+    return figure
+
+
+@styled
+def watched_curvature(records: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw the largest eigenvalue of the Hessian over training, one curve for each loss, from a run's log.
+
+    Args:
+        records: Records, of which those with a key "hessian" count.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: If no record has the key.
+
+    Example:
+        >>> records = [{"step": step, "hessian": {"loss": "mle", "top": 9.0, "error": 0.1}} for step in (1, 2)]
+        >>> len(watched_curvature(records).axes[0].containers)
+        1
+    """
+    seen = [(record["step"], record["hessian"]) for record in records if record.get("hessian")]
+    if not seen:
+        raise ValueError("no record holds the curvature of the loss: fit with watch='hessian'")
+    figure = new_figure(4.0, 2.6)
+    panel = figure.subplots()
+    for i, loss in enumerate(dict.fromkeys(look["loss"] for _, look in seen)):
+        points = [(step, look["top"], look["error"]) for step, look in seen if look["loss"] == loss]
+        steps, tops, errors = zip(*points, strict=True)
+        panel.errorbar(steps, tops, errors, fmt="o-", color=COLOURS[i % len(COLOURS)], markersize=3, label=loss)
+    panel.set(xlabel="step", title="largest eigenvalue of the Hessian", yscale="log")
+    panel.legend()
     return figure
 
 

@@ -8,9 +8,10 @@ from ffjord_kit.training.energy import BaseDraws, fit_energy
 from ffjord_kit.training.guard import Guard
 from ffjord_kit.training.history import History
 from ffjord_kit.training.loop import fit, fit_flow
+from ffjord_kit.training.scalars import ScalarListener
 from ffjord_kit.training.state import TrainingDiverged
 
 __all__ = [
-    "BaseDraws", "Guard", "History", "Phase", "StreamedData", "TensorData", "TrainConfig", "TrainingDiverged",
-    "Workers", "WorkersError", "fit", "fit_dequantizer", "fit_energy", "fit_flow",
+    "BaseDraws", "Guard", "History", "Phase", "ScalarListener", "StreamedData", "TensorData", "TrainConfig",
+    "TrainingDiverged", "Workers", "WorkersError", "fit", "fit_dequantizer", "fit_energy", "fit_flow",
 ]  # fmt: skip
