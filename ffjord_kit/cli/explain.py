@@ -80,7 +80,9 @@ def explain(
 
 def _least_likely(model: DensityModel, data: LoadedData, rows: int) -> tuple[LoadedData, np.ndarray]:
     """Return the least likely rows, and their numbers."""
-    order = np.argsort(model.evaluate(data.x, context=data.context).log_prob)[:rows]
+    with progress(f"{len(data.x)} rows") as on_progress:
+        scored = model.evaluate(data.x, context=data.context, on_progress=on_progress)
+    order = np.argsort(scored.log_prob)[:rows]
     return data.take(order), order
 
 
