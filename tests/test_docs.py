@@ -1,0 +1,40 @@
+"""The pages of the documentation: their links lead somewhere, and their code runs."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "howto").glob("*.md")])
+RUN = [page for page in PAGES if page.parent.name == "howto" or page.name == "start.md"]
+# Trainings and data of the pages, made short.
+SHORT = ((r"max_seconds=\d+", 'schedule=[("flow_matching", 5)]'), (r"rows=\d{3,}", "rows=60"), (r"n=\d{3,}", "n=20"))
+
+
+def name(page):
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_links_lead_to_files(page):
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    links = [link.split("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
+    assert [link for link in links if link and not (page.parent / link).exists()] == []
+
+
+def test_every_guide_is_in_the_list():
+    listed = re.findall(r"\((\w+)\.md\)", (ROOT / "docs" / "howto" / "index.md").read_text(encoding="utf-8"))
+    guides = {page.stem for page in (ROOT / "docs" / "howto").glob("*.md")} - {"index"}
+    assert sorted(listed) == sorted(guides)
+    assert len(guides) >= 15
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", RUN, ids=name)
+def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code = "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL))
+    for long, short in SHORT:
+        code = re.sub(long, short, code)
+    exec(compile(code, name(page), "exec"), {})
