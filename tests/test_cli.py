@@ -108,6 +108,11 @@ def test_help_lists_every_field_under_its_heading_and_every_command(command):
 HEAVY = "matplotlib", "numpy", "pandas", "scipy", "sklearn", "torch"
 
 
+def test_without_arguments_three_things_to_do_next_are_shown(command):
+    shown = command()
+    assert all(f"ffjord-kit {line}" in shown for line in ("demo", "fit table.csv", "doctor runs/mine", "--help"))
+
+
 @pytest.mark.parametrize(
     "line", ["--help", *(f"{name} --help" for name in cli.commands), "score a b --draws 0", "fit a --nonsense",
              "fit a --solver nonsense", "fit --resume a --hidden 5", "sample", "score a b c", "nonsense"],

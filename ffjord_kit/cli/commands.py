@@ -47,10 +47,24 @@ def seed_option(text: str, **options: Any) -> Callable[[Any], Any]:
     return click.option("--random-state", "--seed", "random_state", type=SEED, metavar="INT", help=text, **options)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+FIRST_STEPS = """ffjord-kit fits a density to data. Three things to do next:
+
+  ffjord-kit demo                               see it at work, in about two minutes: pictures in the folder demo/
+  ffjord-kit fit table.csv --out runs/mine      fit your own table, or moons, a built-in set
+  ffjord-kit doctor runs/mine --out pictures    see whether the model is good
+
+ffjord-kit --help lists all commands."""
+
+
+@click.group(
+    invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
 @click.version_option(__version__)
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Fit a density to data, draw samples, compute log-likelihoods, and watch the flow."""
+    if context.invoked_subcommand is None:
+        click.echo(FIRST_STEPS)
 
 
 @cli.command(cls=HeadedCommand)
