@@ -12,7 +12,7 @@ import secrets
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from numbers import Integral
 from typing import Any, ClassVar
@@ -22,15 +22,18 @@ import torch
 from torch import Tensor, nn
 
 from ffjord_kit.data import Batch, Rows
+from ffjord_kit.diagnostics.columns import DegenerateDataWarning
 from ffjord_kit.distributions import Base
 from ffjord_kit.flow import Flow
 from ffjord_kit.objectives import FlowMatching, Objective
 from ffjord_kit.rows import as_rows
 from ffjord_kit.trace import TraceEstimator
 from ffjord_kit.transforms import CNF, ConditionalAffine, ContextScaling, Transform
+from ffjord_kit.weights import effective_number
 
 SMALLEST_VALIDATION_SET = 5
 CHUNK_BYTES = 1 << 24  # read at once
+EFFECTIVE = "effective_rows"  # entry of config.json of a fit with weights
 
 
 @dataclass(frozen=True)
@@ -41,24 +44,28 @@ class Arrays:
         x: Rows (n, d), or images of uint8 (n, c, h, w).
         context: Contexts, shape (n, context_dim), or None.
         streamed: Whether rows stay in a memory-mapped file, from which they are fetched batch by batch.
+        weight: Weights of the rows, shape (n,), or None.
     """
 
     x: np.ndarray
     context: np.ndarray | None
     streamed: bool = False
+    weight: np.ndarray | None = None
 
     def facts(self) -> dict[str, Any]:
         """Return what a run remembers of its data.
 
         Returns:
-            The number of rows, the length of a context, and the SHA-256 of both arrays.
+            The number of rows, the length of a context, the SHA-256 of all arrays, and the effective number of
+            weighted rows.
         """
         digest = hashlib.sha256()
-        for array in (self.x, self.context):
+        for array in (self.x, self.context, self.weight):
             for chunk in [] if array is None else chunks(array):
                 digest.update(np.ascontiguousarray(chunk).tobytes())
         context_dim = 0 if self.context is None else self.context.shape[1]
-        return {"rows": len(self.x), "context_dim": context_dim, "sha256": digest.hexdigest()}
+        weights = {} if self.weight is None else {EFFECTIVE: effective_number(torch.from_numpy(self.weight))}
+        return {"rows": len(self.x), "context_dim": context_dim, "sha256": digest.hexdigest(), **weights}
 
     def contexts(self, rows: np.ndarray) -> Tensor | None:
         """Return the contexts of some rows.
@@ -71,6 +78,30 @@ class Arrays:
         """
         return None if self.context is None else tensor(self.context[rows])
 
+    def weights(self, kept: np.ndarray, held_out: np.ndarray) -> tuple[Tensor | None, Tensor | None]:
+        """Return the weights of the rows to train on, of mean 1, and those of the rows held out, in the same unit.
+
+        Args:
+            kept: Indices of the rows to train on.
+            held_out: Indices of the rows held out.
+
+        Returns:
+            Weights of both, each of shape (k,), or None.
+
+        Raises:
+            ValueError: If those of either part do not sum to more than 0.
+        """
+        if self.weight is None:
+            return None, None
+        for rows, what in ((kept, "to train on"), (held_out, "held out for validation")):
+            if len(rows) and not self.weight[rows].sum() > 0:
+                raise ValueError(
+                    f"the weights of the {len(rows)} rows {what} sum to {self.weight[rows].sum():.3g}, and must sum to "
+                    "more than 0: pass more rows, or another random_state"
+                )
+        unit = self.weight[kept].mean()
+        return tensor(self.weight[kept] / unit), tensor(self.weight[held_out] / unit)
+
 
 @dataclass(frozen=True)
 class TrainingData:
@@ -82,6 +113,7 @@ class TrainingData:
         fitting: Rows that preprocessing and base are fitted to.
         held_out: Rows held out for validation; None if there are too few.
         conditional: Location and scale that follow the context; None where there is none.
+        weight: Weights of the rows to train on, of mean 1, shape (n,), or None.
     """
 
     x: Tensor | Rows
@@ -89,6 +121,12 @@ class TrainingData:
     fitting: Batch
     held_out: Batch | None
     conditional: ConditionalAffine | None = None
+    weight: Tensor | None = None
+
+    @cached_property
+    def effective_rows(self) -> int:
+        """Effective number of the rows to train on, by their weights."""
+        return len(self.x) if self.weight is None else round(effective_number(self.weight))
 
     @cached_property
     def context_scaling(self) -> ContextScaling | None:
@@ -164,7 +202,7 @@ class Domain(ABC):
         """Say whether all rows must judge in schedule auto, by cross-validation.
 
         Args:
-            rows: Number of rows to train on.
+            rows: Effective number of rows to train on.
 
         Returns:
             Whether a part of them would judge badly.
@@ -181,8 +219,15 @@ class Domain(ABC):
         Returns:
             The fold.
         """
-        part = data.fitting[rows]
-        return TrainingData(part.x, part.context, part, data.fitting[judges])
+        part, held_out = data.fitting[rows], data.fitting[judges]
+        if part.weight is not None and held_out.weight is not None:
+            if not (part.weight.sum() > 0 and held_out.weight.sum() > 0):
+                raise ValueError(
+                    "the weights of a fold of cross-validation sum to 0 or less: pass a schedule, e.g. "
+                    "[('flow_matching', 1000)], or more rows"
+                )
+            part = replace(part, weight=part.weight / part.weight.mean())
+        return TrainingData(part.x, part.context, part, held_out, weight=part.weight)
 
     @abstractmethod
     def reason_not_to_search(self) -> str:
@@ -290,12 +335,13 @@ class Domain(ABC):
         """
 
     @abstractmethod
-    def base(self, z: Tensor | None, fields: Any) -> Base:
+    def base(self, z: Tensor | None, fields: Any, weight: Tensor | None = None) -> Base:
         """Return the base distribution.
 
         Args:
             z: Preprocessed rows to fit it to, shape (n, *event); None for one to load weights into.
             fields: Settled fields.
+            weight: Weights of the rows, shape (n,), or None.
 
         Returns:
             The base.
@@ -460,6 +506,67 @@ def check_context(context: Any, rows: int, dim: int | None = None) -> np.ndarray
     if array.ndim != 2 or len(array) != rows:
         raise ValueError(f"context must have shape ({rows}, c), a row for each row of the data; got {array.shape}")
     return array
+
+
+def check_sample_weight(weight: Any, rows: int) -> np.ndarray | None:
+    """Return weights of rows as an array, and warn of negative ones.
+
+    Args:
+        weight: Weights, one for each row, or None.
+        rows: Number of rows.
+
+    Returns:
+        Weights in float64, shape (rows,), or None.
+
+    Raises:
+        ValueError: If their number is another, a value is text, NaN or infinite, or they do not sum to more than 0.
+    """
+    if weight is None:
+        return None
+    given = np.asarray(as_rows(weight, "sample_weight"))
+    try:
+        array = given.astype(np.float64) if given.dtype.kind in "biufO" else None
+    except (TypeError, ValueError):
+        array = None
+    if array is None:
+        raise ValueError(f"sample_weight must be numbers; got {given.ravel()[:1].tolist()} ({given.dtype})")
+    array = array[:, 0] if array.shape == (rows, 1) else array
+    if array.shape != (rows,):
+        raise ValueError(f"sample_weight must have shape ({rows},), a weight for each row; got {array.shape}")
+    refuse_not_finite(array, "sample_weight")
+    if not array.any():
+        raise ValueError("sample_weight is 0 in every row: pass positive weights, or none")
+    if not array.sum() > 0:
+        raise ValueError(f"sample_weight must sum to more than 0; got a sum of {array.sum():.6g}: change their sign?")
+    if (array < 0).any():
+        _warn_of_negative_weights(array)
+    return np.ascontiguousarray(array)
+
+
+def effective_text(record: Mapping[str, Any]) -> str:
+    """Return the effective number of the rows of a fit with weights.
+
+    Args:
+        record: Content of config.json.
+
+    Returns:
+        The text.
+
+    Example:
+        >>> effective_text({"rows": 1000, "effective_rows": 312.52})
+        'by their weights 1000 rows count as 312.5'
+    """
+    return f"by their weights {record['rows']} rows count as {record[EFFECTIVE]:.1f}"
+
+
+def _warn_of_negative_weights(weight: np.ndarray) -> None:
+    effective = effective_number(torch.from_numpy(np.ascontiguousarray(weight)))
+    warnings.warn(
+        f"{(weight < 0).sum()} of {len(weight)} rows have negative weights: by their weights the rows count as "
+        f"{effective:.1f}, and where weights sum to less than 0 no density can follow them, it goes to 0 there",
+        DegenerateDataWarning,
+        stacklevel=4,
+    )
 
 
 def refuse_not_finite(array: np.ndarray, name: str, columns: Sequence[str] = ()) -> None:
