@@ -91,6 +91,7 @@ class LoadedData:
                 f"this needs rows that are draws of a density: {kept.sum()} of {len(kept)} remain when each is kept in "
                 f"proportion to its weight, and {LEAST_DRAWN} are needed; pass more rows as DATA"
             )
+        click.echo(f"{kept.sum()} of {len(kept)} rows stand for all, drawn by their weights", err=True)
         return replace(self.take(kept), weight=None)
 
 
