@@ -15,8 +15,8 @@ from torch import nn
 from ffjord_kit import CNF, FFJORD, FixedSolver, Flow, ImageFFJORD, MaximumLikelihood, ResidualDynamics
 from ffjord_kit.data import Batch
 from ffjord_kit.diagnostics.columns import DegenerateDataWarning
+from ffjord_kit.diagnostics.sample_weight import split_weights
 from ffjord_kit.distributions import BASES
-from ffjord_kit.estimator.data import Arrays
 from ffjord_kit.objectives import FlowMatching, SteppedLikelihood, TransformsLikelihood, stepped
 from ffjord_kit.trace import ExactTrace
 from ffjord_kit.training import Phase, TensorData, TrainConfig, Workers, fit_flow
@@ -180,9 +180,7 @@ def test_validation_weighs_rows():
 
 def test_the_choice_of_steps_weighs_rows(monkeypatch):
     monkeypatch.setattr(stepped, "with_neighbours", lambda batch, *_: batch)
-    ranked = [
-        rank_steps(flow(), batch, 4, ("euler",)) for batch in (Batch(ROWS, None, 5 * WEIGHT), Batch(REPEATED))
-    ]
+    ranked = [rank_steps(flow(), batch, 4, ("euler",)) for batch in (Batch(ROWS, None, 5 * WEIGHT), Batch(REPEATED))]
     for ours, theirs in zip(*ranked, strict=True):
         assert ours.steps == theirs.steps
         assert ours[1:] == pytest.approx(theirs[1:], rel=1e-6)
@@ -349,9 +347,9 @@ def test_what_weights_do_not_suit_is_refused():
 
 
 def test_held_out_rows_whose_weights_cancel_are_refused():
-    arrays = Arrays(np.zeros((4, 1)), None, weight=np.array([1.0, 1.0, -0.5, 0.4]))
+    weight = np.array([1.0, 1.0, -0.5, 0.4])
     with pytest.raises(ValueError, match="held out for validation sum to -0.1"):
-        arrays.weights(np.array([0, 1]), np.array([2, 3]))
+        split_weights(weight, np.array([0, 1]), np.array([2, 3]))
 
 
 def test_negative_weights_are_warned_of():

@@ -18,8 +18,8 @@ from ffjord_kit.cli.options import field_values
 from ffjord_kit.cli.output import write_training_sheet
 from ffjord_kit.cli.parsing import parse_fields
 from ffjord_kit.cli.sources import LoadedData, load, load_fitted, open_run
+from ffjord_kit.diagnostics.sample_weight import EFFECTIVE
 from ffjord_kit.estimator import FFJORD, ImageFFJORD, from_run
-from ffjord_kit.estimator.data import EFFECTIVE
 from ffjord_kit.estimator.fields import ImageFields, TableFields
 from ffjord_kit.estimator.persistence import same_fields
 from ffjord_kit.run import NEW, Run

@@ -12,7 +12,7 @@ import secrets
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from numbers import Integral
 from typing import Any, ClassVar
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ffjord_kit.data import Batch, Rows
-from ffjord_kit.diagnostics.columns import DegenerateDataWarning
+from ffjord_kit.diagnostics.sample_weight import EFFECTIVE
 from ffjord_kit.distributions import Base
 from ffjord_kit.flow import Flow
 from ffjord_kit.objectives import FlowMatching, Objective
@@ -33,7 +33,6 @@ from ffjord_kit.weights import effective_number
 
 SMALLEST_VALIDATION_SET = 5
 CHUNK_BYTES = 1 << 24  # read at once
-EFFECTIVE = "effective_rows"  # entry of config.json of a fit with weights
 
 
 @dataclass(frozen=True)
@@ -77,30 +76,6 @@ class Arrays:
             Contexts, shape (k, context_dim), or None.
         """
         return None if self.context is None else tensor(self.context[rows])
-
-    def weights(self, kept: np.ndarray, held_out: np.ndarray) -> tuple[Tensor | None, Tensor | None]:
-        """Return the weights of the rows to train on, of mean 1, and those of the rows held out, in the same unit.
-
-        Args:
-            kept: Indices of the rows to train on.
-            held_out: Indices of the rows held out.
-
-        Returns:
-            Weights of both, each of shape (k,), or None.
-
-        Raises:
-            ValueError: If those of either part do not sum to more than 0.
-        """
-        if self.weight is None:
-            return None, None
-        for rows, what in ((kept, "to train on"), (held_out, "held out for validation")):
-            if len(rows) and not self.weight[rows].sum() > 0:
-                raise ValueError(
-                    f"the weights of the {len(rows)} rows {what} sum to {self.weight[rows].sum():.3g}, and must sum to "
-                    "more than 0: pass more rows, or another random_state"
-                )
-        unit = self.weight[kept].mean()
-        return tensor(self.weight[kept] / unit), tensor(self.weight[held_out] / unit)
 
 
 @dataclass(frozen=True)
@@ -219,15 +194,8 @@ class Domain(ABC):
         Returns:
             The fold.
         """
-        part, held_out = data.fitting[rows], data.fitting[judges]
-        if part.weight is not None and held_out.weight is not None:
-            if not (part.weight.sum() > 0 and held_out.weight.sum() > 0):
-                raise ValueError(
-                    "the weights of a fold of cross-validation sum to 0 or less: pass a schedule, e.g. "
-                    "[('flow_matching', 1000)], or more rows"
-                )
-            part = replace(part, weight=part.weight / part.weight.mean())
-        return TrainingData(part.x, part.context, part, held_out, weight=part.weight)
+        part = data.fitting[rows]
+        return TrainingData(part.x, part.context, part, data.fitting[judges], weight=part.weight)
 
     @abstractmethod
     def reason_not_to_search(self) -> str:
@@ -506,67 +474,6 @@ def check_context(context: Any, rows: int, dim: int | None = None) -> np.ndarray
     if array.ndim != 2 or len(array) != rows:
         raise ValueError(f"context must have shape ({rows}, c), a row for each row of the data; got {array.shape}")
     return array
-
-
-def check_sample_weight(weight: Any, rows: int) -> np.ndarray | None:
-    """Return weights of rows as an array, and warn of negative ones.
-
-    Args:
-        weight: Weights, one for each row, or None.
-        rows: Number of rows.
-
-    Returns:
-        Weights in float64, shape (rows,), or None.
-
-    Raises:
-        ValueError: If their number is another, a value is text, NaN or infinite, or they do not sum to more than 0.
-    """
-    if weight is None:
-        return None
-    given = np.asarray(as_rows(weight, "sample_weight"))
-    try:
-        array = given.astype(np.float64) if given.dtype.kind in "biufO" else None
-    except (TypeError, ValueError):
-        array = None
-    if array is None:
-        raise ValueError(f"sample_weight must be numbers; got {given.ravel()[:1].tolist()} ({given.dtype})")
-    array = array[:, 0] if array.shape == (rows, 1) else array
-    if array.shape != (rows,):
-        raise ValueError(f"sample_weight must have shape ({rows},), a weight for each row; got {array.shape}")
-    refuse_not_finite(array, "sample_weight")
-    if not array.any():
-        raise ValueError("sample_weight is 0 in every row: pass positive weights, or none")
-    if not array.sum() > 0:
-        raise ValueError(f"sample_weight must sum to more than 0; got a sum of {array.sum():.6g}: change their sign?")
-    if (array < 0).any():
-        _warn_of_negative_weights(array)
-    return np.ascontiguousarray(array)
-
-
-def effective_text(record: Mapping[str, Any]) -> str:
-    """Return the effective number of the rows of a fit with weights.
-
-    Args:
-        record: Content of config.json.
-
-    Returns:
-        The text.
-
-    Example:
-        >>> effective_text({"rows": 1000, "effective_rows": 312.52})
-        'by their weights 1000 rows count as 312.5'
-    """
-    return f"by their weights {record['rows']} rows count as {record[EFFECTIVE]:.1f}"
-
-
-def _warn_of_negative_weights(weight: np.ndarray) -> None:
-    effective = effective_number(torch.from_numpy(np.ascontiguousarray(weight)))
-    warnings.warn(
-        f"{(weight < 0).sum()} of {len(weight)} rows have negative weights: by their weights the rows count as "
-        f"{effective:.1f}, and where weights sum to less than 0 no density can follow them, it goes to 0 there",
-        DegenerateDataWarning,
-        stacklevel=4,
-    )
 
 
 def refuse_not_finite(array: np.ndarray, name: str, columns: Sequence[str] = ()) -> None:

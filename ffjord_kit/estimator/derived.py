@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from ffjord_kit.data import Batch
+from ffjord_kit.diagnostics.sample_weight import EFFECTIVE, check_sample_weight
 from ffjord_kit.estimator.config import Config, resolve, slow_transforms
-from ffjord_kit.estimator.data import EFFECTIVE, Arrays, check_sample_weight, seed_from, tensor
+from ffjord_kit.estimator.data import Arrays, seed_from, tensor
 from ffjord_kit.estimator.discretize import fit_steps
 from ffjord_kit.estimator.fields import positive, whole
 from ffjord_kit.estimator.persistence import prepare_reports

@@ -15,16 +15,14 @@ from sklearn.base import BaseEstimator, DensityMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ffjord_kit.data import Batch
+from ffjord_kit.diagnostics.sample_weight import EFFECTIVE, check_sample_weight, effective_text
 from ffjord_kit.diagnostics.watch import Watch, watch_words
 from ffjord_kit.estimator.config import Config, build_flow, resolve
 from ffjord_kit.estimator.data import (
-    EFFECTIVE,
     Arrays,
     Domain,
     TrainingData,
     check_context,
-    check_sample_weight,
-    effective_text,
     tensor,
     to_numpy,
 )  # fmt: skip

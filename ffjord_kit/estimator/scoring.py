@@ -15,7 +15,8 @@ from torch import Tensor
 from ffjord_kit.accuracy import LogDensity
 from ffjord_kit.data import Batch, scoring_batch_size
 from ffjord_kit.diagnostics.columns import warn_of_unlearnt_contexts
-from ffjord_kit.estimator.data import check_sample_weight, tensor, to_numpy
+from ffjord_kit.diagnostics.sample_weight import check_sample_weight
+from ffjord_kit.estimator.data import tensor, to_numpy
 from ffjord_kit.estimator.image import ImageDomain
 from ffjord_kit.estimator.persistence import StoredModel
 from ffjord_kit.flow import Flow

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ffjord_kit.data import Batch, StreamedRows
 from ffjord_kit.diagnostics.columns import check_columns, check_contexts
 from ffjord_kit.diagnostics.grid import Grid, find_grid
+from ffjord_kit.diagnostics.sample_weight import split_weights
 from ffjord_kit.distributions import BASES, Base, outliers_inflate_scale
 from ffjord_kit.estimator.data import (
     Arrays,
@@ -200,7 +201,7 @@ class TableDomain(Domain):
         if arrays.context is not None:
             check_contexts(arrays.context, self.context_names(arrays.context.shape[1]))
         kept, held_out = self._split(len(x), fraction, seed, arrays.streamed)
-        weight, judging = arrays.weights(kept, held_out)
+        weight, judging = split_weights(arrays.weight, kept, held_out)
         judges = Batch(tensor(x[held_out]).double(), arrays.contexts(held_out), judging) if len(held_out) else None
         context = arrays.contexts(kept)
         some = _spread(len(kept), FITTED_ROWS)
@@ -272,7 +273,7 @@ class TableDomain(Domain):
         return np.sort(order[count:]), order[:count]
 
     def fold(self, data: TrainingData, rows: Tensor, judges: Tensor) -> TrainingData:
-        return self._with_conditional(super().fold(data, rows, judges))
+        return self._with_conditional(_with_unit_weights(super().fold(data, rows, judges)))
 
     def _with_conditional(self, data: TrainingData) -> TrainingData:
         """Return the data with the location and scale that follow their contexts."""
@@ -316,6 +317,19 @@ class TableDomain(Domain):
         """Say whether correlations are worth a margin, can be removed, and a trial would show it."""
         some = FEW_COLUMNS < self.size <= WHITENED_UP_TO
         return some and SCALING_MARGIN * self.size < gaussian_total_correlation(x) < math.inf
+
+
+def _with_unit_weights(fold: TrainingData) -> TrainingData:
+    """Return a fold of cross-validation whose rows to train on have weights of mean 1."""
+    if fold.weight is None or fold.held_out is None or fold.held_out.weight is None:
+        return fold
+    if not (fold.weight.sum() > 0 and fold.held_out.weight.sum() > 0):
+        raise ValueError(
+            "the weights of a fold of cross-validation sum to 0 or less: pass a schedule, e.g. "
+            "[('flow_matching', 1000)], or more rows"
+        )
+    weight = fold.weight / fold.weight.mean()
+    return replace(fold, weight=weight, fitting=replace(fold.fitting, weight=weight))
 
 
 def _weights_of(rows: Batch) -> tuple[Tensor, ...]:
