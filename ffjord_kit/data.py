@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,11 +27,12 @@ SAMPLED_ROWS = {"cpu": 4_096, "mps": 32_768, "cuda": 131_072}  # of a table, wit
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows and their contexts, which are sliced and moved together.
+    """Rows, their contexts and their weights, which are sliced and moved together.
 
     Args:
         x: Rows, shape (batch, *event).
         context: Contexts, shape (batch, context_dim), or None.
+        weight: Weights, of mean 1 over all rows, shape (batch,); None where each row counts alike.
 
     Example:
         >>> batch = Batch(torch.arange(4.0)[:, None], torch.ones(4, 2))
@@ -41,6 +42,7 @@ class Batch:
 
     x: Tensor
     context: Tensor | None = None
+    weight: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.x)
@@ -54,7 +56,7 @@ class Batch:
         Returns:
             Their batch.
         """
-        return Batch(self.x[rows], None if self.context is None else self.context[rows])
+        return self._mapped(lambda part: part[rows])
 
     def to(self, like: Tensor) -> Batch:
         """Return the batch in the dtype and on the device of a tensor.
@@ -65,7 +67,7 @@ class Batch:
         Returns:
             The moved batch.
         """
-        return Batch(self.x.to(like), None if self.context is None else self.context.to(like))
+        return self._mapped(lambda part: part.to(like))
 
     def repeat(self, times: int) -> Batch:
         """Return the batch several times over, one after another.
@@ -76,8 +78,7 @@ class Batch:
         Returns:
             A batch of `times` as many rows.
         """
-        context = None if self.context is None else torch.cat([self.context] * times)
-        return Batch(torch.cat([self.x] * times), context)
+        return self._mapped(lambda part: torch.cat([part] * times))
 
     def split(self, rows: int) -> Iterator[Batch]:
         """Yield consecutive pieces.
@@ -92,7 +93,7 @@ class Batch:
             yield self[start : start + rows]
 
     def with_x(self, x: Tensor) -> Batch:
-        """Return other rows with the same contexts.
+        """Return other rows with the same contexts and weights.
 
         Args:
             x: Rows, shape (batch, *event).
@@ -100,7 +101,64 @@ class Batch:
         Returns:
             The new batch.
         """
-        return Batch(x, self.context)
+        return Batch(x, self.context, self.weight)
+
+    def joined(self, other: Batch) -> Batch:
+        """Return the rows of this batch and of another, which has contexts and weights where this one has.
+
+        Args:
+            other: The other batch.
+
+        Returns:
+            A batch of both.
+        """
+        return Batch(*(_joined(*parts) for parts in zip(self._parts, other._parts, strict=True)))  # type: ignore[arg-type]
+
+    def sized(self) -> Batch:
+        """Return the rows with the sizes of their weights, of mean 1, as signed weights of a few rows may cancel.
+
+        Returns:
+            The batch.
+        """
+        sizes = None if self.weight is None else self.weight.abs() / self.weight.abs().mean()
+        return Batch(self.x, self.context, sizes)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Return the mean of the rows' values, 1/n sum w v; parts of a batch have the batch's mean on average.
+
+        Args:
+            values: Values, shape (batch,).
+
+        Returns:
+            The mean, shape ().
+        """
+        return values.mean() if self.weight is None else (self.weight.to(values) * values).mean()
+
+    def size_mean(self, values: Tensor) -> Tensor:
+        """Return the mean under the sizes of the weights, sum |w| v / sum |w|, for values to keep small everywhere.
+
+        Args:
+            values: Values, shape (batch,).
+
+        Returns:
+            The mean, shape ().
+        """
+        if self.weight is None:
+            return values.mean()
+        sizes = self.weight.abs().to(values)
+        return (sizes * values).sum() / sizes.sum().clamp(min=torch.finfo(sizes.dtype).tiny)
+
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """Return a batch of changed rows, contexts and weights."""
+        return Batch(*(None if part is None else change(part) for part in self._parts))  # type: ignore[arg-type]
+
+    @property
+    def _parts(self) -> tuple[Tensor | None, ...]:
+        return self.x, self.context, self.weight
+
+
+def _joined(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    return None if first is None or second is None else torch.cat([first, second])
 
 
 class Rows(ABC):

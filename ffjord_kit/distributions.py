@@ -44,6 +44,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 
 from ffjord_kit.noise import fresh_generator, standard_normal
+from ffjord_kit.weights import resampled
 
 DF_GRID = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 10.0, 20.0, 50.0)  # degrees of freedom among which the fit chooses
 EM_STEPS, FIT_ROWS = 30, 20_000
@@ -228,15 +229,17 @@ class GaussianMixture(Base):
         self.register_buffer("factors", torch.cat([inverse, eye[len(weights) :]]))
 
     @classmethod
-    def of(cls, z: Tensor) -> GaussianMixture:
+    def of(cls, z: Tensor, weight: Tensor | None = None) -> GaussianMixture:
         """Fit a mixture to rows by the EM algorithm, with the number and kind of components of lowest BIC.
 
         Args:
             z: Rows, shape (n, *event).
+            weight: Weights of the rows, by which they are drawn for the fit, shape (n,), or None.
 
         Returns:
             The mixture.
         """
+        z = resampled(z, weight)
         return cls(z.shape[1:], *(part.to(torch.get_default_dtype()) for part in fit_mixture(z.flatten(1))))
 
     def log_prob(self, z: Tensor) -> Tensor:
@@ -367,16 +370,17 @@ class AsinhStudentT(Base):
         self.event_shape = self.student.event_shape
 
     @classmethod
-    def of(cls, z: Tensor) -> AsinhStudentT:
+    def of(cls, z: Tensor, weight: Tensor | None = None) -> AsinhStudentT:
         """Fit the degrees of freedom to rows: the fewer of those that suit whole columns and those that suit the tails.
 
         Args:
             z: Rows, shape (n, *event).
+            weight: Weights of the rows, by which they are drawn for the fit, shape (n,), or None.
 
         Returns:
             The distribution.
         """
-        rows = z.flatten(1).sinh()
+        rows = resampled(z, weight).flatten(1).sinh()
         return cls(z.shape[1:], torch.minimum(fit_student(rows).df, fit_tails(rows)).reshape(z.shape[1:]))
 
     @property
@@ -477,9 +481,10 @@ def _fit_at_df(x: Tensor, loc: Tensor, scale: Tensor, nu: float) -> tuple[Tensor
     return loc, scale, constant - scale.log() - tail
 
 
-# Two constructors each: fitted to rows at the base (n, *event), and blank for an event shape, to load weights into.
-BASES: dict[str, tuple[Callable[[Tensor], Base], Callable[[Sequence[int]], Base]]] = {
-    "normal": (lambda z: StandardNormal(z.shape[1:]), StandardNormal),
+# Two constructors each: fitted to rows at the base (n, *event) and, if there are any, to their weights (n,); and blank
+# for an event shape, to load values into.
+BASES: dict[str, tuple[Callable[..., Base], Callable[[Sequence[int]], Base]]] = {
+    "normal": (lambda z, weight=None: StandardNormal(z.shape[1:]), StandardNormal),
     "mixture": (GaussianMixture.of, GaussianMixture),
     "student": (AsinhStudentT.of, AsinhStudentT),
 }

@@ -124,6 +124,15 @@ def progress(label: str, *, shown: bool | None = None) -> Iterator[OnProgress]:
         _stop(bar)
 
 
+def note(text: str) -> None:
+    """Print a line where the bars are shown.
+
+    Args:
+        text: The line.
+    """
+    Console(stderr=True, markup=False, highlight=False).print(text, soft_wrap=True)
+
+
 def _bar(*columns: ProgressColumn) -> Progress:
     bar = BarColumn(bar_width=8, finished_style="green")  # rich's own looks empty where there are 16 colours
     return Progress(

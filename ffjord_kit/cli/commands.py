@@ -82,6 +82,10 @@ def cli(context: click.Context) -> None:
     "--context", "context_columns", heading=MAIN, default="", metavar="COLUMN,...",
     help="Columns to condition on, by name or number, e.g. a,b; for images: label.",
 )  # fmt: skip
+@headed(
+    "--weight", heading=MAIN, metavar="COLUMN",
+    help="Column of the rows' weights, by name or number, which leaves the table; weights may be negative.",
+)  # fmt: skip
 @headed("--dry-run", heading=MAIN, is_flag=True, help="Check everything, print the configuration as JSON, and stop.")
 @headed(
     "--size",

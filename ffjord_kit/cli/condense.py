@@ -31,7 +31,7 @@ def condense(run: str, source: str | None, out: str, loss: float, steps: int, fo
     """
     opened, model = open_run(run), DensityModel.load(run).reporting_by("continuous")
     data = load_fitted(opened) if source is None else load_for_run(opened, source)
-    new = model.condense(data.x, context=data.context, loss=loss, steps=steps)
+    new = model.condense(data.x, context=data.context, sample_weight=data.weight, loss=loss, steps=steps)
     new.save(out, force=force)
     _print_comparison(model, new, held_out(model, data).take(slice(COMPARED_ROWS)))
     click.echo(f"run: {out}")
@@ -42,8 +42,10 @@ def _print_comparison(old: DensityModel, new: DensityModel, rows: LoadedData) ->
     before, after = _timed(old, rows), _timed(new, rows)
     table = plain_table(f"{len(rows.x)} held-out rows", "before", "after")
     table.add_row("widths", *(",".join(map(str, model.config.fields.hidden or ())) for model in (old, new)))
-    table.add_row("log-likelihood, nats", *(with_error(log_prob) for log_prob, _ in (before, after)))
-    change, error = metrics.mean_and_standard_error(after[0] - before[0])
+    table.add_row(
+        "log-likelihood, nats", *(with_error(log_prob, weight=rows.weight) for log_prob, _ in (before, after))
+    )
+    change, error = metrics.mean_and_standard_error(after[0] - before[0], rows.weight)
     table.add_row("  change, row by row", "", f"{change:+.4f} ± {error:.4f}")
     table.add_row("s for 10,000 rows", *(f"{seconds:.2f}" for _, seconds in (before, after)))
     CONSOLE.print(table)

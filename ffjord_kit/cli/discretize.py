@@ -32,7 +32,7 @@ def discretize(run: str, source: str | None, out: str, max_seconds: float, force
     """
     opened, model = open_run(run), DensityModel.load(run)
     data = load_fitted(opened) if source is None else load_for_run(opened, source)
-    new = model.discretize(data.x, context=data.context, max_seconds=max_seconds)
+    new = model.discretize(data.x, context=data.context, sample_weight=data.weight, max_seconds=max_seconds)
     new.save(out, force=force)
     note = cast(SteppedNote, new.note)
     _print_comparison(new, held_out(new, data).take(slice(COMPARED_ROWS)))
@@ -47,8 +47,10 @@ def _print_comparison(model: DensityModel, rows: LoadedData) -> None:
     """Print both densities of held-out rows, and what they cost."""
     results = {word: _timed(model, word, rows) for word in ("continuous", "steps")}
     table = plain_table(f"{len(rows.x)} held-out rows", "continuous", "few steps")
-    table.add_row("log-likelihood, nats", *(with_error(log_prob) for log_prob, _ in results.values()))
-    change, error = metrics.mean_and_standard_error(results["steps"][0] - results["continuous"][0])
+    table.add_row(
+        "log-likelihood, nats", *(with_error(log_prob, weight=rows.weight) for log_prob, _ in results.values())
+    )
+    change, error = metrics.mean_and_standard_error(results["steps"][0] - results["continuous"][0], rows.weight)
     table.add_row("  change, row by row", "", f"{change:+.4f} ± {error:.4f}")
     table.add_row("s for 10,000 rows", *(f"{seconds:.2f}" for _, seconds in results.values()))
     CONSOLE.print(table)

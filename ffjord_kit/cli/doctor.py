@@ -43,7 +43,8 @@ def doctor(run: str, source: str | None, rows: int, out: str | None, random_stat
     opened, model = open_run(run), DensityModel.load(run)
     fitted = find_fitted(opened)
     data = held_out(model, load_fitted(opened, GONE)) if source is None else load_for_run(opened, source)
-    trained_on = None if fitted is None else fitted.take(model.split_indices(fitted.x)[0])
+    data = data.drawn(random_state)
+    trained_on = None if fitted is None else fitted.take(model.split_indices(fitted.x)[0]).drawn(random_state)
     with Console(stderr=True).status("examining rows") as status:
         diagnosis = model.diagnose(
             data.x, context=data.context, X_train=trained_on and trained_on.x,

@@ -59,6 +59,7 @@ def explain(
     model.domain.require_table("explain", "score their outliers, and look at their pictures")
     data, numbers = _least_likely(model, load_for_run(opened, source), rows)
     fitted = find_fitted(opened)
+    fitted = fitted and fitted.drawn(random_state)
     if fitted is None:
         click.echo("the data of the fit are gone: draws of the run stand in for them")
     with progress("outliers") as on_progress:

@@ -11,6 +11,7 @@ import click
 from ffjord_kit import datasets, metrics
 from ffjord_kit.cli.output import CONSOLE, OVER_ROWS, plain_table, print_rows
 from ffjord_kit.cli.sources import open_run
+from ffjord_kit.diagnostics.sample_weight import EFFECTIVE, effective_text
 from ffjord_kit.estimator.discretize import SteppedNote
 from ffjord_kit.estimator.persistence import last_part
 from ffjord_kit.run import Run
@@ -114,6 +115,21 @@ def _data(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     else:
         yield "images", " x ".join(map(str, images["shape"])) + f", {images['bits']} bits"
     yield "context", _context(config)
+    if EFFECTIVE in config:
+        yield "weights", weights_text(config)
+
+
+def weights_text(config: Mapping[str, Any]) -> str:
+    """Return the column of the weights of a run, and the effective number of its rows.
+
+    Args:
+        config: Content of config.json.
+
+    Returns:
+        The text.
+    """
+    column = config["data"].get("weight")
+    return ("from Python" if column is None else f"column {column}") + f"; {effective_text(config)}"
 
 
 def _context(config: Mapping[str, Any]) -> str:

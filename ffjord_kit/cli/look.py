@@ -82,7 +82,7 @@ def look(run: str, source: str | None, out: str, random_state: int, force: bool)
     model.domain.require_table("look", "look at their samples with ffjord-kit plot")
     data = load_fitted(opened, GONE)
     judges = held_out(model, data) if source is None else load_for_run(opened, source)
-    rows = Rows(data.take(model.split_indices(data.x)[0]), judges, random_state)
+    rows = Rows(data.take(model.split_indices(data.x)[0]).drawn(random_state), judges.drawn(random_state), random_state)
     sections = []
     with Console(stderr=True).status("looking") as status:
         for name, examine in _parts(model):

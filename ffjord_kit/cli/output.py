@@ -46,12 +46,13 @@ def print_rows(rows: Iterable[tuple[str, str]]) -> None:
     CONSOLE.print(table, soft_wrap=True)
 
 
-def with_error(values: np.ndarray, digits: int = 4) -> str:
+def with_error(values: np.ndarray, digits: int = 4, *, weight: np.ndarray | None = None) -> str:
     """Return the mean of values with its standard error.
 
     Args:
         values: Values, shape (n,).
         digits: Digits after the point.
+        weight: Weights of positive sum, shape (n,), or None.
 
     Returns:
         Text such as "1.2345 ± 0.0067".
@@ -60,7 +61,7 @@ def with_error(values: np.ndarray, digits: int = 4) -> str:
         >>> with_error(np.array([1.0, 2.0, 3.0]), digits=2)
         '2.00 ± 0.58'
     """
-    mean, error = metrics.mean_and_standard_error(values)
+    mean, error = metrics.mean_and_standard_error(values, weight)
     return f"{mean:.{digits}f} ± {error:.{digits}f}"
 
 

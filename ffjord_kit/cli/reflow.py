@@ -55,6 +55,7 @@ def reflow(
     result = model.reflow(
         None if fitted is None else fitted.x,
         context=None if contexts is None else contexts.context,
+        sample_weight=None if fitted is None else fitted.weight,
         pairs=pairs, steps=steps, learning_rate=learning_rate, hidden=hidden, random_state=random_state, source=run,
     )  # fmt: skip
     result.save(out, force=force)
@@ -84,8 +85,8 @@ def _likelihoods(old: DensityModel, new: DensityModel, rows: LoadedData) -> Iter
     """Yield the log-likelihoods of both, their cost, and their errors by a few steps."""
     models, x, context = (old, new), rows.x, rows.context
     results = [model.evaluate(x, context=context) for model in models]
-    yield f"log-likelihood of {len(x)} rows", *(with_error(result.log_prob) for result in results)
-    change, error = metrics.mean_and_standard_error(results[1].log_prob - results[0].log_prob)
+    yield f"log-likelihood of {len(x)} rows", *(with_error(result.log_prob, weight=rows.weight) for result in results)
+    change, error = metrics.mean_and_standard_error(results[1].log_prob - results[0].log_prob, rows.weight)
     yield "  change, row by row", "", f"{change:+.4f} ± {error:.4f}"
     yield "  solver's error", *(f"{model.solver_error(x, context=context):.1e}" for model in models)
     yield f"evaluations at {old.config.fields.tolerance:g}", *(str(result.nfe) for result in results)

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import click
 import numpy as np
+import torch
 
 from ffjord_kit import datasets, metrics, plots
 from ffjord_kit.cli.output import CONSOLE, OVER_ROWS, plain_table, print_rows, with_error
@@ -18,6 +19,7 @@ from ffjord_kit.estimator.discretize import SteppedNote
 from ffjord_kit.estimator.scoring import LogDensities
 from ffjord_kit.progress import progress
 from ffjord_kit.run import Run
+from ffjord_kit.weights import effective_number
 
 IMAGE_ERROR = 1e-3  # bits/dim of an image, by the solver; their standard error is larger
 IMAGES = 256  # scored by default, as each one takes a solve
@@ -141,7 +143,17 @@ def _likelihood(data: LoadedData, log_prob: np.ndarray) -> Rows:
     dimensions = int(np.prod(data.x.shape[1:]))
     yield "rows", f"{len(log_prob)}, {dimensions} {'pixels' if data.is_images else 'columns'}; {OVER_ROWS}"
     yield "log-likelihood", f"{with_error(log_prob)} nats a row"
+    if data.weight is not None:
+        yield "  by weight", _by_weight(data.weight, log_prob)
     yield "bits/dim", with_error(metrics.bits_per_dim(-log_prob, dimensions))
+
+
+def _by_weight(weight: np.ndarray, log_prob: np.ndarray) -> str:
+    """Return the weighted mean of log-likelihoods."""
+    if not weight.sum() > 0:
+        return f"none: the weights sum to {weight.sum():.3g}"
+    count = effective_number(torch.from_numpy(weight))
+    return f"{with_error(log_prob, weight=weight)} nats a row; by their weights {len(weight)} rows count as {count:.1f}"
 
 
 def _divergence(data: LoadedData, log_prob: np.ndarray) -> Rows:
@@ -248,4 +260,4 @@ def _reference(run: Run, model: DensityModel, data: LoadedData) -> float:
     rows = data if fitted is None else held_out(model, fitted)
     if fitted is None and "source" in run.config["data"]:
         click.echo(f"the data of the fit are gone ({run.config['data']['source']}): typicality is relative to DATA")
-    return model.score(rows.x, context=rows.context)
+    return model.score(rows.x, context=rows.context, sample_weight=rows.weight)

@@ -16,12 +16,13 @@ from ffjord_kit.estimator.persistence import check_entry, check_record
 from ffjord_kit.run import Run
 from ffjord_kit.training.distributed import current_workers
 
+LEAST_DRAWN = 20  # rows that remain when they are drawn by their weights
 LABEL = "label"  # the column that images can be conditioned on
-NOTE: dict[str, tuple[type, ...]] = {"context_columns": (list,), "classes": (list,)}
+NOTE: dict[str, tuple[type, ...]] = {"context_columns": (list,), "classes": (list,), "weight": (str,)}
 SOURCE_NOTE: dict[str, tuple[type, ...]] = {
     "source": (str,), "rows": (int, type(None)), "seed": (int,), "size": (int, type(None)), "grey": (bool,),
 }  # fmt: skip
-RECORDED = ("rows", "seed", "context_columns", "size", "grey")  # arguments of `load` that a run records
+RECORDED = ("rows", "seed", "context_columns", "weight", "size", "grey")  # arguments of `load` that a run records
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class LoadedData:
         log_prob: True log-density, from points (n, d) to nats (n,); None if it is unknown.
         image_shape: Shape of an image, also of rows that are the pixels of one; None otherwise.
         classes: Names of the classes that number the labels.
+        weight: Weights of rows, shape (n,), or None.
     """
 
     x: np.ndarray
@@ -45,6 +47,7 @@ class LoadedData:
     log_prob: Callable[[np.ndarray], np.ndarray] | None
     image_shape: tuple[int, ...] | None
     classes: tuple[str, ...] = ()
+    weight: np.ndarray | None = None
 
     @property
     def is_images(self) -> bool:
@@ -60,7 +63,36 @@ class LoadedData:
         Returns:
             The data with these rows alone.
         """
-        return replace(self, x=self.x[rows], context=None if self.context is None else self.context[rows])
+        context, weight = (None if part is None else part[rows] for part in (self.context, self.weight))
+        return replace(self, x=self.x[rows], context=context, weight=weight)
+
+    def drawn(self, seed: int = 0) -> LoadedData:
+        """Return rows that count alike: each is kept with a probability in proportion to its weight.
+
+        Args:
+            seed: Seed of the choice.
+
+        Returns:
+            The rows kept, without weights; all where there are no weights.
+
+        Raises:
+            ValueError: If a weight is negative, or fewer than 20 rows are kept.
+        """
+        if self.weight is None:
+            return self
+        if (self.weight < 0).any():
+            raise ValueError(
+                "this needs rows that are draws of a density, and rows of negative weight are none: pass others as DATA"
+            )
+        chance = np.random.default_rng(seed).random(len(self.weight))
+        kept = chance * self.weight.max() < self.weight
+        if kept.sum() < LEAST_DRAWN:
+            raise ValueError(
+                f"this needs rows that are draws of a density: {kept.sum()} of {len(kept)} remain when each is kept in "
+                f"proportion to its weight, and {LEAST_DRAWN} are needed; pass more rows as DATA"
+            )
+        click.echo(f"{kept.sum()} of {len(kept)} rows stand for all, drawn by their weights", err=True)
+        return replace(self.take(kept), weight=None)
 
 
 def open_run(path: str) -> Run:
@@ -91,6 +123,7 @@ def load(
     rows: int | None = None,
     seed: int = 0,
     context_columns: Sequence[str] = (),
+    weight: str | None = None,
     size: int | None = None,
     grey: bool = False,
     told: bool = True,
@@ -102,6 +135,7 @@ def load(
         rows: Number of rows of a toy, or of a random subset; None for all.
         seed: Seed of a toy's rows, or of the subset.
         context_columns: Columns to condition on.
+        weight: Column of the rows' weights, or None.
         size: Side that images are cropped and averaged to.
         grey: Whether to convert images to grey levels.
         told: Whether to tell on stderr what was found in a file of a table.
@@ -113,6 +147,8 @@ def load(
         ValueError: If the source cannot be read, or a column is not there.
     """
     if datasets.is_image_source(source):
+        if weight is not None:
+            raise ValueError(f"--weight is for tables; {source} holds images")
         return _load_images(source, rows=rows, seed=seed, context_columns=context_columns, size=size, grey=grey)
     if size is not None or grey:
         raise ValueError(f"--size and --grey are for images; {source} is a table")
@@ -124,10 +160,26 @@ def load(
         "context_columns": list(context_columns),
         "image_shape": None if dataset.image_shape is None else list(dataset.image_shape),
     }
-    if not context_columns:
+    if weight is None and not context_columns:
         return LoadedData(dataset.x, None, dataset.columns, note, dataset.log_prob, dataset.image_shape)
-    split = datasets.split_columns(dataset, context_columns)
-    return LoadedData(split.x, split.context, split.columns, note, None, None)
+    split = datasets.split_columns(dataset, [*context_columns, *([] if weight is None else [weight])])
+    if weight is None:
+        return LoadedData(split.x, split.context, split.columns, note, None, None)
+    context = split.context[:, :-1] if context_columns else None
+    note["weight"] = split.context_columns[-1]
+    return LoadedData(split.x, context, split.columns, note, None, None, weight=split.context[:, -1])
+
+
+def _without_weights(data: LoadedData, column: str | None, expected: Sequence[str]) -> LoadedData:
+    """Take the column of weights out of the rows, if the data have it beside the expected columns."""
+    count = len(data.columns)
+    unnamed = data.columns == datasets.default_columns(count) and count == len(expected)
+    if column not in data.columns or unnamed:
+        return data
+    place = data.columns.index(column)
+    rest = [i for i in range(count) if i != place]
+    columns = tuple(data.columns[i] for i in rest)
+    return replace(data, x=data.x[:, rest], columns=columns, weight=np.array(data.x[:, place], dtype=np.float64))
 
 
 def load_fitted(run: Run, advice: str = "put it back there") -> LoadedData:
@@ -189,8 +241,10 @@ def load_for_run(run: Run, source: str, *, rows: int | None = None, seed: int = 
         return _load_images_for_run(config, source, rows, seed)
     if datasets.is_image_source(source):
         raise ValueError(f"{source} holds images, and {run.path} is a run on a table of {listing(config['columns'])}")
-    data = load(source, rows=rows, seed=seed, context_columns=config["data"].get("context_columns", []))
-    expected, places = tuple(config["columns"]), {name: i for i, name in enumerate(data.columns)}
+    expected, contexts = tuple(config["columns"]), config["data"].get("context_columns", [])
+    data = load(source, rows=rows, seed=seed, context_columns=contexts)
+    data = _without_weights(data, config["data"].get("weight"), expected)
+    places = {name: i for i, name in enumerate(data.columns)}
     if set(expected) <= places.keys():
         return replace(data, x=data.x[:, [places[column] for column in expected]], columns=expected)
     unnamed = datasets.default_columns(len(expected)) in (data.columns, expected)

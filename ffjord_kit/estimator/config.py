@@ -199,7 +199,8 @@ def build_flow(config: Config, domain: Domain, data: TrainingData, seed: int) ->
     z = data.fitting.x
     for transform in preprocess:
         z, _ = transform.to_base(z, data.scaled_context)
-    return _assemble(config, domain, preprocess, domain.base(z, config.fields), data.context_scaling, seed)
+    base = domain.base(z, config.fields, data.fitting.weight)
+    return _assemble(config, domain, preprocess, base, data.context_scaling, seed)
 
 
 def blank_flow(config: Config, domain: Domain, context_dim: int, seed: int) -> Flow:

@@ -22,12 +22,14 @@ import torch
 from torch import Tensor, nn
 
 from ffjord_kit.data import Batch, Rows
+from ffjord_kit.diagnostics.sample_weight import EFFECTIVE
 from ffjord_kit.distributions import Base
 from ffjord_kit.flow import Flow
 from ffjord_kit.objectives import FlowMatching, Objective
 from ffjord_kit.rows import as_rows
 from ffjord_kit.trace import TraceEstimator
 from ffjord_kit.transforms import CNF, ConditionalAffine, ContextScaling, Transform
+from ffjord_kit.weights import effective_number
 
 SMALLEST_VALIDATION_SET = 5
 CHUNK_BYTES = 1 << 24  # read at once
@@ -41,24 +43,28 @@ class Arrays:
         x: Rows (n, d), or images of uint8 (n, c, h, w).
         context: Contexts, shape (n, context_dim), or None.
         streamed: Whether rows stay in a memory-mapped file, from which they are fetched batch by batch.
+        weight: Weights of the rows, shape (n,), or None.
     """
 
     x: np.ndarray
     context: np.ndarray | None
     streamed: bool = False
+    weight: np.ndarray | None = None
 
     def facts(self) -> dict[str, Any]:
         """Return what a run remembers of its data.
 
         Returns:
-            The number of rows, the length of a context, and the SHA-256 of both arrays.
+            The number of rows, the length of a context, the SHA-256 of all arrays, and the effective number of
+            weighted rows.
         """
         digest = hashlib.sha256()
-        for array in (self.x, self.context):
+        for array in (self.x, self.context, self.weight):
             for chunk in [] if array is None else chunks(array):
                 digest.update(np.ascontiguousarray(chunk).tobytes())
         context_dim = 0 if self.context is None else self.context.shape[1]
-        return {"rows": len(self.x), "context_dim": context_dim, "sha256": digest.hexdigest()}
+        weights = {} if self.weight is None else {EFFECTIVE: effective_number(torch.from_numpy(self.weight))}
+        return {"rows": len(self.x), "context_dim": context_dim, "sha256": digest.hexdigest(), **weights}
 
     def contexts(self, rows: np.ndarray) -> Tensor | None:
         """Return the contexts of some rows.
@@ -82,6 +88,7 @@ class TrainingData:
         fitting: Rows that preprocessing and base are fitted to.
         held_out: Rows held out for validation; None if there are too few.
         conditional: Location and scale that follow the context; None where there is none.
+        weight: Weights of the rows to train on, of mean 1, shape (n,), or None.
     """
 
     x: Tensor | Rows
@@ -89,6 +96,12 @@ class TrainingData:
     fitting: Batch
     held_out: Batch | None
     conditional: ConditionalAffine | None = None
+    weight: Tensor | None = None
+
+    @cached_property
+    def effective_rows(self) -> int:
+        """Effective number of the rows to train on, by their weights."""
+        return len(self.x) if self.weight is None else round(effective_number(self.weight))
 
     @cached_property
     def context_scaling(self) -> ContextScaling | None:
@@ -164,7 +177,7 @@ class Domain(ABC):
         """Say whether all rows must judge in schedule auto, by cross-validation.
 
         Args:
-            rows: Number of rows to train on.
+            rows: Effective number of rows to train on.
 
         Returns:
             Whether a part of them would judge badly.
@@ -182,7 +195,7 @@ class Domain(ABC):
             The fold.
         """
         part = data.fitting[rows]
-        return TrainingData(part.x, part.context, part, data.fitting[judges])
+        return TrainingData(part.x, part.context, part, data.fitting[judges], weight=part.weight)
 
     @abstractmethod
     def reason_not_to_search(self) -> str:
@@ -290,12 +303,13 @@ class Domain(ABC):
         """
 
     @abstractmethod
-    def base(self, z: Tensor | None, fields: Any) -> Base:
+    def base(self, z: Tensor | None, fields: Any, weight: Tensor | None = None) -> Base:
         """Return the base distribution.
 
         Args:
             z: Preprocessed rows to fit it to, shape (n, *event); None for one to load weights into.
             fields: Settled fields.
+            weight: Weights of the rows, shape (n,), or None.
 
         Returns:
             The base.

@@ -8,9 +8,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ffjord_kit.data import Batch
+from ffjord_kit.diagnostics.sample_weight import EFFECTIVE, check_sample_weight
 from ffjord_kit.estimator.config import Config, resolve, slow_transforms
 from ffjord_kit.estimator.data import Arrays, seed_from, tensor
 from ffjord_kit.estimator.discretize import fit_steps
@@ -33,6 +35,7 @@ from ffjord_kit.training.reflow import (
     weights_digest,
 )  # fmt: skip
 from ffjord_kit.training.runtime import pass_on
+from ffjord_kit.weights import mean_and_error
 
 Model = TypeVar("Model", bound="DerivingModel")
 
@@ -49,6 +52,7 @@ class DerivingModel(ScoringModel):
         X: Any,
         *,
         context: Any = None,
+        sample_weight: Any = None,
         max_seconds: float = 60.0,
         on_step: Callable[[dict[str, Any]], None] | None = None,
     ) -> Model:
@@ -60,6 +64,7 @@ class DerivingModel(ScoringModel):
         Args:
             X: Rows of the fit, all and in their order.
             context: Their contexts, of a conditional model.
+            sample_weight: Their weights, of a model that was fitted with weights.
             max_seconds: Seconds of training, as the model's clock counts them.
             on_step: Called with the record of each step.
 
@@ -72,7 +77,7 @@ class DerivingModel(ScoringModel):
         """
         self.domain.require_table("discretize", "sample it with few fixed steps")
         self.domain.check_schedule(["flow_matching", "steps"])
-        arrays = self._rows_of_fit(X, context)
+        arrays = self._rows_of_fit(X, context, sample_weight)
         rows = self.domain.training_data(arrays, self.config.fields.validation_fraction, self.seed)
         objective, rate = self.config.objectives["steps"]
         phase = Phase(objective, math.inf, rate, positive("max_seconds", max_seconds), trial=True, from_start=True)
@@ -92,6 +97,7 @@ class DerivingModel(ScoringModel):
         X: Any,
         *,
         context: Any = None,
+        sample_weight: Any = None,
         loss: float = 0.005,
         steps: int = 3_000,
         on_step: Callable[[dict[str, Any]], None] | None = None,
@@ -104,6 +110,7 @@ class DerivingModel(ScoringModel):
         Args:
             X: Rows of the fit, all and in their order.
             context: Their contexts, of a conditional model.
+            sample_weight: Their weights, of a model that was fitted with weights.
             loss: Largest mean increase of the negative log-likelihood, nats.
             steps: Steps of imitation of each width that is tried.
             on_step: Called with the record of each step.
@@ -120,7 +127,7 @@ class DerivingModel(ScoringModel):
         """
         self.domain.require_table("condense", "give images a narrower network from the start")
         rows = self.domain.training_data(
-            self._rows_of_fit(X, context), self.config.fields.validation_fraction, self.seed
+            self._rows_of_fit(X, context, sample_weight), self.config.fields.validation_fraction, self.seed
         )
         flow = single_precision(self.flow)
         compared = (rows.fitting if rows.held_out is None else rows.held_out)[:COMPARED_ROWS]
@@ -166,13 +173,16 @@ class DerivingModel(ScoringModel):
         """
         return self.domain.split(X, self.config.fields.validation_fraction, self.seed)
 
-    def _rows_of_fit(self, X: Any, context: Any) -> Arrays:
-        """Return the rows of the fit with their contexts."""
+    def _rows_of_fit(self, X: Any, context: Any, sample_weight: Any = None) -> Arrays:
+        """Return the rows of the fit with their contexts and weights."""
         rows = np.asarray(as_rows(X), np.float64)
-        arrays = Arrays(rows, self._contexts(context, len(rows)))
+        if EFFECTIVE in self.record and sample_weight is None:
+            raise ValueError("this model was fitted with weights: pass sample_weight=, those of the fit")
+        weight = check_sample_weight(sample_weight, len(rows))
+        arrays = Arrays(rows, self._contexts(context, len(rows)), weight=weight)
         if arrays.facts()["sha256"] != self.record["sha256"]:
             raise ValueError(
-                "X and context must be the rows of the fit, all and in their order: others cannot validate it"
+                "X, context and weights must be those of the fit, all and in their order: others cannot validate it"
             )
         return arrays
 
@@ -181,6 +191,7 @@ class DerivingModel(ScoringModel):
         X: Any = None,
         *,
         context: Any = None,
+        sample_weight: Any = None,
         pairs: int = 20_000,
         steps: int = 4_000,
         learning_rate: float = 8e-3,
@@ -196,6 +207,7 @@ class DerivingModel(ScoringModel):
         Args:
             X: Rows of the fit, all and in their order, or None.
             context: Contexts of the pairs, of a conditional model.
+            sample_weight: Weights of the rows, of a model that was fitted with weights.
             pairs: Number of pairs to draw.
             steps: Steps of training.
             learning_rate: Peak learning rate.
@@ -217,8 +229,7 @@ class DerivingModel(ScoringModel):
         self.domain.require_table("reflow", "sample it with few fixed steps")
         rows = None if X is None else np.asarray(as_rows(X), np.float64)
         contexts = self._contexts_of_pairs(rows, context)
-        if rows is not None:
-            self._rows_of_fit(rows, contexts)
+        weight = None if rows is None else self._rows_of_fit(rows, contexts, sample_weight).weight
         seed = seed_from(random_state)
         train, held_out = (None, None) if rows is None else self.split_indices(rows)
         drawn = contexts if contexts is None or train is None else contexts[train]
@@ -226,7 +237,8 @@ class DerivingModel(ScoringModel):
         model = self._reflowed(settings, None if drawn is None else tensor(drawn), note, on_step)
         if rows is not None and held_out is not None and len(held_out):
             noisy = self.domain.add_noise(rows, self.seed)[held_out]
-            _record_validation(model, noisy, None if contexts is None else contexts[held_out])
+            judges = [None if part is None else tensor(part[held_out]) for part in (contexts, weight)]
+            _record_validation(model, Batch(tensor(noisy), *judges))
         return model
 
     def _reflowed(
@@ -286,18 +298,18 @@ class DerivingModel(ScoringModel):
         return contexts
 
 
-def _record_validation(model: ScoringModel, x: np.ndarray, context: np.ndarray | None) -> None:
+def _record_validation(model: ScoringModel, rows: Batch) -> None:
     """Record the likelihood of held-out rows."""
-    batch = Batch(tensor(x), None if context is None else tensor(context))
-    nll, history = -model.evaluate_batch(batch).log_prob, model.history
-    history.best_nll, history.best_step = float(nll.mean()), history.step
-    few = slice(0, ERROR_ROWS)
+    nll, history = -torch.from_numpy(model.evaluate_batch(rows).log_prob), model.history
+    mean, standard_error = mean_and_error(nll, rows.weight)
+    history.best_nll, history.best_step = mean, history.step
+    few = rows[:ERROR_ROWS]
     record = {
         "step": history.step,
         "phase": Reflow().name,
         "seconds": round(history.seconds, 3),
         "validation_nll": history.best_nll,
-        "validation_standard_error": float(nll.std(ddof=1) / math.sqrt(len(nll))),
-        "validation_solver_error": model.solver_error(x[few], context=None if context is None else context[few]),
+        "validation_standard_error": standard_error,
+        "validation_solver_error": model.solver_error(few.x.numpy(), context=few.context),
     }
     history.records.append(record)

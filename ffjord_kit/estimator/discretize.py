@@ -150,9 +150,9 @@ def fit_steps(
     going_on = workers.broadcast(lambda: part is not None and resume and part.has_checkpoint)
     with training_progress([phase], shown=shown and workers.is_first, on_step=on_step) as bars:
         history = train_steps(
-            steps, rows.x, validation=rows.held_out, context=rows.context, phase=phase, config=config,
-            workers=workers, run=part, resume=going_on, before=replace(before, best_nll=None), timer=timer,
-            on_step=bars.on_step,
+            steps, rows.x, validation=rows.held_out, context=rows.context, weight=rows.weight, phase=phase,
+            config=config, workers=workers, run=part, resume=going_on, before=replace(before, best_nll=None),
+            timer=timer, on_step=bars.on_step,
         )  # fmt: skip
         bars.finish(history.interrupted)
     if history.interrupted:

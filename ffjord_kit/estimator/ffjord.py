@@ -15,9 +15,17 @@ from sklearn.base import BaseEstimator, DensityMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ffjord_kit.data import Batch
+from ffjord_kit.diagnostics.sample_weight import EFFECTIVE, check_sample_weight, effective_text
 from ffjord_kit.diagnostics.watch import Watch, watch_words
 from ffjord_kit.estimator.config import Config, build_flow, resolve
-from ffjord_kit.estimator.data import Arrays, Domain, TrainingData, check_context, tensor, to_numpy
+from ffjord_kit.estimator.data import (
+    Arrays,
+    Domain,
+    TrainingData,
+    check_context,
+    tensor,
+    to_numpy,
+)  # fmt: skip
 from ffjord_kit.estimator.discretize import amended, fit_steps
 from ffjord_kit.estimator.fields import CommonFields, ImageFields, TableFields, check_kinds
 from ffjord_kit.estimator.image import ImageDomain
@@ -37,7 +45,7 @@ from ffjord_kit.estimator.table import TableDomain, context_names, in_order, ref
 from ffjord_kit.flow import Flow
 from ffjord_kit.ode import FixedSolver
 from ffjord_kit.precision import compiled
-from ffjord_kit.progress import training_progress
+from ffjord_kit.progress import note, training_progress
 from ffjord_kit.rows import as_rows
 from ffjord_kit.run import Run
 from ffjord_kit.threads import training_threads
@@ -97,6 +105,7 @@ class DensityEstimator(DensityMixin, BaseEstimator, CommonFields):
         X: Any,
         y: None = None,
         *,
+        sample_weight: Any = None,
         context: Any = None,
         columns: Sequence[str] | None = None,
         context_columns: Sequence[str] | None = None,
@@ -113,6 +122,7 @@ class DensityEstimator(DensityMixin, BaseEstimator, CommonFields):
             X: Rows (n, d), a pandas frame among them, or a `numpy.memmap`, whose rows stay in their file; images for
                 ImageFFJORD.
             y: Ignored.
+            sample_weight: Weights of the rows of a table, shape (n,), which may be negative; None if all count alike.
             context: Contexts (n, c), for the density given these, a frame among them; labels (n,) of images.
             columns: Names of the columns, if X does not carry them.
             context_columns: Names of the context's columns, if it does not carry them.
@@ -135,12 +145,14 @@ class DensityEstimator(DensityMixin, BaseEstimator, CommonFields):
         """
         check_kinds(self)
         start = Timer(torch.device("cpu"), clock=self.clock)
-        arrays, domain = self._read(X, context, columns, context_columns)
+        arrays, domain = self._read(X, sample_weight, context, columns, context_columns)
         workers, about = Workers.here(), {**domain.record(), **arrays.facts()}
         check_workers(workers, field_values(self), about, resume=resume)
         about = {**about, "data": dict(data or {})}
         record = workers.broadcast(lambda: new_record(self, run, about, resume=resume))
         config, rows, flow = self._prepare(arrays, domain, record, workers)  # errors come before the folder
+        if self.verbose and workers.is_first and EFFECTIVE in about:
+            note(effective_text(about))
         threads = training_threads(flow, rows.fitting, config.phases[0].objective, config.train.batch_size)
         with run_folder(workers, run, record, force=force, resume=resume) as folder, threads:
             timer = Timer(config.device, *start.read(), config.train.clock)
@@ -170,6 +182,7 @@ class DensityEstimator(DensityMixin, BaseEstimator, CommonFields):
         self,
         X: Any,
         *,
+        sample_weight: Any = None,
         context: Any = None,
         columns: Sequence[str] | None = None,
         context_columns: Sequence[str] | None = None,
@@ -178,6 +191,7 @@ class DensityEstimator(DensityMixin, BaseEstimator, CommonFields):
 
         Args:
             X: Rows or images.
+            sample_weight: Weights of the rows.
             context: Contexts.
             columns: Names of the columns.
             context_columns: Names of the context's columns.
@@ -186,7 +200,7 @@ class DensityEstimator(DensityMixin, BaseEstimator, CommonFields):
             ValueError: If data or fields cannot be used.
         """
         check_kinds(self)
-        arrays, domain = self._read(X, context, columns, context_columns)
+        arrays, domain = self._read(X, sample_weight, context, columns, context_columns)
         self._prepare(arrays, domain, {"seed": 0}, Workers())
 
     score_samples = _of_model_on_data(DensityModel.score_samples)
@@ -263,7 +277,12 @@ class DensityEstimator(DensityMixin, BaseEstimator, CommonFields):
 
     @abstractmethod
     def _read(
-        self, X: Any, context: Any, columns: Sequence[str] | None, context_columns: Sequence[str] | None
+        self,
+        X: Any,
+        sample_weight: Any,
+        context: Any,
+        columns: Sequence[str] | None,
+        context_columns: Sequence[str] | None,
     ) -> tuple[Arrays, Domain]:
         """Check data of a fit, and find their domain."""
 
@@ -321,9 +340,9 @@ class DensityEstimator(DensityMixin, BaseEstimator, CommonFields):
             compiled(flow, config.fields.compile),
         ):
             history = fit_flow(
-                flow, rows.x, context=rows.context, validation=rows.held_out, schedule=config.phases,
-                evaluation=config.validation, config=config.train, workers=workers, run=folder, resume=resume,
-                before=before, timer=timer, on_step=bars.on_step, on_validation=on_validation,
+                flow, rows.x, context=rows.context, weight=rows.weight, validation=rows.held_out,
+                schedule=config.phases, evaluation=config.validation, config=config.train, workers=workers, run=folder,
+                resume=resume, before=before, timer=timer, on_step=bars.on_step, on_validation=on_validation,
             )  # fmt: skip
             bars.finish(history.interrupted)
         return history
@@ -393,7 +412,12 @@ class FFJORD(DensityEstimator, TableFields):
         return _with_model(self.model_.reflow(X, **options))
 
     def _read(
-        self, X: Any, context: Any, columns: Sequence[str] | None, context_columns: Sequence[str] | None
+        self,
+        X: Any,
+        sample_weight: Any,
+        context: Any,
+        columns: Sequence[str] | None,
+        context_columns: Sequence[str] | None,
     ) -> tuple[Arrays, Domain]:
         X = as_rows(X)
         if getattr(X, "ndim", 2) in (3, 4):
@@ -402,12 +426,14 @@ class FFJORD(DensityEstimator, TableFields):
         dtype: Any = [np.float64, np.float32] if isinstance(X, np.memmap) else np.float64
         x = validate_data(self, X, dtype=dtype, ensure_min_samples=2, ensure_all_finite=False)
         names = getattr(self, "feature_names_in_", None)  # scikit-learn sets it where X carries names
-        contexts = check_context(context, len(x))
+        contexts, weight = check_context(context, len(x)), check_sample_weight(sample_weight, len(x))
+        if weight is not None:
+            _refuse_beside_weights(self)
         domain = TableDomain.of(
             self, x, columns if names is None else names, named=names is not None,
             context_columns=context_names(context, context_columns),
         )  # fmt: skip
-        return Arrays(x, contexts, isinstance(X, np.memmap)), domain
+        return Arrays(x, contexts, isinstance(X, np.memmap), weight), domain
 
     def _checked(self, X: Any) -> Any:
         X = as_rows(X)
@@ -438,8 +464,15 @@ class ImageFFJORD(DensityEstimator, ImageFields):
     class_probabilities = _of_model_on_data(DensityModel.class_probabilities)
 
     def _read(
-        self, X: Any, context: Any, columns: Sequence[str] | None, context_columns: Sequence[str] | None
+        self,
+        X: Any,
+        sample_weight: Any,
+        context: Any,
+        columns: Sequence[str] | None,
+        context_columns: Sequence[str] | None,
     ) -> tuple[Arrays, Domain]:
+        if sample_weight is not None:
+            raise ValueError("sample_weight is for tables (FFJORD): repeat or leave out images instead")
         x = np.asarray(as_rows(X, "images"))
         if x.ndim not in (3, 4):
             raise ValueError(
@@ -455,6 +488,16 @@ class ImageFFJORD(DensityEstimator, ImageFields):
 
     def _checked(self, X: Any) -> Any:
         return X
+
+
+def _refuse_beside_weights(fields: TableFields) -> None:
+    """Refuse what would take weighted rows for draws of the density."""
+    if fields.coupling != "independent":
+        raise ValueError(
+            f"coupling={fields.coupling!r} pairs rows that count alike: with sample_weight leave it at 'independent'"
+        )
+    if "spectrum" in watch_words(fields.watch):
+        raise ValueError("watch='spectrum' compares with rows that count alike: with sample_weight leave it out")
 
 
 def load(path: str | Path) -> FFJORD | ImageFFJORD:

@@ -197,7 +197,7 @@ class ImageDomain(Domain):
         zeros = torch.zeros(self.shape, dtype=torch.float64)
         return [self._opening(scaling), Standardize(zeros, torch.ones_like(zeros))]
 
-    def base(self, z: Tensor | None, fields: Any) -> Base:
+    def base(self, z: Tensor | None, fields: Any, weight: Tensor | None = None) -> Base:
         return StandardNormal(self.shape)
 
     def continuous(

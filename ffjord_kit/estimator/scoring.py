@@ -15,6 +15,7 @@ from torch import Tensor
 from ffjord_kit.accuracy import LogDensity
 from ffjord_kit.data import Batch, scoring_batch_size
 from ffjord_kit.diagnostics.columns import warn_of_unlearnt_contexts
+from ffjord_kit.diagnostics.sample_weight import check_sample_weight
 from ffjord_kit.estimator.data import tensor, to_numpy
 from ffjord_kit.estimator.image import ImageDomain
 from ffjord_kit.estimator.persistence import StoredModel
@@ -132,18 +133,24 @@ class ScoringModel(StoredModel):
         certified = self.certify(X, context=context, time=time)
         return certified.log_prob, certified.error
 
-    def score(self, X: Any, y: None = None, *, context: Any = None) -> float:
+    def score(self, X: Any, y: None = None, *, context: Any = None, sample_weight: Any = None) -> float:
         """Return the mean log-likelihood.
 
         Args:
             X: Rows or images.
             y: Ignored.
             context: Contexts.
+            sample_weight: Weights of the rows, shape (n,), or None.
 
         Returns:
             The mean, nats.
+
+        Raises:
+            ValueError: If weights, rows and contexts do not fit each other.
         """
-        return float(self.evaluate(X, context=context).log_prob.mean())
+        log_prob = self.evaluate(X, context=context).log_prob
+        weight = check_sample_weight(sample_weight, len(log_prob))
+        return float(log_prob.mean() if weight is None else np.average(log_prob, weights=weight))
 
     def evaluate(
         self, X: Any, *, context: Any = None, time: float = 1.0, on_progress: OnProgress | None = None

@@ -44,7 +44,7 @@ TRIAL_ELEMENTS, TRIAL_ROWS = 4_096, 50  # of the validation data; at least this 
 # Nats a column by which a later value must win: a short fit is kinder to some.
 MARGINS = {"time_density": 0.05, "scaling": SCALING_MARGIN, "fourier_features": 0.01}
 RACED = ("base", "scaling")  # fields whose values race in cross-validation; others are tried on the winner
-FOLDS, MIN_FOLDED = 4, 30  # of cross-validation; least number of rows
+FOLDS, MIN_FOLDED, MOST_FOLDED = 4, 30, 10_000  # of cross-validation; least and largest number of rows
 FLOW_FIELDS = ("scaling", "base", "hidden", "fourier_features")  # tried out, and part of a flow
 TRIALS_SHARE = 0.4  # of the seconds; no trial begins later
 LEAST_SHARE = 0.01  # of the seconds, for the rest of a fit whose trials took all
@@ -84,7 +84,7 @@ class Trial(NamedTuple):
 
 
 def is_small(domain: Domain, data: TrainingData) -> bool:
-    """Return whether the rows are so few that all of them must judge, by cross-validation.
+    """Return whether the rows are so few, by their weights, that all of them must judge, by cross-validation.
 
     Args:
         domain: Domain of the data.
@@ -93,7 +93,8 @@ def is_small(domain: Domain, data: TrainingData) -> bool:
     Returns:
         True if they are.
     """
-    return isinstance(data.x, Tensor) and len(data.x) >= MIN_FOLDED and domain.is_small(len(data.x))
+    foldable = isinstance(data.x, Tensor) and MIN_FOLDED <= len(data.x) <= MOST_FOLDED
+    return foldable and domain.is_small(data.effective_rows)
 
 
 def choose(
@@ -364,7 +365,7 @@ class Search:
 
     def _matching_steps(self) -> int:
         """Return the steps of flow matching where no seconds are given."""
-        epoch = max(1, len(self.data.x) // self.config.train.batch_size)
+        epoch = max(1, self.data.effective_rows // self.config.train.batch_size)
         return min(STEPS, MOST_EPOCHS * epoch)
 
     def _no_finish(self, reason: str) -> PhaseSpec | None:
@@ -399,7 +400,7 @@ class Search:
             with training_progress([phase], shown=shown, titles=[title or ""]) as bars:
                 flow = self._untrained(config, data)
                 history = fit_flow(
-                    flow, data.fitting.x, context=data.fitting.context,
+                    flow, data.fitting.x, context=data.fitting.context, weight=data.fitting.weight,
                     validation=self._judges() if fold is None else fold.held_out,
                     schedule=[phase],
                     evaluation=config.validation, config=self._alone(config), workers=Workers(), before=known,
@@ -424,8 +425,11 @@ class Search:
 
     def _judges(self) -> Batch | None:
         """Return some of the held-out rows."""
-        few = slice(0, max(TRIAL_ROWS, TRIAL_ELEMENTS // self.domain.size))
-        return None if self.data.held_out is None else self.data.held_out[few]
+        held_out = self.data.held_out
+        if held_out is None:
+            return None
+        few = held_out[: max(TRIAL_ROWS, TRIAL_ELEMENTS // self.domain.size)]
+        return few if few.weight is None or few.weight.sum() > 0 else held_out
 
     def _alone(self, config: Config) -> Any:
         """Return the training options for one worker, which computes all parts of a batch."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ffjord_kit.data import Batch, StreamedRows
 from ffjord_kit.diagnostics.columns import check_columns, check_contexts
 from ffjord_kit.diagnostics.grid import Grid, find_grid
+from ffjord_kit.diagnostics.sample_weight import split_weights
 from ffjord_kit.distributions import BASES, Base, outliers_inflate_scale
 from ffjord_kit.estimator.data import (
     Arrays,
@@ -35,6 +36,7 @@ from ffjord_kit.run import RunError
 from ffjord_kit.trace import ExactTrace, TraceEstimator
 from ffjord_kit.transforms import CNF, SCALINGS, Asinh, ConditionalAffine, Logit, Softplus, Transform
 from ffjord_kit.transforms.affine import gaussian_total_correlation
+from ffjord_kit.weights import resampled
 
 FEW_COLUMNS = 3
 NARROW, WIDE = (64, 64, 64), (128, 128, 128)  # default widths for few columns, and for more
@@ -157,16 +159,18 @@ class TableDomain(Domain):
         }  # fmt: skip
 
     def search_options(self, data: TrainingData) -> Iterator[tuple[str, tuple[Any, ...]]]:
-        follows, small = data.conditional is not None and not data.conditional.is_identity, self.is_small(len(data.x))
+        rows = data.effective_rows
+        follows, small = data.conditional is not None and not data.conditional.is_identity, self.is_small(rows)
         yield "time_density", ("uniform", "likelihood") if small else ("likelihood", "uniform")
-        yield "scaling", self._scalings(self._unscaled(data)[0] if follows else data.fitting.x, len(data.x))
+        unscaled = self._unscaled(data)[0] if follows else data.fitting.x
+        yield "scaling", self._scalings(resampled(unscaled, data.fitting.weight), rows)
         if self.few_columns:
             yield "fourier_features", (0, 2) if small else (2, 0)
         if small:
             yield "base", ("normal", "mixture")
             yield "hidden", (NARROW,)
         elif data.context is not None:
-            yield "weight_decay", (DECAY * min(1.0, DECAY_ROWS / len(data.x)),)
+            yield "weight_decay", (DECAY * min(1.0, DECAY_ROWS / rows),)
 
     def is_small(self, rows: int) -> bool:
         return rows < SMALL
@@ -197,16 +201,16 @@ class TableDomain(Domain):
         if arrays.context is not None:
             check_contexts(arrays.context, self.context_names(arrays.context.shape[1]))
         kept, held_out = self._split(len(x), fraction, seed, arrays.streamed)
-        judges = Batch(tensor(x[held_out]).double(), arrays.contexts(held_out)) if len(held_out) else None
+        weight, judging = split_weights(arrays.weight, kept, held_out)
+        judges = Batch(tensor(x[held_out]).double(), arrays.contexts(held_out), judging) if len(held_out) else None
         context = arrays.contexts(kept)
-        if not arrays.streamed:
-            every = Batch(tensor(x[kept]).double(), context)
-            fitting = every[_spread(len(kept), FITTED_ROWS)]
-            return self._with_conditional(TrainingData(every.x, context, fitting, judges))
-        streamed = StreamedRows(shared_tensor(x), torch.from_numpy(held_out))
         some = _spread(len(kept), FITTED_ROWS)
-        fitting = Batch(streamed.fetch(some), None if context is None else context[some])
-        return self._with_conditional(TrainingData(streamed, context, fitting, judges))
+        if not arrays.streamed:
+            every = Batch(tensor(x[kept]).double(), context, weight)
+            return self._with_conditional(TrainingData(every.x, context, every[some], judges, weight=weight))
+        streamed = StreamedRows(shared_tensor(x), torch.from_numpy(held_out))
+        fitting = Batch(streamed.fetch(some), *(None if part is None else part[some] for part in (context, weight)))
+        return self._with_conditional(TrainingData(streamed, context, fitting, judges, weight=weight))
 
     def split(self, x: Any, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
         return self._split(len(x), fraction, seed, isinstance(x, np.memmap))
@@ -216,7 +220,8 @@ class TableDomain(Domain):
         if not makers:
             return [*self._support_transforms(), *self._tail_transforms()]
         x, transforms = self._unscaled(data)
-        return [*transforms, *(make(x) for make in makers), *self._tail_transforms()]
+        scalings = [make(x, *_weights_of(data.fitting)) for make in makers]
+        return [*transforms, *scalings, *self._tail_transforms()]
 
     def blank_preprocess(self, scaling: str, context_dim: int) -> list[Transform]:
         zeros, makers = torch.zeros(self.event_shape, dtype=torch.float64), choice("scaling", scaling, SCALINGS)[1:]
@@ -224,9 +229,9 @@ class TableDomain(Domain):
         scalings = [make(zeros) for make in makers]
         return [*self._support_transforms(), *conditional, *scalings, *self._tail_transforms()]
 
-    def base(self, z: Tensor | None, fields: Any) -> Base:
+    def base(self, z: Tensor | None, fields: Any, weight: Tensor | None = None) -> Base:
         fitted, blank = choice("base", fields.base, BASES)
-        return blank(self.event_shape) if z is None else fitted(z)
+        return blank(self.event_shape) if z is None else fitted(z, weight)
 
     def continuous(
         self, network: Callable[[tuple[int, ...]], nn.Module], blocks: int, options: Mapping[str, Any]
@@ -268,13 +273,14 @@ class TableDomain(Domain):
         return np.sort(order[count:]), order[:count]
 
     def fold(self, data: TrainingData, rows: Tensor, judges: Tensor) -> TrainingData:
-        return self._with_conditional(super().fold(data, rows, judges))
+        return self._with_conditional(_with_unit_weights(super().fold(data, rows, judges)))
 
     def _with_conditional(self, data: TrainingData) -> TrainingData:
         """Return the data with the location and scale that follow their contexts."""
         if data.scaled_context is None:
             return data
-        return replace(data, conditional=ConditionalAffine.of(self._unscaled(data)[0], data.scaled_context))
+        unscaled, weight = self._unscaled(data)[0], data.fitting.weight
+        return replace(data, conditional=ConditionalAffine.of(unscaled, data.scaled_context, weight))
 
     def _unscaled(self, data: TrainingData) -> tuple[Tensor, list[Transform]]:
         """Return the rows that the scaling is fitted to, and the transforms that lead to them."""
@@ -311,6 +317,24 @@ class TableDomain(Domain):
         """Say whether correlations are worth a margin, can be removed, and a trial would show it."""
         some = FEW_COLUMNS < self.size <= WHITENED_UP_TO
         return some and SCALING_MARGIN * self.size < gaussian_total_correlation(x) < math.inf
+
+
+def _with_unit_weights(fold: TrainingData) -> TrainingData:
+    """Return a fold of cross-validation whose rows to train on have weights of mean 1."""
+    if fold.weight is None or fold.held_out is None or fold.held_out.weight is None:
+        return fold
+    if not (fold.weight.sum() > 0 and fold.held_out.weight.sum() > 0):
+        raise ValueError(
+            "the weights of a fold of cross-validation sum to 0 or less: pass a schedule, e.g. "
+            "[('flow_matching', 1000)], or more rows"
+        )
+    weight = fold.weight / fold.weight.mean()
+    return replace(fold, weight=weight, fitting=replace(fold.fitting, weight=weight))
+
+
+def _weights_of(rows: Batch) -> tuple[Tensor, ...]:
+    """Return the weights of rows as an argument to pass on, or none."""
+    return () if rows.weight is None else (rows.weight,)
 
 
 def _spread(rows: int, most: int) -> Tensor:

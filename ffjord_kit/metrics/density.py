@@ -20,11 +20,14 @@ Bounds = tuple[tuple[float, float], tuple[float, float]]
 Values = TypeVar("Values", float, np.ndarray)
 
 
-def mean_and_standard_error(values: np.ndarray | Sequence[float]) -> tuple[float, float]:
+def mean_and_standard_error(
+    values: np.ndarray | Sequence[float], weights: np.ndarray | None = None
+) -> tuple[float, float]:
     """Compute the mean of independent values and its standard error.
 
     Args:
         values: At least one value, shape (n,).
+        weights: Weights of positive sum, shape (n,), or None.
 
     Returns:
         The mean and its standard error, in the unit of the values; the error of a single value is nan.
@@ -39,6 +42,9 @@ def mean_and_standard_error(values: np.ndarray | Sequence[float]) -> tuple[float
     values = np.asarray(values, dtype=np.float64).ravel()
     if len(values) == 0:
         raise ValueError("values must hold at least one number; got none")
+    if weights is not None:
+        mean = np.average(values, weights=weights)
+        return float(mean), float(np.linalg.norm(weights * (values - mean)) / weights.sum())
     error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
     return float(values.mean()), float(error)
 

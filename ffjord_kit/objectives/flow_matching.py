@@ -92,7 +92,7 @@ class FlowMatching(Objective[Flow]):
             The loss.
         """
         times, weights = TIME_DENSITIES[self.time_density](_stratified(end.x, generator))
-        value = (weights * self._error(cnfs, times, start, end)).mean()
+        value = end.mean(weights * self._error(cnfs, times, start, end))
         return Loss(value, {"matching": value})
 
     def _error(self, cnfs: list[CNF], t: Tensor, start: Tensor, end: Batch) -> Tensor:

@@ -15,7 +15,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -84,7 +84,8 @@ class DropContext(Objective):
             raise ValueError("there is no context to leave out: pass context=, or the objective itself")
         draws = torch.rand(len(batch), 1, generator=generator, device=generator.device)
         dropped = draws.to(batch.context.device) < self.share
-        return self.objective.loss(model, Batch(batch.x, torch.where(dropped, 0.0, batch.context)), generator)
+        hidden = replace(batch, context=torch.where(dropped, 0.0, batch.context))
+        return self.objective.loss(model, hidden, generator)
 
 
 class GuidedField(nn.Module):

@@ -4,7 +4,8 @@ Both minimise the mean negative log-likelihood of the rows x_1 .. x_n of a batch
 
     L = -(1/n) sum_i log p(x_i) + sum_k w_k (1/n) sum_i C_k(x_i),
 
-where C_k are costs along the paths of a continuous flow (see `ffjord_kit.regularizers`) with weights w_k >= 0.
+where C_k are costs along the paths of a continuous flow (see `ffjord_kit.regularizers`) with weights w_k >= 0. Where
+rows have weights, of mean 1 over all rows, each sum over i is weighted.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ class MaximumLikelihood(SolvedObjective[Flow]):
         costs = {word: REGULARIZERS[word] for word in self.regularizers}
         options = SolveOptions(self.trace, self.solver, costs, generator, self.steer)
         log_prob, moved = model.evaluate_log_prob(batch.x, batch.context, options=options)
-        terms = {"nll": -log_prob.mean(), **{word: cost.mean() for word, cost in moved.costs.items()}}
+        terms = {"nll": -batch.mean(log_prob), **{word: batch.mean(cost) for word, cost in moved.costs.items()}}
         value = terms["nll"] + sum(weight * terms[word] for word, weight in self.regularizers.items())
         return Loss(value, terms, moved.stats)
 
@@ -113,5 +114,5 @@ class TransformsLikelihood(Objective[Flow]):
         for transform in exact:
             x, step = transform.to_base(x, batch.context)
             log_det = log_det + step
-        value = -(model.base.log_prob(x) + log_det).mean()
+        value = -batch.mean(model.base.log_prob(x) + log_det)
         return Loss(value, {"nll": value})

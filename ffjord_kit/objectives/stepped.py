@@ -97,36 +97,34 @@ class SteppedLikelihood(Objective[Flow]):
                 raise ValueError("training by likelihood takes steps from the data: explicit_from='data'")
             few = x[0].numel() <= FEW_COLUMNS or not torch.is_grad_enabled()
             walk = self._by_frames if few else self._by_two_tangents
-            x, change, folds = walk(transform, x, points.context, rows, generator)
+            x, change, folds = walk(transform, points.with_x(x), rows, generator)
             log_det, penalty = log_det + change, penalty + folds
-        nll = -(model.base.log_prob(x[:rows]) + log_det).mean()
+        nll = -batch.mean(model.base.log_prob(x[:rows]) + log_det)
         return Loss(nll + self.weight * penalty, {"nll": nll, "monotonicity": penalty})
 
-    def _by_frames(
-        self, transform: Stepped, x: Tensor, context: Tensor | None, rows: int, generator: torch.Generator
-    ) -> _Points:
+    def _by_frames(self, transform: Stepped, points: Batch, rows: int, generator: torch.Generator) -> _Points:
         """Carry the whole frame: the gradient is exact."""
+        x = points.x
         log_det, penalty = x.new_zeros(rows), x.new_zeros(())
-        for step in transform.walk(x, context):
+        for step in transform.walk(x, points.context):
             x, log_det = step.y, log_det + step.log_det[:rows].to(log_det)
             if self.weight:
-                penalty = penalty + self._shortfall(lowest_eigenvalues(step.jacobian)).square().mean()
+                penalty = penalty + points.size_mean(self._shortfall(lowest_eigenvalues(step.jacobian)).square())
         return _Points(x, log_det, penalty)
 
-    def _by_two_tangents(
-        self, transform: Stepped, x: Tensor, context: Tensor | None, rows: int, generator: torch.Generator
-    ) -> _Points:
+    def _by_two_tangents(self, transform: Stepped, points: Batch, rows: int, generator: torch.Generator) -> _Points:
         """Carry the whole frame for the values, and two tangents of each step for their gradient."""
+        x, context = points.x, points.context
         with torch.no_grad():
             seen = [self._seen(step, rows, generator) for step in transform.walk(x, context)]
         log_det = torch.stack([each.log_det for each in seen]).sum(0)
-        penalty = torch.stack([each.shortfall.square().mean() for each in seen]).sum()
+        penalty = torch.stack([points.size_mean(each.shortfall.square()) for each in seen]).sum()
         for each, (y, products) in zip(
             seen, transform.push_forward(x, [each.tangents for each in seen], context), strict=True
         ):
             x, along = y, (each.cotangents * products).flatten(2).sum(2)
             log_det = _with_gradient(log_det, along[0, :rows])
-            penalty = _with_gradient(penalty, -(2 * each.shortfall * along[1]).mean())
+            penalty = _with_gradient(penalty, -points.size_mean(2 * each.shortfall * along[1]))
         return _Points(x, log_det, penalty)
 
     def _seen(self, step: Step, rows: int, generator: torch.Generator) -> _Seen:
@@ -168,14 +166,13 @@ def with_neighbours(
         share: Number of points, as a share of the rows.
 
     Returns:
-        The rows and the points, which have the contexts of their rows.
+        The rows and the points, which have the contexts and weights of their rows.
     """
     (low, high), some = spread, batch[: max(1, round(share * len(batch)))]
     order = torch.rand(len(some), *[1] * (batch.x.ndim - 1), generator=generator, device=generator.device)
     distance = (low * (high / low) ** order).to(batch.x)
     near = some.x + distance * standard_normal(some.x.shape, some.x, generator)
-    context = None if batch.context is None or some.context is None else torch.cat([batch.context, some.context])
-    return Batch(torch.cat([batch.x, near]), context)
+    return batch.joined(some.with_x(near))
 
 
 def lowest_eigenvalue(flow: Flow, points: Batch) -> Tensor:

@@ -38,6 +38,7 @@ from ffjord_kit.training.data import TensorData, preprocessed
 from ffjord_kit.training.loop import fit
 from ffjord_kit.transforms import CNF, Transform
 from ffjord_kit.transforms.cnf import SolveOptions
+from ffjord_kit.weights import mean_and_error
 
 PATH_ROWS, CHUNKS, TIMES = 4_000, 8, 17  # rows to follow, in chunks with times of their own, and these times
 MERGED_POINTS = 3_000  # at which the neurons to merge are looked at
@@ -113,7 +114,7 @@ def narrowest(
     Args:
         flow: Flow with fully connected fields; it stays as it is.
         rows: Rows in the units of the data, shape (n, d), and contexts, whose paths the flow is imitated on.
-        held_out: Rows and contexts on which the loss is measured.
+        held_out: Rows, contexts and weights on which the loss is measured.
         loss: Largest mean increase of the negative log-likelihood, nats.
         options: Trace and solver of the log-likelihoods.
         shares: Shares of the neurons that may stay, ascending, which are tried by bisection.
@@ -131,8 +132,7 @@ def narrowest(
         middle = (low + high) // 2
         narrow = condense_flow(flow, rows, shares[middle], **imitation)
         lost = before - _log_prob(narrow, held_out, options)
-        error = float(lost.std()) / math.sqrt(len(lost))
-        tried = Condensed(narrow, shares[middle], float(lost.mean()), error, len(lost))
+        tried = Condensed(narrow, shares[middle], *mean_and_error(lost, held_out.weight), len(lost))
         least = min(least, tried.loss)
         found, low, high = (tried, low, middle) if tried.loss <= loss else (found, middle + 1, high)
     if found is None:

@@ -47,7 +47,7 @@ class TensorData(TrainingRows):
     """Rows in memory, as the model takes them.
 
     Args:
-        batch: All rows and contexts.
+        batch: All rows, contexts and weights.
         log_det: Log-determinants of their preprocessing, shape (n,), nats; None if there was none.
 
     Example:
@@ -81,11 +81,13 @@ class StreamedData(TrainingRows):
         rows: Rows in the units of the data.
         context: Contexts, shape (n, context_dim), or None.
         flow: Flow whose preprocessing is applied.
+        weight: Weights of the rows, shape (n,), or None.
     """
 
     rows: Rows
     context: Tensor | None
     flow: Flow
+    weight: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -98,7 +100,8 @@ class StreamedData(TrainingRows):
     def take(self, rows: Tensor, generator: torch.Generator) -> Batch:
         x = self.rows.fetch(rows, generator)
         check_finite(x)
-        return preprocessed(self.flow, Batch(x, None if self.context is None else self.context[rows])).batch
+        context, weight = (None if part is None else part[rows] for part in (self.context, self.weight))
+        return preprocessed(self.flow, Batch(x, context, weight)).batch
 
 
 def preprocessed(flow: Flow, batch: Batch) -> TensorData:
@@ -106,15 +109,17 @@ def preprocessed(flow: Flow, batch: Batch) -> TensorData:
 
     Args:
         flow: Flow.
-        batch: Rows in the units of the data, and contexts.
+        batch: Rows in the units of the data, contexts and weights.
 
     Returns:
-        Rows and contexts for `flow.inner`.
+        Rows, contexts and weights for `flow.inner`.
     """
     like = flow.like
     context = None if batch.context is None else batch.context.detach()
     x, log_det = flow.preprocess.to_base(batch.x.detach(), context)
-    return TensorData(Batch(x.to(like.device, like.dtype), flow.preprocess.scale_context(context, like)), log_det)
+    weight = None if batch.weight is None else batch.weight.to(like.device, like.dtype)
+    scaled = flow.preprocess.scale_context(context, like)
+    return TensorData(Batch(x.to(like.device, like.dtype), scaled, weight), log_det)
 
 
 class Batches:

@@ -151,11 +151,12 @@ def _affordable(evaluations: int, methods: Sequence[str]) -> Iterator[Steps]:
 
 @torch.no_grad()
 def _scores(flow: Flow, rows: Batch) -> tuple[float, float]:
-    """Return the NLL of rows, nats in the units of the data, and the weighted penalty."""
+    """Return the NLL of rows by the sizes of their weights, nats in the units of the data, and the weighted penalty."""
+    rows = rows.sized()
     objective, parts, inner = SteppedLikelihood(), [], preprocessed(flow, rows)
     for part in inner.batch.split(CHUNK):
         terms = objective.loss(flow.inner, part, keyed_generator(part.x.device, "scheme")).terms
         parts.append([len(part) * float(term) for term in (terms["nll"], terms["monotonicity"])])
     nll, penalty = (sum(part) / len(rows) for part in zip(*parts, strict=True))
-    shift = 0.0 if inner.log_det is None else float(inner.log_det.mean())
+    shift = 0.0 if inner.log_det is None else float(rows.mean(inner.log_det))
     return nll - shift, objective.weight * penalty

@@ -310,7 +310,7 @@ def restarted() -> bool:
 def check_agreement(
     workers: Workers,
     model: nn.Module,
-    rows: tuple[Tensor | Rows, Tensor | None],
+    rows: tuple[Tensor | Rows, Tensor | None, Tensor | None],
     held_out: Batch | None,
     schedule: Sequence[Phase],
     config: TrainConfig,
@@ -325,7 +325,7 @@ def check_agreement(
     Args:
         workers: Workers that share the fit.
         model: Model to train.
-        rows: Rows, or their source, and contexts.
+        rows: Rows, or their source, contexts and weights.
         held_out: Held-out rows, or None.
         schedule: Phases.
         config: Options of the fit.
@@ -347,7 +347,9 @@ def check_agreement(
             "number of rows": len(rows[0]),
             "number of held-out rows": 0 if held_out is None else len(held_out),
             "rows": digest(_some_rows(*rows)),
-            "held-out rows": "" if held_out is None else digest(_some_rows(held_out.x, held_out.context)),
+            "held-out rows": ""
+            if held_out is None
+            else digest(_some_rows(held_out.x, held_out.context, held_out.weight)),
             "network": shapes,
         }
     )
@@ -420,12 +422,11 @@ def _read(store: dist.Store, name: str) -> str | None:
     return store.get(key).decode() if store.check([key]) else None
 
 
-def _some_rows(x: Tensor | Rows, context: Tensor | None) -> Iterator[Tensor]:
-    """Yield a few rows, spread over the data, and their contexts."""
+def _some_rows(x: Tensor | Rows, context: Tensor | None, weight: Tensor | None) -> Iterator[Tensor]:
+    """Yield a few rows, spread over the data, with their contexts and weights."""
     some = torch.linspace(0, len(x) - 1, min(len(x), COMPARED_ROWS), dtype=torch.float64).long()
     yield x.fetch(some, keyed_generator(torch.device("cpu"), "agree")) if isinstance(x, Rows) else x[some]
-    if context is not None:
-        yield context[some]
+    yield from (part[some] for part in (context, weight) if part is not None)
 
 
 @cache

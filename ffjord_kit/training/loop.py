@@ -122,6 +122,7 @@ def fit_flow(
     *,
     schedule: Sequence[Phase],
     context: Tensor | None = None,
+    weight: Tensor | None = None,
     validation: Batch | None = None,
     evaluation: SolveOptions | None = None,
     config: TrainConfig | None = None,
@@ -140,7 +141,8 @@ def fit_flow(
         x: Rows, shape (n, *event), or a source that fetches them batch by batch.
         schedule: Phases, in order.
         context: Contexts, shape (n, context_dim), or None.
-        validation: Held-out rows and contexts, scored by their likelihood; None for no validation.
+        weight: Weights of the rows, of mean 1, shape (n,), or None.
+        validation: Held-out rows, contexts and weights, scored by their likelihood; None for no validation.
         evaluation: Trace and solver of validations; the exact trace and the flow's own solvers if None.
         config: How weights are updated, validated and guarded.
         workers: Workers that share each batch; the processes started by torchrun if None.
@@ -172,11 +174,13 @@ def fit_flow(
     _check_schedule(schedule)
     if validation is not None and not isinstance(validation, Batch):
         raise ValueError("validation must be a Batch(x, context), context None if the flow takes none")
-    check_agreement(workers, flow, (x, context), validation, schedule, config, resume=resume)
+    check_agreement(workers, flow, (x, context, weight), validation, schedule, config, resume=resume)
     for rows in [sample_rows(x, context), *([] if validation is None else [validation])]:
         flow.check(rows.x, rows.context)
         check_finite(rows.x)
-    data = StreamedData(x, context, flow) if isinstance(x, Rows) else preprocessed(flow, Batch(x, context))
+    data = (
+        StreamedData(x, context, flow, weight) if isinstance(x, Rows) else preprocessed(flow, Batch(x, context, weight))
+    )
     inner, validate = flow.inner, None
     if validation is not None:
         stepped = any(isinstance(transform, Stepped) for transform in inner.transforms)

@@ -20,6 +20,7 @@ from ffjord_kit.training.data import TensorData
 from ffjord_kit.training.distributed import Workers
 from ffjord_kit.training.micro_batches import run_together
 from ffjord_kit.transforms.cnf import SolveOptions
+from ffjord_kit.weights import mean_and_error
 
 ERROR_ROWS = 32
 STEPPED_ROWS = 1000  # at which, and near which, explicit steps are examined
@@ -31,7 +32,7 @@ class ValidationScore:
     """A negative log-likelihood, nats, in the units of the data.
 
     Attributes:
-        mean: Mean over the rows.
+        mean: Mean over the rows, by their weights.
         standard_error: Standard error of the mean.
         solver_error: Mean absolute difference of some rows from a solve ten times finer; None for a solver without a
             tolerance.
@@ -106,7 +107,8 @@ class LikelihoodValidation:
         error = run_together(workers, score_own)
         solver_error = workers.broadcast(lambda: error)
         workers.all_reduce_(nll)
-        return ValidationScore(float(nll.mean()), float(nll.std() / math.sqrt(len(nll))), solver_error)
+        weight = self.data.batch.weight
+        return ValidationScore(*mean_and_error(nll, None if weight is None else weight.cpu()), solver_error)
 
     def _solver_error(self, nll: Tensor) -> float | None:
         """Return the mean absolute difference of the first rows' values from a finer solve."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
 from ffjord_kit.transforms.affine import Affine, Standardize, Whiten
 from ffjord_kit.transforms.asinh import Asinh
@@ -20,8 +19,9 @@ from ffjord_kit.transforms.planar import Planar
 from ffjord_kit.transforms.preprocess import Preprocess
 from ffjord_kit.transforms.stepped import Stepped
 
-# Two constructors each: fitted to data (n, d), and blank from zeros (d,), to load weights into.
-SCALINGS: dict[str, tuple[Callable[[Tensor], Transform], ...]] = {
+# Two constructors each: fitted to data (n, d) and, if there are any, to weights of the rows (n,); and blank from zeros
+# (d,), to load values into.
+SCALINGS: dict[str, tuple[Callable[..., Transform], ...]] = {
     "standardize": (Standardize.of, lambda zeros: Standardize(zeros, torch.ones_like(zeros))),
     "robust": (Standardize.robust, lambda zeros: Standardize(zeros, torch.ones_like(zeros))),
     "whiten": (Whiten.of, lambda zeros: Whiten(zeros, torch.eye(len(zeros), dtype=zeros.dtype))),

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ffjord_kit.distributions import fit_student
 from ffjord_kit.transforms.base import Transform
+from ffjord_kit.weights import mean_and_deviation, resampled
 
 MIN_VARIANCE = 1e-10  # of a direction, relative to the largest
 
@@ -47,29 +48,32 @@ class Standardize(Transform):
         self.register_buffer("scale", scale)
 
     @classmethod
-    def of(cls, x: Tensor) -> Standardize:
+    def of(cls, x: Tensor, weight: Tensor | None = None) -> Standardize:
         """Fit the transform that gives data zero mean and unit variance.
 
         Args:
             x: Data, shape (n, *event).
+            weight: Weights of the rows, shape (n,), or None.
 
         Returns:
             The transform; the scale of a constant element is 1.
         """
-        scale = x.std(0, correction=0)
-        return cls(x.mean(0), torch.where(x.amax(0) > x.amin(0), scale, torch.ones_like(scale)))
+        mean, scale = mean_and_deviation(x, weight)
+        counted = x if weight is None else x[weight != 0]
+        return cls(mean, torch.where(counted.amax(0) > counted.amin(0), scale, torch.ones_like(scale)))
 
     @classmethod
-    def robust(cls, x: Tensor) -> Standardize:
+    def robust(cls, x: Tensor, weight: Tensor | None = None) -> Standardize:
         """Fit location and scale of Student's t distribution to each element, which outliers do not inflate.
 
         Args:
             x: Data, shape (n, *event).
+            weight: Weights of the rows, by which they are drawn for the fit, shape (n,), or None.
 
         Returns:
             The transform; the scale of a constant element is 1.
         """
-        fit = fit_student(x.flatten(1))
+        fit = fit_student(resampled(x, weight).flatten(1))
         return cls(fit.loc.reshape(x.shape[1:]), fit.scale.reshape(x.shape[1:]))
 
     def flaw(self) -> str:
@@ -106,11 +110,12 @@ class Whiten(Transform):
         self.register_buffer("factor", factor)
 
     @classmethod
-    def of(cls, x: Tensor) -> Whiten:
+    def of(cls, x: Tensor, weight: Tensor | None = None) -> Whiten:
         """Fit the transform that gives data zero mean and the identity as covariance.
 
         Args:
             x: Data, shape (n, *event).
+            weight: Weights of the rows, shape (n,), or None.
 
         Returns:
             The transform.
@@ -118,10 +123,10 @@ class Whiten(Transform):
         Raises:
             ValueError: If the covariance is singular.
         """
-        scale, factor = _root_of_correlation(x)
+        scale, factor = _root_of_correlation(x, weight)
         if factor is None:
             raise ValueError("whitening needs a regular covariance: drop collinear columns, or standardize instead")
-        return cls(x.mean(0), scale[:, None] * factor)
+        return cls(mean_and_deviation(x, weight)[0], scale[:, None] * factor)
 
     def flaw(self) -> str:
         triangular = bool((self.factor.tril() == self.factor).all()) and bool((self.factor.diagonal() > 0).all())
@@ -187,7 +192,7 @@ class Affine(Transform):
         return cls(mean.reshape(x.shape[1:]).to(x), matrix.to(x))
 
     @classmethod
-    def half_whitening(cls, x: Tensor) -> Affine:
+    def half_whitening(cls, x: Tensor, weight: Tensor | None = None) -> Affine:
         """Fit the transform to principal components of standardised data, each divided by the root of its deviation.
 
         In logarithms that is half of the way from `Standardize` to `Whiten`. A direction without variance gets a
@@ -195,16 +200,17 @@ class Affine(Transform):
 
         Args:
             x: Data, shape (n, *event).
+            weight: Weights of the rows, shape (n,), or None.
 
         Returns:
             The transform.
         """
         rows = x.reshape(len(x), -1)
-        scale = rows.std(0, correction=0)
+        _, scale = mean_and_deviation(rows, weight)
         scale = torch.where(scale > 0, scale, 1.0)
-        variances, axes = torch.linalg.eigh(_correlation(rows, scale))
+        variances, axes = torch.linalg.eigh(_correlation(rows, scale, weight))
         matrix = scale[:, None] * axes * variances.clamp(min=MIN_VARIANCE) ** 0.25
-        return cls(x.mean(0), matrix)
+        return cls(mean_and_deviation(x, weight)[0], matrix)
 
     def flaw(self) -> str:
         return "" if bool(self._log_det().isfinite()) else "a matrix that is not regular"
@@ -238,16 +244,17 @@ def gaussian_total_correlation(x: Tensor) -> float:
     return math.inf if factor is None else -float(factor.diagonal().log().sum())
 
 
-def _root_of_correlation(x: Tensor) -> tuple[Tensor, Tensor | None]:
+def _root_of_correlation(x: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     """Return the deviations (D,) of x (n, *event), and the Cholesky factor (D, D) of its correlation, or None."""
     rows = x.reshape(len(x), -1)
-    scale = rows.std(0, correction=0)
-    factor, failed = torch.linalg.cholesky_ex(_correlation(rows, scale))
+    _, scale = mean_and_deviation(rows, weight)
+    factor, failed = torch.linalg.cholesky_ex(_correlation(rows, scale, weight))
     # The square of a diagonal entry is the part of a column's variance that the columns before it do not explain.
     regular = not bool(failed) and float(factor.diagonal().min()) ** 2 > 100 * torch.finfo(x.dtype).eps
     return scale, factor if regular else None
 
 
-def _correlation(rows: Tensor, scale: Tensor) -> Tensor:
+def _correlation(rows: Tensor, scale: Tensor, weight: Tensor | None = None) -> Tensor:
     """Return the correlation matrix (D, D) of rows (n, D) with deviations (D,)."""
-    return torch.atleast_2d(torch.cov(((rows - rows.mean(0)) / scale).T, correction=0))
+    sizes = None if weight is None else weight.abs().to(rows)
+    return torch.atleast_2d(torch.cov(((rows - rows.mean(0)) / scale).T, correction=0, aweights=sizes))

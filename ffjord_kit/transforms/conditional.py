@@ -16,13 +16,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
+from ffjord_kit.data import Batch
 from ffjord_kit.distributions import fit_student
 from ffjord_kit.transforms.base import Transform
+from ffjord_kit.weights import mean_and_error, resampled
 
 HIDDEN = 32
 SPAN = 1.5  # of the random V and a
@@ -75,18 +77,17 @@ class Weights(NamedTuple):
         location, log_scale = (context @ self.linear + hidden @ self.outer + self.bias).chunk(2, dim=1)
         return location, log_scale.clamp(min=LEAST)
 
-    def loss(self, x: Tensor, context: Tensor) -> Tensor:
+    def loss(self, rows: Batch) -> Tensor:
         """Return the negative log-likelihood of rows, but for a constant.
 
         Args:
-            x: Rows, shape (batch, d).
-            context: Scaled contexts, shape (batch, c).
+            rows: Rows, shape (batch, d), and scaled contexts, shape (batch, c).
 
         Returns:
             Nats, shape (batch,).
         """
-        location, log_scale = self(context)
-        z = (x - location) * (-log_scale).exp()
+        location, log_scale = self(cast(Tensor, rows.context))
+        z = (rows.x - location) * (-log_scale).exp()
         return (0.5 * (DF + 1) * (z.square() / DF).log1p() + log_scale).sum(1)
 
 
@@ -124,19 +125,20 @@ class ConditionalAffine(Transform):
             self.register_buffer(name, value)
 
     @classmethod
-    def of(cls, x: Tensor, context: Tensor) -> ConditionalAffine:
+    def of(cls, x: Tensor, context: Tensor, weight: Tensor | None = None) -> ConditionalAffine:
         """Fit the transform by maximum likelihood.
 
         Args:
             x: Rows in float64, shape (n, d).
             context: Scaled contexts in float64, shape (n, c).
+            weight: Weights of the rows, whose sizes count, shape (n,), or None.
 
         Returns:
             The transform; the identity where held-out rows do not gain by it.
         """
-        units = fit_student(x)
+        units = fit_student(resampled(x, weight))
         r = (x - units.loc) / units.scale
-        weights = _fitted(r, context)
+        weights = _fitted(Batch(r, context, None if weight is None else weight.abs() / weight.abs().mean()))
         if weights is None:
             return cls.identity(x.new_zeros(x.shape[1]), context.shape[1])
         log_scale = weights(context)[1]
@@ -181,31 +183,30 @@ class ConditionalAffine(Transform):
 
 
 @torch.enable_grad()
-def _fitted(x: Tensor, context: Tensor) -> Weights | None:
+def _fitted(rows: Batch) -> Weights | None:
     """Return the weights under which held-out rows are likeliest; None if a constant location and scale suit them."""
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:FIT_ROWS]
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:FIT_ROWS]
     held_out = order[: int(HELD_OUT * len(order))]
     if len(held_out) < FEWEST_HELD_OUT:
         return None
-    kept, judges = order[len(held_out) :], (x[held_out], context[held_out])
-    weights = Weights.drawn(context.shape[1], x.shape[1])
-    next(_descent(weights, [weights.bias], x[kept], context[kept]))
-    constant = best = weights.loss(*judges).detach()
+    kept, judges = rows[order[len(held_out) :]], rows[held_out]
+    weights = Weights.drawn(cast(Tensor, rows.context).shape[1], rows.x.shape[1])
+    next(_descent(weights, [weights.bias], kept))
+    constant = best = weights.loss(judges).detach()
     found, stale = None, 0
-    for _ in _descent(weights, list(weights), x[kept], context[kept]):
-        loss = weights.loss(*judges).detach()
-        if bool(loss.mean() < best.mean()):
+    for _ in _descent(weights, list(weights), kept):
+        loss = weights.loss(judges).detach()
+        if bool(judges.mean(loss) < judges.mean(best)):
             best, found, stale = loss, Weights(*(value.detach().clone() for value in weights)), 0
         else:
             stale += 1
         if stale == PATIENCE:
             break
-    gain = constant - best
-    margin = max(MARGIN * x.shape[1], ERRORS * float(gain.std()) / math.sqrt(len(gain)))
-    return found if float(gain.mean()) > margin else None
+    gain, error = mean_and_error(constant - best, judges.weight)
+    return found if gain > max(MARGIN * rows.x.shape[1], ERRORS * error) else None
 
 
-def _descent(weights: Weights, free: Sequence[Tensor], x: Tensor, context: Tensor) -> Iterator[None]:
+def _descent(weights: Weights, free: Sequence[Tensor], rows: Batch) -> Iterator[None]:
     """Fit some of the weights to rows, with a stop after each round of steps."""
     for value in free:
         value.requires_grad_()
@@ -213,7 +214,7 @@ def _descent(weights: Weights, free: Sequence[Tensor], x: Tensor, context: Tenso
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = weights.loss(x, context).mean() + DECAY * weights.outer.square().sum()
+        loss = rows.mean(weights.loss(rows)) + DECAY * weights.outer.square().sum()
         loss.backward()
         return loss
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ffjord_kit.transforms.base import Transform
+from ffjord_kit.weights import resampled
 
 KNOTS = 33
 MAX_KNOT = 3.5  # z of the outermost knots, where rows suffice
@@ -57,15 +58,17 @@ class Gaussianize(Transform):
         self.register_buffer("z", z)
 
     @classmethod
-    def of(cls, x: Tensor) -> Gaussianize:
+    def of(cls, x: Tensor, weight: Tensor | None = None) -> Gaussianize:
         """Fit the transform that makes each element of data nearly standard normal.
 
         Args:
             x: Data, shape (n, *event).
+            weight: Weights of the rows, by which they are drawn for the fit, shape (n,), or None.
 
         Returns:
             The transform.
         """
+        x = resampled(x, weight)
         max_knot = min(MAX_KNOT, float(torch.special.ndtri(torch.tensor(1 - TAIL_ROWS / max(len(x), 12)))))
         z = torch.linspace(-max_knot, max_knot, KNOTS, dtype=x.dtype)
         knots = _quantiles(x.flatten(1), torch.special.ndtr(z)).T
