@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import Any, ClassVar
 
@@ -13,10 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ffjord_kit.column_types import Types, read_types, types_as_text
 from ffjord_kit.data import Batch, StreamedRows
 from ffjord_kit.diagnostics.columns import check_columns, check_contexts
-from ffjord_kit.diagnostics.grid import Grid, find_grid
+from ffjord_kit.diagnostics.grid import Grid
 from ffjord_kit.distributions import BASES, Base, outliers_inflate_scale
+from ffjord_kit.estimator.columns import (
+    Bounds,
+    grid_with_types,
+    refuse_two_supports,
+    settled_types,
+    spread_ends,
+    with_bounds_of_types,
+)  # fmt: skip
 from ffjord_kit.estimator.data import (
     Arrays,
     Domain,
@@ -48,8 +57,6 @@ GAUSSIANIZED_FROM = 200  # rows: fewer say little of the quantiles
 WHITENED_UP_TO = 32  # columns: with 63 it led by ten nats after 240 steps, and after 2,500 by nothing
 SCALING_MARGIN = 0.02  # nats a column by which another scaling must win
 
-Bounds = tuple[tuple[float, float], ...]
-
 
 @dataclass(frozen=True)
 class TableDomain(Domain):
@@ -62,6 +69,7 @@ class TableDomain(Domain):
         grid: Steps of the columns.
         base_word: Word of BASES.
         context_columns: Names of the contexts; none where they have none.
+        types: Types of columns by names, of those that have one.
     """
 
     noun: ClassVar[str] = "table"
@@ -75,6 +83,7 @@ class TableDomain(Domain):
     grid: Grid
     base_word: str
     context_columns: tuple[str, ...] = ()
+    types: Types = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -103,9 +112,11 @@ class TableDomain(Domain):
         """
         names = column_names(columns, x.shape[1])
         refuse_not_finite(x, "X", names)
-        grid = find_grid(fields.dequantize, x, names)
-        bounds = support_bounds(fields.support, len(names))
-        return cls(names, named, bounds, grid, fields.base, tuple(context_columns))
+        types = settled_types(fields.columns, x, names)
+        refuse_two_supports(fields.support, types)
+        grid = grid_with_types(fields.dequantize, types, x, names)
+        bounds = with_bounds_of_types(support_bounds(fields.support, names), types, names)
+        return cls(names, named, bounds, grid, fields.base, tuple(context_columns), types)
 
     @classmethod
     def from_record(cls, fields: TableFields, record: Mapping[str, Any]) -> TableDomain:
@@ -129,9 +140,10 @@ class TableDomain(Domain):
         names = tuple(record["columns"])
         if not names:
             raise ValueError("columns must name 1 column or more")
-        bounds, grid = support_bounds(fields.support, len(names)), Grid.from_record(record["grid"], len(names))
+        types, grid = read_types(record.get("types"), names), Grid.from_record(record["grid"], len(names))
+        bounds = with_bounds_of_types(support_bounds(fields.support, names), types, names)
         contexts = tuple(record.get("context_columns", ()))
-        return cls(names, bool(record["named"]), bounds, grid, fields.base, contexts)
+        return cls(names, bool(record["named"]), bounds, grid, fields.base, contexts, types)
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -146,7 +158,8 @@ class TableDomain(Domain):
     def record(self) -> dict[str, Any]:
         contexts = {"context_columns": self.context_columns} if self.context_columns else {}
         tails = {"asinh": True} if self.base_word == "student" else {}
-        return {"columns": self.columns, "named": self.named, "grid": self.grid._asdict(), **contexts, **tails}
+        types = {"types": types_as_text(self.types)} if self.types else {}
+        return {"columns": self.columns, "named": self.named, "grid": self.grid._asdict(), **contexts, **tails, **types}
 
     def defaults(self) -> dict[str, Any]:
         return {
@@ -191,7 +204,7 @@ class TableDomain(Domain):
         return ExactTrace()
 
     def training_data(self, arrays: Arrays, fraction: float, seed: int) -> TrainingData:
-        x = self.grid.add_noise(arrays.x, seed)
+        x = self.add_noise(arrays.x, seed)
         check_columns(x, self.columns, heavy_tails=self.base_word == "student")
         check_support(x, self.bounds, self.columns)
         if arrays.context is not None:
@@ -242,6 +255,7 @@ class TableDomain(Domain):
         if x.ndim != 2 or x.shape[1] != self.size or not len(x):
             raise ValueError(f"expected rows of shape (n >= 1, {self.size}); got {x.shape}")
         refuse_not_finite(x, "X", self.columns)
+        x = spread_ends(x, self.types, self.columns, None)
         inside = np.all(inside_support(x, self.bounds), axis=1)
         return tensor(x[inside]), inside
 
@@ -255,7 +269,7 @@ class TableDomain(Domain):
         return self.grid.round(x)
 
     def add_noise(self, x: np.ndarray, seed: int) -> np.ndarray:
-        return self.grid.add_noise(x, seed)
+        return self.grid.add_noise(spread_ends(x, self.types, self.columns, seed), seed)
 
     def _split(self, rows: int, fraction: float, seed: int, streamed: bool) -> tuple[np.ndarray, np.ndarray]:
         """Return the indices of the rows to train on, ascending, and of those to hold out."""
@@ -447,19 +461,27 @@ def names_of(x: Any) -> list[str]:
     return [] if getattr(x, "columns", None) is None else [str(name) for name in x.columns]
 
 
-def support_bounds(support: Any, columns: int) -> Bounds:
+def support_bounds(support: Any, names: Sequence[str]) -> Bounds:
     """Read the support of the columns.
 
     Args:
-        support: "real", "positive" or ("bounded", low, high), for all columns; or a list of these, one for each.
-        columns: Number of columns.
+        support: "real", "positive" or ("bounded", low, high), for all columns; a list of these, one for each; or a
+            mapping from names to these, the other columns being real.
+        names: Names of the columns.
 
     Returns:
         Bounds (lower, upper) of each column, infinite where it is open.
 
     Raises:
-        ValueError: If the support cannot be read, or does not have one entry for each column.
+        ValueError: If the support cannot be read, names a column that is not there, or does not have one entry for
+            each column.
     """
+    columns = len(names)
+    if isinstance(support, Mapping):
+        missing = [name for name in support if name not in names]
+        if missing:
+            raise ValueError(f"support names a column {missing[0]!r} that is not there; there are {shortened(names)}")
+        return tuple(_bounds(support.get(name, "real")) for name in names)
     single = isinstance(support, str) or (isinstance(support, Sequence) and tuple(support[:1]) == ("bounded",))
     if not single and not isinstance(support, Sequence):
         raise _support_error(support)
