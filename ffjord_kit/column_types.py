@@ -458,6 +458,23 @@ def types_as_text(columns: Any) -> dict[str, str] | None:
     return {name: str(_read_type(name, value)) for name, value in texts.items()}
 
 
+def units_of(types: Types) -> str:
+    """Say what the density of a table is one of, where its columns have types.
+
+    Args:
+        types: Types by names.
+
+    Returns:
+        The text; empty without types.
+
+    Example:
+        >>> units_of(read_types({"ra+dec": "sphere:deg", "z": "positive", "kids": "integer"}))
+        'per steradian of ra and dec, unit of z, whole number of kids'
+    """
+    units = ", ".join(f"{kind.unit} of {' and '.join(own)}" for own, kind in types.items())
+    return f"per {units}" if units else ""
+
+
 def _read_type(key: Any, value: Any) -> ColumnType:
     """Return the type of a column; the message of an error names it."""
     if isinstance(value, ColumnType):

@@ -11,6 +11,7 @@ import click
 from ffjord_kit import datasets, metrics
 from ffjord_kit.cli.output import CONSOLE, OVER_ROWS, plain_table, print_rows
 from ffjord_kit.cli.sources import open_run
+from ffjord_kit.column_types import read_types, units_of
 from ffjord_kit.estimator.discretize import SteppedNote
 from ffjord_kit.estimator.persistence import last_part
 from ffjord_kit.run import Run
@@ -122,6 +123,7 @@ def _data(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "columns", ", ".join(columns[:COLUMNS_SHOWN]) + more
         if config.get("types"):
             yield "types", option_text(config["types"])
+            yield "nats", units_of(read_types(config["types"]))
     else:
         yield "images", " x ".join(map(str, images["shape"])) + f", {images['bits']} bits"
     yield "context", _context(config)

@@ -98,7 +98,12 @@ def _evaluate(model: DensityModel, data: LoadedData) -> Columns:
     with progress(f"{len(data.x)} rows") as on_progress:
         result = model.evaluate(data.x, context=data.context, on_progress=on_progress)
     cost = _exact_steps(model) if model.density == "steps" else _solve(model, data, result.nfe)
-    print_rows([*_likelihood(data, result.log_prob), *cost, *_divergence(data, result.log_prob)])
+    print_rows([
+        *_likelihood(data, result.log_prob),
+        *_units(model),
+        *cost,
+        *_divergence(data, result.log_prob),
+    ])  # fmt: skip
     return {"log_likelihood": result.log_prob}
 
 
@@ -123,6 +128,7 @@ def _certify(model: DensityModel, data: LoadedData, error: float | None, probes:
         result = model.certify(data.x, context=data.context, error=error, probes=probes, on_progress=on_progress)
     print_rows([
         *_likelihood(data, result.log_prob),
+        *_units(model),
         *_errors(result, error, probes),
         *(_exact_steps(model) if model.density == "steps" else _adaptive_steps(result)),
         *_divergence(data, result.log_prob),
@@ -142,6 +148,12 @@ def _likelihood(data: LoadedData, log_prob: np.ndarray) -> Rows:
     yield "rows", f"{len(log_prob)}, {dimensions} {'pixels' if data.is_images else 'columns'}; {OVER_ROWS}"
     yield "log-likelihood", f"{with_error(log_prob)} nats a row"
     yield "bits/dim", with_error(metrics.bits_per_dim(-log_prob, dimensions))
+
+
+def _units(model: DensityModel) -> Rows:
+    """Yield what the density is one of, where columns have types."""
+    if model.domain.units:
+        yield "nats", model.domain.units
 
 
 def _divergence(data: LoadedData, log_prob: np.ndarray) -> Rows:

@@ -21,7 +21,7 @@ from torch import Tensor
 from ffjord_kit.data import Batch
 from ffjord_kit.diagnostics.examination import flat, preprocessed
 from ffjord_kit.diagnostics.findings import BAD, GOOD, Finding
-from ffjord_kit.diagnostics.integral import GRIDS, Integral, by_grid, by_importance_sampling
+from ffjord_kit.diagnostics.integral import GRIDS, Integral, by_grid, by_importance_sampling, over_turns
 from ffjord_kit.flow import Flow
 from ffjord_kit.noise import standard_normal
 from ffjord_kit.objectives.stepped import lowest_eigenvalues
@@ -156,7 +156,8 @@ def check_steps(
     inner = double.inner
     round_trip, elsewhere, draws, unreached = _there_and_back(inner, batch, generator)
     here = _examined(inner, _joined(batch, draws))
-    around = _examined(inner, _around(batch, generator)).lowest
+    near = _around(batch, generator)
+    around = _examined(inner, near.with_x(inner.base.project(near.x))).lowest
     integral = _integral(inner, _joined(batch, draws), seed) if integrate else Integral(math.nan, math.inf, "")
     return Receipt(
         points=len(here.lowest), lowest_eigenvalue=float(here.lowest.min()),
@@ -270,7 +271,9 @@ def _integral(inner: Flow, batch: Batch, seed: int) -> Integral:
         chunks = Batch(points.reshape(-1, *batch.x.shape[1:]), context).split(CHUNK)
         return torch.cat([inner.log_prob(chunk.x, chunk.context) for chunk in chunks])
 
-    rows = flat(batch.x)
+    rows, geometry = flat(batch.x), inner.base.geometry
+    if not geometry.is_flat:
+        return over_turns(geometry, log_density)
     if rows.shape[1] in GRIDS:
         return by_grid(rows, log_density)
     return by_importance_sampling(rows, log_density, count=4 * ROWS, seed=seed)

@@ -9,6 +9,7 @@ import numpy as np
 
 from ffjord_kit.column_types import Bounded, Circle, Integer, Sphere, Types, read_types
 from ffjord_kit.diagnostics.grid import Grid, find_grid
+from ffjord_kit.estimator.fields import TableFields
 from ffjord_kit.geometry import Geometry
 
 Bounds = tuple[tuple[float, float], ...]
@@ -114,6 +115,26 @@ def refuse_two_supports(support: Any, types: Types) -> None:
         raise ValueError(f"column {twice[0]!r} has a type in columns and a support: give it one of them")
 
 
+def refuse_on_manifolds(fields: TableFields, types: Types) -> None:
+    """Refuse what is made for real columns where there are circles or spheres.
+
+    Args:
+        fields: Fields.
+        types: Types by names.
+
+    Raises:
+        ValueError: If a field asks for it.
+    """
+    curved = [" and ".join(own) for own, kind in types.items() if isinstance(kind, (Circle, Sphere))]
+    asked = {
+        "transforms": fields.transforms, "robust": fields.robust, "watch": fields.watch,
+        "regularizers hjb": "hjb" in (fields.regularizers or {}),
+    }  # fmt: skip
+    name = next((name for name, value in asked.items() if value), None)
+    if curved and name is not None:
+        raise ValueError(f"{name} is for real columns, and {curved[0]} is a circle or a sphere: leave one of them out")
+
+
 def spread_ends(x: np.ndarray, types: Types, names: Sequence[str], seed: int | None) -> np.ndarray:
     """Move values at the ends of bounded columns inside.
 
@@ -149,19 +170,36 @@ def to_internal(x: np.ndarray, types: Types, names: Sequence[str]) -> np.ndarray
     Returns:
         Rows, shape (n, d + number of spheres).
     """
-    places, parts = {name: i for i, name in enumerate(names)}, [x]
+    geometry = geometry_of(types, names)
+    if geometry.is_flat:
+        return x
+    rows = wrapped(np.array(x), types, names)
+    spheres = [(own, kind) for own, kind in types.items() if isinstance(kind, Sphere)]
+    behind = []
+    for (own, kind), (a, b, _) in zip(spheres, geometry.spheres, strict=True):
+        kind.check(x[:, [a, b]], " and ".join(own))
+        points = kind.to_points(x[:, [a, b]])
+        rows[:, [a, b]] = points[:, :2]
+        behind.append(points[:, 2:])
+    return np.concatenate([rows, *behind], axis=1)
+
+
+def wrapped(x: np.ndarray, types: Types, names: Sequence[str]) -> np.ndarray:
+    """Bring angles into their range.
+
+    Args:
+        x: Rows of the table, shape (n, d), which are changed in place.
+        types: Types by names.
+        names: Names of the columns.
+
+    Returns:
+        The rows.
+    """
     for own, kind in types.items():
         if isinstance(kind, Circle):
-            parts[0] = np.array(parts[0]) if parts[0] is x else parts[0]
-            parts[0][:, places[own[0]]] = kind.wrap(x[:, places[own[0]]])
-        if isinstance(kind, Sphere):
-            columns = [places[name] for name in own]
-            kind.check(x[:, columns], " and ".join(own))
-            points = kind.to_points(x[:, columns])
-            parts[0] = np.array(parts[0]) if parts[0] is x else parts[0]
-            parts[0][:, columns] = points[:, :2]
-            parts.append(points[:, 2:])
-    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+            column = list(names).index(own[0])
+            x[:, column] = kind.wrap(x[:, column])
+    return x
 
 
 def to_table(x: np.ndarray, types: Types, names: Sequence[str]) -> np.ndarray:

@@ -128,6 +128,11 @@ class Domain(ABC):
         return math.prod(self.event_shape)
 
     @property
+    def n_features(self) -> int:
+        """Number of columns as the data have them, or of pixels."""
+        return self.size
+
+    @property
     @abstractmethod
     def few_columns(self) -> bool:
         """Whether a solve with the exact trace is cheap."""
@@ -419,6 +424,31 @@ class Domain(ABC):
             Rows with noise.
         """
         return x
+
+    @property
+    def is_real(self) -> bool:
+        """Whether no element is an angle or of a point on a sphere."""
+        return True
+
+    @property
+    def units(self) -> str:
+        """What the density is one of, e.g. "per steradian of ra and dec"; empty where columns have no types."""
+        return ""
+
+    def require_real(self, verb: str, alternative: str) -> None:
+        """Refuse a request that circles and spheres do not suit.
+
+        Args:
+            verb: The method's name.
+            alternative: Advice.
+
+        Raises:
+            ValueError: If the data have any.
+        """
+        if not self.is_real:
+            raise ValueError(
+                f"{verb} is for real columns, and this model has a circle or a sphere ({self.units}): {alternative}"
+            )
 
     def require_table(self, verb: str, alternative: str) -> None:
         """Refuse a request that is for tables alone.

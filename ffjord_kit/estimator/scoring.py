@@ -90,7 +90,7 @@ class ScoringModel(StoredModel):
     @property
     def n_features(self) -> int:
         """Number of columns, or of pixels."""
-        return self.domain.size
+        return self.domain.n_features
 
     @property
     def is_image(self) -> bool:

@@ -6,25 +6,31 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from numbers import Real
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ffjord_kit.column_types import Types, read_types, types_as_text
+from ffjord_kit.column_types import Circle, Types, read_types, types_as_text, units_of
 from ffjord_kit.data import Batch, StreamedRows
 from ffjord_kit.diagnostics.columns import check_columns, check_contexts
 from ffjord_kit.diagnostics.grid import Grid
-from ffjord_kit.distributions import BASES, Base, outliers_inflate_scale
+from ffjord_kit.distributions import BASES, Base, ProductBase, outliers_inflate_scale
 from ffjord_kit.estimator.columns import (
     Bounds,
+    geometry_of,
     grid_with_types,
+    refuse_on_manifolds,
     refuse_two_supports,
     settled_types,
     spread_ends,
+    to_internal,
+    to_table,
     with_bounds_of_types,
+    wrapped,
 )  # fmt: skip
 from ffjord_kit.estimator.data import (
     Arrays,
@@ -37,12 +43,23 @@ from ffjord_kit.estimator.data import (
     tensor,
 )  # fmt: skip
 from ffjord_kit.estimator.fields import TableFields, choice
-from ffjord_kit.nn import DYNAMICS
-from ffjord_kit.objectives import FlowMatching, Objective
+from ffjord_kit.geometry import Geometry
+from ffjord_kit.nn import DYNAMICS, ManifoldDynamics, VectorField
+from ffjord_kit.objectives import FlowMatching, ManifoldMatching, Objective
 from ffjord_kit.rows import as_rows, take_columns
 from ffjord_kit.run import RunError
 from ffjord_kit.trace import ExactTrace, TraceEstimator
-from ffjord_kit.transforms import CNF, SCALINGS, Asinh, ConditionalAffine, Logit, Softplus, Transform
+from ffjord_kit.transforms import (
+    CNF,
+    SCALINGS,
+    Angles,
+    Asinh,
+    ConditionalAffine,
+    Logit,
+    OnColumns,
+    Softplus,
+    Transform,
+)  # fmt: skip
 from ffjord_kit.transforms.affine import gaussian_total_correlation
 
 FEW_COLUMNS = 3
@@ -114,6 +131,7 @@ class TableDomain(Domain):
         refuse_not_finite(x, "X", names)
         types = settled_types(fields.columns, x, names)
         refuse_two_supports(fields.support, types)
+        refuse_on_manifolds(fields, types)
         grid = grid_with_types(fields.dequantize, types, x, names)
         bounds = with_bounds_of_types(support_bounds(fields.support, names), types, names)
         return cls(names, named, bounds, grid, fields.base, tuple(context_columns), types)
@@ -147,8 +165,18 @@ class TableDomain(Domain):
 
     @property
     def event_shape(self) -> tuple[int, ...]:
-        """Shape (d,) of a row."""
-        return (len(self.columns),)
+        """Shape of a row as the flow has it: one element for each column, and one more for each sphere."""
+        return (self.geometry.size,)
+
+    @property
+    def n_features(self) -> int:
+        """Number of columns of the table."""
+        return len(self.columns)
+
+    @cached_property
+    def geometry(self) -> Geometry:
+        """Which elements of a row are angles, and which are points on a sphere."""
+        return geometry_of(self.types, self.columns)
 
     @property
     def few_columns(self) -> bool:
@@ -172,11 +200,14 @@ class TableDomain(Domain):
     def search_options(self, data: TrainingData) -> Iterator[tuple[str, tuple[Any, ...]]]:
         follows, small = data.conditional is not None and not data.conditional.is_identity, self.is_small(len(data.x))
         yield "time_density", ("uniform", "likelihood") if small else ("likelihood", "uniform")
-        yield "scaling", self._scalings(self._unscaled(data)[0] if follows else data.fitting.x, len(data.x))
+        if self.geometry.real:
+            x = self._unscaled(data)[0] if follows else data.fitting.x
+            yield "scaling", self._scalings(x[:, list(self.geometry.real)] if self.types else x, len(data.x))
         if self.few_columns:
             yield "fourier_features", (0, 2) if small else (2, 0)
         if small:
-            yield "base", ("normal", "mixture")
+            if self.geometry.real:
+                yield "base", ("normal", "mixture")
             yield "hidden", (NARROW,)
         elif data.context is not None:
             yield "weight_decay", (DECAY * min(1.0, DECAY_ROWS / len(data.x)),)
@@ -198,15 +229,19 @@ class TableDomain(Domain):
             )
 
     def matching(self, objective: FlowMatching) -> Objective:
-        return objective
+        if self.geometry.is_flat:
+            return objective
+        return ManifoldMatching(objective.time_density, objective.coupling, geometry=self.geometry)
 
     def trace(self, *, reported: bool) -> TraceEstimator:
         return ExactTrace()
 
     def training_data(self, arrays: Arrays, fraction: float, seed: int) -> TrainingData:
         x = self.add_noise(arrays.x, seed)
-        check_columns(x, self.columns, heavy_tails=self.base_word == "student")
+        angles = [place for place in range(len(self.columns)) if place not in self.geometry.real]
+        check_columns(x, self.columns, heavy_tails=self.base_word == "student", angles=angles)
         check_support(x, self.bounds, self.columns)
+        x = to_internal(x, self.types, self.columns)
         if arrays.context is not None:
             check_contexts(arrays.context, self.context_names(arrays.context.shape[1]))
         kept, held_out = self._split(len(x), fraction, seed, arrays.streamed)
@@ -225,26 +260,32 @@ class TableDomain(Domain):
         return self._split(len(x), fraction, seed, isinstance(x, np.memmap))
 
     def preprocess(self, data: TrainingData, scaling: str) -> list[Transform]:
-        makers = choice("scaling", scaling, SCALINGS)[:1]
+        makers = choice("scaling", scaling, SCALINGS)[:1] if self.geometry.real else ()
         if not makers:
             return [*self._support_transforms(), *self._tail_transforms()]
         x, transforms = self._unscaled(data)
-        return [*transforms, *(make(x) for make in makers), *self._tail_transforms()]
+        scalings = [self._on_real(make(self._real(x))) for make in makers]
+        return [*transforms, *scalings, *self._tail_transforms()]
 
     def blank_preprocess(self, scaling: str, context_dim: int) -> list[Transform]:
-        zeros, makers = torch.zeros(self.event_shape, dtype=torch.float64), choice("scaling", scaling, SCALINGS)[1:]
+        zeros = torch.zeros(len(self.geometry.real), dtype=torch.float64)
+        makers = choice("scaling", scaling, SCALINGS)[1:] if self.geometry.real else ()
         conditional = [ConditionalAffine.identity(zeros, context_dim)] if context_dim and makers else []
-        scalings = [make(zeros) for make in makers]
-        return [*self._support_transforms(), *conditional, *scalings, *self._tail_transforms()]
+        scalings = [self._on_real(each) for each in (*conditional, *(make(zeros) for make in makers))]
+        return [*self._support_transforms(), *scalings, *self._tail_transforms()]
 
     def base(self, z: Tensor | None, fields: Any) -> Base:
         fitted, blank = choice("base", fields.base, BASES)
-        return blank(self.event_shape) if z is None else fitted(z)
+        if self.geometry.is_flat:
+            return blank(self.event_shape) if z is None else fitted(z)
+        size = len(self.geometry.real)
+        real = None if not size else blank((size,)) if z is None else fitted(self._real(z))
+        return ProductBase(self.geometry, real)
 
     def continuous(
         self, network: Callable[[tuple[int, ...]], nn.Module], blocks: int, options: Mapping[str, Any]
     ) -> list[CNF]:
-        return [CNF(network(self.event_shape), self.event_shape, **options) for _ in range(blocks)]
+        return [CNF(self._field(network), self.event_shape, **options) for _ in range(blocks)]
 
     def largest_weight(self, hidden: Sequence[int], inputs: int, context_dim: int) -> int:
         widths = [(self.size + context_dim) * inputs, *hidden, self.size]
@@ -252,12 +293,12 @@ class TableDomain(Domain):
 
     def rows(self, x: Any) -> tuple[Tensor, np.ndarray]:
         x = np.asarray(in_order(x, self.columns), dtype=np.float64)
-        if x.ndim != 2 or x.shape[1] != self.size or not len(x):
-            raise ValueError(f"expected rows of shape (n >= 1, {self.size}); got {x.shape}")
+        if x.ndim != 2 or x.shape[1] != self.n_features or not len(x):
+            raise ValueError(f"expected rows of shape (n >= 1, {self.n_features}); got {x.shape}")
         refuse_not_finite(x, "X", self.columns)
         x = spread_ends(x, self.types, self.columns, None)
         inside = np.all(inside_support(x, self.bounds), axis=1)
-        return tensor(x[inside]), inside
+        return tensor(to_internal(x, self.types, self.columns)[inside]), inside
 
     def contexts(self, context: Any, rows: int, dim: int | None) -> np.ndarray | None:
         return check_context(context_in_order(context, self.context_columns), rows, dim)
@@ -266,10 +307,26 @@ class TableDomain(Domain):
         return list(self.context_columns) or super().context_names(dim)
 
     def restore(self, x: np.ndarray) -> np.ndarray:
-        return self.grid.round(x)
+        if self.geometry.is_flat:
+            return self.grid.round(x)
+        rounded = self.grid.round(to_table(x, self.types, self.columns))
+        return wrapped(rounded, self.types, self.columns)
+
+    def frame(self, x: np.ndarray) -> np.ndarray:
+        return x if self.geometry.is_flat else to_table(x, self.types, self.columns)
 
     def add_noise(self, x: np.ndarray, seed: int) -> np.ndarray:
-        return self.grid.add_noise(spread_ends(x, self.types, self.columns, seed), seed)
+        columns = len(self.columns)
+        noisy = self.grid.add_noise(spread_ends(x[:, :columns], self.types, self.columns, seed), seed)
+        return noisy if x.shape[1] == columns else np.concatenate([noisy, x[:, columns:]], axis=1)
+
+    @property
+    def is_real(self) -> bool:
+        return self.geometry.is_flat
+
+    @property
+    def units(self) -> str:
+        return units_of(self.types)
 
     def _split(self, rows: int, fraction: float, seed: int, streamed: bool) -> tuple[np.ndarray, np.ndarray]:
         """Return the indices of the rows to train on, ascending, and of those to hold out."""
@@ -288,20 +345,44 @@ class TableDomain(Domain):
         """Return the data with the location and scale that follow their contexts."""
         if data.scaled_context is None:
             return data
-        return replace(data, conditional=ConditionalAffine.of(self._unscaled(data)[0], data.scaled_context))
+        if not self.geometry.real:
+            return data
+        return replace(data, conditional=ConditionalAffine.of(self._real(self._unscaled(data)[0]), data.scaled_context))
 
     def _unscaled(self, data: TrainingData) -> tuple[Tensor, list[Transform]]:
         """Return the rows that the scaling is fitted to, and the transforms that lead to them."""
-        x, transforms = data.fitting.x, [*self._support_transforms(), *filter(None, [data.conditional])]
+        conditional = [self._on_real(each) for each in filter(None, [data.conditional])]
+        x, transforms = data.fitting.x, [*self._support_transforms(), *conditional]
         for transform in transforms:
             x, _ = transform.to_base(x, data.scaled_context)
         return x, transforms
 
+    def _real(self, x: Tensor) -> Tensor:
+        """Return the real elements of rows."""
+        return x if self.geometry.is_flat else x[:, list(self.geometry.real)]
+
+    def _on_real(self, transform: Transform) -> Transform:
+        """Return a transform of the real elements as one of rows."""
+        return transform if self.geometry.is_flat else OnColumns(transform, self.geometry.real, self.size)
+
+    def _field(self, network: Callable[[tuple[int, ...]], nn.Module]) -> nn.Module:
+        """Return an untrained vector field on rows."""
+        if self.geometry.is_flat:
+            return network(self.event_shape)
+        embedded = network((self.geometry.embedded_size,))
+        return ManifoldDynamics(cast(VectorField, embedded), self.geometry)
+
     def _support_transforms(self) -> list[Transform]:
-        """Return the transforms that open the support to the whole line."""
-        lower, upper = torch.tensor(self.bounds, dtype=torch.float64).unbind(1)
+        """Return the transforms that open the support to the whole line, and bring angles to radians."""
+        free = ((-math.inf, math.inf),) * (self.size - len(self.bounds))
+        lower, upper = torch.tensor((*self.bounds, *free), dtype=torch.float64).unbind(1)
         bounded, positive = upper.isfinite(), lower.isfinite() & ~upper.isfinite()
+        circles = [kind for kind in self.types.values() if isinstance(kind, Circle)]
         transforms: list[Transform] = []
+        if circles:
+            starts, periods = ([getattr(kind, name) for kind in circles] for name in ("start", "period"))
+            start, period = (torch.tensor(values, dtype=torch.float64) for values in (starts, periods))
+            transforms.append(Angles(self.geometry.circles, start, period, self.size))
         if bool(bounded.any()):
             transforms.append(Logit(torch.where(bounded, lower, -math.inf), upper))
         if bool(positive.any()):
@@ -310,7 +391,9 @@ class TableDomain(Domain):
 
     def _tail_transforms(self) -> list[Transform]:
         """Return the transform that makes heavy tails light ones, which no field mixes."""
-        return [Asinh(self.event_shape)] if self.base_word == "student" else []
+        if self.base_word != "student" or not self.geometry.real:
+            return []
+        return [self._on_real(Asinh((len(self.geometry.real),)))]
 
     def _scalings(self, x: Tensor, rows: int) -> tuple[str, ...]:
         """Return the scalings to try out, the likelier first."""
@@ -323,8 +406,9 @@ class TableDomain(Domain):
 
     def _worth_whitening(self, x: Tensor) -> bool:
         """Say whether correlations are worth a margin, can be removed, and a trial would show it."""
-        some = FEW_COLUMNS < self.size <= WHITENED_UP_TO
-        return some and SCALING_MARGIN * self.size < gaussian_total_correlation(x) < math.inf
+        size = x.shape[1]
+        some = FEW_COLUMNS < size <= WHITENED_UP_TO
+        return some and SCALING_MARGIN * size < gaussian_total_correlation(x) < math.inf
 
 
 def _spread(rows: int, most: int) -> Tensor:
