@@ -56,7 +56,7 @@ class ColumnType(ABC):
     @property
     @abstractmethod
     def unit(self) -> str:
-        """What the density is one of: it follows the word 'per'."""
+        """Unit of the density, behind the word 'per'."""
 
     def settled(self, values: np.ndarray, name: str) -> ColumnType:
         """Check the values of a fit, and settle by them what is open.
@@ -459,7 +459,7 @@ def types_as_text(columns: Any) -> dict[str, str] | None:
 
 
 def units_of(types: Types) -> str:
-    """Say what the density of a table is one of, where its columns have types.
+    """Return the units of a table's density, where its columns have types.
 
     Args:
         types: Types by names.

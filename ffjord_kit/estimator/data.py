@@ -128,11 +128,6 @@ class Domain(ABC):
         return math.prod(self.event_shape)
 
     @property
-    def n_features(self) -> int:
-        """Number of columns as the data have them, or of pixels."""
-        return self.size
-
-    @property
     @abstractmethod
     def few_columns(self) -> bool:
         """Whether a solve with the exact trace is cheap."""
@@ -426,13 +421,8 @@ class Domain(ABC):
         return x
 
     @property
-    def is_real(self) -> bool:
-        """Whether no element is an angle or of a point on a sphere."""
-        return True
-
-    @property
-    def units(self) -> str:
-        """What the density is one of, e.g. "per steradian of ra and dec"; empty where columns have no types."""
+    def curved(self) -> str:
+        """Names of the columns that are a circle or a sphere; empty where there are none."""
         return ""
 
     def require_real(self, verb: str, alternative: str) -> None:
@@ -445,10 +435,8 @@ class Domain(ABC):
         Raises:
             ValueError: If the data have any.
         """
-        if not self.is_real:
-            raise ValueError(
-                f"{verb} is for real columns, and this model has a circle or a sphere ({self.units}): {alternative}"
-            )
+        if self.curved:
+            raise ValueError(f"{verb} is for real columns, and {self.curved} is a circle or a sphere: {alternative}")
 
     def require_table(self, verb: str, alternative: str) -> None:
         """Refuse a request that is for tables alone.
