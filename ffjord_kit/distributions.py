@@ -20,6 +20,8 @@ downweight outliers:
 
 Draws are exact, by the polar method: z = sqrt(nu (u^(-2 / nu) - 1)) cos(2 pi v), u and v uniform (Bailey 1994).
 
+Beside circles and spheres the base is a product: any of these for the real elements, and uniform ones.
+
 A mixture of normal distributions has full covariances; its number of components minimises the BIC (Schwarz 1978).
 
 References:
@@ -43,6 +45,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 
+from ffjord_kit.geometry import Geometry
 from ffjord_kit.noise import fresh_generator, standard_normal
 from ffjord_kit.weights import resampled
 
@@ -66,6 +69,11 @@ class Base(nn.Module, ABC):
 
     event_shape: tuple[int, ...]
 
+    @property
+    def geometry(self) -> Geometry:
+        """Which elements are angles, and which are points on a sphere: none, but of a `ProductBase`."""
+        return Geometry(math.prod(self.event_shape))
+
     @abstractmethod
     def log_prob(self, z: Tensor) -> Tensor:
         """Return log-densities.
@@ -88,6 +96,17 @@ class Base(nn.Module, ABC):
         Returns:
             Draws, shape (n, *event).
         """
+
+    def project(self, z: Tensor) -> Tensor:
+        """Bring points at or near the base into the form that its draws have.
+
+        Args:
+            z: Points, shape (batch, *event).
+
+        Returns:
+            The points, as they are but for angles beyond half a turn and for points off a sphere.
+        """
+        return z
 
 
 class StandardNormal(Base):
@@ -283,6 +302,56 @@ def fit_mixture(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     spread = best.covariances_ if best.covariances_.ndim == 3 else np.stack([np.diag(c) for c in best.covariances_])
     weights, means, covariances = (torch.as_tensor(part).to(x) for part in (best.weights_, best.means_, spread))
     return weights, means, covariances
+
+
+class ProductBase(Base):
+    r"""A base of the real elements, times the uniform distributions of angles and of points on spheres.
+
+        log p(z) = log p_real(z_real) - (number of circles) log(2 pi) - (number of spheres) log(4 pi)
+
+    It is constant along a circle, so that an angle counts wherever on the line it stands, and per area on a sphere.
+
+    Args:
+        geometry: Which elements are angles, and which are points on a sphere.
+        real: Base of the real elements; None where there are none.
+
+    Example:
+        >>> base = ProductBase(Geometry(2, circles=(1,)), StandardNormal((1,)))
+        >>> base.log_prob(torch.tensor([[0.0, 7.0]]))
+        tensor([-2.7568])
+        >>> base.sample(3, torch.Generator().manual_seed(0)).shape
+        torch.Size([3, 2])
+    """
+
+    anchor: Tensor
+
+    def __init__(self, geometry: Geometry, real: Base | None) -> None:
+        super().__init__()
+        self._geometry, self.real, self.event_shape = geometry, real, (geometry.size,)
+        self.register_buffer("anchor", torch.zeros(()), persistent=False)
+        circles, spheres = len(geometry.circles), len(geometry.spheres)
+        self.constant = -circles * math.log(2 * math.pi) - spheres * math.log(4 * math.pi)
+
+    @property
+    def geometry(self) -> Geometry:
+        """Which elements are angles, and which are points on a sphere."""
+        return self._geometry
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        real, angles, points = self.geometry.split(z)
+        flat = 0 * (angles.sum(-1) + points.flatten(-2).sum(-1))  # which has a gradient, and is NaN where z is
+        return self.constant + (flat if self.real is None else flat + self.real.log_prob(real))
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        generator, (_, circles, size) = generator or fresh_generator(), self.geometry.parts
+        real = self.anchor.new_zeros(n, 0) if self.real is None else self.real.sample(n, generator)
+        share = torch.rand((n, circles), generator=generator, device=generator.device, dtype=torch.float64)
+        points = standard_normal((n, size // 3, 3), self.anchor, generator)
+        angles = (2 * math.pi * (share - 0.5)).to(real)
+        return self.geometry.project(self.geometry.join(real, angles, points.to(real)))
+
+    def project(self, z: Tensor) -> Tensor:
+        return self.geometry.project(z)
 
 
 class StudentFit(NamedTuple):

@@ -57,6 +57,7 @@ def explain(
     """
     opened, model = open_run(run), DensityModel.load(run)
     model.domain.require_table("explain", "score their outliers, and look at their pictures")
+    model.domain.require_real("explain", "score its outliers")
     data, numbers = _least_likely(model, load_for_run(opened, source), rows)
     fitted = find_fitted(opened)
     fitted = fitted and fitted.drawn(random_state)

@@ -11,6 +11,7 @@ import click
 from ffjord_kit import datasets, metrics
 from ffjord_kit.cli.output import CONSOLE, OVER_ROWS, plain_table, print_rows
 from ffjord_kit.cli.sources import open_run
+from ffjord_kit.column_types import read_types, units_of
 from ffjord_kit.diagnostics.sample_weight import EFFECTIVE, effective_text
 from ffjord_kit.estimator.discretize import SteppedNote
 from ffjord_kit.estimator.persistence import last_part
@@ -93,16 +94,25 @@ def option_text(value: Any) -> str:
     Example:
         >>> option_text([["flow_matching", 4000], ["mle", "60s"]]), option_text({"kinetic": 0.01})
         ('flow_matching:4000,mle:60s', 'kinetic:0.01')
+        >>> option_text({"kids": "integer", "z": ["bounded", 0.0, 1.0]})
+        'kids=integer,z=bounded:0.0:1.0'
         >>> option_text([]), option_text(None)
         ('none', 'not set')
     """
     if value is None:
         return "not set"
+    if isinstance(value, Mapping) and any(isinstance(entry, (str, list, tuple)) for entry in value.values()):
+        return ",".join(f"{name}={_typed(entry)}" for name, entry in value.items())
     entries = list(value.items()) if isinstance(value, Mapping) else value
     if not isinstance(entries, (list, tuple)):
         return str(value)
     texts = (":".join(map(str, entry)) if isinstance(entry, (list, tuple)) else str(entry) for entry in entries)
     return ",".join(texts) or "none"
+
+
+def _typed(entry: Any) -> str:
+    """Return the type or the support of a column."""
+    return entry if isinstance(entry, str) else ":".join(map(str, entry))
 
 
 def _data(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -112,6 +122,9 @@ def _data(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if images is None:
         more = f", ... {len(columns)} in all" if len(columns) > COLUMNS_SHOWN else ""
         yield "columns", ", ".join(columns[:COLUMNS_SHOWN]) + more
+        if config.get("types"):
+            yield "types", option_text(config["types"])
+            yield "nats", units_of(read_types(config["types"]))
     else:
         yield "images", " x ".join(map(str, images["shape"])) + f", {images['bits']} bits"
     yield "context", _context(config)

@@ -23,7 +23,8 @@ TEXT_FORMS = {
     "transforms": ("WORD:COUNT,...", "maf:3 or nsf:2,maf:2"),
     "regularizers": ("WORD:WEIGHT,...", "kinetic:0.01,jacobian:0.01"),
     "dequantize": ("auto|NAME,...", "age,score:0.5"),
-    "support": ("WORD,...", "positive or real,bounded:0:1"),
+    "support": ("WORD,...", "positive or real,bounded:0:1 or income=positive"),
+    "columns": ("NAME=TYPE,...", "z=bounded:0:1,kids=integer,phi=circle:360,ra+dec=sphere:deg"),
 }
 
 

@@ -1,4 +1,4 @@
-"""The text forms of structured fields: schedule, transforms, regularizers, support and dequantize.
+"""The text forms of structured fields: schedule, transforms, regularizers, support, columns and dequantize.
 
 A text such as 'flow_matching:4000,mle:60s' becomes the value that the estimators take in Python.
 """
@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ffjord_kit.column_types import read_types, types_as_text
 from ffjord_kit.words import OBJECTIVES, REGULARIZERS, ZUKO_TRANSFORMS
 
 
@@ -89,7 +90,7 @@ def parse_support(text: str) -> Any:
     """Read where the data live.
 
     Args:
-        text: "real", "positive" or "bounded:LOW:HIGH", for all columns or one each.
+        text: "real", "positive" or "bounded:LOW:HIGH", for all columns or one each, or by name, "income=positive".
 
     Returns:
         The field `support`.
@@ -100,9 +101,34 @@ def parse_support(text: str) -> Any:
     Example:
         >>> parse_support("real,bounded:0:1")
         ['real', ('bounded', 0.0, 1.0)]
+        >>> parse_support("income=positive")
+        {'income': 'positive'}
     """
+    if "=" in text:
+        return {name: _support(word) for name, word in _named(text, "support", "income=positive").items()}
     entries = [_support(word.strip()) for word in text.split(",")]
     return entries[0] if len(entries) == 1 else entries
+
+
+def parse_columns(text: str) -> dict[str, str] | None:
+    """Read the types of columns.
+
+    Args:
+        text: Names and types, e.g. "kids=integer,ra+dec=sphere:deg"; empty for none.
+
+    Returns:
+        The field `columns`.
+
+    Raises:
+        ValueError: If the text cannot be read.
+
+    Example:
+        >>> parse_columns("z=bounded:0:1, ra+dec=sphere:deg")
+        {'z': 'bounded:0:1', 'ra+dec': 'sphere:deg'}
+    """
+    named = _named(text, "columns", "z=bounded:0:1,kids=integer,ra+dec=sphere:deg")
+    read_types(named)
+    return types_as_text(named) or None
 
 
 def parse_dequantize(text: str) -> str | dict[str, float | None] | None:
@@ -151,6 +177,15 @@ def _pairs(text: str) -> list[tuple[str, str]]:
     return [(word.strip(), value.strip()) for word, _, value in parts]
 
 
+def _named(text: str, field: str, example: str) -> dict[str, str]:
+    """Split 'a=x,b=y' into texts by name; the last = of a part counts, as a name may hold one."""
+    parts = [part.strip().rpartition("=") for part in text.split(",") if part.strip()]
+    named = {name.strip(): value.strip() for name, _, value in parts}
+    if any(not name.strip() or not value.strip() for name, _, value in parts) or len(named) < len(parts):
+        raise ValueError(f"{field} must read like {example!r}, each column once; got {text!r}")
+    return named
+
+
 def _length(text: str) -> int | str | None:
     """Read '4000' as steps and '60s' as seconds; None if it is neither."""
     if text.endswith("s"):
@@ -189,5 +224,6 @@ PARSERS: dict[str, Callable[[str], Any]] = {
     "transforms": parse_transforms,
     "regularizers": parse_regularizers,
     "support": parse_support,
+    "columns": parse_columns,
     "dequantize": parse_dequantize,
 }

@@ -13,6 +13,7 @@ import torch
 from ffjord_kit import datasets, metrics, plots
 from ffjord_kit.cli.output import CONSOLE, OVER_ROWS, plain_table, print_rows, with_error
 from ffjord_kit.cli.sources import LoadedData, find_fitted, held_out, load_for_run, open_run
+from ffjord_kit.column_types import read_types, units_of
 from ffjord_kit.datasets.splits import subset_rows
 from ffjord_kit.estimator import DensityModel
 from ffjord_kit.estimator.discretize import SteppedNote
@@ -100,7 +101,12 @@ def _evaluate(model: DensityModel, data: LoadedData) -> Columns:
     with progress(f"{len(data.x)} rows") as on_progress:
         result = model.evaluate(data.x, context=data.context, on_progress=on_progress)
     cost = _exact_steps(model) if model.density == "steps" else _solve(model, data, result.nfe)
-    print_rows([*_likelihood(data, result.log_prob), *cost, *_divergence(data, result.log_prob)])
+    print_rows([
+        *_likelihood(data, result.log_prob),
+        *_units(model),
+        *cost,
+        *_divergence(data, result.log_prob),
+    ])  # fmt: skip
     return {"log_likelihood": result.log_prob}
 
 
@@ -125,6 +131,7 @@ def _certify(model: DensityModel, data: LoadedData, error: float | None, probes:
         result = model.certify(data.x, context=data.context, error=error, probes=probes, on_progress=on_progress)
     print_rows([
         *_likelihood(data, result.log_prob),
+        *_units(model),
         *_errors(result, error, probes),
         *(_exact_steps(model) if model.density == "steps" else _adaptive_steps(result)),
         *_divergence(data, result.log_prob),
@@ -154,6 +161,13 @@ def _by_weight(weight: np.ndarray, log_prob: np.ndarray) -> str:
         return f"none: the weights sum to {weight.sum():.3g}"
     count = effective_number(torch.from_numpy(weight))
     return f"{with_error(log_prob, weight=weight)} nats a row; by their weights {len(weight)} rows count as {count:.1f}"
+
+
+def _units(model: DensityModel) -> Rows:
+    """Yield what the density is one of, where columns have types."""
+    types = read_types(model.record.get("types"))
+    if types:
+        yield "nats", units_of(types)
 
 
 def _divergence(data: LoadedData, log_prob: np.ndarray) -> Rows:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -24,7 +24,9 @@ class DegenerateDataWarning(UserWarning):
     """Warn of data for which the likelihood has no bound, or of too few rows to trust one."""
 
 
-def check_columns(x: np.ndarray, names: Sequence[str], *, heavy_tails: bool = False) -> None:
+def check_columns(
+    x: np.ndarray, names: Sequence[str], *, heavy_tails: bool = False, angles: Iterable[int] = ()
+) -> None:
     """Refuse constant columns, and warn where the likelihood has no bound or follows too few rows.
 
     Each column by itself is warned of once, of what is worst about it: its cure may leave nothing else to cure.
@@ -33,6 +35,7 @@ def check_columns(x: np.ndarray, names: Sequence[str], *, heavy_tails: bool = Fa
         x: Rows, shape (n, d).
         names: Names of the columns.
         heavy_tails: Whether rows far out are expected, so that they are no reason to warn.
+        angles: Columns of angles, of which none is far out.
 
     Raises:
         ValueError: If columns are constant, or too large for floats; it names them.
@@ -46,7 +49,7 @@ def check_columns(x: np.ndarray, names: Sequence[str], *, heavy_tails: bool = Fa
     if len(tied) < x.shape[1]:  # rows of ties alone are repeated by chance
         _warn_of_repeats(x)
     if not heavy_tails:
-        _warn_of_outliers(x, names, warned | tied)
+        _warn_of_outliers(x, names, warned | tied | set(angles))
     if len(x) < x.shape[1]:
         _warn(f"{len(x)} rows for {x.shape[1]} columns: the density will follow the rows, not what they came from")
 

@@ -71,7 +71,8 @@ class Examination:
             len(batch), batch.context, solver=lenient_solver(SAMPLING_TOLERANCE), generator=_generator(seed)
         )
         accepted, rejected = _total_steps(transported.stats, like=transported.x)
-        return cls(flow, batch, seed, log_prob, transported.x, accepted, rejected, samples, sample_log_prob)
+        at_base = flow.base.project(transported.x)
+        return cls(flow, batch, seed, log_prob, at_base, accepted, rejected, samples, sample_log_prob)
 
     def __len__(self) -> int:
         return len(self.batch)

@@ -4,7 +4,8 @@ The integral of the density is the mean number of preimages of a base point. So 
 how many of them nothing is mapped to, and to how many a second point is mapped, which Newton's method looks for from
 places around the first. Besides, each step is injective on a convex set where the symmetric part of its Jacobian is
 positive definite, which is measured at rows, at draws and around the rows. These are checks at many points, not a proof
-for all.
+for all. Steps on a sphere are examined in the space around it, and those on a circle on the line; see
+`ffjord_kit.geometry`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor
 from ffjord_kit.data import Batch
 from ffjord_kit.diagnostics.examination import flat, preprocessed
 from ffjord_kit.diagnostics.findings import BAD, GOOD, Finding
-from ffjord_kit.diagnostics.integral import GRIDS, Integral, by_grid, by_importance_sampling
+from ffjord_kit.diagnostics.integral import GRIDS, Integral, by_grid, by_importance_sampling, over_turns
 from ffjord_kit.flow import Flow
 from ffjord_kit.noise import standard_normal
 from ffjord_kit.objectives.stepped import lowest_eigenvalues
@@ -156,7 +157,8 @@ def check_steps(
     inner = double.inner
     round_trip, elsewhere, draws, unreached = _there_and_back(inner, batch, generator)
     here = _examined(inner, _joined(batch, draws))
-    around = _examined(inner, _around(batch, generator)).lowest
+    near = _around(batch, generator)
+    around = _examined(inner, near.with_x(inner.base.project(near.x))).lowest
     integral = _integral(inner, _joined(batch, draws), seed) if integrate else Integral(math.nan, math.inf, "")
     return Receipt(
         points=len(here.lowest), lowest_eigenvalue=float(here.lowest.min()),
@@ -270,7 +272,9 @@ def _integral(inner: Flow, batch: Batch, seed: int) -> Integral:
         chunks = Batch(points.reshape(-1, *batch.x.shape[1:]), context).split(CHUNK)
         return torch.cat([inner.log_prob(chunk.x, chunk.context) for chunk in chunks])
 
-    rows = flat(batch.x)
+    rows, geometry = flat(batch.x), inner.base.geometry
+    if not geometry.is_flat:
+        return over_turns(geometry, log_density)
     if rows.shape[1] in GRIDS:
         return by_grid(rows, log_density)
     return by_importance_sampling(rows, log_density, count=4 * ROWS, seed=seed)

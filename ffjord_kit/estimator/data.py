@@ -434,6 +434,24 @@ class Domain(ABC):
         """
         return x
 
+    @property
+    def curved(self) -> str:
+        """Names of the columns that are a circle or a sphere; empty where there are none."""
+        return ""
+
+    def require_real(self, verb: str, alternative: str) -> None:
+        """Refuse a request that circles and spheres do not suit.
+
+        Args:
+            verb: The method's name.
+            alternative: Advice.
+
+        Raises:
+            ValueError: If the data have any.
+        """
+        if self.curved:
+            raise ValueError(f"{verb} is for real columns, and {self.curved} is a circle or a sphere: {alternative}")
+
     def require_table(self, verb: str, alternative: str) -> None:
         """Refuse a request that is for tables alone.
 

@@ -126,6 +126,7 @@ class DerivingModel(ScoringModel):
             Zhang et al. 2021, embedding principle, https://arxiv.org/abs/2105.14573.
         """
         self.domain.require_table("condense", "give images a narrower network from the start")
+        self.domain.require_real("condense", "give it a narrower network from the start (hidden)")
         rows = self.domain.training_data(
             self._rows_of_fit(X, context, sample_weight), self.config.fields.validation_fraction, self.seed
         )
@@ -227,6 +228,7 @@ class DerivingModel(ScoringModel):
         """
         settings = ReflowSettings(pairs, steps, learning_rate, None if hidden is None else tuple(hidden))
         self.domain.require_table("reflow", "sample it with few fixed steps")
+        self.domain.require_real("reflow", "sample it with few fixed steps")
         rows = None if X is None else np.asarray(as_rows(X), np.float64)
         contexts = self._contexts_of_pairs(rows, context)
         weight = None if rows is None else self._rows_of_fit(rows, contexts, sample_weight).weight

@@ -50,8 +50,9 @@ KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
 Schedule = str | Sequence[Any]
 Transforms = Sequence[tuple[str, int]] | None
 Regularizers = Mapping[str, float] | None
-Support = str | Sequence[Any]
+Support = str | Sequence[Any] | Mapping[str, Any]
 Dequantize = str | Sequence[str] | Mapping[str, float | None] | None
+Columns = Mapping[Any, Any] | None
 
 
 def option(default: Any, heading: str, text: str, choices: Iterable[str] = ()) -> Any:
@@ -196,7 +197,12 @@ class TableFields(CommonFields):
         None, "Main", "columns of equal steps that get noise as wide: auto, or names, e.g. age, score 0.5"
     )
     support: Support = option(
-        "real", "Main", "where the data live: real, positive or bounded LOW HIGH; one for all columns, or one each"
+        "real",
+        "Main",
+        "where the data live: real, positive or bounded LOW HIGH; one for all columns, one each, or by name",
+    )
+    columns: Columns = option(
+        None, "Main", "types of columns by name: positive, bounded, integer, circle, or sphere for a pair of columns"
     )
     watch: str | None = option(
         None, "Validation", f"what validations record, for plot: {', '.join(WATCHES)}; several with commas"

@@ -188,7 +188,7 @@ class DensityModel(DerivingModel, SamplingModel):
         with torch.no_grad():
             start = self.flow.sample(n_samples, context, time=0.0, generator=generator)
             path = self.flow.trajectory(start, times.tolist(), context, solver=self._solver)
-        return NumpyTrajectory(times, to_numpy(path.x), to_numpy(path.log_prob))
+        return NumpyTrajectory(times, self.domain.frame(to_numpy(path.x)), to_numpy(path.log_prob))
 
     def velocity(self, X: Any, time: float, *, context: Any = None) -> np.ndarray:
         """Return the field dx/dt of a table's states.
@@ -205,6 +205,7 @@ class DensityModel(DerivingModel, SamplingModel):
             ValueError: If the data are images.
         """
         self.domain.require_table("velocity", "its `states` show the way")
+        self.domain.require_real("velocity", "its `states` and `trajectory` show the way")
         batch, inside = self._batch(X, context)
         field = np.zeros((len(inside), self.n_features))
         if inside.any():
@@ -231,6 +232,7 @@ class DensityModel(DerivingModel, SamplingModel):
         Raises:
             ValueError: If there are too few steps, the data do not pair, or some lie outside the support.
         """
+        self.domain.require_real("interpolate", "sample it")
         if steps < 3 or len(start) != len(end):
             raise ValueError(
                 f"interpolate takes pairs of data and 3 steps or more; got {len(start)}, {len(end)}, {steps}"
@@ -344,6 +346,7 @@ class DensityModel(DerivingModel, SamplingModel):
             ValueError: If a number makes no sense, rows lie outside the support, or columns are bounded.
         """
         self.domain.require_table("attack", "search with diagnostics.attack and the log-density of their flow")
+        self.domain.require_real("attack", "search with diagnostics.attack and the log-density of its flow")
         if not np.isinf(getattr(self.domain, "bounds", ())).all():
             raise ValueError("attack moves rows freely and takes columns with support='real'; some are bounded")
         batch = self._rows_to_diagnose(X, context, seed)
@@ -451,6 +454,7 @@ class DensityModel(DerivingModel, SamplingModel):
             ValueError: If the data are images, a column is not there, or a number is out of range.
         """
         self.domain.require_table("explain", "score their outliers, and look at their pictures")
+        self.domain.require_real("explain", "score its outliers")
         domain, context = cast(TableDomain, self.domain), None if context is None else np.asarray(context)
         self.domain.rows(X)  # which refuses wrong ones
         rows = np.asarray(in_order(X, domain.columns), dtype=np.float64)

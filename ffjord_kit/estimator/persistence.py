@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ffjord_kit.column_types import types_as_text
 from ffjord_kit.estimator.config import Config, blank_flow, find_device, report_dtype, resolve
 from ffjord_kit.estimator.data import Domain, seed_from
 from ffjord_kit.estimator.discretize import SteppedNote, stepped
@@ -402,7 +403,7 @@ def blank_alignment(domain: Domain) -> Affine:
 
 
 def field_values(fields: CommonFields) -> dict[str, Any]:
-    """Return the values of all fields.
+    """Return the values of all fields, types of columns as text.
 
     Args:
         fields: Fields, or an estimator.
@@ -410,7 +411,8 @@ def field_values(fields: CommonFields) -> dict[str, Any]:
     Returns:
         Values by name.
     """
-    return {each.name: getattr(fields, each.name) for each in fields_of(kind_of(fields))}
+    values = {each.name: getattr(fields, each.name) for each in fields_of(kind_of(fields))}
+    return {**values, "columns": types_as_text(values["columns"])} if "columns" in values else values
 
 
 def _differences(record: Mapping[str, Any], params: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:

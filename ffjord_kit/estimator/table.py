@@ -5,19 +5,33 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from numbers import Real
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ffjord_kit.column_types import Circle, Types, read_types, types_as_text
 from ffjord_kit.data import Batch, StreamedRows
 from ffjord_kit.diagnostics.columns import check_columns, check_contexts
-from ffjord_kit.diagnostics.grid import Grid, find_grid
+from ffjord_kit.diagnostics.grid import Grid
 from ffjord_kit.diagnostics.sample_weight import split_weights
-from ffjord_kit.distributions import BASES, Base, outliers_inflate_scale
+from ffjord_kit.distributions import BASES, Base, ProductBase, outliers_inflate_scale
+from ffjord_kit.estimator.columns import (
+    curved_columns,
+    geometry_of,
+    grid_with_types,
+    refuse_on_manifolds,
+    refuse_two_supports,
+    settled_types,
+    spread_ends,
+    to_internal,
+    to_table,
+    with_bounds_of_types,
+    wrapped,
+)  # fmt: skip
 from ffjord_kit.estimator.data import (
     Arrays,
     Domain,
@@ -29,12 +43,24 @@ from ffjord_kit.estimator.data import (
     tensor,
 )  # fmt: skip
 from ffjord_kit.estimator.fields import TableFields, choice
-from ffjord_kit.nn import DYNAMICS
-from ffjord_kit.objectives import FlowMatching, Objective
+from ffjord_kit.estimator.support import Bounds, check_support, inside_support, shortened, support_bounds
+from ffjord_kit.geometry import Geometry
+from ffjord_kit.nn import DYNAMICS, ManifoldDynamics, VectorField
+from ffjord_kit.objectives import FlowMatching, ManifoldMatching, Objective
 from ffjord_kit.rows import as_rows, take_columns
 from ffjord_kit.run import RunError
 from ffjord_kit.trace import ExactTrace, TraceEstimator
-from ffjord_kit.transforms import CNF, SCALINGS, Asinh, ConditionalAffine, Logit, Softplus, Transform
+from ffjord_kit.transforms import (
+    CNF,
+    SCALINGS,
+    Angles,
+    Asinh,
+    ConditionalAffine,
+    Logit,
+    OnColumns,
+    Softplus,
+    Transform,
+)  # fmt: skip
 from ffjord_kit.transforms.affine import gaussian_total_correlation
 from ffjord_kit.weights import resampled
 
@@ -50,8 +76,6 @@ GAUSSIANIZED_FROM = 200  # rows: fewer say little of the quantiles
 WHITENED_UP_TO = 32  # columns: with 63 it led by ten nats after 240 steps, and after 2,500 by nothing
 SCALING_MARGIN = 0.02  # nats a column by which another scaling must win
 
-Bounds = tuple[tuple[float, float], ...]
-
 
 @dataclass(frozen=True)
 class TableDomain(Domain):
@@ -64,6 +88,7 @@ class TableDomain(Domain):
         grid: Steps of the columns.
         base_word: Word of BASES.
         context_columns: Names of the contexts; none where they have none.
+        types: Types of columns by names, of those that have one.
     """
 
     noun: ClassVar[str] = "table"
@@ -77,6 +102,7 @@ class TableDomain(Domain):
     grid: Grid
     base_word: str
     context_columns: tuple[str, ...] = ()
+    types: Types = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -105,9 +131,12 @@ class TableDomain(Domain):
         """
         names = column_names(columns, x.shape[1])
         refuse_not_finite(x, "X", names)
-        grid = find_grid(fields.dequantize, x, names)
-        bounds = support_bounds(fields.support, len(names))
-        return cls(names, named, bounds, grid, fields.base, tuple(context_columns))
+        types = settled_types(fields.columns, x, names)
+        refuse_two_supports(fields.support, types)
+        refuse_on_manifolds(fields, types)
+        grid = grid_with_types(fields.dequantize, types, x, names)
+        bounds = with_bounds_of_types(support_bounds(fields.support, names), types, names)
+        return cls(names, named, bounds, grid, fields.base, tuple(context_columns), types)
 
     @classmethod
     def from_record(cls, fields: TableFields, record: Mapping[str, Any]) -> TableDomain:
@@ -131,14 +160,20 @@ class TableDomain(Domain):
         names = tuple(record["columns"])
         if not names:
             raise ValueError("columns must name 1 column or more")
-        bounds, grid = support_bounds(fields.support, len(names)), Grid.from_record(record["grid"], len(names))
+        types, grid = read_types(record.get("types"), names), Grid.from_record(record["grid"], len(names))
+        bounds = with_bounds_of_types(support_bounds(fields.support, names), types, names)
         contexts = tuple(record.get("context_columns", ()))
-        return cls(names, bool(record["named"]), bounds, grid, fields.base, contexts)
+        return cls(names, bool(record["named"]), bounds, grid, fields.base, contexts, types)
 
     @property
     def event_shape(self) -> tuple[int, ...]:
-        """Shape (d,) of a row."""
-        return (len(self.columns),)
+        """Shape of a row as the flow has it: one element for each column, and one more for each sphere."""
+        return (self.geometry.size,)
+
+    @cached_property
+    def geometry(self) -> Geometry:
+        """Which elements of a row are angles, and which are points on a sphere."""
+        return geometry_of(self.types, self.columns)
 
     @property
     def few_columns(self) -> bool:
@@ -148,7 +183,8 @@ class TableDomain(Domain):
     def record(self) -> dict[str, Any]:
         contexts = {"context_columns": self.context_columns} if self.context_columns else {}
         tails = {"asinh": True} if self.base_word == "student" else {}
-        return {"columns": self.columns, "named": self.named, "grid": self.grid._asdict(), **contexts, **tails}
+        types = {"types": types_as_text(self.types)} if self.types else {}
+        return {"columns": self.columns, "named": self.named, "grid": self.grid._asdict(), **contexts, **tails, **types}
 
     def defaults(self) -> dict[str, Any]:
         return {
@@ -162,12 +198,14 @@ class TableDomain(Domain):
         rows = data.effective_rows
         follows, small = data.conditional is not None and not data.conditional.is_identity, self.is_small(rows)
         yield "time_density", ("uniform", "likelihood") if small else ("likelihood", "uniform")
-        unscaled = self._unscaled(data)[0] if follows else data.fitting.x
-        yield "scaling", self._scalings(resampled(unscaled, data.fitting.weight), rows)
+        if self.geometry.real:
+            unscaled = self._real(self._unscaled(data)[0] if follows else data.fitting.x)
+            yield "scaling", self._scalings(resampled(unscaled, data.fitting.weight), rows)
         if self.few_columns:
             yield "fourier_features", (0, 2) if small else (2, 0)
         if small:
-            yield "base", ("normal", "mixture")
+            if self.geometry.real:
+                yield "base", ("normal", "mixture")
             yield "hidden", (NARROW,)
         elif data.context is not None:
             yield "weight_decay", (DECAY * min(1.0, DECAY_ROWS / rows),)
@@ -189,15 +227,19 @@ class TableDomain(Domain):
             )
 
     def matching(self, objective: FlowMatching) -> Objective:
-        return objective
+        if self.geometry.is_flat:
+            return objective
+        return ManifoldMatching(objective.time_density, objective.coupling, geometry=self.geometry)
 
     def trace(self, *, reported: bool) -> TraceEstimator:
         return ExactTrace()
 
     def training_data(self, arrays: Arrays, fraction: float, seed: int) -> TrainingData:
-        x = self.grid.add_noise(arrays.x, seed)
-        check_columns(x, self.columns, heavy_tails=self.base_word == "student")
+        x = self.add_noise(arrays.x, seed)
+        angles = [place for place in range(len(self.columns)) if place not in self.geometry.real]
+        check_columns(x, self.columns, heavy_tails=self.base_word == "student", angles=angles)
         check_support(x, self.bounds, self.columns)
+        x = to_internal(x, self.types, self.columns)
         if arrays.context is not None:
             check_contexts(arrays.context, self.context_names(arrays.context.shape[1]))
         kept, held_out = self._split(len(x), fraction, seed, arrays.streamed)
@@ -216,27 +258,32 @@ class TableDomain(Domain):
         return self._split(len(x), fraction, seed, isinstance(x, np.memmap))
 
     def preprocess(self, data: TrainingData, scaling: str) -> list[Transform]:
-        makers = choice("scaling", scaling, SCALINGS)[:1]
+        makers = choice("scaling", scaling, SCALINGS)[:1] if self.geometry.real else ()
         if not makers:
             return [*self._support_transforms(), *self._tail_transforms()]
         x, transforms = self._unscaled(data)
-        scalings = [make(x, *_weights_of(data.fitting)) for make in makers]
+        scalings = [self._on_real(make(self._real(x), *_weights_of(data.fitting))) for make in makers]
         return [*transforms, *scalings, *self._tail_transforms()]
 
     def blank_preprocess(self, scaling: str, context_dim: int) -> list[Transform]:
-        zeros, makers = torch.zeros(self.event_shape, dtype=torch.float64), choice("scaling", scaling, SCALINGS)[1:]
+        zeros = torch.zeros(len(self.geometry.real), dtype=torch.float64)
+        makers = choice("scaling", scaling, SCALINGS)[1:] if self.geometry.real else ()
         conditional = [ConditionalAffine.identity(zeros, context_dim)] if context_dim and makers else []
-        scalings = [make(zeros) for make in makers]
-        return [*self._support_transforms(), *conditional, *scalings, *self._tail_transforms()]
+        scalings = [self._on_real(each) for each in (*conditional, *(make(zeros) for make in makers))]
+        return [*self._support_transforms(), *scalings, *self._tail_transforms()]
 
     def base(self, z: Tensor | None, fields: Any, weight: Tensor | None = None) -> Base:
         fitted, blank = choice("base", fields.base, BASES)
-        return blank(self.event_shape) if z is None else fitted(z, weight)
+        if self.geometry.is_flat:
+            return blank(self.event_shape) if z is None else fitted(z, weight)
+        size = len(self.geometry.real)
+        real = None if not size else blank((size,)) if z is None else fitted(self._real(z), weight)
+        return ProductBase(self.geometry, real)
 
     def continuous(
         self, network: Callable[[tuple[int, ...]], nn.Module], blocks: int, options: Mapping[str, Any]
     ) -> list[CNF]:
-        return [CNF(network(self.event_shape), self.event_shape, **options) for _ in range(blocks)]
+        return [CNF(self._field(network), self.event_shape, **options) for _ in range(blocks)]
 
     def largest_weight(self, hidden: Sequence[int], inputs: int, context_dim: int) -> int:
         widths = [(self.size + context_dim) * inputs, *hidden, self.size]
@@ -244,11 +291,12 @@ class TableDomain(Domain):
 
     def rows(self, x: Any) -> tuple[Tensor, np.ndarray]:
         x = np.asarray(in_order(x, self.columns), dtype=np.float64)
-        if x.ndim != 2 or x.shape[1] != self.size or not len(x):
-            raise ValueError(f"expected rows of shape (n >= 1, {self.size}); got {x.shape}")
+        if x.ndim != 2 or x.shape[1] != len(self.columns) or not len(x):
+            raise ValueError(f"expected rows of shape (n >= 1, {len(self.columns)}); got {x.shape}")
         refuse_not_finite(x, "X", self.columns)
+        x = spread_ends(x, self.types, self.columns, None)
         inside = np.all(inside_support(x, self.bounds), axis=1)
-        return tensor(x[inside]), inside
+        return tensor(to_internal(x, self.types, self.columns)[inside]), inside
 
     def contexts(self, context: Any, rows: int, dim: int | None) -> np.ndarray | None:
         return check_context(context_in_order(context, self.context_columns), rows, dim)
@@ -257,10 +305,22 @@ class TableDomain(Domain):
         return list(self.context_columns) or super().context_names(dim)
 
     def restore(self, x: np.ndarray) -> np.ndarray:
-        return self.grid.round(x)
+        if self.geometry.is_flat:
+            return self.grid.round(x)
+        rounded = self.grid.round(to_table(x, self.types, self.columns))
+        return wrapped(rounded, self.types, self.columns)
+
+    def frame(self, x: np.ndarray) -> np.ndarray:
+        return x if self.geometry.is_flat else to_table(x, self.types, self.columns)
 
     def add_noise(self, x: np.ndarray, seed: int) -> np.ndarray:
-        return self.grid.add_noise(x, seed)
+        columns = len(self.columns)
+        noisy = self.grid.add_noise(spread_ends(x[:, :columns], self.types, self.columns, seed), seed)
+        return noisy if x.shape[1] == columns else np.concatenate([noisy, x[:, columns:]], axis=1)
+
+    @property
+    def curved(self) -> str:
+        return ", ".join(curved_columns(self.types))
 
     def _split(self, rows: int, fraction: float, seed: int, streamed: bool) -> tuple[np.ndarray, np.ndarray]:
         """Return the indices of the rows to train on, ascending, and of those to hold out."""
@@ -279,21 +339,45 @@ class TableDomain(Domain):
         """Return the data with the location and scale that follow their contexts."""
         if data.scaled_context is None:
             return data
-        unscaled, weight = self._unscaled(data)[0], data.fitting.weight
+        if not self.geometry.real:
+            return data
+        unscaled, weight = self._real(self._unscaled(data)[0]), data.fitting.weight
         return replace(data, conditional=ConditionalAffine.of(unscaled, data.scaled_context, weight))
 
     def _unscaled(self, data: TrainingData) -> tuple[Tensor, list[Transform]]:
         """Return the rows that the scaling is fitted to, and the transforms that lead to them."""
-        x, transforms = data.fitting.x, [*self._support_transforms(), *filter(None, [data.conditional])]
+        conditional = [self._on_real(each) for each in filter(None, [data.conditional])]
+        x, transforms = data.fitting.x, [*self._support_transforms(), *conditional]
         for transform in transforms:
             x, _ = transform.to_base(x, data.scaled_context)
         return x, transforms
 
+    def _real(self, x: Tensor) -> Tensor:
+        """Return the real elements of rows."""
+        return x if self.geometry.is_flat else x[:, list(self.geometry.real)]
+
+    def _on_real(self, transform: Transform) -> Transform:
+        """Return a transform of the real elements as one of rows."""
+        return transform if self.geometry.is_flat else OnColumns(transform, self.geometry.real, self.size)
+
+    def _field(self, network: Callable[[tuple[int, ...]], nn.Module]) -> nn.Module:
+        """Return an untrained vector field on rows."""
+        if self.geometry.is_flat:
+            return network(self.event_shape)
+        embedded = network((self.geometry.embedded_size,))
+        return ManifoldDynamics(cast(VectorField, embedded), self.geometry)
+
     def _support_transforms(self) -> list[Transform]:
-        """Return the transforms that open the support to the whole line."""
-        lower, upper = torch.tensor(self.bounds, dtype=torch.float64).unbind(1)
+        """Return the transforms that open the support to the whole line, and bring angles to radians."""
+        free = ((-math.inf, math.inf),) * (self.size - len(self.bounds))
+        lower, upper = torch.tensor((*self.bounds, *free), dtype=torch.float64).unbind(1)
         bounded, positive = upper.isfinite(), lower.isfinite() & ~upper.isfinite()
+        circles = [kind for kind in self.types.values() if isinstance(kind, Circle)]
         transforms: list[Transform] = []
+        if circles:
+            starts, periods = ([getattr(kind, name) for kind in circles] for name in ("start", "period"))
+            start, period = (torch.tensor(values, dtype=torch.float64) for values in (starts, periods))
+            transforms.append(Angles(self.geometry.circles, start, period, self.size))
         if bool(bounded.any()):
             transforms.append(Logit(torch.where(bounded, lower, -math.inf), upper))
         if bool(positive.any()):
@@ -302,7 +386,9 @@ class TableDomain(Domain):
 
     def _tail_transforms(self) -> list[Transform]:
         """Return the transform that makes heavy tails light ones, which no field mixes."""
-        return [Asinh(self.event_shape)] if self.base_word == "student" else []
+        if self.base_word != "student" or not self.geometry.real:
+            return []
+        return [self._on_real(Asinh((len(self.geometry.real),)))]
 
     def _scalings(self, x: Tensor, rows: int) -> tuple[str, ...]:
         """Return the scalings to try out, the likelier first."""
@@ -315,8 +401,9 @@ class TableDomain(Domain):
 
     def _worth_whitening(self, x: Tensor) -> bool:
         """Say whether correlations are worth a margin, can be removed, and a trial would show it."""
-        some = FEW_COLUMNS < self.size <= WHITENED_UP_TO
-        return some and SCALING_MARGIN * self.size < gaussian_total_correlation(x) < math.inf
+        size = x.shape[1]
+        some = FEW_COLUMNS < size <= WHITENED_UP_TO
+        return some and SCALING_MARGIN * size < gaussian_total_correlation(x) < math.inf
 
 
 def _with_unit_weights(fold: TrainingData) -> TrainingData:
@@ -382,24 +469,6 @@ def in_order(x: Any, columns: Sequence[str]) -> Any:
     if missing:
         raise ValueError(f"X lacks columns of the fit: {shortened(missing)}; it has {shortened(list(places))}")
     return take_columns(x, [places[name] for name in columns])
-
-
-def shortened(words: Sequence[str], limit: int = 10) -> str:
-    """Return the first of many words for a message.
-
-    Args:
-        words: Words.
-        limit: Most words to list.
-
-    Returns:
-        The text, which counts the others.
-
-    Example:
-        >>> shortened(["a", "b", "c"], limit=2)
-        'a, b and 1 more'
-    """
-    more = f" and {len(words) - limit} more" if len(words) > limit else ""
-    return ", ".join(words[:limit]) + more
 
 
 def refuse_repeated(names: Iterable[Any]) -> None:
@@ -469,81 +538,3 @@ def names_of(x: Any) -> list[str]:
         The names; none of an array.
     """
     return [] if getattr(x, "columns", None) is None else [str(name) for name in x.columns]
-
-
-def support_bounds(support: Any, columns: int) -> Bounds:
-    """Read the support of the columns.
-
-    Args:
-        support: "real", "positive" or ("bounded", low, high), for all columns; or a list of these, one for each.
-        columns: Number of columns.
-
-    Returns:
-        Bounds (lower, upper) of each column, infinite where it is open.
-
-    Raises:
-        ValueError: If the support cannot be read, or does not have one entry for each column.
-    """
-    single = isinstance(support, str) or (isinstance(support, Sequence) and tuple(support[:1]) == ("bounded",))
-    if not single and not isinstance(support, Sequence):
-        raise _support_error(support)
-    entries = [support] if single else list(support)
-    if len(entries) not in (1, columns):
-        raise ValueError(f"support must have one word for all {columns} columns, or one each; got {len(entries)}")
-    bounds = tuple(_bounds(entry) for entry in entries)
-    return bounds * columns if len(bounds) == 1 else bounds
-
-
-def inside_support(x: np.ndarray, bounds: Sequence[tuple[float, float]]) -> np.ndarray:
-    """Return which values lie strictly between the bounds of their columns.
-
-    Args:
-        x: Rows, shape (n, d).
-        bounds: Bounds of each column.
-
-    Returns:
-        A mask, shape (n, d).
-    """
-    lower, upper = np.array(bounds).T
-    return (x > lower) & (x < upper)
-
-
-def check_support(x: np.ndarray, bounds: Sequence[tuple[float, float]], names: Sequence[str]) -> None:
-    """Check that rows lie within their support.
-
-    Args:
-        x: Rows, shape (n, d).
-        bounds: Bounds of each column.
-        names: Names of the columns.
-
-    Raises:
-        ValueError: If some do not; it names the first such column and row.
-    """
-    if not np.isfinite(bounds).any():
-        return
-    for column, (low, high) in enumerate(bounds):
-        rows = np.flatnonzero(~inside_support(x[:, [column]], [bounds[column]]))
-        if not len(rows):
-            continue
-        raise ValueError(
-            f"column {names[column]!r} has {len(rows)} of {len(x)} rows outside its support, {low:g} to {high:g} with "
-            f"both ends left out (first: row {rows[0]}, {x[rows[0], column]:g}): give it another support, or drop them"
-        )
-
-
-def _bounds(entry: Any) -> tuple[float, float]:
-    """Read the support of one column."""
-    if entry == "real":
-        return -math.inf, math.inf
-    if entry == "positive":
-        return 0.0, math.inf
-    if isinstance(entry, str) or not isinstance(entry, Sequence) or len(entry) != 3 or entry[0] != "bounded":
-        raise _support_error(entry)
-    low, high = entry[1:]
-    if not all(isinstance(limit, Real) and math.isfinite(limit) for limit in (low, high)) or not low < high:
-        raise _support_error(entry)
-    return float(low), float(high)
-
-
-def _support_error(support: Any) -> ValueError:
-    return ValueError(f"support must be 'real', 'positive' or ('bounded', LOW, HIGH); got {support!r}")

@@ -9,6 +9,7 @@ from torch import nn
 from ffjord_kit.nn.activations import ACTIVATIONS
 from ffjord_kit.nn.base import VectorField
 from ffjord_kit.nn.convolutional import ConvolutionDynamics
+from ffjord_kit.nn.manifold import ManifoldDynamics
 from ffjord_kit.nn.mlp import ConcatDynamics, ConcatSquashDynamics, ResidualDynamics
 from ffjord_kit.nn.planar import PlanarDynamics
 from ffjord_kit.nn.potential import PotentialDynamics
@@ -25,5 +26,5 @@ IMAGE_DYNAMICS: dict[str, Callable[..., nn.Module]] = {"convolution": Convolutio
 
 __all__ = [
     "ACTIVATIONS", "DYNAMICS", "IMAGE_DYNAMICS", "ConcatDynamics", "ConcatSquashDynamics", "ConvolutionDynamics",
-    "PlanarDynamics", "PotentialDynamics", "ResidualDynamics", "UNetDynamics", "VectorField",
+    "ManifoldDynamics", "PlanarDynamics", "PotentialDynamics", "ResidualDynamics", "UNetDynamics", "VectorField",
 ]  # fmt: skip

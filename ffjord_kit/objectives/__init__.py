@@ -8,6 +8,7 @@ from ffjord_kit.objectives.energy import EnergyMatching, Evidence, evidence
 from ffjord_kit.objectives.flow_matching import TIME_DENSITIES, FlowMatching, split_transforms
 from ffjord_kit.objectives.guidance import DropContext, class_log_probs, guided, one_hot
 from ffjord_kit.objectives.likelihood import MaximumLikelihood, TransformsLikelihood
+from ffjord_kit.objectives.manifold_matching import ManifoldMatching
 from ffjord_kit.objectives.reflow import Reflow
 from ffjord_kit.objectives.robust import Neighbourhood, Robust, made_robust
 from ffjord_kit.objectives.stepped import SteppedLikelihood
@@ -22,7 +23,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
 
 __all__ = [
     "COUPLINGS", "OBJECTIVES", "TIME_DENSITIES", "CrossEntropy", "DropContext", "EnergyMatching", "Evidence",
-    "FlowMatching", "Loss", "MaximumLikelihood", "Neighbourhood", "Objective", "Reflow", "Robust", "SolvedObjective",
-    "SquaredError", "SteppedLikelihood", "SupervisedLoss", "TransformsLikelihood", "class_log_probs", "evidence",
-    "guided", "made_robust", "one_hot", "split_transforms",
+    "FlowMatching", "Loss", "ManifoldMatching", "MaximumLikelihood", "Neighbourhood", "Objective", "Reflow", "Robust",
+    "SolvedObjective", "SquaredError", "SteppedLikelihood", "SupervisedLoss", "TransformsLikelihood",
+    "class_log_probs", "evidence", "guided", "made_robust", "one_hot", "split_transforms",
 ]  # fmt: skip

@@ -76,7 +76,7 @@ class FlowMatching(Objective[Flow]):
             start = model.base.sample(len(x), generator)
             for transform in reversed(below):
                 start, _ = transform.to_data(start, context)
-            start = start[COUPLINGS[self.coupling](start, x, context)]
+            start = start[self._order(start, x, context)]
         return self.match(cnfs, start, batch.with_x(x), generator)
 
     def match(self, cnfs: list[CNF], start: Tensor, end: Batch, generator: torch.Generator) -> Loss:
@@ -98,9 +98,17 @@ class FlowMatching(Objective[Flow]):
     def _error(self, cnfs: list[CNF], t: Tensor, start: Tensor, end: Batch) -> Tensor:
         """Return the squared error of each row's velocity, a mean over its elements, shape (batch,)."""
         column = t.reshape(-1, *[1] * (start.dim() - 1))
-        state, slope = torch.lerp(start, end.x, column), end.x - start
+        state, slope = self._line(start, end.x, column)
         velocity = _velocity(cnfs, t, end.with_x(state))
         return (velocity - slope).square().reshape(len(t), -1).mean(1)
+
+    def _line(self, start: Tensor, end: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return points on the lines from base to data, and their velocities."""
+        return torch.lerp(start, end, t), end - start
+
+    def _order(self, start: Tensor, end: Tensor, context: Tensor | None) -> Tensor:
+        """Return the order of the base points that the coupling pairs with the rows."""
+        return COUPLINGS[self.coupling](start, end, context)
 
 
 def split_transforms(flow: Flow) -> tuple[list[Transform], list[CNF], list[Transform]]:

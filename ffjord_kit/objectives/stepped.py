@@ -87,6 +87,7 @@ class SteppedLikelihood(Objective[Flow]):
     def loss(self, model: Flow, batch: Batch, generator: torch.Generator) -> Loss:
         rows = len(batch)
         points = with_neighbours(batch, generator, self.spread, self.share) if self.weight else batch
+        points = points.with_x(model.base.project(points.x))
         x, log_det, penalty = points.x, points.x.new_zeros(rows), points.x.new_zeros(())
         for transform in cast(Iterable[Transform], model.transforms):
             if not isinstance(transform, Stepped):

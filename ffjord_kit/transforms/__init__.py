@@ -14,6 +14,7 @@ from ffjord_kit.transforms.cnf import CNF
 from ffjord_kit.transforms.conditional import ConditionalAffine
 from ffjord_kit.transforms.contexts import ContextScaling
 from ffjord_kit.transforms.gaussianize import Gaussianize
+from ffjord_kit.transforms.manifold import Angles, OnColumns
 from ffjord_kit.transforms.multiscale import Squeeze, multi_scale
 from ffjord_kit.transforms.planar import Planar
 from ffjord_kit.transforms.preprocess import Preprocess
@@ -31,7 +32,7 @@ SCALINGS: dict[str, tuple[Callable[..., Transform], ...]] = {
 }
 
 __all__ = [
-    "CNF", "IMAGE_SCALINGS", "SCALINGS", "Affine", "Asinh", "ConditionalAffine", "ContextScaling", "Gaussianize",
-    "Logit", "Planar", "Preprocess", "Softplus", "Squeeze", "Standardize", "Stepped", "Transform", "Whiten",
-    "multi_scale",
+    "CNF", "IMAGE_SCALINGS", "SCALINGS", "Affine", "Angles", "Asinh", "ConditionalAffine", "ContextScaling",
+    "Gaussianize", "Logit", "OnColumns", "Planar", "Preprocess", "Softplus", "Squeeze", "Standardize", "Stepped",
+    "Transform", "Whiten", "multi_scale",
 ]  # fmt: skip

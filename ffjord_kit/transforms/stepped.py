@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from ffjord_kit.nn import VectorField
+from ffjord_kit.nn.manifold import geometry_in
 from ffjord_kit.noise import keyed_generator, standard_normal
 from ffjord_kit.ode import SolveError
 from ffjord_kit.ode.explicit import EXPLICIT_SCHEMES
@@ -113,6 +114,7 @@ class Stepped(Transform):
             raise ValueError(f"steps, grading and end_time must be positive; got {steps}, {grading} and {end_time}")
         self.dynamics, self.event_shape, self.method = dynamics, tuple(event_shape), method
         self.explicit_from, self.end_time = explicit_from, end_time
+        self.geometry = geometry_in(dynamics)  # after a step points on spheres get back the length they had
         self.widths: Tensor
         self.register_buffer("widths", (torch.linspace(0, 1, steps + 1, dtype=torch.float64) ** grading).diff())
         self.log_scales = nn.Parameter(torch.zeros(steps)) if learn_grid else None
@@ -202,7 +204,8 @@ class Stepped(Transform):
 
         times = tuple(t.to(x) for t in scheme.stage_times(start, end - start, end))
         dx, dtangents = scheme.change(field, times, length, (x, tangents))
-        return x + dx, tangents + dtangents
+        y, pushed = x + dx, tangents + dtangents
+        return (y, pushed) if self.geometry is None else self.geometry.rescale(x, y, tangents, pushed)
 
     def _inverted(self, start: Tensor, end: Tensor, y: Tensor, context: Tensor | None) -> Step:
         """Return the step that ends at y; with a gradient by one Newton step at the solution, where it is exact."""
