@@ -222,6 +222,17 @@ class Domain(ABC):
             The objective.
         """
 
+    def asked(self, objective: Objective[Any]) -> Objective[Any]:
+        """Return an objective of likelihood as it suits the data.
+
+        Args:
+            objective: Objective.
+
+        Returns:
+            The objective.
+        """
+        return objective
+
     @abstractmethod
     def trace(self, *, reported: bool) -> TraceEstimator:
         """Return the trace of reports, or of validations.
@@ -374,6 +385,36 @@ class Domain(ABC):
             ValueError: If they do not fit.
         """
         return check_context(context, rows, dim)
+
+    def implied_context(self, x: Any) -> np.ndarray | None:
+        """Return the contexts that rows imply, where none are passed.
+
+        Args:
+            x: Data, shape (n, ...).
+
+        Returns:
+            Contexts, shape (n, context_dim), or None.
+        """
+        return None
+
+    def context_preprocess(
+        self, scaling: ContextScaling | None, preprocess: Sequence[Transform]
+    ) -> tuple[Transform | ContextScaling | None, int]:
+        """Return the scaling of a flow's contexts, and their length.
+
+        Args:
+            scaling: Scaling that was fitted to them; None where there are none.
+            preprocess: Transforms next to the data.
+
+        Returns:
+            The scaling, and the length of a context.
+        """
+        return scaling, 0 if scaling is None else len(scaling.mean)
+
+    @property
+    def answers_questions(self) -> bool:
+        """Whether any columns can be given, and cells may be missing."""
+        return False
 
     def context_names(self, dim: int) -> list[str]:
         """Return the names of the contexts for messages.

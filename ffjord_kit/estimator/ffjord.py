@@ -33,7 +33,8 @@ from ffjord_kit.estimator.persistence import (
 )  # fmt: skip
 from ffjord_kit.estimator.scoring import to_data
 from ffjord_kit.estimator.search import LEAST_SHARE, choose, is_small
-from ffjord_kit.estimator.table import TableDomain, context_names, in_order, refuse_repeated
+from ffjord_kit.estimator.subsets import table_domain
+from ffjord_kit.estimator.table import context_names, in_order, refuse_repeated
 from ffjord_kit.flow import Flow
 from ffjord_kit.ode import FixedSolver
 from ffjord_kit.precision import compiled
@@ -371,6 +372,9 @@ class FFJORD(DensityEstimator, TableFields):
     weight_loss = _of_model_on_data(DensityModel.weight_loss)
     attack = _of_model_on_data(DensityModel.attack)
     explain = _of_model_on_data(DensityModel.explain)
+    given = _of_model(DensityModel.given)
+    marginal = _of_model(DensityModel.marginal)
+    impute = _of_model_on_data(DensityModel.impute)
     discretize = _deriving(DensityModel.discretize)
     condense = _deriving(DensityModel.condense)
     few_step_sample_errors = _of_model(DensityModel.few_step_sample_errors)
@@ -403,7 +407,7 @@ class FFJORD(DensityEstimator, TableFields):
         x = validate_data(self, X, dtype=dtype, ensure_min_samples=2, ensure_all_finite=False)
         names = getattr(self, "feature_names_in_", None)  # scikit-learn sets it where X carries names
         contexts = check_context(context, len(x))
-        domain = TableDomain.of(
+        domain = table_domain(self).of(
             self, x, columns if names is None else names, named=names is not None,
             context_columns=context_names(context, context_columns),
         )  # fmt: skip

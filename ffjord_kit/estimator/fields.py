@@ -198,6 +198,9 @@ class TableFields(CommonFields):
     support: Support = option(
         "real", "Main", "where the data live: real, positive or bounded LOW HIGH; one for all columns, or one each"
     )
+    subsets: bool = option(
+        False, "Main", "learn every question: the density of any columns, given any others; cells may be missing (NaN)"
+    )
     watch: str | None = option(
         None, "Validation", f"what validations record, for plot: {', '.join(WATCHES)}, or both with a comma between"
     )
