@@ -16,7 +16,7 @@ from ffjord_kit import datasets
 from ffjord_kit.cli.info import CHECKPOINT, DENSITY, best_validation, option_text
 from ffjord_kit.cli.options import field_values
 from ffjord_kit.cli.output import write_training_sheet
-from ffjord_kit.cli.parsing import parse_fields
+from ffjord_kit.cli.parsing import parse_fields, parse_missing
 from ffjord_kit.cli.sources import LoadedData, load, load_fitted, open_run
 from ffjord_kit.estimator import FFJORD, ImageFFJORD, from_run
 from ffjord_kit.estimator.fields import ImageFields, TableFields
@@ -98,7 +98,10 @@ def _bits(source: str) -> int:
 def _load_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options that say which data to read."""
     columns = [name.strip() for name in options["context_columns"].split(",") if name.strip()]
-    return {"context_columns": columns, **{name: options[name] for name in ("rows", "size", "grey")}}
+    missing = (parse_missing(options["missing"] or "") or ()) if options["subsets"] else None
+    return {
+        "context_columns": columns, "missing": missing, **{name: options[name] for name in ("rows", "size", "grey")},
+    }  # fmt: skip
 
 
 def _is_restarted_run(path: Path, model: Estimator) -> bool:

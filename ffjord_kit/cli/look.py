@@ -15,7 +15,7 @@ from ffjord_kit.atomic import replacing
 from ffjord_kit.cli.checks import check_replaceable
 from ffjord_kit.cli.doctor import GONE, print_findings
 from ffjord_kit.cli.output import CONSOLE
-from ffjord_kit.cli.sources import LoadedData, held_out, load_fitted, load_for_run, open_run
+from ffjord_kit.cli.sources import LoadedData, complete_rows, held_out, load_fitted, load_for_run, open_run
 from ffjord_kit.diagnostics import (
     Finding,
     check_spectrum,
@@ -82,7 +82,8 @@ def look(run: str, source: str | None, out: str, random_state: int, force: bool)
     model.domain.require_table("look", "look at their samples with ffjord-kit plot")
     data = load_fitted(opened, GONE)
     judges = held_out(model, data) if source is None else load_for_run(opened, source)
-    rows = Rows(data.take(model.split_indices(data.x)[0]), judges, random_state)
+    trained_on = complete_rows(data.take(model.split_indices(data.x)[0]), "look")
+    rows = Rows(trained_on, complete_rows(judges, "look"), random_state)
     sections = []
     with Console(stderr=True).status("looking") as status:
         for name, examine in _parts(model):

@@ -24,6 +24,7 @@ TEXT_FORMS = {
     "regularizers": ("WORD:WEIGHT,...", "kinetic:0.01,jacobian:0.01"),
     "dequantize": ("auto|NAME,...", "age,score:0.5"),
     "support": ("WORD,...", "positive or real,bounded:0:1"),
+    "missing": ("MARK,...", "-999,unknown"),
 }
 
 

@@ -520,7 +520,9 @@ def refuse_not_finite(array: np.ndarray, name: str, columns: Sequence[str] = ())
         if not finite.all():
             row, column = np.argwhere(~finite.reshape(len(chunk), -1))[0]
             place = f"row {start + row}" + (f", column {columns[column]!r}" if len(columns) else "")
-            raise ValueError(f"{name} contains NaN or infinity (first in {place}): drop or mend such rows")
+            missing = len(columns) and np.isnan(chunk.reshape(len(chunk), -1)[row, column])
+            advice = ", or fit with subsets=True (--subsets), which takes missing cells" if missing else ""
+            raise ValueError(f"{name} contains NaN or infinity (first in {place}): drop or mend such rows{advice}")
         start += len(chunk)
 
 

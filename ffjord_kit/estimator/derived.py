@@ -118,6 +118,7 @@ class DerivingModel(ScoringModel):
         References:
             Zhang et al. 2021, embedding principle, https://arxiv.org/abs/2105.14573.
         """
+        self._require_one_question("condense")
         self.domain.require_table("condense", "give images a narrower network from the start")
         rows = self.domain.training_data(
             self._rows_of_fit(X, context), self.config.fields.validation_fraction, self.seed
@@ -166,10 +167,15 @@ class DerivingModel(ScoringModel):
         """
         return self.domain.split(X, self.config.fields.validation_fraction, self.seed)
 
+    def _require_one_question(self, verb: str) -> None:
+        """Refuse a model that answers many questions, for what is made of one."""
+        if self.domain.answers_questions:
+            raise ValueError(f"{verb} takes a model of one question; this one was fitted with subsets=True")
+
     def _rows_of_fit(self, X: Any, context: Any) -> Arrays:
         """Return the rows of the fit with their contexts."""
         rows = np.asarray(as_rows(X), np.float64)
-        arrays = Arrays(rows, self._contexts(context, len(rows)))
+        arrays = Arrays(rows, None if self.domain.answers_questions else self._contexts(context, len(rows)))
         if arrays.facts()["sha256"] != self.record["sha256"]:
             raise ValueError(
                 "X and context must be the rows of the fit, all and in their order: others cannot validate it"
@@ -214,6 +220,7 @@ class DerivingModel(ScoringModel):
             Liu et al. 2023, reflow, https://arxiv.org/abs/2209.03003.
         """
         settings = ReflowSettings(pairs, steps, learning_rate, None if hidden is None else tuple(hidden))
+        self._require_one_question("reflow")
         self.domain.require_table("reflow", "sample it with few fixed steps")
         rows = None if X is None else np.asarray(as_rows(X), np.float64)
         contexts = self._contexts_of_pairs(rows, context)

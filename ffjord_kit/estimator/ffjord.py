@@ -33,7 +33,7 @@ from ffjord_kit.estimator.persistence import (
 )  # fmt: skip
 from ffjord_kit.estimator.scoring import to_data
 from ffjord_kit.estimator.search import LEAST_SHARE, choose, is_small
-from ffjord_kit.estimator.subsets import table_domain
+from ffjord_kit.estimator.subsets import marked, table_domain
 from ffjord_kit.estimator.table import context_names, in_order, refuse_repeated
 from ffjord_kit.flow import Flow
 from ffjord_kit.ode import FixedSolver
@@ -404,7 +404,7 @@ class FFJORD(DensityEstimator, TableFields):
             raise ValueError(f"FFJORD is for tables (n, d); got shape {np.shape(X)}: use ImageFFJORD for images")
         refuse_repeated(getattr(X, "columns", ()))
         dtype: Any = [np.float64, np.float32] if isinstance(X, np.memmap) else np.float64
-        x = validate_data(self, X, dtype=dtype, ensure_min_samples=2, ensure_all_finite=False)
+        x = marked(validate_data(self, X, dtype=dtype, ensure_min_samples=2, ensure_all_finite=False), self)
         names = getattr(self, "feature_names_in_", None)  # scikit-learn sets it where X carries names
         contexts = check_context(context, len(x))
         domain = table_domain(self).of(

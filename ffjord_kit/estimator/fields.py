@@ -51,6 +51,7 @@ Schedule = str | Sequence[Any]
 Transforms = Sequence[tuple[str, int]] | None
 Regularizers = Mapping[str, float] | None
 Support = str | Sequence[Any]
+Missing = Sequence[float | str] | None
 Dequantize = str | Sequence[str] | Mapping[str, float | None] | None
 
 
@@ -200,6 +201,9 @@ class TableFields(CommonFields):
     )
     subsets: bool = option(
         False, "Main", "learn every question: the density of any columns, given any others; cells may be missing (NaN)"
+    )
+    missing: Missing = option(
+        None, "Main", "marks of missing cells beside NaN and, in files, empty cells and NA, with subsets, e.g. -999"
     )
     watch: str | None = option(
         None, "Validation", f"what validations record, for plot: {', '.join(WATCHES)}, or both with a comma between"

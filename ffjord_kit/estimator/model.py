@@ -454,6 +454,8 @@ class DensityModel(DerivingModel, SamplingModel):
         self.domain.require_table("explain", "score their outliers, and look at their pictures")
         domain, context = cast(TableDomain, self.domain), None if context is None else np.asarray(context)
         self.domain.rows(X)  # which refuses wrong ones
+        if self.domain.implied_context(X) is not None:
+            raise ValueError("explain takes rows without missing cells: leave the others out, or impute them")
         rows = np.asarray(in_order(X, domain.columns), dtype=np.float64)
         contexts = self._contexts(context, len(rows))
         known, scores, batch = self._reference(reference, reference_context, random_state)
@@ -481,7 +483,7 @@ class DensityModel(DerivingModel, SamplingModel):
 
     def _reference(self, x: Any, context: Any, seed: int) -> tuple[np.ndarray, np.ndarray, Batch]:
         """Return reference rows, their log-densities, and the rows with their contexts."""
-        if x is None and self.flow.context_dim:
+        if x is None and self.flow.context_dim and not self.domain.answers_questions:
             raise ValueError("this model is conditional: pass reference=ROWS and reference_context, e.g. of the fit")
         batch = self._batch(self.sample(REFERENCE_ROWS, random_state=seed) if x is None else x, context)[0]
         batch = batch[torch.linspace(0, len(batch) - 1, min(len(batch), REFERENCE_ROWS)).long()]

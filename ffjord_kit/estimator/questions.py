@@ -1,4 +1,4 @@
-"""Questions of one model: the density of some columns, given others, with all the rest integrated out; and imputation."""
+"""Questions of one model: the density of some columns, given others, without the rest; and imputation."""
 
 from __future__ import annotations
 
@@ -131,7 +131,9 @@ class Question:
             ValueError: If there are not as many given values as draws.
         """
         draws = self.model.sample(n_samples, context=self.context(n_samples), random_state=random_state)
-        return _framed(draws[:, self._places], self.columns) if self.model.record.get("named") else draws[:, self._places]
+        return (
+            _framed(draws[:, self._places], self.columns) if self.model.record.get("named") else draws[:, self._places]
+        )
 
     def context(self, rows: int) -> np.ndarray:
         """Return the contexts that ask the question, for all columns asked for.
@@ -163,7 +165,9 @@ class Question:
         result = np.zeros((rows, _domain(self.model).size))
         for name, values in self.values.items():
             if values.ndim and len(values) not in (1, rows):
-                raise ValueError(f"{name!r} is given {len(values)} values for {rows} rows: give one, or one for each row")
+                raise ValueError(
+                    f"{name!r} is given {len(values)} values for {rows} rows: give one, or one for each row"
+                )
             result[:, _domain(self.model).columns.index(name)] = values
         return result
 
@@ -199,7 +203,7 @@ def impute(model: Model, x: Any, draws: int, random_state: Any) -> Iterator[np.n
         ValueError: If the model was not fitted for questions, or rows do not suit it.
     """
     domain = _domain(model)
-    rows = np.asarray(in_order(x, domain.columns), dtype=np.float64)
+    rows = domain.cells(x)
     domain.rows(rows)  # which refuses wrong ones
     if draws < 1:
         raise ValueError(f"draws must be at least 1; got {draws}")
@@ -219,7 +223,9 @@ def impute(model: Model, x: Any, draws: int, random_state: Any) -> Iterator[np.n
 
 def _domain(model: Model) -> SubsetDomain:
     if not isinstance(model.domain, SubsetDomain):
-        raise ValueError("this model answers one question, the density of whole rows: fit with subsets=True (--subsets)")
+        raise ValueError(
+            "this model answers one question, the density of whole rows: fit with subsets=True (--subsets)"
+        )
     return model.domain
 
 
@@ -248,7 +254,9 @@ def _check_inside(domain: SubsetDomain, x: np.ndarray) -> None:
     outside = np.argwhere(~inside_support(x, domain.bounds))
     if len(outside):
         row, column = outside[0]
-        raise ValueError(f"row {row} has {domain.columns[column]!r} outside its support: mend it, or mark it as missing")
+        raise ValueError(
+            f"row {row} has {domain.columns[column]!r} outside its support: mend it, or mark it as missing"
+        )
 
 
 def _framed(draws: np.ndarray, columns: Sequence[str]) -> Any:

@@ -404,6 +404,8 @@ class ScoringModel(StoredModel):
 
     def _batch_inside(self, x: Any, context: Any, verb: str) -> Batch:
         """Return rows and contexts, all of which must lie within the support."""
+        if context is None and self.domain.implied_context(x) is not None:
+            raise ValueError(f"{verb} takes rows without missing cells: leave the others out, or impute them")
         batch, inside = self._batch(x, context)
         if not inside.all():
             raise ValueError(

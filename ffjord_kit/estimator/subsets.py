@@ -1,14 +1,15 @@
 """Tables of which any columns can be asked for, given any others; cells may be missing.
 
-The flow has one field for all questions (see `ffjord_kit.nn.masked`). Training needs no more than this domain: rows come
-with their observed columns modelled, and objectives ask random questions of them.
+The flow has one field for all questions (see `ffjord_kit.nn.masked`). Rows come to training with their observed columns
+modelled, and objectives ask random questions of them. Cells are taken to be missing at random: whether one is missing
+may depend on the observed cells of its row, and not on its own value.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from ffjord_kit.diagnostics.columns import check_columns
 from ffjord_kit.estimator.data import Arrays, TrainingData, refuse_not_finite, tensor
 from ffjord_kit.estimator.fields import TableFields
 from ffjord_kit.estimator.table import TableDomain, check_support, column_names, in_order
+from ffjord_kit.nn import VectorField
 from ffjord_kit.nn.masked import MaskedField, Question
 from ffjord_kit.objectives import FlowMatching, Objective
 from ffjord_kit.objectives.subsets import on_questions
@@ -55,7 +57,13 @@ class SubsetTrainingData(TrainingData):
 
 @dataclass(frozen=True)
 class SubsetDomain(TableDomain):
-    """Tables of which any subset of the columns is modelled, given any other; NaN stands for a missing cell."""
+    """Tables of which any subset of the columns is modelled, given any other; NaN stands for a missing cell.
+
+    Args:
+        fields: Fields of the fit, which name further marks of missing cells.
+    """
+
+    fields: TableFields = field(default_factory=TableFields)
 
     @classmethod
     def of(
@@ -70,7 +78,12 @@ class SubsetDomain(TableDomain):
         names = column_names(columns, x.shape[1])
         _check_fields(fields)
         _check_cells(x, names)
-        return super().of(fields, with_all_cells(x), names, named=named, context_columns=context_columns)
+        domain = super().of(fields, with_all_cells(x), names, named=named, context_columns=context_columns)
+        return replace(cast(SubsetDomain, domain), fields=fields)
+
+    @classmethod
+    def from_record(cls, fields: TableFields, record: Mapping[str, Any]) -> TableDomain:
+        return replace(cast(SubsetDomain, super().from_record(fields, record)), fields=fields)
 
     @property
     def answers_questions(self) -> bool:
@@ -101,7 +114,8 @@ class SubsetDomain(TableDomain):
         check_columns(x, self.columns)
         check_support(x, self.bounds, self.columns)
         kept, held_out = self._split(len(x), fraction, seed, streamed=False)
-        every, judges = (Batch(tensor(x[rows]).double(), tensor(question_of(observed[rows]))) for rows in (kept, held_out))
+        parts = [Batch(tensor(x[rows]).double(), tensor(question_of(observed[rows]))) for rows in (kept, held_out)]
+        every, judges = parts
         return _training_data(every, judges if len(held_out) else None)
 
     def fold(self, data: TrainingData, rows: Tensor, judges: Tensor) -> TrainingData:
@@ -117,25 +131,33 @@ class SubsetDomain(TableDomain):
     def context_preprocess(
         self, scaling: ContextScaling | None, preprocess: Sequence[Transform]
     ) -> tuple[Transform | ContextScaling | None, int]:
-        (transform,) = preprocess
-        assert isinstance(transform, SubsetScaling)
+        (transform,) = cast("Sequence[SubsetScaling]", preprocess)
         return QuestionScaling(transform.scaling), 3 * self.size
 
-    def continuous(
-        self, network: Callable[..., nn.Module], blocks: int, options: Mapping[str, Any]
-    ) -> list[CNF]:
+    def continuous(self, network: Callable[..., nn.Module], blocks: int, options: Mapping[str, Any]) -> list[CNF]:
         def masked(shape: tuple[int, ...]) -> nn.Module:
-            return MaskedField(network(shape, context_dim=2 * self.size))
+            return MaskedField(cast(VectorField, network(shape, context_dim=2 * self.size)))
 
         return super().continuous(masked, blocks, options)
 
     def rows(self, x: Any) -> tuple[Tensor, np.ndarray]:
-        x = np.asarray(in_order(x, self.columns), dtype=np.float64)
+        x = self.cells(x)
         return super().rows(np.where(np.isnan(x), self.inside, x) if x.shape[1:] == (self.size,) else x)
 
     def implied_context(self, x: Any) -> np.ndarray | None:
-        x = np.asarray(in_order(x, self.columns), dtype=np.float64)
+        x = self.cells(x)
         return question_of(~np.isnan(x)) if np.isnan(x).any() else None
+
+    def cells(self, x: Any) -> np.ndarray:
+        """Return rows with their columns in the order of the fit, and NaN where a cell is missing.
+
+        Args:
+            x: Rows, shape (n, d).
+
+        Returns:
+            The rows, in float64.
+        """
+        return marked(np.asarray(in_order(x, self.columns), dtype=np.float64), self.fields)
 
     def contexts(self, context: Any, rows: int, dim: int | None) -> np.ndarray | None:
         everything = question_of(np.ones((rows, self.size), dtype=bool))
@@ -161,6 +183,26 @@ def table_domain(fields: TableFields) -> type[TableDomain]:
         SubsetDomain where any question can be asked, else TableDomain.
     """
     return SubsetDomain if fields.subsets else TableDomain
+
+
+def marked(x: np.ndarray, fields: TableFields) -> np.ndarray:
+    """Return rows with NaN where a number marks a missing cell.
+
+    Args:
+        x: Rows, shape (n, d).
+        fields: Fields, whose words mark cells of files alone.
+
+    Returns:
+        The rows, in a new array if they have such cells.
+
+    Raises:
+        ValueError: If there are marks, and no cell may be missing.
+    """
+    marks = [float(mark) for mark in fields.missing or () if not isinstance(mark, str)]
+    if fields.missing and not fields.subsets:
+        raise ValueError(f"missing={fields.missing!r} needs subsets=True (--subsets), which takes missing cells")
+    found = np.isin(x, marks) if marks else np.zeros(1, dtype=bool)
+    return np.where(found, np.nan, x) if found.any() else x
 
 
 def question_of(modelled: np.ndarray, given: np.ndarray | None = None, values: np.ndarray | None = None) -> np.ndarray:
