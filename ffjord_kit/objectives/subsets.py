@@ -1,8 +1,8 @@
 r"""Training on random questions of a table: each row of a batch models some of its columns, given some others.
 
 A row comes with its observed columns modelled and nothing given. A share of the rows stays so, which trains the joint
-density; of the others, each observed column is modelled, given or left out at random, with the odds of a row drawn too,
-so that few columns are given as often as many. The loss is that of the modelled columns.
+density; others have some columns given and model the rest, or model some and leave out the rest, or do both. Their
+numbers are uniform, so that few columns are given as often as many. The loss is that of the modelled columns.
 
 References:
     Strauss and Oliva 2021, https://arxiv.org/abs/2102.04426; Ivanov et al. 2019, https://arxiv.org/abs/1806.02382.
@@ -23,7 +23,7 @@ from ffjord_kit.ode import Solver
 
 T = TypeVar("T", bound=Objective[Any])
 
-JOINT, CONDITIONAL, MARGINAL = 0.5, 0.25, 0.1  # shares of the rows; the rest has all three states
+JOINT, CONDITIONAL, MARGINAL = 0.5, 0.3, 0.1  # shares of the rows; the rest has all three states
 
 
 @dataclass(frozen=True)
@@ -114,11 +114,14 @@ def random_masks(observed: Tensor, generator: torch.Generator) -> tuple[Tensor, 
     """
     rows, columns = observed.shape
     draws = torch.rand(rows, columns + 3, generator=generator, device=generator.device).to(observed.device)
-    kind, first, second, cell = draws[:, :1], draws[:, 1:2], draws[:, 2:3], draws[:, 3:]
-    low, high = torch.minimum(first, second), torch.maximum(first, second)
-    conditional, marginal = kind < JOINT + CONDITIONAL, kind < JOINT + CONDITIONAL + MARGINAL
-    given_below = torch.where(conditional, first, torch.where(marginal, 0.0, low))
-    absent_from = torch.where(conditional, 1.0, torch.where(marginal, first, high))
-    given, modelled = observed & (cell < given_below), observed & (cell >= given_below) & (cell < absent_from)
-    joint = (kind < JOINT) | ~modelled.any(1, keepdim=True)
+    (kind, first, second), order = draws[:, :3].split(1, dim=1), draws[:, 3:] + (~observed)
+    rank, count = order.argsort(1).argsort(1), observed.sum(1, keepdim=True)
+    mixed = (kind >= JOINT + CONDITIONAL + MARGINAL) & (count > 2)
+    marginal = (kind >= JOINT + CONDITIONAL) & (kind < JOINT + CONDITIONAL + MARGINAL)
+    some = 1 + (first * (count - 1 - mixed.long())).long()  # 1 .. count - 1, or 1 .. count - 2
+    given_below = torch.where(marginal, 0, some)
+    more = some + 1 + (second * (count - 1 - some)).long()  # some + 1 .. count - 1
+    absent_from = torch.where(mixed, more, torch.where(marginal, some, count))
+    joint = (kind < JOINT) | (count < 2)
+    given, modelled = observed & (rank < given_below), observed & (rank >= given_below) & (rank < absent_from)
     return given & ~joint, torch.where(joint, observed, modelled)
