@@ -101,6 +101,17 @@ class TrainingData:
         scaling, context = self.context_scaling, self.fitting.context
         return None if scaling is None or context is None else scaling(context)
 
+    def examined(self, judges: Batch) -> Batch:
+        """Return the rows and contexts at which few exact steps are examined.
+
+        Args:
+            judges: Held-out rows.
+
+        Returns:
+            Rows and contexts.
+        """
+        return judges
+
 
 class Domain(ABC):
     """A kind of data: how it is checked, preprocessed, trained on, reported and given back.

@@ -23,7 +23,7 @@ from ffjord_kit.estimator.table import TableDomain, check_support, column_names,
 from ffjord_kit.nn import VectorField
 from ffjord_kit.nn.masked import MaskedField, Question
 from ffjord_kit.objectives import FlowMatching, Objective
-from ffjord_kit.objectives.subsets import on_questions
+from ffjord_kit.objectives.subsets import ask, on_questions
 from ffjord_kit.transforms import CNF, ContextScaling, Transform
 from ffjord_kit.transforms.subsets import Elementwise, QuestionScaling, SubsetScaling
 
@@ -53,6 +53,12 @@ class SubsetTrainingData(TrainingData):
     def scaled_context(self) -> Tensor | None:  # type: ignore[override]
         """Questions of `fitting`, which give no values that a scaling would change, shape (n, 3 d)."""
         return self.fitting.context
+
+    def examined(self, judges: Batch) -> Batch:
+        """Return the rows, half of them with random questions, since steps may fold for some questions alone."""
+        asked = ask(judges[1::2], torch.Generator().manual_seed(0)) if len(judges) > 1 else judges
+        whole = judges[::2]
+        return Batch(torch.cat([whole.x, asked.x]), torch.cat([cast(Tensor, each.context) for each in (whole, asked)]))
 
 
 @dataclass(frozen=True)
