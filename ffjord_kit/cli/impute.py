@@ -13,8 +13,6 @@ from ffjord_kit.cli.sources import load_for_run, open_run
 from ffjord_kit.datasets.writing import TEXT_BYTES
 from ffjord_kit.diagnostics.grid import Grid
 from ffjord_kit.estimator import DensityModel
-from ffjord_kit.estimator.data import seed_from
-from ffjord_kit.estimator.questions import impute as fillings
 from ffjord_kit.progress import OnProgress, progress
 
 NUMBERS = ("draw", "row")  # the first two columns of several fillings
@@ -39,7 +37,7 @@ def impute(run: str, source: str, out: str, draws: int, random_state: int | None
     columns = (*(NUMBERS if draws > 1 else ()), *model.record["columns"])
     datasets.check_disk(out, draws * len(data.x), [TEXT_BYTES] * len(columns))
     with progress(f"{draws} fillings") as on_progress:
-        tables = fillings(model, data.x, draws, seed_from(random_state))
+        tables = model.fillings(data.x, draws, random_state)
         chunks = _numbered(tables, draws, on_progress)
         datasets.write_chunks(out, chunks, columns, rows=draws * len(data.x), whole=_whole(model, draws))
     missing = np.isnan(data.x)

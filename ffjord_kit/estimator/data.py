@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import math
 import secrets
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,12 +24,11 @@ from ffjord_kit.data import Batch, Rows
 from ffjord_kit.distributions import Base
 from ffjord_kit.flow import Flow
 from ffjord_kit.objectives import FlowMatching, Objective
-from ffjord_kit.rows import as_rows
+from ffjord_kit.rows import as_rows, chunks
 from ffjord_kit.trace import TraceEstimator
 from ffjord_kit.transforms import CNF, ConditionalAffine, ContextScaling, Transform
 
 SMALLEST_VALIDATION_SET = 5
-CHUNK_BYTES = 1 << 24  # read at once
 
 
 @dataclass(frozen=True)
@@ -422,11 +420,6 @@ class Domain(ABC):
         """
         return scaling, 0 if scaling is None else len(scaling.mean)
 
-    @property
-    def answers_questions(self) -> bool:
-        """Whether any columns can be given, and cells may be missing."""
-        return False
-
     def context_names(self, dim: int) -> list[str]:
         """Return the names of the contexts for messages.
 
@@ -578,34 +571,6 @@ def held_out_count(rows: int, fraction: float, most: int) -> int:
         raise ValueError(f"validation_fraction must be in [0, 1); got {fraction}")
     count = min(int(fraction * rows), most)
     return 0 if count < SMALLEST_VALIDATION_SET else count
-
-
-def chunks(array: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield the rows of an array in pieces of bounded memory.
-
-    Args:
-        array: Array, shape (n, ...).
-
-    Yields:
-        Consecutive pieces.
-    """
-    rows = max(1, CHUNK_BYTES // max(1, array[:1].nbytes))
-    for start in range(0, len(array), rows):
-        yield array[start : start + rows]
-
-
-def shared_tensor(array: np.ndarray) -> Tensor:
-    """Return a tensor on the memory of an array, which must not be written to.
-
-    Args:
-        array: Array.
-
-    Returns:
-        The tensor.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that a file opened for reading cannot be written
-        return torch.from_numpy(array)
 
 
 def tensor(array: np.ndarray) -> Tensor:

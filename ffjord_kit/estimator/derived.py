@@ -17,6 +17,7 @@ from ffjord_kit.estimator.discretize import fit_steps
 from ffjord_kit.estimator.fields import positive, whole
 from ffjord_kit.estimator.persistence import prepare_reports
 from ffjord_kit.estimator.scoring import ScoringModel
+from ffjord_kit.estimator.subsets import SubsetDomain
 from ffjord_kit.objectives.reflow import Reflow, stack_pairs
 from ffjord_kit.ode import FINEST_SINGLE
 from ffjord_kit.precision import single_precision
@@ -169,13 +170,13 @@ class DerivingModel(ScoringModel):
 
     def _require_one_question(self, verb: str) -> None:
         """Refuse a model that answers many questions, for what is made of one."""
-        if self.domain.answers_questions:
+        if isinstance(self.domain, SubsetDomain):
             raise ValueError(f"{verb} takes a model of one question; this one was fitted with subsets=True")
 
     def _rows_of_fit(self, X: Any, context: Any) -> Arrays:
         """Return the rows of the fit with their contexts."""
         rows = np.asarray(as_rows(X), np.float64)
-        arrays = Arrays(rows, None if self.domain.answers_questions else self._contexts(context, len(rows)))
+        arrays = Arrays(rows, None if isinstance(self.domain, SubsetDomain) else self._contexts(context, len(rows)))
         if arrays.facts()["sha256"] != self.record["sha256"]:
             raise ValueError(
                 "X and context must be the rows of the fit, all and in their order: others cannot validate it"

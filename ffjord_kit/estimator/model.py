@@ -22,9 +22,9 @@ from ffjord_kit.estimator.derived import DerivingModel
 from ffjord_kit.estimator.fields import CommonFields, ImageFields, TableFields
 from ffjord_kit.estimator.image import REPORT_PROBES, ImageDomain
 from ffjord_kit.estimator.persistence import fields_of_record, load_model, save_model
-from ffjord_kit.estimator.questions import Question, impute, question
-from ffjord_kit.estimator.sampling import SamplingModel
+from ffjord_kit.estimator.questions import QuestioningModel
 from ffjord_kit.estimator.scoring import placed, spread, to_data
+from ffjord_kit.estimator.subsets import SubsetDomain
 from ffjord_kit.estimator.table import TableDomain, in_order
 from ffjord_kit.flow import Flow
 from ffjord_kit.objectives import Neighbourhood, Objective
@@ -55,7 +55,7 @@ class NumpyTrajectory(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class DensityModel(DerivingModel, SamplingModel):
+class DensityModel(DerivingModel, QuestioningModel):
     """A fitted flow on arrays.
 
     Rows X of a table are (n, d); images are uint8, (n, h, w) or (n, channels, h, w), and noise and probes belong to
@@ -483,7 +483,7 @@ class DensityModel(DerivingModel, SamplingModel):
 
     def _reference(self, x: Any, context: Any, seed: int) -> tuple[np.ndarray, np.ndarray, Batch]:
         """Return reference rows, their log-densities, and the rows with their contexts."""
-        if x is None and self.flow.context_dim and not self.domain.answers_questions:
+        if x is None and self.flow.context_dim and not isinstance(self.domain, SubsetDomain):
             raise ValueError("this model is conditional: pass reference=ROWS and reference_context, e.g. of the fit")
         batch = self._batch(self.sample(REFERENCE_ROWS, random_state=seed) if x is None else x, context)[0]
         batch = batch[torch.linspace(0, len(batch) - 1, min(len(batch), REFERENCE_ROWS)).long()]
@@ -494,51 +494,6 @@ class DensityModel(DerivingModel, SamplingModel):
         near = np.argsort(np.abs(scores - threshold))[:COMPARED_ROWS]
         found = self.evaluate_batch(batch[torch.from_numpy(near)], options=SolveOptions(solver=VERIFY)).log_prob
         return float(np.abs(found - scores[near]).max())
-
-    def given(self, values: Mapping[str, Any] | None = None, /, **named: Any) -> Question:
-        """Return the density of the other columns, given some; for a model of `subsets=True`.
-
-        Args:
-            values: Values by column, e.g. {"x0": 1.0}: a number, or one for each row.
-            **named: The same, e.g. age=40.
-
-        Returns:
-            The question, with `log_prob`, `sample` and `marginal`.
-
-        Raises:
-            ValueError: If a column or value does not suit the model, or it was not fitted for questions.
-        """
-        return question(self).given(values, **named)
-
-    def marginal(self, columns: Sequence[str]) -> Question:
-        """Return the density of some columns, with the others integrated out; for a model of `subsets=True`.
-
-        Args:
-            columns: Names of the columns.
-
-        Returns:
-            The question, with `log_prob`, `sample` and `given`.
-
-        Raises:
-            ValueError: If there is no such column, or the model was not fitted for questions.
-        """
-        return question(self).marginal(columns)
-
-    def impute(self, X: Any, *, draws: int = 20, random_state: Any = None) -> np.ndarray:
-        """Fill missing cells by draws, given the observed cells of their rows; for a model of `subsets=True`.
-
-        Args:
-            X: Rows, shape (n, d), NaN where a cell is missing.
-            draws: Number of fillings.
-            random_state: Seed, or None.
-
-        Returns:
-            Fillings, shape (draws, n, d); observed cells are as they came.
-
-        Raises:
-            ValueError: If rows do not suit the model, or it was not fitted for questions.
-        """
-        return np.stack(list(impute(self, X, draws, random_state)))
 
     def bits_per_dim(
         self,

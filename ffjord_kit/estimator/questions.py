@@ -2,36 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from ffjord_kit.estimator.data import Domain, refuse_not_finite, seed_from
+from ffjord_kit.estimator.data import refuse_not_finite, seed_from
+from ffjord_kit.estimator.sampling import SamplingModel
 from ffjord_kit.estimator.subsets import SubsetDomain, question_of
 from ffjord_kit.estimator.table import in_order, inside_support, shortened
 from ffjord_kit.memory import check_fits
-
-
-class Model(Protocol):
-    """What a question needs of a fitted model."""
-
-    @property
-    def domain(self) -> Domain:
-        """Domain of the data."""
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """What a run's config.json holds."""
-
-    @property
-    def score_samples(self) -> Callable[..., Any]:
-        """Log-densities of rows, given contexts."""
-
-    @property
-    def sample(self) -> Callable[..., np.ndarray]:
-        """Draws, given contexts."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +37,7 @@ class Question:
         (2,)
     """
 
-    model: Model
+    model: QuestioningModel
     columns: tuple[str, ...]
     values: Mapping[str, np.ndarray]
 
@@ -172,60 +153,96 @@ class Question:
         return result
 
 
-def question(model: Model) -> Question:
-    """Return the question for all columns of a model.
+@dataclass(frozen=True, eq=False)
+class QuestioningModel(SamplingModel):
+    """A fitted flow that answers questions; see `ffjord_kit.estimator.model.DensityModel`."""
 
-    Args:
-        model: Fitted model.
+    def given(self, values: Mapping[str, Any] | None = None, /, **named: Any) -> Question:
+        """Return the density of the other columns, given some; for a model of `subsets=True`.
 
-    Returns:
-        The question.
+        Args:
+            values: Values by column, e.g. {"x0": 1.0}: a number, or one for each row.
+            **named: The same, e.g. age=40.
 
-    Raises:
-        ValueError: If the model was not fitted for questions.
-    """
+        Returns:
+            The question, with `log_prob`, `sample` and `marginal`.
+
+        Raises:
+            ValueError: If a column or value does not suit the model, or it was not fitted for questions.
+        """
+        return _everything(self).given(values, **named)
+
+    def marginal(self, columns: Sequence[str]) -> Question:
+        """Return the density of some columns, with the others integrated out; for a model of `subsets=True`.
+
+        Args:
+            columns: Names of the columns.
+
+        Returns:
+            The question, with `log_prob`, `sample` and `given`.
+
+        Raises:
+            ValueError: If there is no such column, or the model was not fitted for questions.
+        """
+        return _everything(self).marginal(columns)
+
+    def impute(self, X: Any, *, draws: int = 20, random_state: Any = None) -> np.ndarray:
+        """Fill missing cells by draws, given the observed cells of their rows; for a model of `subsets=True`.
+
+        Args:
+            X: Rows, shape (n, d), NaN where a cell is missing.
+            draws: Number of fillings.
+            random_state: Seed, or None.
+
+        Returns:
+            Fillings, shape (draws, n, d); observed cells are as they came.
+
+        Raises:
+            ValueError: If rows do not suit the model, or it was not fitted for questions.
+        """
+        return np.stack(list(self.fillings(X, draws, random_state)))
+
+    def fillings(self, X: Any, draws: int, random_state: Any = None) -> Iterator[np.ndarray]:
+        """Fill missing cells as `impute` does, one filling after another.
+
+        Args:
+            X: Rows, shape (n, d), NaN where a cell is missing.
+            draws: Number of fillings.
+            random_state: Seed, or None.
+
+        Yields:
+            Rows without NaN, shape (n, d).
+
+        Raises:
+            ValueError: If rows do not suit the model, or it was not fitted for questions.
+        """
+        domain = _domain(self)
+        rows = domain.cells(X)
+        domain.rows(rows)  # which refuses wrong ones
+        if draws < 1:
+            raise ValueError(f"draws must be at least 1; got {draws}")
+        check_fits(f"{draws} fillings of {rows.shape} cells would take", draws * rows.nbytes, "take fewer draws")
+        missing = np.isnan(rows)
+        _check_inside(domain, np.where(missing, domain.inside, rows))
+        some = np.flatnonzero(missing.any(1))
+        contexts = question_of(missing[some], ~missing[some], np.where(missing, 0.0, rows)[some])
+        seed = seed_from(random_state)
+        for number in range(draws):
+            filled = rows.copy()
+            if len(some):
+                new = self.sample(len(some), context=contexts, random_state=(seed + number) % 2**32)
+                filled[some] = np.where(missing[some], new, rows[some])
+            yield filled
+
+
+def _everything(model: QuestioningModel) -> Question:
+    """Return the question for all columns of a model."""
     return Question(model, _domain(model).columns, {})
 
 
-def impute(model: Model, x: Any, draws: int, random_state: Any) -> Iterator[np.ndarray]:
-    """Fill the missing cells of rows by draws, given the observed ones.
-
-    Args:
-        model: Fitted model.
-        x: Rows, shape (n, d), NaN where a cell is missing.
-        draws: Number of fillings.
-        random_state: Seed, or None.
-
-    Yields:
-        Rows without NaN, shape (n, d), one filling after another; observed cells are as they came.
-
-    Raises:
-        ValueError: If the model was not fitted for questions, or rows do not suit it.
-    """
-    domain = _domain(model)
-    rows = domain.cells(x)
-    domain.rows(rows)  # which refuses wrong ones
-    if draws < 1:
-        raise ValueError(f"draws must be at least 1; got {draws}")
-    check_fits(f"{draws} fillings of {rows.shape} cells would take", draws * rows.nbytes, "take fewer draws or rows")
-    missing = np.isnan(rows)
-    _check_inside(domain, np.where(missing, domain.inside, rows))
-    some = np.flatnonzero(missing.any(1))
-    contexts = question_of(missing[some], ~missing[some], np.where(missing, 0.0, rows)[some])
-    seed = seed_from(random_state)
-    for number in range(draws):
-        filled = rows.copy()
-        if len(some):
-            new = model.sample(len(some), context=contexts, random_state=(seed + number) % 2**32)
-            filled[some] = np.where(missing[some], new, rows[some])
-        yield filled
-
-
-def _domain(model: Model) -> SubsetDomain:
+def _domain(model: QuestioningModel) -> SubsetDomain:
     if not isinstance(model.domain, SubsetDomain):
-        raise ValueError(
-            "this model answers one question, the density of whole rows: fit with subsets=True (--subsets)"
-        )
+        raise ValueError("this model has the density of whole rows alone: fit with subsets=True (--subsets)")
     return model.domain
 
 

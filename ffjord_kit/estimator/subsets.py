@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import Any, cast
 
 import numpy as np
@@ -90,11 +91,6 @@ class SubsetDomain(TableDomain):
     @classmethod
     def from_record(cls, fields: TableFields, record: Mapping[str, Any]) -> TableDomain:
         return replace(cast(SubsetDomain, super().from_record(fields, record)), fields=fields)
-
-    @property
-    def answers_questions(self) -> bool:
-        """True: any columns can be given."""
-        return True
 
     def search_options(self, data: TrainingData) -> Iterator[tuple[str, tuple[Any, ...]]]:
         for name, values in super().search_options(replace(data, context=None, conditional=None)):
@@ -204,8 +200,11 @@ def marked(x: np.ndarray, fields: TableFields) -> np.ndarray:
     Raises:
         ValueError: If there are marks, and no cell may be missing.
     """
-    marks = [float(mark) for mark in fields.missing or () if not isinstance(mark, str)]
-    if fields.missing and not fields.subsets:
+    given = fields.missing or ()
+    if not isinstance(given, Sequence) or isinstance(given, str) or not all(isinstance(m, Real | str) for m in given):
+        raise ValueError(f"missing must be numbers and words such as (-999, 'unknown'); got {fields.missing!r}")
+    marks = [float(mark) for mark in given if not isinstance(mark, str)]
+    if given and not fields.subsets:
         raise ValueError(f"missing={fields.missing!r} needs subsets=True (--subsets), which takes missing cells")
     found = np.isin(x, marks) if marks else np.zeros(1, dtype=bool)
     return np.where(found, np.nan, x) if found.any() else x

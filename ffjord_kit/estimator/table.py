@@ -24,13 +24,12 @@ from ffjord_kit.estimator.data import (
     check_context,
     held_out_count,
     refuse_not_finite,
-    shared_tensor,
     tensor,
 )  # fmt: skip
 from ffjord_kit.estimator.fields import TableFields, choice
 from ffjord_kit.nn import DYNAMICS
 from ffjord_kit.objectives import FlowMatching, Objective
-from ffjord_kit.rows import as_rows, take_columns
+from ffjord_kit.rows import as_rows, shared_tensor, take_columns
 from ffjord_kit.run import RunError
 from ffjord_kit.trace import ExactTrace, TraceEstimator
 from ffjord_kit.transforms import CNF, SCALINGS, Asinh, ConditionalAffine, Logit, Softplus, Transform

@@ -26,7 +26,7 @@ EDGE = 10.0  # given values, scaled, count as little beyond it where they are fa
 
 
 class Question(NamedTuple):
-    """What is asked of each row of a table.
+    """A question to each row of a table.
 
     Attributes:
         given: 1 where a column is given, else 0, shape (batch, d).
