@@ -252,6 +252,7 @@ def test_bounded_and_whole_columns_keep_their_kind():
     x = np.column_stack([RNG.gamma(2, size=200), RNG.integers(0, 9, 200), RNG.normal(size=200)])
     fields = {**QUICK, "support": ["positive", "real", "real"], "dequantize": ["x1"]}
     model = FFJORD(**fields).fit(holed(x))
+    assert not model.flow_.support.check(torch.tensor([-1.0, 1.0, 0.0])) and model.flow_.support.check(torch.ones(3))
     draws = model.impute(holed(x)[:20], draws=2, random_state=0)
     assert (draws[..., 0] > 0).all() and np.array_equal(draws[..., 1], np.rint(draws[..., 1]))
     assert model.given(x2=0.0).log_prob([[-1.0, 2.0]])[0] == -np.inf
@@ -312,14 +313,16 @@ def test_a_trained_flow_knows_the_conditionals_and_imputes_by_them():
     """Normal columns with correlations of 0.5: mean and variance of one, given the others, are known."""
     fields = {"subsets": True, "schedule": [("flow_matching", 1500)], "hidden": (64, 64), "random_state": 0}
     model = FFJORD(**fields).fit(holed(correlated(8000)))
-    value = np.array([1.0, -0.5])
-    mean, deviation = value.sum() / 3, np.sqrt(1 - 1 / 3)
-    rows = mean + deviation * np.linspace(-2, 2, 9)[:, None]
-    expected = Normal(mean, deviation).log_prob(torch.from_numpy(rows))[:, 0].numpy()
-    assert np.abs(model.given(x0=1.0, x1=-0.5).log_prob(rows) - expected).max() < 0.15
-    draws = model.impute(np.array([[1.0, -0.5, np.nan]] * 2000), draws=1, random_state=0)[0, :, 2]
-    assert abs(draws.mean() - mean) < 0.1 and abs(draws.std() - deviation) < 0.1
     x = correlated(2000, seed=5)
+    conditional = Normal(torch.from_numpy(x[:, :2].sum(1) / 3), np.sqrt(2 / 3))
+    found = model.given(x0=x[:, 0], x1=x[:, 1]).log_prob(x[:, 2:])
+    assert abs((conditional.log_prob(torch.from_numpy(x[:, 2])).numpy() - found).mean()) < 0.05
+    hidden = x[:200].copy()
+    hidden[:, 2] = np.nan
+    draws = model.impute(hidden, draws=50, random_state=0)[..., 2]
+    errors = (draws.mean(0) - x[:200, :2].sum(1) / 3) / np.sqrt(2 / 3)
+    assert np.sqrt((errors**2).mean()) < 0.25 and abs(errors.mean()) < 0.1  # by chance 0.14 and 0.01
+    assert abs(draws.std(0).mean() / np.sqrt(2 / 3) - 1) < 0.1
     by_parts = model.marginal("x0").log_prob(x[:, :1]) + model.given(x0=x[:, 0]).log_prob(x[:, 1:])
     assert abs((by_parts - model.score_samples(x)).mean()) < 0.05
 
@@ -390,6 +393,9 @@ def test_commands_that_take_whole_rows_leave_the_others_out(capsys, tmp_path, ta
     assert code == 0 and "rows left out, which have missing cells" in out, err
     code, out, err = call(capsys, "plot", run, "--data", table, "--out", tmp_path / "pictures")
     assert code == 0 and "rows left out" in out, err
+    for verb in ("look", "explain"):
+        code, out, err = call(capsys, verb, run, *([table] if verb == "explain" else ["--out", tmp_path / verb]))
+        assert code == 0 and "rows left out" in out, err
     for verb in ("reflow", "condense"):
         code, _, err = call(capsys, verb, run, "--out", tmp_path / verb)
         assert code == 1 and f"{verb} takes a model of one question" in err

@@ -144,6 +144,7 @@ def _adversary(model: DensityModel, rows: Rows) -> Section:
 def _scales(model: DensityModel, rows: Rows) -> Section:
     """Look for scales of the data that are not learned yet."""
     x, context = _some(rows.judges, SPECTRUM_ROWS)
+    context = model.domain.contexts(context, len(x), model.flow.context_dim)
     spectrum = density_spectrum(model.flow, tensor(x), None if context is None else tensor(context), seed=rows.seed)
     errors = spectrum.relative_error.clamp(max=2.0).numpy()
     curve = plots.loss_lines(

@@ -523,7 +523,9 @@ def _all_of(listeners: Sequence[OnValidation]) -> OnValidation | None:
 
 def _sampler(flow: Flow, domain: Domain, context: np.ndarray | None, seed: int, on_samples: OnSamples) -> OnValidation:
     """Return a listener to validations that draws, always from the same noise, given the first contexts."""
-    contexts = None if context is None else tensor(np.resize(context, (SHOWN_SAMPLES, context.shape[1])))
+    implied = domain.contexts(None, SHOWN_SAMPLES, flow.context_dim) if context is None else context
+    shown = None if implied is None else np.resize(implied, (SHOWN_SAMPLES, implied.shape[1]))
+    contexts = None if shown is None else tensor(shown)
 
     def on_validation(record: dict[str, Any]) -> None:
         z = flow.base.sample(SHOWN_SAMPLES, torch.Generator().manual_seed(seed))
