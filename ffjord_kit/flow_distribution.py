@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch.distributions import Distribution, constraints
 
 from ffjord_kit.ode import Solver
 from ffjord_kit.transforms.bounded import Logit, Softplus
+from ffjord_kit.transforms.subsets import SubsetScaling
 
 
 class ConditionalDensity(Protocol):
@@ -195,13 +196,22 @@ def _bounds(transforms: Iterable[nn.Module], event_shape: Sequence[int]) -> tupl
     """Return the bounds of the data, infinite where there are none, each (*event,)."""
     upper = torch.full(tuple(event_shape), torch.inf, dtype=torch.float64)
     lower = -upper
-    for transform in transforms:
+    for transform in _one_by_one(transforms):
         if not isinstance(transform, (Logit, Softplus)):
             break
         low, high = (bound.to(lower) for bound in transform.bounds)
         free = lower.isinf() & upper.isinf()  # elements that an earlier transform has opened stay as they are
         lower, upper = torch.where(free, low, lower), torch.where(free, high, upper)
     return lower, upper
+
+
+def _one_by_one(transforms: Iterable[nn.Module]) -> Iterator[nn.Module]:
+    """Yield transforms, and in the place of a scaling of questions those that it is made of."""
+    for transform in transforms:
+        if isinstance(transform, SubsetScaling):
+            yield from cast("Iterable[nn.Module]", transform.scaling.transforms)
+        else:
+            yield transform
 
 
 def _constraint(lower: Tensor, upper: Tensor) -> constraints.Constraint:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 CELL_SHOWN = 20  # characters of a bad cell that a message shows
+CHUNK_BYTES = 1 << 24  # read at once
 NUMBERS = "biuf"  # kinds of NumPy's types: truth values, whole numbers and floats
 
 
@@ -59,6 +61,34 @@ def take_columns(x: Any, places: Sequence[int]) -> Any:
         A frame of these columns.
     """
     return x.iloc[:, list(places)] if hasattr(x, "iloc") else x[[x.columns[place] for place in places]]
+
+
+def chunks(array: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield the rows of an array in pieces of bounded memory.
+
+    Args:
+        array: Array, shape (n, ...).
+
+    Yields:
+        Consecutive pieces.
+    """
+    rows = max(1, CHUNK_BYTES // max(1, array[:1].nbytes))
+    for start in range(0, len(array), rows):
+        yield array[start : start + rows]
+
+
+def shared_tensor(array: np.ndarray) -> Tensor:
+    """Return a tensor on the memory of an array, which must not be written to.
+
+    Args:
+        array: Array.
+
+    Returns:
+        The tensor.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that a file opened for reading cannot be written
+        return torch.from_numpy(array)
 
 
 def _is_sparse(x: Any) -> bool:

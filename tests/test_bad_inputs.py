@@ -385,7 +385,7 @@ KINDS = {
     "robust": "much",
     "regularizers": "kinetic", "steer": "a", "solver": 4, "train_tolerance": "1e-3", "solver_steps": 4.0,
     "adjoint": 1, "compile": True, "guard": None, "tolerance": "1e-5", "max_nfe": 1e4, "device": 0, "clock": 1,
-    "density": 1, "watch": 2, "verbose": "yes",
+    "density": 1, "watch": 2, "verbose": "yes", "subsets": 1, "missing": 999,
     "precision": 32, "micro_batches": 1.0, "bits": 5.0, "alpha": "1e-6", "scales": "2", "flip": "yes",
     "context_dropout": "some", "channels_last": 0.5,
 }  # fmt: skip

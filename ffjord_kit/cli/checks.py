@@ -63,21 +63,40 @@ def check_resume(path: str, **_: Any) -> None:
     check_is_run(path)
 
 
-def check_sample(run: str, out: str, force: bool, **_: Any) -> None:
-    """Check the run and the file of samples.
+def check_sample(run: str, out: str, given: str | None, force: bool, **_: Any) -> None:
+    """Check the run, the given values and the file of samples.
 
     Args:
         run: Run folder.
         out: File.
+        given: Values of columns, as a=0,b=1.5, or None.
         force: Whether an existing file may be replaced.
 
     Raises:
-        ValueError: If there is no run, or the file cannot be written.
+        ValueError: If there is no run, the values cannot be read, or the file cannot be written.
     """
+    parse_given(given)
     check_is_run(run)
     check_replaceable(out, force=force)
     if Path(out).suffix.lower() not in IMAGE_SUFFIXES:
         datasets.check_writable(out)
+
+
+def check_impute(run: str, source: str, out: str, force: bool, **_: Any) -> None:
+    """Check the run, the table and the file of its fillings.
+
+    Args:
+        run: Run folder.
+        source: Table.
+        out: File.
+        force: Whether an existing file may be replaced.
+
+    Raises:
+        ValueError: If something is not there, or the file cannot be written.
+    """
+    check_replaceable(out, force=force)
+    datasets.check_writable(out)
+    check_use(run, source)
 
 
 def check_score(
@@ -154,6 +173,32 @@ def parse_bounds(text: str | None) -> dict[str, tuple[float, float]]:
         except ValueError as error:
             raise ValueError(f"--bounds must read like dose=0..2.5,age=18..90; got {part!r}") from error
     return bounds
+
+
+def parse_given(text: str | None) -> dict[str, float]:
+    """Read the option --given.
+
+    Args:
+        text: Values of columns, as a=0,b=1.5, or None.
+
+    Returns:
+        Value of each column.
+
+    Raises:
+        ValueError: If it cannot be read.
+
+    Example:
+        >>> parse_given("age=40,city=2")
+        {'age': 40.0, 'city': 2.0}
+    """
+    values = {}
+    for part in text.split(",") if text else []:
+        name, _, value = part.rpartition("=")
+        try:
+            values[name.strip()] = float(value)
+        except ValueError as error:
+            raise ValueError(f"--given must read like age=40,city=2; got {part!r}") from error
+    return values
 
 
 def check_use(run: str, source: str | None = None, **_: Any) -> None:
@@ -258,6 +303,7 @@ CHECKS: dict[str, Callable[..., None]] = {
     "fit": check_fit,
     "resume": check_resume,
     "sample": check_sample,
+    "impute": check_impute,
     "score": check_score,
     "explain": check_explain,
     "doctor": check_use,

@@ -134,6 +134,9 @@ def fit(context: click.Context, **options: Any) -> None:
 @click.option(
     "--context", help="Context of a conditional run: values 1.0,2.5 for all samples, a file of rows, or classes."
 )
+@click.option(
+    "--given", metavar="COLUMN=VALUE,...", help="Values of columns, of a run of fit --subsets: the others are drawn."
+)
 @seed_option("Seed of the noise.")
 @click.option(
     "--steps",
@@ -156,6 +159,25 @@ def sample(**options: Any) -> None:
     Samples of images go to an NPZ file and to a PNG sheet beside it.
     """
     _call("sample", "sample", **options)
+
+
+@cli.command()
+@run_argument
+@click.argument("source", metavar="DATA")
+@click.option(
+    "--draws", type=click.IntRange(min=1), metavar="INT", default=20, show_default=True, help="Number of fillings."
+)
+@click.option(
+    "--out", type=click.Path(), required=True, help="File: .csv, .tsv, .npy, .npz, .parquet, .feather, .xlsx."
+)
+@seed_option("Seed of the noise.")
+@force_option
+def impute(**options: Any) -> None:
+    """Fill the missing cells of DATA by draws of a RUN of fit --subsets, given the observed cells of each row.
+
+    One filling is written as the table; of several each row has the numbers of its filling and its row in front.
+    """
+    _call("impute", "impute", **options)
 
 
 @cli.command()

@@ -13,7 +13,7 @@ from rich.text import Text
 from ffjord_kit import plots
 from ffjord_kit.cli.checks import check_replaceable
 from ffjord_kit.cli.output import CONSOLE, plain_table
-from ffjord_kit.cli.sources import find_fitted, held_out, load_fitted, load_for_run, open_run
+from ffjord_kit.cli.sources import complete_rows, find_fitted, held_out, load_fitted, load_for_run, open_run
 from ffjord_kit.diagnostics import Diagnosis, Finding
 from ffjord_kit.estimator import DensityModel
 from ffjord_kit.ode import PerRowSolver
@@ -43,8 +43,11 @@ def doctor(run: str, source: str | None, rows: int, out: str | None, random_stat
     opened, model = open_run(run), DensityModel.load(run)
     fitted = find_fitted(opened)
     data = held_out(model, load_fitted(opened, GONE)) if source is None else load_for_run(opened, source)
-    data = data.drawn(random_state)
-    trained_on = None if fitted is None else fitted.take(model.split_indices(fitted.x)[0]).drawn(random_state)
+    data = complete_rows(data.drawn(random_state), "doctor")
+    if fitted is None:
+        trained_on = None
+    else:
+        trained_on = complete_rows(fitted.take(model.split_indices(fitted.x)[0]).drawn(random_state), "doctor")
     with Console(stderr=True).status("examining rows") as status:
         diagnosis = model.diagnose(
             data.x, context=data.context, X_train=trained_on and trained_on.x,

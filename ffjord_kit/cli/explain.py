@@ -12,7 +12,7 @@ import numpy as np
 from ffjord_kit import datasets, plots
 from ffjord_kit.cli.checks import parse_bounds
 from ffjord_kit.cli.output import CONSOLE, plain_table, print_rows
-from ffjord_kit.cli.sources import LoadedData, find_fitted, load_for_run, open_run
+from ffjord_kit.cli.sources import LoadedData, complete_rows, find_fitted, load_for_run, open_run
 from ffjord_kit.diagnostics import Correction, Corrections
 from ffjord_kit.estimator import DensityModel
 from ffjord_kit.progress import progress
@@ -58,9 +58,9 @@ def explain(
     opened, model = open_run(run), DensityModel.load(run)
     model.domain.require_table("explain", "score their outliers, and look at their pictures")
     model.domain.require_real("explain", "score its outliers")
-    data, numbers = _least_likely(model, load_for_run(opened, source), rows)
+    data, numbers = _least_likely(model, complete_rows(load_for_run(opened, source), "explain"), rows)
     fitted = find_fitted(opened)
-    fitted = fitted and fitted.drawn(random_state)
+    fitted = None if fitted is None else complete_rows(fitted.drawn(random_state), "explain")
     if fitted is None:
         click.echo("the data of the fit are gone: draws of the run stand in for them")
     with progress("outliers") as on_progress:

@@ -16,7 +16,7 @@ from ffjord_kit import datasets
 from ffjord_kit.cli.info import CHECKPOINT, DENSITY, best_validation, option_text, weights_text
 from ffjord_kit.cli.options import field_values
 from ffjord_kit.cli.output import write_training_sheet
-from ffjord_kit.cli.parsing import parse_fields
+from ffjord_kit.cli.parsing import parse_fields, parse_missing
 from ffjord_kit.cli.sources import LoadedData, load, load_fitted, open_run
 from ffjord_kit.diagnostics.sample_weight import EFFECTIVE
 from ffjord_kit.estimator import FFJORD, ImageFFJORD, from_run
@@ -99,7 +99,9 @@ def _bits(source: str) -> int:
 def _load_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options that say which data to read."""
     columns = [name.strip() for name in options["context_columns"].split(",") if name.strip()]
-    return {"context_columns": columns, **{name: options[name] for name in ("rows", "weight", "size", "grey")}}
+    missing = (parse_missing(options["missing"] or "") or ()) if options["subsets"] else None
+    named = {name: options[name] for name in ("rows", "weight", "size", "grey")}
+    return {"context_columns": columns, "missing": missing, **named}
 
 
 def _is_restarted_run(path: Path, model: Estimator) -> bool:

@@ -15,7 +15,7 @@ from ffjord_kit.atomic import replacing
 from ffjord_kit.cli.checks import check_replaceable
 from ffjord_kit.cli.doctor import GONE, print_findings
 from ffjord_kit.cli.output import CONSOLE
-from ffjord_kit.cli.sources import LoadedData, held_out, load_fitted, load_for_run, open_run
+from ffjord_kit.cli.sources import LoadedData, complete_rows, held_out, load_fitted, load_for_run, open_run
 from ffjord_kit.diagnostics import (
     Finding,
     check_spectrum,
@@ -83,7 +83,8 @@ def look(run: str, source: str | None, out: str, random_state: int, force: bool)
     model.domain.require_real("look", "score it, and draw it with ffjord-kit plot")
     data = load_fitted(opened, GONE)
     judges = held_out(model, data) if source is None else load_for_run(opened, source)
-    rows = Rows(data.take(model.split_indices(data.x)[0]).drawn(random_state), judges.drawn(random_state), random_state)
+    trained_on = complete_rows(data.take(model.split_indices(data.x)[0]).drawn(random_state), "look")
+    rows = Rows(trained_on, complete_rows(judges.drawn(random_state), "look"), random_state)
     sections = []
     with Console(stderr=True).status("looking") as status:
         for name, examine in _parts(model):
@@ -144,6 +145,7 @@ def _adversary(model: DensityModel, rows: Rows) -> Section:
 def _scales(model: DensityModel, rows: Rows) -> Section:
     """Look for scales of the data that are not learned yet."""
     x, context = _some(rows.judges, SPECTRUM_ROWS)
+    context = model.domain.contexts(context, len(x), model.flow.context_dim)
     spectrum = density_spectrum(model.flow, tensor(x), None if context is None else tensor(context), seed=rows.seed)
     errors = spectrum.relative_error.clamp(max=2.0).numpy()
     curve = plots.loss_lines(

@@ -25,6 +25,7 @@ TEXT_FORMS = {
     "dequantize": ("auto|NAME,...", "age,score:0.5"),
     "support": ("WORD,...", "positive or real,bounded:0:1 or income=positive"),
     "columns": ("NAME=TYPE,...", "z=bounded:0:1,kids=integer,phi=circle:360,ra+dec=sphere:deg"),
+    "missing": ("MARK,...", "-999,unknown"),
 }
 
 

@@ -1,4 +1,4 @@
-"""The text forms of structured fields: schedule, transforms, regularizers, support, columns and dequantize.
+"""The text forms of structured fields: schedule, transforms, regularizers, support, columns, dequantize and missing.
 
 A text such as 'flow_matching:4000,mle:60s' becomes the value that the estimators take in Python.
 """
@@ -152,6 +152,23 @@ def parse_dequantize(text: str) -> str | dict[str, float | None] | None:
     return dict(_step(part.strip()) for part in text.split(",") if part.strip()) or None
 
 
+def parse_missing(text: str) -> list[float | str] | None:
+    """Read the marks of missing cells.
+
+    Args:
+        text: Numbers and words, e.g. "-999,unknown"; empty for none.
+
+    Returns:
+        The field `missing`.
+
+    Example:
+        >>> parse_missing("-999,unknown")
+        [-999.0, 'unknown']
+    """
+    marks = [part.strip() for part in text.split(",") if part.strip()]
+    return [mark if math.isnan(_number(mark)) else _number(mark) for mark in marks] or None
+
+
 def parse_fields(options: Mapping[str, Any]) -> dict[str, Any]:
     """Read the fields that are written in a form of their own.
 
@@ -226,4 +243,5 @@ PARSERS: dict[str, Callable[[str], Any]] = {
     "support": parse_support,
     "columns": parse_columns,
     "dequantize": parse_dequantize,
+    "missing": parse_missing,
 }

@@ -12,7 +12,15 @@ import numpy as np
 
 from ffjord_kit import metrics, plots
 from ffjord_kit.cli.output import as_picture
-from ffjord_kit.cli.sources import LoadedData, held_out, load_fitted, load_for_run, open_run, parse_context
+from ffjord_kit.cli.sources import (
+    LoadedData,
+    complete_rows,
+    held_out,
+    load_fitted,
+    load_for_run,
+    open_run,
+    parse_context,
+)
 from ffjord_kit.estimator import DensityModel
 from ffjord_kit.run import Run
 
@@ -177,8 +185,10 @@ def plot(run: str, out: str, context: str | None, random_state: int, source: str
         images = ImageSubject(model, data, _labels(opened, context), random_state, fitted=source is None)
         paths = draw_images(images, opened.records(), Path(out), force=force)
     else:
-        subject = _table_subject(opened, model, data.drawn(random_state), context, random_state)
-        unseen = ("held-out rows", held_out(model, data)) if source is None else (f"rows of {source}", data)
+        rows = held_out(model, data) if source is None else data
+        unseen = ("held-out rows" if source is None else f"rows of {source}", complete_rows(rows, "plot"))
+        whole = complete_rows(data.drawn(random_state), "plot")
+        subject = _table_subject(opened, model, whole, context, random_state)
         paths = draw_table(replace(subject, unseen=unseen), opened.records(), Path(out), force=force)
     for path in paths:
         click.echo(path)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import click
 import numpy as np
 
 from ffjord_kit import datasets
-from ffjord_kit.cli.checks import check_replaceable
+from ffjord_kit.cli.checks import check_replaceable, parse_given
 from ffjord_kit.cli.output import image_files, write_images
 from ffjord_kit.cli.sources import open_run, parse_context
 from ffjord_kit.datasets.writing import TEXT_BYTES
@@ -26,6 +26,7 @@ def sample(
     n_samples: int | None,
     out: str,
     context: str | None,
+    given: str | None,
     random_state: int | None,
     steps: int | None,
     guidance: float,
@@ -38,6 +39,7 @@ def sample(
         n_samples: Number of samples; None for a default.
         out: File.
         context: Values, a file of rows, or classes; None for a run without context.
+        given: Values of columns, as a=0,b=1.5, of a run that answers questions; None for none.
         random_state: Seed of the noise; None for a random one.
         steps: Number of fixed midpoint steps; None for a converged solve.
         guidance: Strength of the context, 1 for that of the data.
@@ -56,6 +58,8 @@ def sample(
         datasets.check_writable(out)
     model = DensityModel.load(run)
     contexts = parse_context(opened, context, n_samples)
+    question = model.given(parse_given(given)) if given else None
+    contexts = contexts if question is None else question.context(1)
     draws: dict[str, Any] = {
         "context": contexts, "random_state": random_state, "steps": steps, "guidance": guidance,
     }  # fmt: skip
@@ -63,19 +67,21 @@ def sample(
         x = model.sample(n_samples, **draws)
         write_images(paths, x.reshape(-1, *model.event_shape), contexts)
     else:
-        _write(out, model, n_samples, draws)
+        _write(out, model, n_samples, draws, model.record["columns"] if question is None else question.columns)
     click.echo(f"{n_samples} samples in {' and '.join(paths)}")
 
 
-def _write(out: str, model: DensityModel, n_samples: int, draws: Mapping[str, Any]) -> None:
-    """Write rows as they are drawn, so that a table may be larger than the memory."""
-    columns = model.record["columns"]
-    decimals = Grid.from_record(model.record["grid"], len(columns)).decimals
+def _write(out: str, model: DensityModel, n_samples: int, draws: Mapping[str, Any], columns: Sequence[str]) -> None:
+    """Write rows of some columns as they are drawn, so that a table may be larger than the memory."""
+    known = model.record["columns"]
+    places, all_decimals = [known.index(name) for name in columns], Grid.from_record(model.record["grid"], len(known))
+    decimals = [all_decimals.decimals[place] for place in places]
     widths = [TEXT_BYTES if digits is None else GRID_BYTES + digits for digits in decimals]
     datasets.check_disk(out, n_samples, widths)
     whole = [name for name, digits in zip(columns, decimals, strict=True) if digits == 0]
     with progress(f"{n_samples} rows") as on_progress:
-        chunks = _told(model.sample_chunks(n_samples, **draws), n_samples, on_progress)
+        rows = (chunk[:, places] for chunk in model.sample_chunks(n_samples, **draws))
+        chunks = _told(rows, n_samples, on_progress)
         datasets.write_chunks(out, chunks, columns, rows=n_samples, whole=whole)
 
 

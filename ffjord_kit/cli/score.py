@@ -149,6 +149,9 @@ def _likelihood(data: LoadedData, log_prob: np.ndarray) -> Rows:
     """Yield the mean log-likelihood and bits per dimension."""
     dimensions = int(np.prod(data.x.shape[1:]))
     yield "rows", f"{len(log_prob)}, {dimensions} {'pixels' if data.is_images else 'columns'}; {OVER_ROWS}"
+    missing = 0.0 if data.is_images else float(np.isnan(data.x).mean())
+    if missing:
+        yield "observed", f"{1 - missing:.1%} of the cells; each row's density is that of its observed cells"
     yield "log-likelihood", f"{with_error(log_prob)} nats a row"
     if data.weight is not None:
         yield "  by weight", _by_weight(data.weight, log_prob)

@@ -126,6 +126,7 @@ def load(
     weight: str | None = None,
     size: int | None = None,
     grey: bool = False,
+    missing: Sequence[float | str] | None = None,
     told: bool = True,
 ) -> LoadedData:
     """Read a named data set, a file or a folder of pictures.
@@ -138,6 +139,7 @@ def load(
         weight: Column of the rows' weights, or None.
         size: Side that images are cropped and averaged to.
         grey: Whether to convert images to grey levels.
+        missing: Marks of missing cells; None where no cell may be missing. Rows without any value are left out.
         told: Whether to tell on stderr what was found in a file of a table.
 
     Returns:
@@ -152,7 +154,7 @@ def load(
         return _load_images(source, rows=rows, seed=seed, context_columns=context_columns, size=size, grey=grey)
     if size is not None or grey:
         raise ValueError(f"--size and --grey are for images; {source} is a table")
-    dataset = _load_table(source, rows=rows, seed=seed, told=told)
+    dataset = _load_table(source, rows=rows, seed=seed, missing=missing, told=told)
     note = {
         "source": datasets.locate(source),
         "rows": rows,
@@ -199,7 +201,8 @@ def load_fitted(run: Run, advice: str = "put it back there") -> LoadedData:
     if "source" not in note:
         raise ValueError(f"{run.path} was made in Python and does not name its data: {advice}")
     try:
-        return load(note["source"], told=False, **{name: note[name] for name in RECORDED if name in note})
+        known = {name: note[name] for name in RECORDED if name in note}
+        return load(note["source"], told=False, missing=marks_of_missing(run), **known)
     except ValueError as error:
         raise ValueError(f"{error}; {run.path} was fitted to it: {advice}") from error
 
@@ -242,7 +245,7 @@ def load_for_run(run: Run, source: str, *, rows: int | None = None, seed: int = 
     if datasets.is_image_source(source):
         raise ValueError(f"{source} holds images, and {run.path} is a run on a table of {listing(config['columns'])}")
     expected, contexts = tuple(config["columns"]), config["data"].get("context_columns", [])
-    data = load(source, rows=rows, seed=seed, context_columns=contexts)
+    data = load(source, rows=rows, seed=seed, context_columns=contexts, missing=marks_of_missing(run))
     data = _without_weights(data, config["data"].get("weight"), expected)
     places = {name: i for i, name in enumerate(data.columns)}
     if set(expected) <= places.keys():
@@ -252,6 +255,43 @@ def load_for_run(run: Run, source: str, *, rows: int | None = None, seed: int = 
         return data
     missing = next(column for column in expected if column not in places)
     raise ValueError(f"{source} has no column {missing!r}, which the run has; its columns are {listing(data.columns)}")
+
+
+def marks_of_missing(run: Run) -> Sequence[float | str] | None:
+    """Return what marks the missing cells of a run's data.
+
+    Args:
+        run: The run.
+
+    Returns:
+        The marks beside empty cells; None where no cell may be missing.
+    """
+    fields = run.config["estimator"]
+    return fields.get("missing") or () if fields.get("subsets") else None
+
+
+def complete_rows(data: LoadedData, verb: str) -> LoadedData:
+    """Leave out rows with missing cells, and tell their number.
+
+    Args:
+        data: Data.
+        verb: Name of the command, for the message.
+
+    Returns:
+        The rows without missing cells.
+
+    Raises:
+        ValueError: If there are fewer than two.
+    """
+    if data.is_images or not np.isnan(data.x).any():
+        return data
+    whole = ~np.isnan(data.x).any(1)
+    if whole.sum() < 2:
+        raise ValueError(
+            f"{verb} takes rows without missing cells; {whole.sum()} of {len(whole)} are: impute them first"
+        )
+    click.echo(f"{(~whole).sum()} of {len(whole)} rows left out, which have missing cells")
+    return data.take(whole)
 
 
 def held_out(model: DensityModel, fitted: LoadedData) -> LoadedData:
@@ -302,12 +342,25 @@ def parse_context(run: Run, text: str | None, count: int) -> np.ndarray | None:
     return rows
 
 
-def _load_table(source: str, *, rows: int | None = None, seed: int = 0, told: bool = True) -> datasets.Dataset:
+def _load_table(
+    source: str,
+    *,
+    rows: int | None = None,
+    seed: int = 0,
+    missing: Sequence[float | str] | None = None,
+    told: bool = True,
+) -> datasets.Dataset:
     """Read a table; of a file, tell what was found in it."""
-    dataset = datasets.load(source, rows=rows, seed=seed)
-    if told and dataset.found and current_workers().is_first:
+    dataset = datasets.load(source, rows=rows, seed=seed, missing=missing)
+    told = told and current_workers().is_first
+    if told and dataset.found:
         click.echo(f"read {source}: {dataset.found}", err=True)
-    return dataset
+    empty = np.zeros(len(dataset.x), dtype=bool) if missing is None else np.isnan(dataset.x).all(1)
+    if not empty.any():
+        return dataset
+    if told:
+        click.echo(f"{empty.sum()} of {len(empty)} rows left out, which have no value", err=True)
+    return replace(dataset, x=dataset.x[~empty])
 
 
 def _load_images(

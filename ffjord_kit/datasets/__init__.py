@@ -181,7 +181,9 @@ class Table(NamedDataset):
         return Description(name, self.summary, dimensions, rows, False, self.source)
 
 
-def load(source: str | os.PathLike[str], *, rows: int | None = None, seed: int = 0) -> Dataset:
+def load(
+    source: str | os.PathLike[str], *, rows: int | None = None, seed: int = 0, missing: files.Marks | None = None
+) -> Dataset:
     """Load a table by name or from a file.
 
     A name takes a split, as in `moons:test`.
@@ -192,6 +194,8 @@ def load(source: str | os.PathLike[str], *, rows: int | None = None, seed: int =
         rows: Number of points to draw from a toy, or of rows to draw from a table, which keep their order; None for
             10,000 points, or all rows.
         seed: Seed of everything random.
+        missing: Numbers and words that mark missing cells of a file, beside empty ones, NA and their like: these come
+            as nan; None where no cell may be missing.
 
     Returns:
         The table, with its exact log-density where that is known.
@@ -215,7 +219,7 @@ def load(source: str | os.PathLike[str], *, rows: int | None = None, seed: int =
     if name.startswith("image:"):
         return _picture(name).load(source, split=split, rows=rows, seed=seed)
     if files.looks_like_path(source):
-        return _take(files.read(source), rows=rows, seed=seed)
+        return _take(files.read(source, missing=missing), rows=rows, seed=seed)
     raise ValueError(_unknown(source))
 
 

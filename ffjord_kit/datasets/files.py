@@ -13,7 +13,7 @@ from ffjord_kit.datasets.columnar import read_feather, read_parquet
 from ffjord_kit.datasets.dataset import Dataset, listing, suggestion
 from ffjord_kit.datasets.excel import read_excel
 from ffjord_kit.datasets.fits import read_fits
-from ffjord_kit.datasets.frame import Frame
+from ffjord_kit.datasets.frame import Frame, Marks
 from ffjord_kit.datasets.hdf5 import read_hdf5
 from ffjord_kit.datasets.json_tables import read_json
 from ffjord_kit.datasets.text import read_text
@@ -97,11 +97,12 @@ def _path_and_key(source: str) -> tuple[str, str | None]:
 # ---- reading
 
 
-def read(source: str) -> Dataset:
+def read(source: str, *, missing: Marks | None = None) -> Dataset:
     """Read the table in a file, whose columns are all numbers.
 
     Args:
         source: Path of the file, or `file.npz:KEY` for one table of several.
+        missing: Marks of missing cells, beside empty ones; None where no cell may be missing.
 
     Returns:
         The table. Arrays (n, height, width) are flattened and get an `image_shape`.
@@ -110,7 +111,7 @@ def read(source: str) -> Dataset:
         ValueError: If anything is wrong with the file, in one line.
         ImportError: If a library is missing that the file needs.
     """
-    return read_frame(source).dataset()
+    return read_frame(source).dataset(missing)
 
 
 def read_frame(source: str) -> Frame:

@@ -6,7 +6,7 @@ columns are all numbers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,6 +22,8 @@ NUMBERS, TRUTH_VALUES, TEXT, DATES = "numbers", "truth values", "text", "dates" 
 FAULTS = {TEXT: validation.TEXT, DATES: validation.DATES}
 CELL_SHOWN = 20  # characters of a bad cell that a message shows
 SMALLER = "write fewer rows or columns"
+
+Marks = Sequence[float | str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,31 +55,39 @@ class Frame:
     cell_name: CellName | None = None
     image_shape: tuple[int, ...] | None = None
 
-    def dataset(self) -> Dataset:
+    def dataset(self, missing: Marks | None = None) -> Dataset:
         """Return the table, whose columns must all be numbers.
 
+        Args:
+            missing: Numbers and words that mark missing cells, beside empty ones, NA and their like; None where no cell
+                may be missing.
+
         Returns:
-            The table.
+            The table, with nan where a cell is missing.
 
         Raises:
-            ValueError: If a column holds text or dates, or a value is missing or infinite.
+            ValueError: If a column holds text or dates, or a value is infinite, or missing where none may be.
         """
-        name = self.cell_name or self._name_of_cell
+        name = self._name_of_cell if missing else self.cell_name or self._name_of_cell
         for kind, fault in FAULTS.items():
             positions = [j for j, own in enumerate(self.kinds) if own == kind]
             if positions:
-                check_cells(self.name, fault, self._other_than_numbers(positions), self.columns, cell_name=name)
-        check_finite(self.name, self.numbers, self.columns, cell_name=name)
-        shape = f"{_counted(len(self.numbers), 'row')}, {_counted(len(self.columns), 'column')}"
+                other = self._other_than_numbers(positions, missing or ())
+                check_cells(self.name, fault, other, self.columns, cell_name=name)
+        check_finite(self.name, self.numbers, self.columns, cell_name=name, missing=missing is not None)
+        x = self.numbers if not missing else np.where(np.isin(self.numbers, _numbers(missing)), np.nan, self.numbers)
+        empty = 0 if missing is None else int(np.isnan(x).sum())
+        shape = f"{_counted(len(x), 'row')}, {_counted(len(self.columns), 'column')}"
+        shape += f", {_counted(empty, 'missing cell')}" if empty else ""
         found = f"{shape}; {self.found}" if self.found else shape
-        return Dataset(self.name, self.numbers, self.columns, image_shape=self.image_shape, found=found)
+        return Dataset(self.name, x, self.columns, image_shape=self.image_shape, found=found)
 
-    def _other_than_numbers(self, positions: list[int]) -> np.ndarray:
-        """Return which cells of some columns hold something that is no number, shape (n, d)."""
-        other = np.zeros(self.numbers.shape, dtype=np.bool_)
+    def _other_than_numbers(self, positions: list[int], missing: Marks) -> np.ndarray:
+        """Return which cells of some columns hold something that is neither number nor missing, shape (n, d)."""
+        other, words = np.zeros(self.numbers.shape, dtype=np.bool_), {str(mark).strip() for mark in missing}
         for j in positions:
-            empty = np.fromiter(map(is_empty, self.cells[j]), np.bool_, len(self.numbers))
-            other[:, j] = np.isnan(self.numbers[:, j]) & ~empty
+            empty = (is_empty(cell) or str(cell).strip() in words for cell in self.cells[j])
+            other[:, j] = np.isnan(self.numbers[:, j]) & ~np.fromiter(empty, np.bool_, len(self.numbers))
         return other
 
     def _name_of_cell(self, row: int, column: int) -> str:
@@ -161,6 +171,10 @@ def _kind_of(name: str, column: str, array: np.ndarray) -> tuple[str, np.ndarray
         return (DATES if all(isinstance(cell, DATE_TYPES) for cell in others) else TEXT), cells
     truth = any(isinstance(cell, (bool, np.bool_)) for cell in cells)
     return (TRUTH_VALUES if truth else NUMBERS), cells
+
+
+def _numbers(marks: Marks) -> list[float]:
+    return [float(mark) for mark in marks if not isinstance(mark, str)]
 
 
 def _decoded(cell: object) -> object:

@@ -22,7 +22,7 @@ class Fault(NamedTuple):
 
 TEXT = Fault("text", "drop those columns, or write them as numbers, with one decimal mark and no mark of thousands")
 DATES = Fault("dates", "drop those columns, or write them as numbers, e.g. days since the first")
-MISSING = Fault("missing values", "fill them in, or drop those rows or columns")
+MISSING = Fault("missing values", "fill them in, drop those rows or columns, or fit with --subsets")
 INFINITE = Fault("infinite values", "drop those rows, or clip them")
 
 CellName = Callable[[int, int], str]  # words for the cell in a row and a column, both counted from 0
@@ -65,7 +65,14 @@ def check_cells(label: str, fault: Fault, bad: np.ndarray, columns: Sequence[str
     raise ValueError(f"{label}: {fault.description} in {listing(faulty, limit=SHOWN)}; {fault.advice}")
 
 
-def check_finite(label: str, x: np.ndarray, columns: Sequence[str], *, cell_name: CellName = row_number) -> None:
+def check_finite(
+    label: str,
+    x: np.ndarray,
+    columns: Sequence[str],
+    *,
+    cell_name: CellName = row_number,
+    missing: bool = False,
+) -> None:
     """Check that every value of a table is finite; nan counts as missing.
 
     Args:
@@ -73,14 +80,16 @@ def check_finite(label: str, x: np.ndarray, columns: Sequence[str], *, cell_name
         x: Values, shape (n, d).
         columns: Names of the d columns.
         cell_name: Words for a cell, given its row and column.
+        missing: Whether cells may be missing.
 
     Raises:
-        ValueError: If a value is nan or infinite.
+        ValueError: If a value is infinite, or nan where none may be missing.
     """
     with np.errstate(invalid="ignore", over="ignore"):
         if all(np.isfinite(x[start : start + CHUNK].sum(dtype=np.float64)) for start in range(0, len(x), CHUNK)):
             return  # without a mask as large as the table
-    check_cells(label, MISSING, np.isnan(x), columns, cell_name=cell_name)
+    if not missing:
+        check_cells(label, MISSING, np.isnan(x), columns, cell_name=cell_name)
     check_cells(label, INFINITE, np.isinf(x), columns, cell_name=cell_name)
 
 

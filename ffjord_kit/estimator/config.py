@@ -308,9 +308,9 @@ def _objectives(
     rate = positive("mle_learning_rate", fields.mle_learning_rate)
     return {
         "flow_matching": (matching, positive("learning_rate", fields.learning_rate)),
-        "mle": (likelihood, rate),
+        "mle": (domain.asked(likelihood), rate),
         "transforms": (TransformsLikelihood(), rate),
-        "steps": (SteppedLikelihood(), LEARNING_RATE),
+        "steps": (domain.asked(SteppedLikelihood()), LEARNING_RATE),
     }
 
 
@@ -444,13 +444,14 @@ def _assemble(
     seed: int,
 ) -> Flow:
     """Draw the weights, and put the parts together."""
-    context_dim = 0 if scaling is None else len(scaling.mean)
+    context_preprocess, context_dim = domain.context_preprocess(scaling, preprocess)
     with _weights_drawn_by(seed):
         exact = [zuko_transform(word, count, domain.size, context_dim) for word, count in config.transforms]
         continuous = _continuous(config, domain, context_dim, {})
     flow = Flow(
-        [*exact, *continuous], base=base, preprocess=preprocess, context_dim=context_dim, context_preprocess=scaling
-    )
+        [*exact, *continuous], base=base, preprocess=preprocess, context_dim=context_dim,
+        context_preprocess=context_preprocess,
+    )  # fmt: skip
     return domain.lay_out(flow).to(config.device)
 
 

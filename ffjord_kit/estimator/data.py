@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import math
 import secrets
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,13 +25,12 @@ from ffjord_kit.diagnostics.sample_weight import EFFECTIVE
 from ffjord_kit.distributions import Base
 from ffjord_kit.flow import Flow
 from ffjord_kit.objectives import FlowMatching, Objective
-from ffjord_kit.rows import as_rows
+from ffjord_kit.rows import as_rows, chunks
 from ffjord_kit.trace import TraceEstimator
 from ffjord_kit.transforms import CNF, ConditionalAffine, ContextScaling, Transform
 from ffjord_kit.weights import effective_number
 
 SMALLEST_VALIDATION_SET = 5
-CHUNK_BYTES = 1 << 24  # read at once
 
 
 @dataclass(frozen=True)
@@ -113,6 +111,17 @@ class TrainingData:
         """Scaled contexts of `fitting`, shape (n, context_dim), or None."""
         scaling, context = self.context_scaling, self.fitting.context
         return None if scaling is None or context is None else scaling(context)
+
+    def examined(self, judges: Batch) -> Batch:
+        """Return the rows and contexts at which few exact steps are examined.
+
+        Args:
+            judges: Held-out rows.
+
+        Returns:
+            Rows and contexts.
+        """
+        return judges
 
 
 class Domain(ABC):
@@ -234,6 +243,17 @@ class Domain(ABC):
         Returns:
             The objective.
         """
+
+    def asked(self, objective: Objective[Any]) -> Objective[Any]:
+        """Return an objective of likelihood as it suits the data.
+
+        Args:
+            objective: Objective.
+
+        Returns:
+            The objective.
+        """
+        return objective
 
     @abstractmethod
     def trace(self, *, reported: bool) -> TraceEstimator:
@@ -389,6 +409,31 @@ class Domain(ABC):
         """
         return check_context(context, rows, dim)
 
+    def implied_context(self, x: Any) -> np.ndarray | None:
+        """Return the contexts that rows imply, where none are passed.
+
+        Args:
+            x: Data, shape (n, ...).
+
+        Returns:
+            Contexts, shape (n, context_dim), or None.
+        """
+        return None
+
+    def context_preprocess(
+        self, scaling: ContextScaling | None, preprocess: Sequence[Transform]
+    ) -> tuple[Transform | ContextScaling | None, int]:
+        """Return the scaling of a flow's contexts, and their length.
+
+        Args:
+            scaling: Scaling that was fitted to them; None where there are none.
+            preprocess: Transforms next to the data.
+
+        Returns:
+            The scaling, and the length of a context.
+        """
+        return scaling, 0 if scaling is None else len(scaling.mean)
+
     def context_names(self, dim: int) -> list[str]:
         """Return the names of the contexts for messages.
 
@@ -511,7 +556,9 @@ def refuse_not_finite(array: np.ndarray, name: str, columns: Sequence[str] = ())
         if not finite.all():
             row, column = np.argwhere(~finite.reshape(len(chunk), -1))[0]
             place = f"row {start + row}" + (f", column {columns[column]!r}" if len(columns) else "")
-            raise ValueError(f"{name} contains NaN or infinity (first in {place}): drop or mend such rows")
+            missing = len(columns) and np.isnan(chunk.reshape(len(chunk), -1)[row, column])
+            advice = ", or fit with subsets=True (--subsets), which takes missing cells" if missing else ""
+            raise ValueError(f"{name} contains NaN or infinity (first in {place}): drop or mend such rows{advice}")
         start += len(chunk)
 
 
@@ -556,34 +603,6 @@ def held_out_count(rows: int, fraction: float, most: int) -> int:
         raise ValueError(f"validation_fraction must be in [0, 1); got {fraction}")
     count = min(int(fraction * rows), most)
     return 0 if count < SMALLEST_VALIDATION_SET else count
-
-
-def chunks(array: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield the rows of an array in pieces of bounded memory.
-
-    Args:
-        array: Array, shape (n, ...).
-
-    Yields:
-        Consecutive pieces.
-    """
-    rows = max(1, CHUNK_BYTES // max(1, array[:1].nbytes))
-    for start in range(0, len(array), rows):
-        yield array[start : start + rows]
-
-
-def shared_tensor(array: np.ndarray) -> Tensor:
-    """Return a tensor on the memory of an array, which must not be written to.
-
-    Args:
-        array: Array.
-
-    Returns:
-        The tensor.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that a file opened for reading cannot be written
-        return torch.from_numpy(array)
 
 
 def tensor(array: np.ndarray) -> Tensor:

@@ -19,6 +19,7 @@ from ffjord_kit.estimator.discretize import fit_steps
 from ffjord_kit.estimator.fields import positive, whole
 from ffjord_kit.estimator.persistence import prepare_reports
 from ffjord_kit.estimator.scoring import ScoringModel
+from ffjord_kit.estimator.subsets import SubsetDomain
 from ffjord_kit.objectives.reflow import Reflow, stack_pairs
 from ffjord_kit.ode import FINEST_SINGLE
 from ffjord_kit.precision import single_precision
@@ -125,6 +126,7 @@ class DerivingModel(ScoringModel):
         References:
             Zhang et al. 2021, embedding principle, https://arxiv.org/abs/2105.14573.
         """
+        self._require_one_question("condense")
         self.domain.require_table("condense", "give images a narrower network from the start")
         self.domain.require_real("condense", "give it a narrower network from the start (hidden)")
         rows = self.domain.training_data(
@@ -174,13 +176,19 @@ class DerivingModel(ScoringModel):
         """
         return self.domain.split(X, self.config.fields.validation_fraction, self.seed)
 
+    def _require_one_question(self, verb: str) -> None:
+        """Refuse a model that answers many questions, for what is made of one."""
+        if isinstance(self.domain, SubsetDomain):
+            raise ValueError(f"{verb} takes a model of one question; this one was fitted with subsets=True")
+
     def _rows_of_fit(self, X: Any, context: Any, sample_weight: Any = None) -> Arrays:
         """Return the rows of the fit with their contexts and weights."""
         rows = np.asarray(as_rows(X), np.float64)
         if EFFECTIVE in self.record and sample_weight is None:
             raise ValueError("this model was fitted with weights: pass sample_weight=, those of the fit")
         weight = check_sample_weight(sample_weight, len(rows))
-        arrays = Arrays(rows, self._contexts(context, len(rows)), weight=weight)
+        contexts = None if isinstance(self.domain, SubsetDomain) else self._contexts(context, len(rows))
+        arrays = Arrays(rows, contexts, weight=weight)
         if arrays.facts()["sha256"] != self.record["sha256"]:
             raise ValueError(
                 "X, context and weights must be those of the fit, all and in their order: others cannot validate it"
@@ -227,6 +235,7 @@ class DerivingModel(ScoringModel):
             Liu et al. 2023, reflow, https://arxiv.org/abs/2209.03003.
         """
         settings = ReflowSettings(pairs, steps, learning_rate, None if hidden is None else tuple(hidden))
+        self._require_one_question("reflow")
         self.domain.require_table("reflow", "sample it with few fixed steps")
         self.domain.require_real("reflow", "sample it with few fixed steps")
         rows = None if X is None else np.asarray(as_rows(X), np.float64)

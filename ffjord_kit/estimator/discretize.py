@@ -161,7 +161,8 @@ def fit_steps(
     count = _count(
         RECEIPT_ELEMENTS, judges, (RECEIPT_ROWS[0], min(RECEIPT_ROWS[1], RECEIPT_ROWS_A_SECOND * phase.seconds))
     )
-    note = workers.broadcast(lambda: _examined(steps, scheme, judges, *nlls, rows=count).record())
+    asked = rows.examined(judges)
+    note = workers.broadcast(lambda: _examined(steps, scheme, asked, *nlls, rows=count).record())
     steps.requires_grad_(False)
     return steps, history, amended(record, folder, steps=note)
 

@@ -41,7 +41,8 @@ from ffjord_kit.estimator.persistence import (
 )  # fmt: skip
 from ffjord_kit.estimator.scoring import to_data
 from ffjord_kit.estimator.search import LEAST_SHARE, choose, is_small
-from ffjord_kit.estimator.table import TableDomain, context_names, in_order, refuse_repeated
+from ffjord_kit.estimator.subsets import marked, table_domain
+from ffjord_kit.estimator.table import context_names, in_order, refuse_repeated
 from ffjord_kit.flow import Flow
 from ffjord_kit.ode import FixedSolver
 from ffjord_kit.precision import compiled
@@ -390,6 +391,9 @@ class FFJORD(DensityEstimator, TableFields):
     weight_loss = _of_model_on_data(DensityModel.weight_loss)
     attack = _of_model_on_data(DensityModel.attack)
     explain = _of_model_on_data(DensityModel.explain)
+    given = _of_model(DensityModel.given)
+    marginal = _of_model(DensityModel.marginal)
+    impute = _of_model_on_data(DensityModel.impute)
     discretize = _deriving(DensityModel.discretize)
     condense = _deriving(DensityModel.condense)
     few_step_sample_errors = _of_model(DensityModel.few_step_sample_errors)
@@ -424,12 +428,12 @@ class FFJORD(DensityEstimator, TableFields):
             raise ValueError(f"FFJORD is for tables (n, d); got shape {np.shape(X)}: use ImageFFJORD for images")
         refuse_repeated(getattr(X, "columns", ()))
         dtype: Any = [np.float64, np.float32] if isinstance(X, np.memmap) else np.float64
-        x = validate_data(self, X, dtype=dtype, ensure_min_samples=2, ensure_all_finite=False)
+        x = marked(validate_data(self, X, dtype=dtype, ensure_min_samples=2, ensure_all_finite=False), self)
         names = getattr(self, "feature_names_in_", None)  # scikit-learn sets it where X carries names
         contexts, weight = check_context(context, len(x)), check_sample_weight(sample_weight, len(x))
         if weight is not None:
             _refuse_beside_weights(self)
-        domain = TableDomain.of(
+        domain = table_domain(self).of(
             self, x, columns if names is None else names, named=names is not None,
             context_columns=context_names(context, context_columns),
         )  # fmt: skip
@@ -492,6 +496,8 @@ class ImageFFJORD(DensityEstimator, ImageFields):
 
 def _refuse_beside_weights(fields: TableFields) -> None:
     """Refuse what would take weighted rows for draws of the density."""
+    if fields.subsets:
+        raise ValueError("subsets=True takes no weights yet: leave out sample_weight, or subsets")
     if fields.coupling != "independent":
         raise ValueError(
             f"coupling={fields.coupling!r} pairs rows that count alike: with sample_weight leave it at 'independent'"
@@ -562,7 +568,9 @@ def _all_of(listeners: Sequence[OnValidation]) -> OnValidation | None:
 
 def _sampler(flow: Flow, domain: Domain, context: np.ndarray | None, seed: int, on_samples: OnSamples) -> OnValidation:
     """Return a listener to validations that draws, always from the same noise, given the first contexts."""
-    contexts = None if context is None else tensor(np.resize(context, (SHOWN_SAMPLES, context.shape[1])))
+    implied = domain.contexts(None, SHOWN_SAMPLES, flow.context_dim) if context is None else context
+    shown = None if implied is None else np.resize(implied, (SHOWN_SAMPLES, implied.shape[1]))
+    contexts = None if shown is None else tensor(shown)
 
     def on_validation(record: dict[str, Any]) -> None:
         z = flow.base.sample(SHOWN_SAMPLES, torch.Generator().manual_seed(seed))

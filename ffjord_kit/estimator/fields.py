@@ -51,6 +51,7 @@ Schedule = str | Sequence[Any]
 Transforms = Sequence[tuple[str, int]] | None
 Regularizers = Mapping[str, float] | None
 Support = str | Sequence[Any] | Mapping[str, Any]
+Missing = Sequence[float | str] | None
 Dequantize = str | Sequence[str] | Mapping[str, float | None] | None
 Columns = Mapping[Any, Any] | None
 
@@ -203,6 +204,12 @@ class TableFields(CommonFields):
     )
     columns: Columns = option(
         None, "Main", "types of columns by name: positive, bounded, integer, circle, or sphere for a pair of columns"
+    )
+    subsets: bool = option(
+        False, "Main", "learn every question: the density of any columns, given any others; cells may be missing (NaN)"
+    )
+    missing: Missing = option(
+        None, "Main", "marks of missing cells beside NaN and, in files, empty cells and NA, with subsets, e.g. -999"
     )
     watch: str | None = option(
         None, "Validation", f"what validations record, for plot: {', '.join(WATCHES)}; several with commas"

@@ -21,14 +21,13 @@ from ffjord_kit.estimator.data import (
     TrainingData,
     check_context,
     held_out_count,
-    shared_tensor,
     tensor,
 )  # fmt: skip
 from ffjord_kit.estimator.fields import ImageFields, choice, whole
 from ffjord_kit.flow import Flow
 from ffjord_kit.nn import IMAGE_DYNAMICS
 from ffjord_kit.objectives import DropContext, FlowMatching, Objective, one_hot
-from ffjord_kit.rows import as_rows
+from ffjord_kit.rows import as_rows, shared_tensor
 from ffjord_kit.trace import PerRowTrace, TraceEstimator
 from ffjord_kit.transforms import CNF, IMAGE_SCALINGS, Standardize, Transform, multi_scale
 

@@ -22,8 +22,9 @@ from ffjord_kit.estimator.derived import DerivingModel
 from ffjord_kit.estimator.fields import CommonFields, ImageFields, TableFields
 from ffjord_kit.estimator.image import REPORT_PROBES, ImageDomain
 from ffjord_kit.estimator.persistence import fields_of_record, load_model, save_model
-from ffjord_kit.estimator.sampling import SamplingModel
+from ffjord_kit.estimator.questions import QuestioningModel
 from ffjord_kit.estimator.scoring import placed, spread, to_data
+from ffjord_kit.estimator.subsets import SubsetDomain
 from ffjord_kit.estimator.table import TableDomain, in_order
 from ffjord_kit.flow import Flow
 from ffjord_kit.objectives import Neighbourhood, Objective
@@ -54,7 +55,7 @@ class NumpyTrajectory(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class DensityModel(DerivingModel, SamplingModel):
+class DensityModel(DerivingModel, QuestioningModel):
     """A fitted flow on arrays.
 
     Rows X of a table are (n, d); images are uint8, (n, h, w) or (n, channels, h, w), and noise and probes belong to
@@ -457,6 +458,8 @@ class DensityModel(DerivingModel, SamplingModel):
         self.domain.require_real("explain", "score its outliers")
         domain, context = cast(TableDomain, self.domain), None if context is None else np.asarray(context)
         self.domain.rows(X)  # which refuses wrong ones
+        if self.domain.implied_context(X) is not None:
+            raise ValueError("explain takes rows without missing cells: leave the others out, or impute them")
         rows = np.asarray(in_order(X, domain.columns), dtype=np.float64)
         contexts = self._contexts(context, len(rows))
         known, scores, batch = self._reference(reference, reference_context, random_state)
@@ -484,7 +487,7 @@ class DensityModel(DerivingModel, SamplingModel):
 
     def _reference(self, x: Any, context: Any, seed: int) -> tuple[np.ndarray, np.ndarray, Batch]:
         """Return reference rows, their log-densities, and the rows with their contexts."""
-        if x is None and self.flow.context_dim:
+        if x is None and self.flow.context_dim and not isinstance(self.domain, SubsetDomain):
             raise ValueError("this model is conditional: pass reference=ROWS and reference_context, e.g. of the fit")
         batch = self._batch(self.sample(REFERENCE_ROWS, random_state=seed) if x is None else x, context)[0]
         batch = batch[torch.linspace(0, len(batch) - 1, min(len(batch), REFERENCE_ROWS)).long()]

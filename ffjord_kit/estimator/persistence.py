@@ -27,7 +27,7 @@ from ffjord_kit.estimator.fields import (
     whole,
 )  # fmt: skip
 from ffjord_kit.estimator.image import ImageDomain
-from ffjord_kit.estimator.table import TableDomain
+from ffjord_kit.estimator.subsets import table_domain
 from ffjord_kit.flow import Flow
 from ffjord_kit.run import Run, RunError, claimed, damaged, to_json, unfit
 from ffjord_kit.training import History, Workers
@@ -290,7 +290,7 @@ def read_domain(run: Run, fields: TableFields | ImageFields) -> Domain:
     with run.explained("config.json"):
         if isinstance(fields, ImageFields):
             return ImageDomain.from_record(fields, run.config)
-        return TableDomain.from_record(fields, run.config)
+        return table_domain(fields).from_record(fields, run.config)
 
 
 def load_model(run: Run) -> StoredModel:
@@ -432,7 +432,8 @@ def _usual(record: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, An
     """Return the defaults of open fields for a run's data."""
     if "images" in record:
         return ImageDomain.from_record(ImageFields(**params), record).defaults()
-    return TableDomain.from_record(replace(TableFields(**params), support="real"), record).defaults()
+    fields = TableFields(**params)
+    return table_domain(fields).from_record(replace(fields, support="real"), record).defaults()
 
 
 def _restored(name: str, value: Any) -> Any:

@@ -372,6 +372,7 @@ class ScoringModel(StoredModel):
     def _batch(self, x: Any, context: Any) -> tuple[Batch, np.ndarray]:
         """Return the rows within the support with their contexts, and a mask of these among all rows."""
         rows, inside = self.domain.rows(x)
+        context = self.domain.implied_context(x) if context is None else context
         contexts = self._contexts(context, self._contexts_given(context) if len(inside) == 1 else len(inside))
         if contexts is None:
             return Batch(rows), inside
@@ -410,6 +411,8 @@ class ScoringModel(StoredModel):
 
     def _batch_inside(self, x: Any, context: Any, verb: str) -> Batch:
         """Return rows and contexts, all of which must lie within the support."""
+        if context is None and self.domain.implied_context(x) is not None:
+            raise ValueError(f"{verb} takes rows without missing cells: leave the others out, or impute them")
         batch, inside = self._batch(x, context)
         if not inside.all():
             raise ValueError(

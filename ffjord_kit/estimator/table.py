@@ -39,7 +39,6 @@ from ffjord_kit.estimator.data import (
     check_context,
     held_out_count,
     refuse_not_finite,
-    shared_tensor,
     tensor,
 )  # fmt: skip
 from ffjord_kit.estimator.fields import TableFields, choice
@@ -47,7 +46,7 @@ from ffjord_kit.estimator.support import Bounds, check_support, inside_support, 
 from ffjord_kit.geometry import Geometry
 from ffjord_kit.nn import DYNAMICS, ManifoldDynamics, VectorField
 from ffjord_kit.objectives import FlowMatching, ManifoldMatching, Objective
-from ffjord_kit.rows import as_rows, take_columns
+from ffjord_kit.rows import as_rows, shared_tensor, take_columns
 from ffjord_kit.run import RunError
 from ffjord_kit.trace import ExactTrace, TraceEstimator
 from ffjord_kit.transforms import (
