@@ -85,15 +85,15 @@ def grid_with_types(dequantize: Any, types: Types, x: np.ndarray, names: Sequenc
     Raises:
         ValueError: If columns have no such steps.
     """
+    found = find_grid(dequantize, x, names)
+    if not types:
+        return found
     whole = {own[0]: 1.0 for own, kind in types.items() if isinstance(kind, Integer)}
     smooth = [name for own, kind in types.items() if isinstance(kind, (Sphere, Bounded)) for name in own]
     named = set() if dequantize is None or isinstance(dequantize, str) else set(dequantize)
     twice = [name for name in (*whole, *smooth) if name in named]
     if twice:
         raise ValueError(f"column {twice[0]!r} has a type in columns and a step in dequantize: drop the latter")
-    found = find_grid(dequantize, x, names)
-    if not types:
-        return found
     step = [0.0 if name in smooth else whole.get(name, step) for name, step in zip(names, found.step, strict=True)]
     steps = {name: each for name, each in zip(names, step, strict=True) if each}
     return find_grid(steps or None, x, names)
