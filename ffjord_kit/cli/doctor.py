@@ -44,7 +44,8 @@ def doctor(run: str, source: str | None, rows: int, out: str | None, random_stat
     fitted = find_fitted(opened)
     data = held_out(model, load_fitted(opened, GONE)) if source is None else load_for_run(opened, source)
     data = data.drawn(random_state)
-    trained_on = None if fitted is None else fitted.take(model.split_indices(fitted.x)[0]).drawn(random_state)
+    known = fitted is not None and fitted.noise is None  # rows with measurement errors are no draws of the density
+    trained_on = fitted.take(model.split_indices(fitted.x)[0]).drawn(random_state) if fitted and known else None
     with Console(stderr=True).status("examining rows") as status:
         diagnosis = model.diagnose(
             data.x, context=data.context, X_train=trained_on and trained_on.x,

@@ -11,6 +11,7 @@ import click
 from ffjord_kit import datasets, metrics
 from ffjord_kit.cli.output import CONSOLE, OVER_ROWS, plain_table, print_rows
 from ffjord_kit.cli.sources import open_run
+from ffjord_kit.diagnostics.measurement import NOISE, noise_text
 from ffjord_kit.diagnostics.sample_weight import EFFECTIVE, effective_text
 from ffjord_kit.estimator.discretize import SteppedNote
 from ffjord_kit.estimator.persistence import last_part
@@ -117,6 +118,8 @@ def _data(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "context", _context(config)
     if EFFECTIVE in config:
         yield "weights", weights_text(config)
+    if NOISE in config:
+        yield "measurement errors", noise_text(config)
 
 
 def weights_text(config: Mapping[str, Any]) -> str:

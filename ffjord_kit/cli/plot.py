@@ -177,7 +177,10 @@ def plot(run: str, out: str, context: str | None, random_state: int, source: str
         images = ImageSubject(model, data, _labels(opened, context), random_state, fitted=source is None)
         paths = draw_images(images, opened.records(), Path(out), force=force)
     else:
-        subject = _table_subject(opened, model, data.drawn(random_state), context, random_state)
+        if data.noise is not None:
+            click.echo("the data beside the model of true values have their measurement errors")
+        shown = replace(data, noise=None).drawn(random_state)
+        subject = _table_subject(opened, model, shown, context, random_state)
         unseen = ("held-out rows", held_out(model, data)) if source is None else (f"rows of {source}", data)
         paths = draw_table(replace(subject, unseen=unseen), opened.records(), Path(out), force=force)
     for path in paths:

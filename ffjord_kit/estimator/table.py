@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ffjord_kit.data import Batch, StreamedRows
 from ffjord_kit.diagnostics.columns import check_columns, check_contexts
 from ffjord_kit.diagnostics.grid import Grid, find_grid
+from ffjord_kit.diagnostics.measurement import check_noise_std
 from ffjord_kit.diagnostics.sample_weight import split_weights
 from ffjord_kit.distributions import BASES, Base, outliers_inflate_scale
 from ffjord_kit.estimator.data import (
@@ -28,12 +29,13 @@ from ffjord_kit.estimator.data import (
     shared_tensor,
     tensor,
 )  # fmt: skip
-from ffjord_kit.estimator.fields import TableFields, choice
+from ffjord_kit.estimator.fields import CommonFields, TableFields, choice, phase_specs
 from ffjord_kit.nn import DYNAMICS
 from ffjord_kit.objectives import FlowMatching, Objective
 from ffjord_kit.rows import as_rows, take_columns
 from ffjord_kit.run import RunError
 from ffjord_kit.trace import ExactTrace, TraceEstimator
+from ffjord_kit.training.distributed import Workers
 from ffjord_kit.transforms import CNF, SCALINGS, Asinh, ConditionalAffine, Logit, Softplus, Transform
 from ffjord_kit.transforms.affine import gaussian_total_correlation
 from ffjord_kit.weights import resampled
@@ -48,7 +50,12 @@ DECAY, DECAY_ROWS = 0.3, 9000  # weight decay where contexts tell rows apart, up
 SMALL = 1000  # rows: fewer are cross-validated, for a part of them judges badly
 GAUSSIANIZED_FROM = 200  # rows: fewer say little of the quantiles
 WHITENED_UP_TO = 32  # columns: with 63 it led by ten nats after 240 steps, and after 2,500 by nothing
+COLUMNWISE = ("standardize", "robust")  # scalings under which the errors of a column stay its own
 SCALING_MARGIN = 0.02  # nats a column by which another scaling must win
+
+NEEDS_STEPS = (
+    f"pass up to {MOST_STEPPED_COLUMNS} columns and schedule='auto', or [('flow_matching', 2000), ('steps', 200)]"
+)
 
 Bounds = tuple[tuple[float, float], ...]
 
@@ -163,7 +170,8 @@ class TableDomain(Domain):
         follows, small = data.conditional is not None and not data.conditional.is_identity, self.is_small(rows)
         yield "time_density", ("uniform", "likelihood") if small else ("likelihood", "uniform")
         unscaled = self._unscaled(data)[0] if follows else data.fitting.x
-        yield "scaling", self._scalings(resampled(unscaled, data.fitting.weight), rows)
+        words = self._scalings(resampled(unscaled, data.fitting.weight), rows)
+        yield "scaling", tuple(word for word in words if data.noise is None or word in COLUMNWISE)
         if self.few_columns:
             yield "fourier_features", (0, 2) if small else (2, 0)
         if small:
@@ -202,12 +210,15 @@ class TableDomain(Domain):
             check_contexts(arrays.context, self.context_names(arrays.context.shape[1]))
         kept, held_out = self._split(len(x), fraction, seed, arrays.streamed)
         weight, judging = split_weights(arrays.weight, kept, held_out)
-        judges = Batch(tensor(x[held_out]).double(), arrays.contexts(held_out), judging) if len(held_out) else None
+        noise, unseen = (None if arrays.noise is None else tensor(arrays.noise[rows]) for rows in (kept, held_out))
+        held = Batch(tensor(x[held_out]).double(), arrays.contexts(held_out), judging, unseen)
+        judges = held if len(held_out) else None
         context = arrays.contexts(kept)
         some = _spread(len(kept), FITTED_ROWS)
         if not arrays.streamed:
-            every = Batch(tensor(x[kept]).double(), context, weight)
-            return self._with_conditional(TrainingData(every.x, context, every[some], judges, weight=weight))
+            every = Batch(tensor(x[kept]).double(), context, weight, noise)
+            data = TrainingData(every.x, context, every[some], judges, weight=weight, noise=noise)
+            return self._with_conditional(data)
         streamed = StreamedRows(shared_tensor(x), torch.from_numpy(held_out))
         fitting = Batch(streamed.fetch(some), *(None if part is None else part[some] for part in (context, weight)))
         return self._with_conditional(TrainingData(streamed, context, fitting, judges, weight=weight))
@@ -317,6 +328,44 @@ class TableDomain(Domain):
         """Say whether correlations are worth a margin, can be removed, and a trial would show it."""
         some = FEW_COLUMNS < self.size <= WHITENED_UP_TO
         return some and SCALING_MARGIN * self.size < gaussian_total_correlation(x) < math.inf
+
+
+def with_noise(arrays: Arrays, domain: Domain, fields: CommonFields, noise_std: Any, *, resume: bool = False) -> Arrays:
+    """Return data of a fit with the deviations of their measurement errors.
+
+    Args:
+        arrays: Data.
+        domain: Their domain.
+        fields: Fields of the fit.
+        noise_std: Deviations, as `check_noise_std` takes them.
+        resume: Whether the fit goes on.
+
+    Returns:
+        The data.
+
+    Raises:
+        ValueError: If the deviations make no sense, or the fit cannot take them.
+    """
+    if noise_std is None:
+        return arrays
+    if not isinstance(domain, TableDomain) or not isinstance(fields, TableFields):
+        raise ValueError("noise_std is for tables (FFJORD); images have the noise of their grey levels")
+    noise = check_noise_std(noise_std, (len(arrays.x), domain.size), domain.columns)
+    if arrays.streamed or Workers.here().size > 1 or resume:
+        raise ValueError("noise_std takes rows in memory, one process, and a fit in one go: it cannot be resumed")
+    if np.isfinite(domain.bounds).any() or fields.dequantize is not None or fields.base == "student":
+        raise ValueError("noise_std is for columns on the whole line, without support, dequantize and base='student'")
+    if fields.scaling not in ("auto", *COLUMNWISE):
+        raise ValueError(f"noise_std takes scaling {' or '.join(COLUMNWISE)}, or auto; got {fields.scaling!r}")
+    auto = fields.schedule == "auto" and not fields.transforms and fields.validation_fraction
+    if domain.size > MOST_STEPPED_COLUMNS or not (auto or _ends_in_steps(fields.schedule)):
+        raise ValueError(f"noise_std needs few explicit steps: {NEEDS_STEPS}")
+    return replace(arrays, noise=noise)
+
+
+def _ends_in_steps(schedule: Any) -> bool:
+    """Say whether the phases of a schedule end in explicit steps."""
+    return schedule != "auto" and phase_specs(schedule)[-1].objective == "steps"
 
 
 def _with_unit_weights(fold: TrainingData) -> TrainingData:
