@@ -309,7 +309,7 @@ def test_models_made_from_a_weighted_one_need_its_weights():
     model = FFJORD(**QUICK).fit(x, sample_weight=w)
     with pytest.raises(ValueError, match="fitted with weights"):
         model.discretize(x)
-    with pytest.raises(ValueError, match="must be those of the fit"):
+    with pytest.raises(ValueError, match="must be the rows of the fit"):
         model.discretize(x, sample_weight=w[::-1])
     assert model.discretize(x, sample_weight=w, max_seconds=0.2).model_.steps is not None
 

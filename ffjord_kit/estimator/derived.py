@@ -187,7 +187,8 @@ class DerivingModel(ScoringModel):
         arrays = Arrays(rows, self._contexts(context, len(rows)), weight=weight)
         if arrays.facts()["sha256"] != self.record["sha256"]:
             raise ValueError(
-                "X, context and weights must be those of the fit, all and in their order: others cannot validate it"
+                "X and context must be the rows of the fit, all and in their order, with its weights: others cannot "
+                "validate it"
             )
         return arrays
 

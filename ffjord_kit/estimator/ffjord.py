@@ -148,7 +148,7 @@ class DensityEstimator(DensityMixin, BaseEstimator, CommonFields):
         """
         check_kinds(self)
         start = Timer(torch.device("cpu"), clock=self.clock)
-        arrays, domain = self._read(X, sample_weight, context, columns, context_columns)
+        arrays, domain = self._read(X, context, columns, context_columns, sample_weight)
         arrays = with_noise(arrays, domain, self, noise_std, resume=resume)
         workers, about = Workers.here(), {**domain.record(), **arrays.facts()}
         check_workers(workers, field_values(self), about, resume=resume)
@@ -214,7 +214,7 @@ class DensityEstimator(DensityMixin, BaseEstimator, CommonFields):
             ValueError: If data or fields cannot be used.
         """
         check_kinds(self)
-        arrays, domain = self._read(X, sample_weight, context, columns, context_columns)
+        arrays, domain = self._read(X, context, columns, context_columns, sample_weight)
         arrays = with_noise(arrays, domain, self, noise_std)
         self._prepare(arrays, domain, {"seed": 0}, Workers())
 
@@ -294,10 +294,10 @@ class DensityEstimator(DensityMixin, BaseEstimator, CommonFields):
     def _read(
         self,
         X: Any,
-        sample_weight: Any,
         context: Any,
         columns: Sequence[str] | None,
         context_columns: Sequence[str] | None,
+        sample_weight: Any = None,
     ) -> tuple[Arrays, Domain]:
         """Check data of a fit, and find their domain."""
 
@@ -430,10 +430,10 @@ class FFJORD(DensityEstimator, TableFields):
     def _read(
         self,
         X: Any,
-        sample_weight: Any,
         context: Any,
         columns: Sequence[str] | None,
         context_columns: Sequence[str] | None,
+        sample_weight: Any = None,
     ) -> tuple[Arrays, Domain]:
         X = as_rows(X)
         if getattr(X, "ndim", 2) in (3, 4):
@@ -482,10 +482,10 @@ class ImageFFJORD(DensityEstimator, ImageFields):
     def _read(
         self,
         X: Any,
-        sample_weight: Any,
         context: Any,
         columns: Sequence[str] | None,
         context_columns: Sequence[str] | None,
+        sample_weight: Any = None,
     ) -> tuple[Arrays, Domain]:
         if sample_weight is not None:
             raise ValueError("sample_weight is for tables (FFJORD): repeat or leave out images instead")
