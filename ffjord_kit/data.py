@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ class Batch:
         x: Rows, shape (batch, *event).
         context: Contexts, shape (batch, context_dim), or None.
         weight: Weights, of mean 1 over all rows, shape (batch,); None where each row counts alike.
+        noise: Standard deviations of the rows' measurement errors, shape (batch, *event); None where they have none.
 
     Example:
         >>> batch = Batch(torch.arange(4.0)[:, None], torch.ones(4, 2))
@@ -43,6 +44,7 @@ class Batch:
     x: Tensor
     context: Tensor | None = None
     weight: Tensor | None = None
+    noise: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.x)
@@ -101,7 +103,7 @@ class Batch:
         Returns:
             The new batch.
         """
-        return Batch(x, self.context, self.weight)
+        return replace(self, x=x)
 
     def joined(self, other: Batch) -> Batch:
         """Return the rows of this batch and of another, which has contexts and weights where this one has.
@@ -121,7 +123,7 @@ class Batch:
             The batch.
         """
         sizes = None if self.weight is None else self.weight.abs() / self.weight.abs().mean()
-        return Batch(self.x, self.context, sizes)
+        return replace(self, weight=sizes)
 
     def mean(self, values: Tensor) -> Tensor:
         """Return the mean of the rows' values, 1/n sum w v; parts of a batch have the batch's mean on average.
@@ -154,7 +156,7 @@ class Batch:
 
     @property
     def _parts(self) -> tuple[Tensor | None, ...]:
-        return self.x, self.context, self.weight
+        return self.x, self.context, self.weight, self.noise
 
 
 def _joined(first: Tensor | None, second: Tensor | None) -> Tensor | None:

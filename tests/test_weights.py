@@ -309,7 +309,7 @@ def test_models_made_from_a_weighted_one_need_its_weights():
     model = FFJORD(**QUICK).fit(x, sample_weight=w)
     with pytest.raises(ValueError, match="fitted with weights"):
         model.discretize(x)
-    with pytest.raises(ValueError, match="must be those of the fit"):
+    with pytest.raises(ValueError, match="must be the rows of the fit"):
         model.discretize(x, sample_weight=w[::-1])
     assert model.discretize(x, sample_weight=w, max_seconds=0.2).model_.steps is not None
 
@@ -324,7 +324,7 @@ def test_models_made_from_a_weighted_one_need_its_weights():
         (np.ones((400, 2)), r"must have shape \(400,\)"),
         (np.where(np.arange(400) == 7, np.nan, 1.0), "NaN or infinity .first in row 7"),
         (np.where(np.arange(400) == 7, np.inf, 1.0), "NaN or infinity .first in row 7"),
-        (np.zeros(400), "0 in every row"),
+        (np.zeros(400), "zero in every row"),
         (np.full(400, -1.0), "sum to more than 0; got a sum of -400"),
         (["heavy"] * 400, "must be numbers; got .'heavy'."),
         (np.array(["heavy"] * 400, object), "must be numbers; got .'heavy'."),

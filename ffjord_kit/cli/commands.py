@@ -86,6 +86,10 @@ def cli(context: click.Context) -> None:
     "--weight", heading=MAIN, metavar="COLUMN",
     help="Column of the rows' weights, by name or number, which leaves the table; weights may be negative.",
 )  # fmt: skip
+@headed(
+    "--noise-columns", heading=MAIN, default="", metavar="COLUMN=ERROR,...",
+    help="Columns of the standard deviations of others' measurement errors, which are removed, e.g. a=a_err,b=b_err.",
+)  # fmt: skip
 @headed("--dry-run", heading=MAIN, is_flag=True, help="Check everything, print the configuration as JSON, and stop.")
 @headed(
     "--size",

@@ -44,9 +44,8 @@ def doctor(run: str, source: str | None, rows: int, out: str | None, random_stat
     fitted = find_fitted(opened)
     data = held_out(model, load_fitted(opened, GONE)) if source is None else load_for_run(opened, source)
     data = complete_rows(data.drawn(random_state), "doctor")
-    if fitted is None:
-        trained_on = None
-    else:
+    trained_on = None
+    if fitted is not None and fitted.noise is None:  # rows with measurement errors are no draws of the density
         trained_on = complete_rows(fitted.take(model.split_indices(fitted.x)[0]).drawn(random_state), "doctor")
     with Console(stderr=True).status("examining rows") as status:
         diagnosis = model.diagnose(

@@ -18,6 +18,7 @@ from ffjord_kit.cli.options import field_values
 from ffjord_kit.cli.output import write_training_sheet
 from ffjord_kit.cli.parsing import parse_fields, parse_missing
 from ffjord_kit.cli.sources import LoadedData, load, load_fitted, open_run
+from ffjord_kit.diagnostics.measurement import NOISE, noise_text
 from ffjord_kit.diagnostics.sample_weight import EFFECTIVE
 from ffjord_kit.estimator import FFJORD, ImageFFJORD, from_run
 from ffjord_kit.estimator.fields import ImageFields, TableFields
@@ -99,9 +100,10 @@ def _bits(source: str) -> int:
 def _load_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options that say which data to read."""
     columns = [name.strip() for name in options["context_columns"].split(",") if name.strip()]
+    noise = [pair for pair in options["noise_columns"].split(",") if pair.strip()]
     missing = (parse_missing(options["missing"] or "") or ()) if options["subsets"] else None
     named = {name: options[name] for name in ("rows", "weight", "size", "grey")}
-    return {"context_columns": columns, "missing": missing, **named}
+    return {"context_columns": columns, "noise_columns": noise, "missing": missing, **named}
 
 
 def _is_restarted_run(path: Path, model: Estimator) -> bool:
@@ -119,7 +121,7 @@ def _seed(run: Path | None, requested: int | None) -> int:
 
 def _print_configuration(model: Estimator, data: LoadedData) -> None:
     """Check the data and the fields, and print both as JSON."""
-    model.check(data.x, sample_weight=data.weight, context=data.context, **_names(data))
+    model.check(data.x, sample_weight=data.weight, noise_std=data.noise, context=data.context, **_names(data))
     shape = {"rows": len(data.x), "columns": list(data.columns), "event_shape": list(data.x.shape[1:])}
     click.echo(json.dumps({"estimator": model.get_params(), "data": {**data.note, **shape}}, indent=2))
 
@@ -137,7 +139,8 @@ def _train(model: Estimator, data: LoadedData, path: Path, **options: Any) -> No
     before = _config(path)
     try:
         model.fit(
-            data.x, sample_weight=data.weight, context=data.context, run=path, data=data.note, **options
+            data.x, sample_weight=data.weight, noise_std=data.noise, context=data.context, run=path, data=data.note,
+            **options,
         )  # fmt: skip
     except (KeyboardInterrupt, SystemExit):
         if not _is_usable(model):
@@ -170,6 +173,8 @@ def _print_result(model: Estimator, path: Path) -> None:
     density = model.model_.density
     if EFFECTIVE in model.config_:
         click.echo(f"weights: {weights_text(model.config_)}")
+    if NOISE in model.config_:
+        click.echo(f"measurement errors: {noise_text(model.config_)}")
     click.echo(f"validation NLL: {best_validation(of_density(history.records, density), pixels)}")
     if model.model_.note is not None:
         click.echo(f"few steps: {model.model_.note}")

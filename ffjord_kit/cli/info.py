@@ -12,6 +12,7 @@ from ffjord_kit import datasets, metrics
 from ffjord_kit.cli.output import CONSOLE, OVER_ROWS, plain_table, print_rows
 from ffjord_kit.cli.sources import open_run
 from ffjord_kit.column_types import read_types, units_of
+from ffjord_kit.diagnostics.measurement import NOISE, noise_text
 from ffjord_kit.diagnostics.sample_weight import EFFECTIVE, effective_text
 from ffjord_kit.estimator.discretize import SteppedNote
 from ffjord_kit.estimator.persistence import last_part
@@ -130,6 +131,8 @@ def _data(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "context", _context(config)
     if EFFECTIVE in config:
         yield "weights", weights_text(config)
+    if NOISE in config:
+        yield "measurement errors", noise_text(config)
 
 
 def weights_text(config: Mapping[str, Any]) -> str:

@@ -185,9 +185,11 @@ def plot(run: str, out: str, context: str | None, random_state: int, source: str
         images = ImageSubject(model, data, _labels(opened, context), random_state, fitted=source is None)
         paths = draw_images(images, opened.records(), Path(out), force=force)
     else:
+        if data.noise is not None:
+            click.echo("the data beside the model of true values have their measurement errors")
         rows = held_out(model, data) if source is None else data
         unseen = ("held-out rows" if source is None else f"rows of {source}", complete_rows(rows, "plot"))
-        whole = complete_rows(data.drawn(random_state), "plot")
+        whole = complete_rows(replace(data, noise=None).drawn(random_state), "plot")
         subject = _table_subject(opened, model, whole, context, random_state)
         paths = draw_table(replace(subject, unseen=unseen), opened.records(), Path(out), force=force)
     for path in paths:

@@ -15,6 +15,7 @@ from ffjord_kit.cli.output import CONSOLE, OVER_ROWS, plain_table, print_rows, w
 from ffjord_kit.cli.sources import LoadedData, find_fitted, held_out, load_for_run, open_run
 from ffjord_kit.column_types import read_types, units_of
 from ffjord_kit.datasets.splits import subset_rows
+from ffjord_kit.diagnostics.measurement import NOISE
 from ffjord_kit.estimator import DensityModel
 from ffjord_kit.estimator.discretize import SteppedNote
 from ffjord_kit.estimator.scoring import LogDensities
@@ -113,15 +114,20 @@ def _evaluate(model: DensityModel, data: LoadedData) -> Columns:
 def _solve(model: DensityModel, data: LoadedData, evaluations: int) -> Rows:
     """Yield what the continuous flow's solve took, and its error."""
     solver, tolerance = model.solver_error(data.x, context=data.context), model.config.fields.tolerance
-    yield "density", "of the continuous flow"
+    yield "density", f"of the continuous flow{_true_values(model)}"
     yield "evaluations", f"{evaluations} (exact trace, each row to tolerance {tolerance:g})"
     yield "solver's error", f"{solver:.1e} nats a row (mean over up to 64 rows; --certify for each row)"
+
+
+def _true_values(model: DensityModel) -> str:
+    """Say of what the density is where the fit removed measurement errors."""
+    return ", of true values, without the measurement errors of the fit" if NOISE in model.record else ""
 
 
 def _exact_steps(model: DensityModel) -> Rows:
     """Yield the steps whose density it is, and their receipt."""
     note = cast(SteppedNote, model.note)
-    yield "density", f"of {note.scheme}, exact but for rounding"
+    yield "density", f"of {note.scheme}, exact but for rounding{_true_values(model)}"
     yield "receipt", str(note.receipt)
 
 

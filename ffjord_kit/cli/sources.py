@@ -18,11 +18,24 @@ from ffjord_kit.training.distributed import current_workers
 
 LEAST_DRAWN = 20  # rows that remain when they are drawn by their weights
 LABEL = "label"  # the column that images can be conditioned on
-NOTE: dict[str, tuple[type, ...]] = {"context_columns": (list,), "classes": (list,), "weight": (str,)}
+NOTE: dict[str, tuple[type, ...]] = {
+    "context_columns": (list,),
+    "classes": (list,),
+    "weight": (str,),
+    "noise_columns": (list,),
+}
 SOURCE_NOTE: dict[str, tuple[type, ...]] = {
     "source": (str,), "rows": (int, type(None)), "seed": (int,), "size": (int, type(None)), "grey": (bool,),
 }  # fmt: skip
-RECORDED = ("rows", "seed", "context_columns", "weight", "size", "grey")  # arguments of `load` that a run records
+RECORDED = (
+    "rows",
+    "seed",
+    "context_columns",
+    "weight",
+    "noise_columns",
+    "size",
+    "grey",
+)  # arguments of `load` that a run records
 
 
 @dataclass(frozen=True)
@@ -38,6 +51,7 @@ class LoadedData:
         image_shape: Shape of an image, also of rows that are the pixels of one; None otherwise.
         classes: Names of the classes that number the labels.
         weight: Weights of rows, shape (n,), or None.
+        noise: Deviations of the measurement errors of rows, shape (n, d), or None.
     """
 
     x: np.ndarray
@@ -48,6 +62,7 @@ class LoadedData:
     image_shape: tuple[int, ...] | None
     classes: tuple[str, ...] = ()
     weight: np.ndarray | None = None
+    noise: np.ndarray | None = None
 
     @property
     def is_images(self) -> bool:
@@ -63,8 +78,9 @@ class LoadedData:
         Returns:
             The data with these rows alone.
         """
-        context, weight = (None if part is None else part[rows] for part in (self.context, self.weight))
-        return replace(self, x=self.x[rows], context=context, weight=weight)
+        parts = (self.context, self.weight, self.noise)
+        context, weight, noise = (None if part is None else part[rows] for part in parts)
+        return replace(self, x=self.x[rows], context=context, weight=weight, noise=noise)
 
     def drawn(self, seed: int = 0) -> LoadedData:
         """Return rows that count alike: each is kept with a probability in proportion to its weight.
@@ -76,8 +92,13 @@ class LoadedData:
             The rows kept, without weights; all where there are no weights.
 
         Raises:
-            ValueError: If a weight is negative, or fewer than 20 rows are kept.
+            ValueError: If the rows have measurement errors, a weight is negative, or fewer than 20 rows are kept.
         """
+        if self.noise is not None:
+            raise ValueError(
+                "this needs rows that are draws of the density of true values, and those of the fit have measurement "
+                "errors: pass others as DATA"
+            )
         if self.weight is None:
             return self
         if (self.weight < 0).any():
@@ -124,6 +145,7 @@ def load(
     seed: int = 0,
     context_columns: Sequence[str] = (),
     weight: str | None = None,
+    noise_columns: Sequence[str] = (),
     size: int | None = None,
     grey: bool = False,
     missing: Sequence[float | str] | None = None,
@@ -137,6 +159,7 @@ def load(
         seed: Seed of a toy's rows, or of the subset.
         context_columns: Columns to condition on.
         weight: Column of the rows' weights, or None.
+        noise_columns: Columns of measurement errors, each as COLUMN=ERROR.
         size: Side that images are cropped and averaged to.
         grey: Whether to convert images to grey levels.
         missing: Marks of missing cells; None where no cell may be missing. Rows without any value are left out.
@@ -149,8 +172,8 @@ def load(
         ValueError: If the source cannot be read, or a column is not there.
     """
     if datasets.is_image_source(source):
-        if weight is not None:
-            raise ValueError(f"--weight is for tables; {source} holds images")
+        if weight is not None or noise_columns:
+            raise ValueError(f"--weight and --noise-columns are for tables; {source} holds images")
         return _load_images(source, rows=rows, seed=seed, context_columns=context_columns, size=size, grey=grey)
     if size is not None or grey:
         raise ValueError(f"--size and --grey are for images; {source} is a table")
@@ -162,14 +185,37 @@ def load(
         "context_columns": list(context_columns),
         "image_shape": None if dataset.image_shape is None else list(dataset.image_shape),
     }
-    if weight is None and not context_columns:
+    if weight is None and not context_columns and not noise_columns:
         return LoadedData(dataset.x, None, dataset.columns, note, dataset.log_prob, dataset.image_shape)
-    split = datasets.split_columns(dataset, [*context_columns, *([] if weight is None else [weight])])
-    if weight is None:
-        return LoadedData(split.x, split.context, split.columns, note, None, None)
-    context = split.context[:, :-1] if context_columns else None
-    note["weight"] = split.context_columns[-1]
-    return LoadedData(split.x, context, split.columns, note, None, None, weight=split.context[:, -1])
+    pairs = [_noise_pair(each) for each in noise_columns]
+    aside = [*context_columns, *([] if weight is None else [weight]), *(error for _, error in pairs)]
+    split = datasets.split_columns(dataset, aside)
+    count, others = len(context_columns), split.context[:, len(context_columns) :]
+    note |= {} if weight is None else {"weight": split.context_columns[count]}
+    note |= {"noise_columns": list(noise_columns)} if noise_columns else {}
+    noise = _noise(split.columns, [column for column, _ in pairs], others[:, others.shape[1] - len(pairs) :])
+    return LoadedData(
+        split.x, split.context[:, :count] if count else None, split.columns, note, None, None,
+        weight=None if weight is None else others[:, 0], noise=noise if noise_columns else None,
+    )  # fmt: skip
+
+
+def _noise_pair(text: str) -> tuple[str, str]:
+    """Read a column and that of its measurement errors."""
+    column, equals, error = (part.strip() for part in text.partition("="))
+    if not (column and equals and error):
+        raise ValueError(f"--noise-columns must read like a=a_err,b=b_err; got {text!r}")
+    return column, error
+
+
+def _noise(columns: Sequence[str], measured: Sequence[str], errors: np.ndarray) -> np.ndarray:
+    """Return the deviations of all cells, 0 in columns without errors."""
+    noise = np.zeros((len(errors), len(columns)))
+    for column, values in zip(measured, errors.T, strict=True):
+        if column not in columns:
+            raise ValueError(f"--noise-columns names {column!r}, which is no column to model: {listing(columns)}")
+        noise[:, columns.index(column)] = values
+    return noise
 
 
 def _without_weights(data: LoadedData, column: str | None, expected: Sequence[str]) -> LoadedData:

@@ -46,7 +46,7 @@ def check_sample_weight(weight: Any, rows: int) -> np.ndarray | None:
     if len(bad):
         raise ValueError(f"sample_weight contains NaN or infinity (first in row {bad[0]}): drop or mend such rows")
     if not array.any():
-        raise ValueError("sample_weight is 0 in every row: pass positive weights, or none")
+        raise ValueError("sample_weight is zero in every row: pass positive weights, or none")
     if not array.sum() > 0:
         raise ValueError(f"sample_weight must sum to more than 0; got a sum of {array.sum():.6g}: change their sign?")
     if (array < 0).any():

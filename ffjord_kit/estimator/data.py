@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ffjord_kit.data import Batch, Rows
+from ffjord_kit.diagnostics.measurement import NOISE
 from ffjord_kit.diagnostics.sample_weight import EFFECTIVE
 from ffjord_kit.distributions import Base
 from ffjord_kit.flow import Flow
@@ -42,12 +43,14 @@ class Arrays:
         context: Contexts, shape (n, context_dim), or None.
         streamed: Whether rows stay in a memory-mapped file, from which they are fetched batch by batch.
         weight: Weights of the rows, shape (n,), or None.
+        noise: Deviations of the errors of the cells, shape (n, d), or None.
     """
 
     x: np.ndarray
     context: np.ndarray | None
     streamed: bool = False
     weight: np.ndarray | None = None
+    noise: np.ndarray | None = None
 
     def facts(self) -> dict[str, Any]:
         """Return what a run remembers of its data.
@@ -57,12 +60,13 @@ class Arrays:
             weighted rows.
         """
         digest = hashlib.sha256()
-        for array in (self.x, self.context, self.weight):
+        for array in (self.x, self.context, self.weight, self.noise):
             for chunk in [] if array is None else chunks(array):
                 digest.update(np.ascontiguousarray(chunk).tobytes())
         context_dim = 0 if self.context is None else self.context.shape[1]
         weights = {} if self.weight is None else {EFFECTIVE: effective_number(torch.from_numpy(self.weight))}
-        return {"rows": len(self.x), "context_dim": context_dim, "sha256": digest.hexdigest(), **weights}
+        noise = {} if self.noise is None else {NOISE: self.noise.mean(0).tolist()}
+        return {"rows": len(self.x), "context_dim": context_dim, "sha256": digest.hexdigest(), **weights, **noise}
 
     def contexts(self, rows: np.ndarray) -> Tensor | None:
         """Return the contexts of some rows.
@@ -87,6 +91,7 @@ class TrainingData:
         held_out: Rows held out for validation; None if there are too few.
         conditional: Location and scale that follow the context; None where there is none.
         weight: Weights of the rows to train on, of mean 1, shape (n,), or None.
+        noise: Deviations of their measurement errors, shape (n, d), or None.
     """
 
     x: Tensor | Rows
@@ -95,6 +100,7 @@ class TrainingData:
     held_out: Batch | None
     conditional: ConditionalAffine | None = None
     weight: Tensor | None = None
+    noise: Tensor | None = None
 
     @cached_property
     def effective_rows(self) -> int:
@@ -204,7 +210,7 @@ class Domain(ABC):
             The fold.
         """
         part = data.fitting[rows]
-        return TrainingData(part.x, part.context, part, data.fitting[judges], weight=part.weight)
+        return TrainingData(part.x, part.context, part, data.fitting[judges], weight=part.weight, noise=part.noise)
 
     @abstractmethod
     def reason_not_to_search(self) -> str:

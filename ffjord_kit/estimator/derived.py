@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ffjord_kit.data import Batch
+from ffjord_kit.diagnostics.measurement import NOISE
 from ffjord_kit.diagnostics.sample_weight import EFFECTIVE, check_sample_weight
 from ffjord_kit.estimator.config import Config, resolve, slow_transforms
 from ffjord_kit.estimator.data import Arrays, seed_from, tensor
@@ -184,6 +185,10 @@ class DerivingModel(ScoringModel):
     def _rows_of_fit(self, X: Any, context: Any, sample_weight: Any = None) -> Arrays:
         """Return the rows of the fit with their contexts and weights."""
         rows = np.asarray(as_rows(X), np.float64)
+        if NOISE in self.record:
+            raise ValueError(
+                "this model was fitted with noise_std, and rows with measurement errors are no draws of it"
+            )
         if EFFECTIVE in self.record and sample_weight is None:
             raise ValueError("this model was fitted with weights: pass sample_weight=, those of the fit")
         weight = check_sample_weight(sample_weight, len(rows))
@@ -191,7 +196,8 @@ class DerivingModel(ScoringModel):
         arrays = Arrays(rows, contexts, weight=weight)
         if arrays.facts()["sha256"] != self.record["sha256"]:
             raise ValueError(
-                "X, context and weights must be those of the fit, all and in their order: others cannot validate it"
+                "X and context must be the rows of the fit, all and in their order, with its weights: others cannot "
+                "validate it"
             )
         return arrays
 

@@ -16,11 +16,14 @@ import torch
 from ffjord_kit.data import Batch
 from ffjord_kit.diagnostics import Receipt, check_steps
 from ffjord_kit.estimator.data import TrainingData
+from ffjord_kit.estimator.measurement_errors import NEEDS_STEPS
 from ffjord_kit.flow import Flow
-from ffjord_kit.precision import single_precision
+from ffjord_kit.objectives import Objective
+from ffjord_kit.ode import SolveError
+from ffjord_kit.precision import double_precision, single_precision
 from ffjord_kit.progress import training_progress
 from ffjord_kit.run import Run, finite_or_none, number_or_infinity
-from ffjord_kit.training import History, Phase, TrainConfig, Workers
+from ffjord_kit.training import History, Phase, TrainConfig, Workers, fit_flow
 from ffjord_kit.training.discretize import Steps, in_steps, rank_steps, train_steps
 from ffjord_kit.training.history import OnStep
 from ffjord_kit.training.runtime import Timer
@@ -38,6 +41,10 @@ RECEIPT_ELEMENTS, RECEIPT_ROWS = 1536, (24, 200)
 FEW, METHODS_OF_FEW, METHODS = 3, ("euler",), ("euler", "midpoint", "heun2")
 RECEIPT_ROWS_A_SECOND = 20  # of a short training of the steps, at most
 FEW_POINTS, MORE_ROWS = 2, 3  # against a density: one of 165 is no evidence of a share above 0.5 %
+JUDGED_WITH_NOISE = 300  # held-out rows
+# Draws of the steps, which the continuous flow learns, in so many steps or in so large a share of the seconds.
+FOLLOWED_DRAWS, FOLLOWING_STEPS, FOLLOWING_SHARE = 10_000, 1000, 0.15
+NOISE_REMOVED = "noise_removed"  # entry of config.json of a fit with measurement errors that has ended
 MARGIN = 0.02  # nats by which the steps may be worse than the continuous flow, which costs many times as much
 
 
@@ -65,6 +72,8 @@ class SteppedNote:
 
     def __str__(self) -> str:
         sound = f"validation NLL {self.nll:.4f} nats" if math.isfinite(self.nll) else "no sound validation"
+        if not math.isfinite(self.continuous_nll):
+            return f"{self.scheme}, {sound}"
         return f"{self.scheme}, {sound} (continuous flow {self.continuous_nll:.4f})"
 
     def record(self) -> dict[str, Any]:
@@ -143,6 +152,7 @@ def fit_steps(
         The flow of steps, None if it was interrupted; the history; and the record with the note of the steps.
     """
     workers, judges = Workers.here(), rows.fitting if rows.held_out is None else rows.held_out
+    judges = replace(judges, noise=None)
     known = record.get("steps")
     scheme: Steps = workers.broadcast(lambda: scheme_of(known) if known else _best_scheme(flow, judges))
     record = record if known else amended(record, folder, steps=scheme._asdict())
@@ -150,9 +160,9 @@ def fit_steps(
     going_on = workers.broadcast(lambda: part is not None and resume and part.has_checkpoint)
     with training_progress([phase], shown=shown and workers.is_first, on_step=on_step) as bars:
         history = train_steps(
-            steps, rows.x, validation=rows.held_out, context=rows.context, weight=rows.weight, phase=phase,
-            config=config, workers=workers, run=part, resume=going_on, before=replace(before, best_nll=None),
-            timer=timer, on_step=bars.on_step,
+            steps, rows.x, validation=_judges_of_steps(rows), context=rows.context, weight=rows.weight,
+            noise=rows.noise, phase=phase, config=config, workers=workers, run=part, resume=going_on,
+            before=replace(before, best_nll=None), timer=timer, on_step=bars.on_step,
         )  # fmt: skip
         bars.finish(history.interrupted)
     if history.interrupted:
@@ -165,6 +175,67 @@ def fit_steps(
     note = workers.broadcast(lambda: _examined(steps, scheme, asked, *nlls, rows=count).record())
     steps.requires_grad_(False)
     return steps, history, amended(record, folder, steps=note)
+
+
+def follow_steps(
+    flow: Flow,
+    steps: Flow | None,
+    rows: TrainingData,
+    matching: tuple[Objective[Any], float],
+    config: TrainConfig,
+    *,
+    max_seconds: float | None,
+    record: dict[str, Any],
+    folder: Run | None,
+) -> dict[str, Any]:
+    """Train a continuous flow, which knows rows with their errors, on draws of its few steps, which know true values.
+
+    Args:
+        flow: Continuous flow, trained in place.
+        steps: Flow of steps.
+        rows: Training data, whose contexts the draws have.
+        matching: Flow matching and its peak learning rate.
+        config: How weights are updated.
+        max_seconds: Seconds of the whole fit; None where steps are counted.
+        record: What config.json holds.
+        folder: Run folder, or None.
+
+    Returns:
+        The record, with the note that the measurement errors of the rows are removed.
+
+    Raises:
+        ValueError: If there is no flow of steps.
+    """
+    if steps is None:
+        raise ValueError(f"noise_std needs few explicit steps, and no trial was made for them: {NEEDS_STEPS}")
+    lengths = (FOLLOWING_STEPS, math.inf) if max_seconds is None else (math.inf, FOLLOWING_SHARE * max_seconds)
+    phase = Phase(matching[0], lengths[0], matching[1], lengths[1], validations=1)
+    places = torch.arange(FOLLOWED_DRAWS) % len(rows.x)
+    z = steps.base.sample(FOLLOWED_DRAWS, torch.Generator().manual_seed(config.seed))
+    draws = _reached(double_precision(steps), Batch(z, None if rows.context is None else rows.context[places]))
+    fit_flow(flow, draws.x, context=draws.context, schedule=[phase], config=config, workers=Workers())
+    if folder is not None:
+        folder.save_model(flow)
+    return amended(record, folder, **{NOISE_REMOVED: True})
+
+
+@torch.no_grad()
+def _reached(steps: Flow, place: Batch) -> Batch:
+    """Return the draws of base points, without those that no exact step reaches."""
+    while True:
+        try:
+            return place.with_x(steps.to_data(place.x.to(steps.like), place.context)[0])
+        except SolveError as error:
+            good = torch.ones(len(place), dtype=torch.bool)
+            good[list(error.rows)] = False
+            if not error.rows or not bool(good.any()):
+                raise
+            place = place[good]
+
+
+def _judges_of_steps(rows: TrainingData) -> Batch | None:
+    """Return the held-out rows; fewer of them where each is scored many times, less its measurement error."""
+    return rows.held_out if rows.held_out is None or rows.noise is None else rows.held_out[:JUDGED_WITH_NOISE]
 
 
 def stepped(flow: Flow, scheme: Steps) -> Flow:

@@ -26,9 +26,10 @@ from ffjord_kit.estimator.data import (
     tensor,
     to_numpy,
 )  # fmt: skip
-from ffjord_kit.estimator.discretize import amended, fit_steps
+from ffjord_kit.estimator.discretize import FOLLOWING_SHARE, amended, fit_steps, follow_steps
 from ffjord_kit.estimator.fields import CommonFields, ImageFields, TableFields, check_kinds
 from ffjord_kit.estimator.image import ImageDomain
+from ffjord_kit.estimator.measurement_errors import with_noise
 from ffjord_kit.estimator.model import DensityModel
 from ffjord_kit.estimator.persistence import (
     check_workers,
@@ -107,6 +108,7 @@ class DensityEstimator(DensityMixin, BaseEstimator, CommonFields):
         y: None = None,
         *,
         sample_weight: Any = None,
+        noise_std: Any = None,
         context: Any = None,
         columns: Sequence[str] | None = None,
         context_columns: Sequence[str] | None = None,
@@ -124,6 +126,8 @@ class DensityEstimator(DensityMixin, BaseEstimator, CommonFields):
                 ImageFFJORD.
             y: Ignored.
             sample_weight: Weights of the rows of a table, shape (n,), which may be negative; None if all count alike.
+            noise_std: Standard deviations of the measurement errors of a table, in the units of X: one for all cells,
+                one for each column (d,), or for each cell (n, d). The density is then that of the true values.
             context: Contexts (n, c), for the density given these, a frame among them; labels (n,) of images.
             columns: Names of the columns, if X does not carry them.
             context_columns: Names of the context's columns, if it does not carry them.
@@ -146,7 +150,8 @@ class DensityEstimator(DensityMixin, BaseEstimator, CommonFields):
         """
         check_kinds(self)
         start = Timer(torch.device("cpu"), clock=self.clock)
-        arrays, domain = self._read(X, sample_weight, context, columns, context_columns)
+        arrays, domain = self._read(X, context, columns, context_columns, sample_weight)
+        arrays = with_noise(arrays, domain, self, noise_std, resume=resume)
         workers, about = Workers.here(), {**domain.record(), **arrays.facts()}
         check_workers(workers, field_values(self), about, resume=resume)
         about = {**about, "data": dict(data or {})}
@@ -169,10 +174,18 @@ class DensityEstimator(DensityMixin, BaseEstimator, CommonFields):
             steps = None
             if config.steps is not None and not history.interrupted:
                 steps, history, record = fit_steps(
-                    flow, rows, self._steps_phase(config, history), config.train, before=history,
-                    continuous_nll=history.best_nll, record=record, folder=folder, resume=resume,
-                    timer=None if resume else timer, shown=self.verbose, on_step=on_step,
+                    flow, rows, self._steps_phase(config, history, rows), config.train, before=history,
+                    continuous_nll=history.best_nll if rows.noise is None else None, record=record, folder=folder,
+                    resume=resume, timer=None if resume else timer, shown=self.verbose, on_step=on_step,
                 )  # fmt: skip
+            if rows.noise is not None and not history.interrupted:
+                record = follow_steps(
+                    flow, steps, rows, config.objectives["flow_matching"], config.train, record=record, folder=folder,
+                    max_seconds=self.max_seconds,
+                )  # fmt: skip
+        if rows.noise is not None and history.interrupted:
+            pass_on(history.signal)
+            raise KeyboardInterrupt  # there is no density of true values yet
         prepare_reports(flow, config, domain)
         self.model_ = DensityModel(flow, config, domain, record, history, steps)
         if history.interrupted:
@@ -184,6 +197,7 @@ class DensityEstimator(DensityMixin, BaseEstimator, CommonFields):
         X: Any,
         *,
         sample_weight: Any = None,
+        noise_std: Any = None,
         context: Any = None,
         columns: Sequence[str] | None = None,
         context_columns: Sequence[str] | None = None,
@@ -193,6 +207,7 @@ class DensityEstimator(DensityMixin, BaseEstimator, CommonFields):
         Args:
             X: Rows or images.
             sample_weight: Weights of the rows.
+            noise_std: Standard deviations of their measurement errors.
             context: Contexts.
             columns: Names of the columns.
             context_columns: Names of the context's columns.
@@ -201,7 +216,8 @@ class DensityEstimator(DensityMixin, BaseEstimator, CommonFields):
             ValueError: If data or fields cannot be used.
         """
         check_kinds(self)
-        arrays, domain = self._read(X, sample_weight, context, columns, context_columns)
+        arrays, domain = self._read(X, context, columns, context_columns, sample_weight)
+        arrays = with_noise(arrays, domain, self, noise_std)
         self._prepare(arrays, domain, {"seed": 0}, Workers())
 
     score_samples = _of_model_on_data(DensityModel.score_samples)
@@ -280,10 +296,10 @@ class DensityEstimator(DensityMixin, BaseEstimator, CommonFields):
     def _read(
         self,
         X: Any,
-        sample_weight: Any,
         context: Any,
         columns: Sequence[str] | None,
         context_columns: Sequence[str] | None,
+        sample_weight: Any = None,
     ) -> tuple[Arrays, Domain]:
         """Check data of a fit, and find their domain."""
 
@@ -348,12 +364,13 @@ class DensityEstimator(DensityMixin, BaseEstimator, CommonFields):
             bars.finish(history.interrupted)
         return history
 
-    def _steps_phase(self, config: Config, before: History) -> Phase:
+    def _steps_phase(self, config: Config, before: History, rows: TrainingData) -> Phase:
         """Return the phase in few steps; under schedule auto it has all the seconds that are left."""
         phase = cast(Phase, config.steps)
         if self.max_seconds is None:
             return phase
         receipt = RECEIPT_SHARE if self.n_features_in_ <= MANY else RECEIPT_SHARE_OF_MANY
+        receipt += 0.0 if rows.noise is None else FOLLOWING_SHARE
         left = self.max_seconds * (1 - receipt) - before.work_seconds
         return replace(phase, seconds=max(left, LEAST_SHARE * self.max_seconds))
 
@@ -418,10 +435,10 @@ class FFJORD(DensityEstimator, TableFields):
     def _read(
         self,
         X: Any,
-        sample_weight: Any,
         context: Any,
         columns: Sequence[str] | None,
         context_columns: Sequence[str] | None,
+        sample_weight: Any = None,
     ) -> tuple[Arrays, Domain]:
         X = as_rows(X)
         if getattr(X, "ndim", 2) in (3, 4):
@@ -470,10 +487,10 @@ class ImageFFJORD(DensityEstimator, ImageFields):
     def _read(
         self,
         X: Any,
-        sample_weight: Any,
         context: Any,
         columns: Sequence[str] | None,
         context_columns: Sequence[str] | None,
+        sample_weight: Any = None,
     ) -> tuple[Arrays, Domain]:
         if sample_weight is not None:
             raise ValueError("sample_weight is for tables (FFJORD): repeat or leave out images instead")

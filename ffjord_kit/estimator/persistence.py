@@ -14,9 +14,10 @@ from typing import Any
 import torch
 
 from ffjord_kit.column_types import types_as_text
+from ffjord_kit.diagnostics.measurement import NOISE
 from ffjord_kit.estimator.config import Config, blank_flow, find_device, report_dtype, resolve
 from ffjord_kit.estimator.data import Domain, seed_from
-from ffjord_kit.estimator.discretize import SteppedNote, stepped
+from ffjord_kit.estimator.discretize import NOISE_REMOVED, SteppedNote, stepped
 from ffjord_kit.estimator.fields import (
     OPEN,
     CommonFields,
@@ -310,6 +311,8 @@ def load_model(run: Run) -> StoredModel:
     record, fields = run.config, read_fields(run)
     domain = read_domain(run, fields)
     find_device(fields.device)  # its error does not mean that the run is damaged
+    if NOISE in record and NOISE_REMOVED not in record:
+        raise RunError(f"{run.path} was interrupted before the measurement errors were removed: fit again with force")
     with run.explained("config.json"):
         seed, context_dim = record["seed"], record["context_dim"]
         whole("context_dim + 1", context_dim + 1)

@@ -54,6 +54,7 @@ TRANSFORMS_STEPS, TRANSFORMS_SHARE = 2000, 0.25
 FINISH_SHARE, FINISH_STEPS = 0.2, 50  # of the time left for maximum likelihood, and the least steps of it
 # In few explicit steps: where steps are counted; else a share of the time, and of many columns, whose frames are dear.
 STEPS_IN_STEPS, SHARE_IN_STEPS, SHARE_IN_STEPS_OF_MANY, MANY = 200, 0.25, 0.1, 32
+SHARE_WITH_NOISE = 0.5  # of the time for the steps, where these remove measurement errors
 THERE_AND_BACK = 3  # times the cost of the forward pass
 
 
@@ -129,7 +130,7 @@ def choose(
     if best.steps and not search.is_small:
         search.before.best_nll = search.score(settled, best)
     specs = (
-        [PhaseSpec("flow_matching", best.steps)]
+        [PhaseSpec("flow_matching", best.steps), *search.in_steps_with_noise(best)]
         if best.steps and search.is_small
         else [*search.schedule(settled, best)]
     )
@@ -231,7 +232,9 @@ class Search:
     def _seconds_to_search(self) -> float:
         """Return the seconds left for cross-validation, the rest being for the fit itself."""
         limit = self.fields.max_seconds
-        return math.inf if limit is None else limit - self._seconds
+        if limit is None:
+            return math.inf
+        return limit * (1.0 if self.data.noise is None else 1 - SHARE_WITH_NOISE) - self._seconds
 
     def _note_race(self, race: Race) -> None:
         """Record the scores of all settings."""
@@ -301,7 +304,21 @@ class Search:
         if self.fields.max_seconds is None:
             return PhaseSpec("steps", steps=STEPS_IN_STEPS)
         share = SHARE_IN_STEPS if self.domain.size <= MANY else SHARE_IN_STEPS_OF_MANY
+        share = share if self.data.noise is None else SHARE_WITH_NOISE
         return PhaseSpec("steps", seconds=share * (self._seconds_left() or 0.0))
+
+    def in_steps_with_noise(self, best: Trial) -> Iterator[PhaseSpec]:
+        """Yield the training in few explicit steps of a small table, which needs it where rows have measurement errors.
+
+        Args:
+            best: Best trial.
+
+        Yields:
+            The phase, or none.
+        """
+        phase = None if self.data.noise is None else self.in_steps(best)
+        if phase is not None:
+            yield phase
 
     def finish(self, config: Config, best: Trial) -> PhaseSpec | None:
         """Return the finish by maximum likelihood, where the columns are too many for explicit steps.

@@ -30,6 +30,7 @@ from ffjord_kit.data import Batch
 from ffjord_kit.flow import Flow
 from ffjord_kit.noise import standard_normal
 from ffjord_kit.objectives.base import Loss, Objective
+from ffjord_kit.objectives.deconvolution import mean_over_draws, noise_removed
 from ffjord_kit.transforms.base import Transform
 from ffjord_kit.transforms.stepped import Step, Stepped
 
@@ -57,6 +58,7 @@ class SteppedLikelihood(Objective[Flow]):
         margin: Eigenvalue below which a step is penalised.
         spread: Least and largest standard deviation of the points around rows.
         share: Number of points around rows, as a share of the rows.
+        draws: Number of draws of the measurement error of each row, where rows have any.
         name: Word for logs and schedules.
 
     Raises:
@@ -75,6 +77,7 @@ class SteppedLikelihood(Objective[Flow]):
     margin: float = 0.1
     spread: tuple[float, float] = SPREAD
     share: float = 0.25
+    draws: int = 16
     name: str = "steps"
 
     def __post_init__(self) -> None:
@@ -85,8 +88,9 @@ class SteppedLikelihood(Objective[Flow]):
             )
 
     def loss(self, model: Flow, batch: Batch, generator: torch.Generator) -> Loss:
-        rows = len(batch)
-        points = with_neighbours(batch, generator, self.spread, self.share) if self.weight else batch
+        seen = noise_removed(batch, self.draws, generator)
+        rows, share = len(seen), self.share * len(batch) / len(seen)
+        points = with_neighbours(seen, generator, self.spread, share) if self.weight else seen
         points = points.with_x(model.base.project(points.x))
         x, log_det, penalty = points.x, points.x.new_zeros(rows), points.x.new_zeros(())
         for transform in cast(Iterable[Transform], model.transforms):
@@ -100,7 +104,7 @@ class SteppedLikelihood(Objective[Flow]):
             walk = self._by_frames if few else self._by_two_tangents
             x, change, folds = walk(transform, points.with_x(x), rows, generator)
             log_det, penalty = log_det + change, penalty + folds
-        nll = -batch.mean(model.base.log_prob(x[:rows]) + log_det)
+        nll = -batch.mean(mean_over_draws(model.base.log_prob(x[:rows]) + log_det, len(batch)))
         return Loss(nll + self.weight * penalty, {"nll": nll, "monotonicity": penalty})
 
     def _by_frames(self, transform: Stepped, points: Batch, rows: int, generator: torch.Generator) -> _Points:

@@ -118,8 +118,16 @@ def preprocessed(flow: Flow, batch: Batch) -> TensorData:
     context = None if batch.context is None else batch.context.detach()
     x, log_det = flow.preprocess.to_base(batch.x.detach(), context)
     weight = None if batch.weight is None else batch.weight.to(like.device, like.dtype)
-    scaled = flow.preprocess.scale_context(context, like)
-    return TensorData(Batch(x.to(like.device, like.dtype), scaled, weight), log_det)
+    scaled, noise = flow.preprocess.scale_context(context, like), _scaled_noise(flow, batch, x)
+    return TensorData(Batch(x.to(like.device, like.dtype), scaled, weight, noise), log_det)
+
+
+def _scaled_noise(flow: Flow, batch: Batch, x: Tensor) -> Tensor | None:
+    """Return the deviations of measurement errors in preprocessed units, which scale each column by itself."""
+    if batch.noise is None:
+        return None
+    moved, _ = flow.preprocess.to_base(batch.x.detach() + batch.noise, batch.context)
+    return (moved - x).abs().to(flow.like.device, flow.like.dtype)
 
 
 class Batches:

@@ -32,6 +32,10 @@ CHUNK = 2000  # rows at once
 LEARNING_RATE, EMA_DECAY = 1e-3, 0.98  # of a training that makes some hundreds of steps
 # Elements and least rows of a batch: a step of few rows gains nearly as much as one of many, in a fraction of the time.
 BATCH_ELEMENTS, LEAST_BATCH = 512, 32
+# Rows are fewer where each is drawn 16 times, less its measurement error. Of 64 rows, 8 and 16 draws have a KL of 0.029
+# and 0.026 after 12 to 14 s, and 32 draws 0.039; errors that stay leave it at 0.142 (two components, errors of 0.3
+# deviations).
+FEWER_WITH_NOISE = 4
 
 
 class Steps(NamedTuple):
@@ -138,6 +142,8 @@ def train_steps(
     phase = phase or Phase(SteppedLikelihood(), math.inf, LEARNING_RATE, 60.0, trial=True, from_start=True)
     config = config or TrainConfig()
     rows = min(config.batch_size, max(LEAST_BATCH, BATCH_ELEMENTS // math.prod(flow.event_shape)))
+    if options.get("noise") is not None:
+        rows = min(rows, max(LEAST_BATCH, rows // FEWER_WITH_NOISE))
     config = replace(config, ema_decay=EMA_DECAY, batch_size=rows)
     return fit_flow(flow, x, schedule=[phase], config=config, **options)
 

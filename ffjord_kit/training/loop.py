@@ -123,6 +123,7 @@ def fit_flow(
     schedule: Sequence[Phase],
     context: Tensor | None = None,
     weight: Tensor | None = None,
+    noise: Tensor | None = None,
     validation: Batch | None = None,
     evaluation: SolveOptions | None = None,
     config: TrainConfig | None = None,
@@ -142,7 +143,8 @@ def fit_flow(
         schedule: Phases, in order.
         context: Contexts, shape (n, context_dim), or None.
         weight: Weights of the rows, of mean 1, shape (n,), or None.
-        validation: Held-out rows, contexts and weights, scored by their likelihood; None for no validation.
+        noise: Deviations of the errors of rows in memory, shape (n, *event), which explicit steps remove, or None.
+        validation: Held-out rows with all that they carry, scored by their likelihood; None for no validation.
         evaluation: Trace and solver of validations; the exact trace and the flow's own solvers if None.
         config: How weights are updated, validated and guarded.
         workers: Workers that share each batch; the processes started by torchrun if None.
@@ -178,9 +180,11 @@ def fit_flow(
     for rows in [sample_rows(x, context), *([] if validation is None else [validation])]:
         flow.check(rows.x, rows.context)
         check_finite(rows.x)
-    data = (
-        StreamedData(x, context, flow, weight) if isinstance(x, Rows) else preprocessed(flow, Batch(x, context, weight))
-    )
+    data: TrainingRows
+    if isinstance(x, Rows):
+        data = StreamedData(x, context, flow, weight)
+    else:
+        data = preprocessed(flow, Batch(x, context, weight, noise))
     inner, validate = flow.inner, None
     if validation is not None:
         stepped = any(isinstance(transform, Stepped) for transform in inner.transforms)

@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ffjord_kit.data import scoring_batch_size
+from ffjord_kit.data import Batch, scoring_batch_size
 from ffjord_kit.flow import Flow
 from ffjord_kit.noise import keyed_generator
+from ffjord_kit.objectives.deconvolution import mean_over_draws, noise_removed
 from ffjord_kit.objectives.stepped import MOST_UNCERTIFIED, SPREAD, lowest_eigenvalue, with_neighbours
 from ffjord_kit.ode import FINEST_SINGLE, AdaptiveSolver, PerRowSolver, SolveError
 from ffjord_kit.precision import full_precision
@@ -24,6 +25,7 @@ from ffjord_kit.weights import mean_and_error
 
 ERROR_ROWS = 32
 STEPPED_ROWS = 1000  # at which, and near which, explicit steps are examined
+NOISE_DRAWS = 32  # of the measurement error of each row
 FINER = 0.1  # factor of the tolerance for the solve that measures the solver's error
 
 
@@ -124,15 +126,26 @@ class LikelihoodValidation:
         batch = self.data.batch[rows]
         if isinstance(options.trace, PerRowTrace):
             options = replace(options, trace=options.trace.of(batch.x))
-        with full_precision():
-            log_prob, _ = self.flow.evaluate_log_prob(batch.x, batch.context, options=options)
+        log_prob = self._log_prob(batch, options)
         log_det = 0.0 if self.data.log_det is None else self.data.log_det[rows]
         return -(log_prob.cpu().double() + log_det)
+
+    def _log_prob(self, batch: Batch, options: SolveOptions) -> Tensor:
+        """Return the log-densities of preprocessed rows."""
+        with full_precision():
+            return self.flow.evaluate_log_prob(batch.x, batch.context, options=options)[0]
 
 
 @dataclass(frozen=True)
 class SteppedValidation(LikelihoodValidation):
-    """Score a flow of explicit steps, and look for steps that may fold at some held-out rows and close to them."""
+    """Score a flow of explicit steps, and look for steps that may fold at some held-out rows and close to them.
+
+    Of rows with measurement errors it scores what was observed, by a density of true values.
+    """
+
+    def _log_prob(self, batch: Batch, options: SolveOptions) -> Tensor:
+        many = noise_removed(batch, NOISE_DRAWS, keyed_generator(torch.device("cpu"), "measurement errors"))
+        return mean_over_draws(super()._log_prob(many, options), len(batch))
 
     @torch.no_grad()
     def __call__(self, workers: Workers, pieces: int) -> ValidationScore:
