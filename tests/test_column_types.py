@@ -98,7 +98,7 @@ def test_types_are_supports_and_steps_by_name(table):
     typed.fit(x, columns=names)
     assert typed.model_.domain.bounds == ((-0.5, np.inf), (0.0, 1.0), (0.0, np.inf), (-np.inf, np.inf))
     assert typed.config_["types"] == {"kids": "integer:0", "share": "bounded:0:1", "income": "positive"}
-    draws = typed.sample(500, random_state=0)
+    draws = typed.sample(200, random_state=0)
     assert np.array_equal(draws[:, 0], np.round(draws[:, 0]))
     assert draws[:, 0].min() >= 0
     assert draws[:, 1].min() > 0 and draws[:, 1].max() < 1

@@ -20,7 +20,6 @@ from ffjord_kit.data import Batch
 from ffjord_kit.diagnostics.columns import check_columns
 from ffjord_kit.estimator.data import Arrays, TrainingData, refuse_not_finite, tensor
 from ffjord_kit.estimator.fields import TableFields
-from ffjord_kit.estimator.support import check_support
 from ffjord_kit.estimator.table import TableDomain, column_names, in_order
 from ffjord_kit.nn import VectorField
 from ffjord_kit.nn.masked import MaskedField, Question
@@ -28,6 +27,7 @@ from ffjord_kit.objectives import FlowMatching, Objective
 from ffjord_kit.objectives.subsets import ask, on_questions
 from ffjord_kit.transforms import CNF, ContextScaling, Transform
 from ffjord_kit.transforms.subsets import Elementwise, QuestionScaling, SubsetScaling
+from ffjord_kit.typed_rows import check_support
 
 SCALINGS = ("standardize", "robust", "gaussianize")  # of each column by itself
 NETWORKS = ("residual", "concat_squash", "concat")

@@ -13,25 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ffjord_kit.column_types import Circle, Types, read_types, types_as_text
+from ffjord_kit.column_types import Bounded, Circle, Integer, Sphere, Types, read_types, types_as_text
 from ffjord_kit.data import Batch, StreamedRows
 from ffjord_kit.diagnostics.columns import check_columns, check_contexts
-from ffjord_kit.diagnostics.grid import Grid
+from ffjord_kit.diagnostics.grid import Grid, find_grid
 from ffjord_kit.diagnostics.sample_weight import split_weights
 from ffjord_kit.distributions import BASES, Base, ProductBase, outliers_inflate_scale
-from ffjord_kit.estimator.columns import (
-    curved_columns,
-    geometry_of,
-    grid_with_types,
-    refuse_on_manifolds,
-    refuse_two_supports,
-    settled_types,
-    spread_ends,
-    to_internal,
-    to_table,
-    with_bounds_of_types,
-    wrapped,
-)  # fmt: skip
 from ffjord_kit.estimator.data import (
     Arrays,
     Domain,
@@ -42,7 +29,6 @@ from ffjord_kit.estimator.data import (
     tensor,
 )  # fmt: skip
 from ffjord_kit.estimator.fields import TableFields, choice
-from ffjord_kit.estimator.support import Bounds, check_support, inside_support, shortened, support_bounds
 from ffjord_kit.geometry import Geometry
 from ffjord_kit.nn import DYNAMICS, ManifoldDynamics, VectorField
 from ffjord_kit.objectives import FlowMatching, ManifoldMatching, Objective
@@ -61,6 +47,22 @@ from ffjord_kit.transforms import (
     Transform,
 )  # fmt: skip
 from ffjord_kit.transforms.affine import gaussian_total_correlation
+from ffjord_kit.typed_rows import (
+    Bounds,
+    check_support,
+    curved_columns,
+    geometry_of,
+    inside_support,
+    refuse_two_supports,
+    settled_types,
+    shortened,
+    spread_ends,
+    support_bounds,
+    to_internal,
+    to_table,
+    with_bounds_of_types,
+    wrapped,
+)  # fmt: skip
 from ffjord_kit.weights import resampled
 
 FEW_COLUMNS = 3
@@ -542,3 +544,52 @@ def names_of(x: Any) -> list[str]:
         The names; none of an array.
     """
     return [] if getattr(x, "columns", None) is None else [str(name) for name in x.columns]
+
+
+def grid_with_types(dequantize: Any, types: Types, x: np.ndarray, names: Sequence[str]) -> Grid:
+    """Find the steps of the columns; whole numbers have steps of one, and points on a sphere none.
+
+    Args:
+        dequantize: The field `dequantize`.
+        types: Types by names.
+        x: Rows, shape (n, d).
+        names: Names of the columns.
+
+    Returns:
+        The grid.
+
+    Raises:
+        ValueError: If columns have no such steps.
+    """
+    found = find_grid(dequantize, x, names)
+    if not types:
+        return found
+    whole = {own[0]: 1.0 for own, kind in types.items() if isinstance(kind, Integer)}
+    smooth = [name for own, kind in types.items() if isinstance(kind, (Sphere, Bounded)) for name in own]
+    named = set() if dequantize is None or isinstance(dequantize, str) else set(dequantize)
+    twice = [name for name in (*whole, *smooth) if name in named]
+    if twice:
+        raise ValueError(f"column {twice[0]!r} has a type in columns and a step in dequantize: drop the latter")
+    step = [0.0 if name in smooth else whole.get(name, step) for name, step in zip(names, found.step, strict=True)]
+    steps = {name: each for name, each in zip(names, step, strict=True) if each}
+    return find_grid(steps or None, x, names)
+
+
+def refuse_on_manifolds(fields: TableFields, types: Types) -> None:
+    """Refuse what is made for real columns where there are circles or spheres.
+
+    Args:
+        fields: Fields.
+        types: Types by names.
+
+    Raises:
+        ValueError: If a field asks for it.
+    """
+    curved = curved_columns(types)
+    asked = {
+        "transforms": fields.transforms, "robust": fields.robust, "watch": fields.watch,
+        "regularizers hjb": "hjb" in (fields.regularizers or {}),
+    }  # fmt: skip
+    name = next((name for name, value in asked.items() if value), None)
+    if curved and name is not None:
+        raise ValueError(f"{name} is for real columns, and {curved[0]} is a circle or a sphere: leave one of them out")
