@@ -367,7 +367,7 @@ def test_commands_answer_questions(capsys, tmp_path, table):
         assert code == 0, err
         return out, err
 
-    _, err = command("fit", table, "--subsets", "--missing=-999,unknown", "--out", run, *TINY)
+    _, err = command("fit", table, "--subsets", "--missing", "-999,unknown", "--out", run, *TINY)
     assert "1 of 61 rows left out, which have no value" in err
     assert json.loads((run / "config.json").read_text())["estimator"]["missing"] == [-999.0, "unknown"]
     assert "observed        72.2% of the cells; each row's density" in command("score", run, table)[0]
