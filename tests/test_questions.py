@@ -374,12 +374,13 @@ def test_commands_answer_questions(capsys, tmp_path, table):
     command("sample", run, "--given", "age=0.5,size=1", "-n", 5, "--out", tmp_path / "draws.csv")
     assert datasets.load(tmp_path / "draws.csv").columns == ("city",)
     out, _ = command("impute", run, table, "--draws", 2, "--out", tmp_path / "filled.csv")
-    assert "of 60 rows, filled 2 times" in out
+    assert "of 61 rows, filled 2 times" in out
     filled = datasets.load(tmp_path / "filled.csv")
-    assert filled.columns == ("draw", "row", *COLUMNS) and len(filled.x) == 120
+    assert filled.columns == ("draw", "row", *COLUMNS) and len(filled.x) == 122
     command("impute", run, table, "--draws", 1, "--out", tmp_path / "one.npy")
     x = holed(correlated(60))
-    assert np.array_equal(np.load(tmp_path / "one.npy")[~np.isnan(x)], x[~np.isnan(x)])
+    one = np.load(tmp_path / "one.npy")
+    assert one.shape == (61, 3) and np.array_equal(one[:60][~np.isnan(x)], x[~np.isnan(x)])
     assert "subsets" in command("info", run)[0]
     code, _, err = call(capsys, "sample", run, "--given", "age", "--out", tmp_path / "no.csv")
     assert code == 1 and "--given must read like age=40,city=2" in err
