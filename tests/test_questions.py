@@ -13,7 +13,7 @@ from torch.distributions import Normal
 from ffjord_kit import FFJORD, Flow, ResidualDynamics, datasets
 from ffjord_kit.data import Batch
 from ffjord_kit.estimator.subsets import question_of, with_all_cells
-from ffjord_kit.nn.masked import MaskedField, Question
+from ffjord_kit.nn.masked import MaskedField, QuestionContext
 from ffjord_kit.objectives import SteppedLikelihood
 from ffjord_kit.objectives.subsets import ask, on_questions, random_masks
 from ffjord_kit.ode import FixedSolver
@@ -57,7 +57,7 @@ def lively(seed=0):
 
 def questions():
     values = GIVEN * torch.tensor([0.4, -0.3, 0.8])
-    return Question(GIVEN, values, MODELLED).context.double()
+    return QuestionContext(GIVEN, values, MODELLED).context.double()
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,9 @@ def test_scalings_count_modelled_columns_alone(scalings):
     assert close(log_det, (MODELLED * slopes - (1 - MODELLED) * noise).sum(1))
     back, inverse = transform.to_data(z, context)
     assert close(back * MODELLED, x[:3] * MODELLED) and close(inverse, -log_det)
-    scaled = Question.of_context(QuestionScaling(scaling).to_base(Question(GIVEN, x[:3] * GIVEN, MODELLED).context)[0])
+    scaled = QuestionContext.of_context(
+        QuestionScaling(scaling).to_base(QuestionContext(GIVEN, x[:3] * GIVEN, MODELLED).context)[0]
+    )
     assert close(scaled.values, whole * GIVEN)
 
 
@@ -161,8 +163,8 @@ def test_questions_are_disjoint_observed_and_of_every_kind(generator):
 
 def test_asked_rows_keep_their_values_where_they_belong(generator):
     x, ones = torch.randn(50, 3, generator=generator), torch.ones(50, 3)
-    batch = ask(Batch(x, Question(0 * ones, 0 * ones, ones).context), generator)
-    asked = Question.of_context(batch.context)
+    batch = ask(Batch(x, QuestionContext(0 * ones, 0 * ones, ones).context), generator)
+    asked = QuestionContext.of_context(batch.context)
     assert close(batch.x, x * asked.modelled) and close(asked.values, x * asked.given)
 
 
@@ -170,7 +172,7 @@ def test_every_objective_asks_the_same_questions_of_the_same_noise():
     field = MaskedField(ResidualDynamics((3,), context_dim=6, hidden=(8,)))
     flow = in_steps(Flow([CNF(field, (3,))], context_dim=9), "euler", 2)
     ones = torch.ones(20, 3)
-    batch = Batch(torch.randn(20, 3), Question(0 * ones, 0 * ones, ones).context)
+    batch = Batch(torch.randn(20, 3), QuestionContext(0 * ones, 0 * ones, ones).context)
     losses = [
         on_questions(SteppedLikelihood()).loss(flow, batch, torch.Generator().manual_seed(seed)).value.item()
         for seed in (0, 0, 1)
