@@ -227,6 +227,17 @@ def test_a_density_of_a_question_integrates_to_one(fitted):
         assert abs(np.trapezoid(np.exp(question.log_prob(grid)), grid[:, 0]) - 1) < 1e-3
 
 
+@pytest.mark.slow
+def test_few_exact_steps_answer_questions_too():
+    schedule = [("flow_matching", 40), ("steps", 2)]
+    model = FFJORD(**{**QUICK, "schedule": schedule}, density="steps").fit(holed(correlated(200)))
+    assert model.model_.note.receipt.holds
+    grid = np.linspace(-8, 8, 801)[:, None]
+    for question in (model.given(x0=0.5, x2=1.0), model.marginal("x1")):
+        assert abs(np.trapezoid(np.exp(question.log_prob(grid)), grid[:, 0]) - 1) < 1e-3
+    assert np.isfinite(model.impute(holed(correlated(10)), draws=2, random_state=0)).all()
+
+
 def test_observed_cells_of_an_imputation_are_as_they_came(fitted):
     x = holed(correlated(20, seed=3))
     filled = fitted.impute(x, draws=3, random_state=0)
