@@ -22,6 +22,7 @@ import earth  # noqa: E402
 import fitting  # noqa: E402
 import memory  # noqa: E402
 import peers  # noqa: E402
+import questions  # noqa: E402
 import race  # noqa: E402
 import report  # noqa: E402
 import results  # noqa: E402
@@ -326,3 +327,18 @@ def test_places_on_the_earth_are_asked_for_in_one_line(monkeypatch, tmp_path):
         earth.places("flood")
     np.savez(tmp_path / "earth.npz", flood=np.array([[10.0, 170.0]], np.float32))
     assert earth.places("flood").tolist() == [[170.0, 10.0]]
+
+
+def test_the_mixture_of_questions_knows_its_conditionals_and_their_moments():
+    mixture, row = questions.Mixture.drawn(3), np.array([[0.3, 0.0, -0.5]])
+    grid = np.linspace(-12, 12, 2401)
+    rows = np.repeat(row, len(grid), axis=0)
+    rows[:, 1] = grid
+    density = np.exp(mixture.conditional(rows, [1], [0, 2]))
+    assert abs(np.trapezoid(density, grid) - 1) < 1e-6
+    mean = np.trapezoid(grid * density, grid)
+    deviation = np.sqrt(np.trapezoid((grid - mean) ** 2 * density, grid))
+    found = mixture.moments(row[0], [0, 2], [1])
+    assert np.allclose(np.ravel(found), [mean, deviation])
+    draws = mixture.sample(4000, np.random.default_rng(0))
+    assert np.allclose(draws.mean(0), mixture.means.mean(0), atol=0.15)

@@ -33,7 +33,7 @@ def impute(run: str, source: str, out: str, draws: int, random_state: int | None
         ValueError: If the run answers no questions, the file cannot be written, or the table does not suit the run.
     """
     opened, model = open_run(run), DensityModel.load(run)
-    data = load_for_run(opened, source)
+    data = load_for_run(opened, source, keep_empty=True)
     columns = (*(NUMBERS if draws > 1 else ()), *model.record["columns"])
     datasets.check_disk(out, draws * len(data.x), [TEXT_BYTES] * len(columns))
     with progress(f"{draws} fillings") as on_progress:

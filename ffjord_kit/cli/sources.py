@@ -149,6 +149,7 @@ def load(
     size: int | None = None,
     grey: bool = False,
     missing: Sequence[float | str] | None = None,
+    keep_empty: bool = False,
     told: bool = True,
 ) -> LoadedData:
     """Read a named data set, a file or a folder of pictures.
@@ -162,7 +163,8 @@ def load(
         noise_columns: Columns of measurement errors, each as COLUMN=ERROR.
         size: Side that images are cropped and averaged to.
         grey: Whether to convert images to grey levels.
-        missing: Marks of missing cells; None where no cell may be missing. Rows without any value are left out.
+        missing: Marks of missing cells; None where no cell may be missing.
+        keep_empty: Whether rows without any value stay.
         told: Whether to tell on stderr what was found in a file of a table.
 
     Returns:
@@ -178,6 +180,7 @@ def load(
     if size is not None or grey:
         raise ValueError(f"--size and --grey are for images; {source} is a table")
     dataset = _load_table(source, rows=rows, seed=seed, missing=missing, told=told)
+    dataset = dataset if keep_empty or missing is None else _without_empty_rows(dataset, told)
     note = {
         "source": datasets.locate(source),
         "rows": rows,
@@ -268,7 +271,9 @@ def find_fitted(run: Run) -> LoadedData | None:
         return None
 
 
-def load_for_run(run: Run, source: str, *, rows: int | None = None, seed: int = 0) -> LoadedData:
+def load_for_run(
+    run: Run, source: str, *, rows: int | None = None, seed: int = 0, keep_empty: bool = False
+) -> LoadedData:
     """Read data in the form of a run's: its columns by name, or by position where either side has no names.
 
     Images come at the size and in the colours of the run's, with labels that number its classes.
@@ -278,6 +283,7 @@ def load_for_run(run: Run, source: str, *, rows: int | None = None, seed: int = 
         source: Name or path.
         rows: Number of rows of a toy, or of a random subset; None for all.
         seed: Seed of a toy's rows, or of the subset.
+        keep_empty: Whether rows without any value stay.
 
     Returns:
         The data.
@@ -291,7 +297,9 @@ def load_for_run(run: Run, source: str, *, rows: int | None = None, seed: int = 
     if datasets.is_image_source(source):
         raise ValueError(f"{source} holds images, and {run.path} is a run on a table of {listing(config['columns'])}")
     expected, contexts = tuple(config["columns"]), config["data"].get("context_columns", [])
-    data = load(source, rows=rows, seed=seed, context_columns=contexts, missing=marks_of_missing(run))
+    data = load(
+        source, rows=rows, seed=seed, context_columns=contexts, missing=marks_of_missing(run), keep_empty=keep_empty
+    )  # fmt: skip
     data = _without_weights(data, config["data"].get("weight"), expected)
     places = {name: i for i, name in enumerate(data.columns)}
     if set(expected) <= places.keys():
@@ -398,13 +406,17 @@ def _load_table(
 ) -> datasets.Dataset:
     """Read a table; of a file, tell what was found in it."""
     dataset = datasets.load(source, rows=rows, seed=seed, missing=missing)
-    told = told and current_workers().is_first
-    if told and dataset.found:
+    if told and dataset.found and current_workers().is_first:
         click.echo(f"read {source}: {dataset.found}", err=True)
-    empty = np.zeros(len(dataset.x), dtype=bool) if missing is None else np.isnan(dataset.x).all(1)
+    return dataset
+
+
+def _without_empty_rows(dataset: datasets.Dataset, told: bool) -> datasets.Dataset:
+    """Leave out rows without any value, and tell their number."""
+    empty = np.isnan(dataset.x).all(1)
     if not empty.any():
         return dataset
-    if told:
+    if told and current_workers().is_first:
         click.echo(f"{empty.sum()} of {len(empty)} rows left out, which have no value", err=True)
     return replace(dataset, x=dataset.x[~empty])
 

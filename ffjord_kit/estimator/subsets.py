@@ -22,7 +22,7 @@ from ffjord_kit.estimator.data import Arrays, TrainingData, refuse_not_finite, t
 from ffjord_kit.estimator.fields import TableFields
 from ffjord_kit.estimator.table import TableDomain, column_names, in_order
 from ffjord_kit.nn import VectorField
-from ffjord_kit.nn.masked import MaskedField, Question
+from ffjord_kit.nn.masked import MaskedField, QuestionContext
 from ffjord_kit.objectives import FlowMatching, Objective
 from ffjord_kit.objectives.subsets import ask, on_questions
 from ffjord_kit.transforms import CNF, ContextScaling, Transform
@@ -229,7 +229,7 @@ def question_of(modelled: np.ndarray, given: np.ndarray | None = None, values: n
     """
     nothing = np.zeros(modelled.shape)
     parts = (nothing if given is None else given, nothing if values is None else values, modelled)
-    return Question(*(torch.from_numpy(np.asarray(part, dtype=np.float64)) for part in parts)).context.numpy()
+    return QuestionContext(*(torch.from_numpy(np.asarray(part, dtype=np.float64)) for part in parts)).context.numpy()
 
 
 def with_all_cells(x: np.ndarray) -> np.ndarray:

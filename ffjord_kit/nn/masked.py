@@ -25,7 +25,7 @@ from ffjord_kit.nn.base import VectorField, check_velocity
 EDGE = 10.0  # given values, scaled, count as little beyond it where they are farther out
 
 
-class Question(NamedTuple):
+class QuestionContext(NamedTuple):
     """A question to each row of a table.
 
     Attributes:
@@ -39,7 +39,7 @@ class Question(NamedTuple):
     modelled: Tensor
 
     @classmethod
-    def of_context(cls, context: Tensor) -> Question:
+    def of_context(cls, context: Tensor) -> QuestionContext:
         """Read the question of a context.
 
         Args:
@@ -67,7 +67,7 @@ class MaskedField(VectorField):
         >>> field = MaskedField(ResidualDynamics((2,), context_dim=4, hidden=(8,)))
         >>> _ = torch.nn.init.ones_(field.dynamics.output_layer.weight)
         >>> given, modelled = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
-        >>> context = Question(given, 3.0 * given, modelled).context
+        >>> context = QuestionContext(given, 3.0 * given, modelled).context
         >>> (field(torch.tensor(0.5), torch.randn(1, 2), context) != 0).tolist()  # the first column stands still
         [[False, True]]
 
@@ -108,14 +108,14 @@ class MaskedField(VectorField):
         return question.modelled * dx, (question.modelled * columns.diagonal(dim1=0, dim2=2)).sum(1)
 
 
-def _question(x: Tensor, context: Tensor | None) -> Question:
+def _question(x: Tensor, context: Tensor | None) -> QuestionContext:
     """Return the question of a context; without one, all columns are modelled."""
     if context is None:
-        return Question(torch.zeros_like(x), torch.zeros_like(x), torch.ones_like(x))
-    return Question.of_context(context)
+        return QuestionContext(torch.zeros_like(x), torch.zeros_like(x), torch.ones_like(x))
+    return QuestionContext.of_context(context)
 
 
-def _seen(x: Tensor, question: Question) -> tuple[Tensor, Tensor]:
+def _seen(x: Tensor, question: QuestionContext) -> tuple[Tensor, Tensor]:
     """Return what the network sees: states with the given values in their places, and both masks."""
     held = question.values.clamp(-EDGE, EDGE)
     values = held + (question.values - held).tanh()

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ffjord_kit.data import Batch
-from ffjord_kit.nn.masked import Question
+from ffjord_kit.nn.masked import QuestionContext
 from ffjord_kit.objectives.base import Loss, Model, Objective, SolvedObjective
 from ffjord_kit.ode import Solver
 
@@ -36,8 +36,8 @@ class OnQuestions(Objective[Model]):
     Example:
         >>> import torch
         >>> x, ones = torch.randn(4, 3), torch.ones(4, 3)
-        >>> batch = Batch(x, Question(0 * ones, 0 * ones, ones).context)
-        >>> asked = Question.of_context(ask(batch, torch.Generator().manual_seed(0)).context)
+        >>> batch = Batch(x, QuestionContext(0 * ones, 0 * ones, ones).context)
+        >>> asked = QuestionContext.of_context(ask(batch, torch.Generator().manual_seed(0)).context)
         >>> bool((asked.given * asked.modelled).any()), bool(asked.modelled.any(1).all())
         (False, True)
 
@@ -97,9 +97,9 @@ def ask(batch: Batch, generator: torch.Generator) -> Batch:
     Returns:
         The rows, 0 where nothing is modelled, and their new contexts.
     """
-    observed = Question.of_context(cast(Tensor, batch.context)).modelled
+    observed = QuestionContext.of_context(cast(Tensor, batch.context)).modelled
     given, modelled = (mask.to(observed) for mask in random_masks(observed > 0, generator))
-    return Batch(batch.x * modelled, Question(given, batch.x * given, modelled).context)
+    return Batch(batch.x * modelled, QuestionContext(given, batch.x * given, modelled).context)
 
 
 def random_masks(observed: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

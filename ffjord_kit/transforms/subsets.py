@@ -18,7 +18,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ffjord_kit.nn.masked import Question
+from ffjord_kit.nn.masked import QuestionContext
 from ffjord_kit.transforms.base import Transform
 
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
@@ -87,7 +87,7 @@ class SubsetScaling(Transform):
         >>> rows = torch.tensor([[1.0, 10.0], [3.0, 30.0]], dtype=torch.float64)
         >>> transform = SubsetScaling(Elementwise([Standardize.of(rows)], 2))
         >>> modelled = torch.tensor([[1.0, 0.0]])
-        >>> context = Question(torch.zeros(1, 2), torch.zeros(1, 2), modelled).context
+        >>> context = QuestionContext(torch.zeros(1, 2), torch.zeros(1, 2), modelled).context
         >>> transform.to_base(torch.tensor([[3.0, math.nan]]).double(), context)[0].tolist()
         [[1.0, 0.0]]
     """
@@ -126,13 +126,13 @@ class QuestionScaling(Transform):
         self.scaling, self.event_shape = scaling, (3 * len(scaling.reference),)
 
     def to_base(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        question = Question.of_context(x)
+        question = QuestionContext.of_context(x)
         given = question.given > 0
         values, _ = self.scaling.to_base(torch.where(given, question.values, self.scaling.reference.to(x)))
         return question._replace(values=torch.where(given, values, 0.0)).context, x.new_zeros(len(x))
 
     def to_data(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        question = Question.of_context(z)
+        question = QuestionContext.of_context(z)
         values, _ = self.scaling.to_data(question.values)
         values = torch.where(question.given > 0, values, 0.0)
         return question._replace(values=values).context, z.new_zeros(len(z))
@@ -142,4 +142,4 @@ def _modelled(x: Tensor, context: Tensor | None) -> Tensor:
     """Return which columns are modelled, shape (batch, d); all of them without a context."""
     if context is None:
         return torch.ones_like(x, dtype=torch.bool)
-    return Question.of_context(context).modelled > 0
+    return QuestionContext.of_context(context).modelled > 0
