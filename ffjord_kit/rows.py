@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -59,6 +59,20 @@ def take_columns(x: Any, places: Sequence[int]) -> Any:
         A frame of these columns.
     """
     return x.iloc[:, list(places)] if hasattr(x, "iloc") else x[[x.columns[place] for place in places]]
+
+
+def frame_of(columns: Mapping[str, np.ndarray]) -> Any:
+    """Return a frame of pandas.
+
+    Args:
+        columns: Values of each column, shape (n,), by name.
+
+    Returns:
+        The frame.
+    """
+    import pandas as pd
+
+    return pd.DataFrame(dict(columns))
 
 
 def _is_sparse(x: Any) -> bool:

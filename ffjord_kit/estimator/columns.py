@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ffjord_kit.column_types import Bounded, Circle, Integer, Sphere, Types, read_types
+from ffjord_kit.column_types import Bounded, Circle, Date, Integer, Sphere, Types, read_types
 from ffjord_kit.diagnostics.grid import Grid, find_grid
 from ffjord_kit.estimator.fields import TableFields
 from ffjord_kit.geometry import Geometry
@@ -15,13 +15,14 @@ from ffjord_kit.geometry import Geometry
 Bounds = tuple[tuple[float, float], ...]
 
 
-def settled_types(columns: Any, x: np.ndarray, names: Sequence[str]) -> Types:
+def settled_types(columns: Any, x: np.ndarray, names: Sequence[str], found: Types | None = None) -> Types:
     """Read the types of a table's columns, check the rows by them, and settle what they leave open.
 
     Args:
         columns: The field `columns`.
         x: Rows, shape (n, d).
         names: Names of the columns.
+        found: Types that the data showed, by names, which know the levels of texts.
 
     Returns:
         Types by names.
@@ -29,7 +30,7 @@ def settled_types(columns: Any, x: np.ndarray, names: Sequence[str]) -> Types:
     Raises:
         ValueError: If a type cannot be read, or the rows are not of it.
     """
-    types, places = read_types(columns, names), {name: i for i, name in enumerate(names)}
+    types, places = {**read_types(columns, names), **(found or {})}, {name: i for i, name in enumerate(names)}
     settled: Types = {}
     for own, kind in types.items():
         values = x[:, [places[name] for name in own]]
@@ -86,7 +87,12 @@ def grid_with_types(dequantize: Any, types: Types, x: np.ndarray, names: Sequenc
     Raises:
         ValueError: If columns have no such steps.
     """
-    whole = {own[0]: 1.0 for own, kind in types.items() if isinstance(kind, Integer)}
+    places = {name: i for i, name in enumerate(names)}
+    whole = {
+        own[0]: 1.0
+        for own, kind in types.items()
+        if isinstance(kind, Integer) or (isinstance(kind, Date) and _all_whole(x[:, places[own[0]]]))
+    }
     smooth = [name for own, kind in types.items() if isinstance(kind, (Sphere, Bounded)) for name in own]
     named = set() if dequantize is None or isinstance(dequantize, str) else set(dequantize)
     twice = [name for name in (*whole, *smooth) if name in named]
@@ -98,6 +104,11 @@ def grid_with_types(dequantize: Any, types: Types, x: np.ndarray, names: Sequenc
     step = [0.0 if name in smooth else whole.get(name, step) for name, step in zip(names, found.step, strict=True)]
     steps = {name: each for name, each in zip(names, step, strict=True) if each}
     return find_grid(steps or None, x, names)
+
+
+def _all_whole(values: np.ndarray) -> bool:
+    """Say whether dates are without times."""
+    return bool((values == np.round(values)).all())
 
 
 def refuse_two_supports(support: Any, types: Types) -> None:

@@ -27,7 +27,7 @@ from ffjord_kit.flow import Flow
 from ffjord_kit.objectives import FlowMatching, Objective
 from ffjord_kit.rows import as_rows
 from ffjord_kit.trace import TraceEstimator
-from ffjord_kit.transforms import CNF, ConditionalAffine, ContextScaling, Transform
+from ffjord_kit.transforms import CNF, Categorical, ConditionalAffine, ContextScaling, Transform
 
 SMALLEST_VALIDATION_SET = 5
 CHUNK_BYTES = 1 << 24  # read at once
@@ -82,6 +82,8 @@ class TrainingData:
         fitting: Rows that preprocessing and base are fitted to.
         held_out: Rows held out for validation; None if there are too few.
         conditional: Location and scale that follow the context; None where there is none.
+        codes: Number of elements at the end of a context that are codes of categories.
+        categorical: Probability of the categories; None where there are none.
     """
 
     x: Tensor | Rows
@@ -89,11 +91,13 @@ class TrainingData:
     fitting: Batch
     held_out: Batch | None
     conditional: ConditionalAffine | None = None
+    codes: int = 0
+    categorical: Categorical | None = None
 
     @cached_property
     def context_scaling(self) -> ContextScaling | None:
         """Scaling of the contexts, fitted to `fitting`; None where there are none."""
-        return None if self.fitting.context is None else ContextScaling.of(self.fitting.context)
+        return None if self.fitting.context is None else ContextScaling.of(self.fitting.context, plain=self.codes)
 
     @cached_property
     def scaled_context(self) -> Tensor | None:
@@ -131,6 +135,11 @@ class Domain(ABC):
     def n_features(self) -> int:
         """Number of columns as the data have them, or of pixels."""
         return self.size
+
+    @property
+    def code_dim(self) -> int:
+        """Number of elements at the end of the flow's contexts that are codes of categories."""
+        return 0
 
     @property
     @abstractmethod
@@ -187,7 +196,7 @@ class Domain(ABC):
             The fold.
         """
         part = data.fitting[rows]
-        return TrainingData(part.x, part.context, part, data.fitting[judges])
+        return TrainingData(part.x, part.context, part, data.fitting[judges], codes=data.codes)
 
     @abstractmethod
     def reason_not_to_search(self) -> str:
@@ -391,6 +400,62 @@ class Domain(ABC):
         """
         return [f"c{i}" for i in range(dim)]
 
+    def coded(self, x: Any) -> Any:
+        """Return rows with numbers in the place of texts, truth values and dates.
+
+        Args:
+            x: Rows; a frame may have such columns.
+
+        Returns:
+            The rows; what has none comes back as it is.
+        """
+        return x
+
+    def presented(self, draws: np.ndarray) -> Any:
+        """Return draws as a user holds the data: a frame where columns are of text or of dates.
+
+        Args:
+            draws: Draws in the form of the data.
+
+        Returns:
+            The draws.
+        """
+        return draws
+
+    def joined(self, batch: Batch) -> Batch:
+        """Bring checked rows with the user's contexts into the form of the flow's.
+
+        Args:
+            batch: Rows as `rows` returns them, and contexts.
+
+        Returns:
+            Rows and contexts of the flow.
+        """
+        return batch
+
+    def given_categories(self, flow: Flow) -> Flow:
+        """Return a flow without the probability of categories: the density of the other columns, given these.
+
+        Args:
+            flow: Flow.
+
+        Returns:
+            The flow, or the same one without categories; modules that learn are shared.
+        """
+        return flow
+
+    def drawn(self, x: np.ndarray, context: Tensor | None) -> np.ndarray:
+        """Return draws of the flow in the form of the data.
+
+        Args:
+            x: Draws, shape (n, *event).
+            context: Contexts of the flow that they were drawn for.
+
+        Returns:
+            Data.
+        """
+        return self.restore(x)
+
     @abstractmethod
     def restore(self, x: np.ndarray) -> np.ndarray:
         """Bring draws to the form of the data: to their grid, or to grey levels.
@@ -427,7 +492,7 @@ class Domain(ABC):
 
     @property
     def is_real(self) -> bool:
-        """Whether no element is an angle or of a point on a sphere."""
+        """Whether no element is an angle or of a point on a sphere, and no column a category."""
         return True
 
     @property
@@ -436,7 +501,7 @@ class Domain(ABC):
         return ""
 
     def require_real(self, verb: str, alternative: str) -> None:
-        """Refuse a request that circles and spheres do not suit.
+        """Refuse a request that circles, spheres and categories do not suit.
 
         Args:
             verb: The method's name.
@@ -447,7 +512,8 @@ class Domain(ABC):
         """
         if not self.is_real:
             raise ValueError(
-                f"{verb} is for real columns, and this model has a circle or a sphere ({self.units}): {alternative}"
+                f"{verb} is for real columns, and this model has a circle, a sphere or a category ({self.units}): "
+                f"{alternative}"
             )
 
     def require_table(self, verb: str, alternative: str) -> None:

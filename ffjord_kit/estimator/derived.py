@@ -152,7 +152,8 @@ class DerivingModel(ScoringModel):
         Returns:
             Two arrays.
         """
-        x = X if isinstance(X, np.memmap) else np.asarray(as_rows(X), None if self.is_image else np.float64)
+        dtype = None if self.is_image else np.float64
+        x = X if isinstance(X, np.memmap) else np.asarray(as_rows(self.domain.coded(X)), dtype)
         train, held_out = self.split_indices(x)
         return x[train], x[held_out]
 
@@ -169,7 +170,7 @@ class DerivingModel(ScoringModel):
 
     def _rows_of_fit(self, X: Any, context: Any) -> Arrays:
         """Return the rows of the fit with their contexts."""
-        rows = np.asarray(as_rows(X), np.float64)
+        rows = np.asarray(as_rows(self.domain.coded(X)), np.float64)
         arrays = Arrays(rows, self._contexts(context, len(rows)))
         if arrays.facts()["sha256"] != self.record["sha256"]:
             raise ValueError(

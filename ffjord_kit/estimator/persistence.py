@@ -27,7 +27,7 @@ from ffjord_kit.estimator.fields import (
     whole,
 )  # fmt: skip
 from ffjord_kit.estimator.image import ImageDomain
-from ffjord_kit.estimator.table import TableDomain
+from ffjord_kit.estimator.mixed import MixedDomain
 from ffjord_kit.flow import Flow
 from ffjord_kit.run import Run, RunError, claimed, damaged, to_json, unfit
 from ffjord_kit.training import History, Workers
@@ -290,7 +290,7 @@ def read_domain(run: Run, fields: TableFields | ImageFields) -> Domain:
     with run.explained("config.json"):
         if isinstance(fields, ImageFields):
             return ImageDomain.from_record(fields, run.config)
-        return TableDomain.from_record(fields, run.config)
+        return MixedDomain.from_record(fields, run.config)
 
 
 def load_model(run: Run) -> StoredModel:
@@ -314,6 +314,7 @@ def load_model(run: Run) -> StoredModel:
         seed, context_dim = record["seed"], record["context_dim"]
         whole("context_dim + 1", context_dim + 1)
         config = resolve(fields, domain, seed=seed, chosen=record.get("chosen", {}))
+        context_dim += domain.code_dim
     _check_size(run, config, domain, context_dim)
     with run.explained("config.json"):
         flow = blank_flow(config, domain, context_dim, seed)
@@ -432,7 +433,7 @@ def _usual(record: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, An
     """Return the defaults of open fields for a run's data."""
     if "images" in record:
         return ImageDomain.from_record(ImageFields(**params), record).defaults()
-    return TableDomain.from_record(replace(TableFields(**params), support="real"), record).defaults()
+    return MixedDomain.from_record(replace(TableFields(**params), support="real"), record).defaults()
 
 
 def _restored(name: str, value: Any) -> Any:

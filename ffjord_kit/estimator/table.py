@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ffjord_kit.column_types import Circle, Types, read_types, types_as_text, units_of
+from ffjord_kit.column_types import Category, Circle, Date, Types, read_types, types_as_text, units_of
 from ffjord_kit.data import Batch, StreamedRows
 from ffjord_kit.diagnostics.columns import check_columns, check_contexts
 from ffjord_kit.diagnostics.grid import Grid
@@ -44,9 +44,10 @@ from ffjord_kit.estimator.data import (
 )  # fmt: skip
 from ffjord_kit.estimator.fields import TableFields, choice
 from ffjord_kit.geometry import Geometry
+from ffjord_kit.mixed_columns import code_frame
 from ffjord_kit.nn import DYNAMICS, ManifoldDynamics, VectorField
 from ffjord_kit.objectives import FlowMatching, ManifoldMatching, Objective
-from ffjord_kit.rows import as_rows, take_columns
+from ffjord_kit.rows import as_rows, frame_of, is_frame, take_columns
 from ffjord_kit.run import RunError
 from ffjord_kit.trace import ExactTrace, TraceEstimator
 from ffjord_kit.transforms import (
@@ -111,6 +112,7 @@ class TableDomain(Domain):
         *,
         named: bool,
         context_columns: Sequence[str] = (),
+        types: Types | None = None,
     ) -> TableDomain:
         """Return the domain of a table to be fitted.
 
@@ -120,6 +122,7 @@ class TableDomain(Domain):
             columns: Names of the columns; x0, x1, ... if None.
             named: Whether the data came with these names.
             context_columns: Names of the contexts; none where they have none.
+            types: Settled types by names; None for those that the fields give.
 
         Returns:
             The domain.
@@ -129,7 +132,7 @@ class TableDomain(Domain):
         """
         names = column_names(columns, x.shape[1])
         refuse_not_finite(x, "X", names)
-        types = settled_types(fields.columns, x, names)
+        types = settled_types(fields.columns, x, names) if types is None else types
         refuse_two_supports(fields.support, types)
         refuse_on_manifolds(fields, types)
         grid = grid_with_types(fields.dequantize, types, x, names)
@@ -250,11 +253,11 @@ class TableDomain(Domain):
         if not arrays.streamed:
             every = Batch(tensor(x[kept]).double(), context)
             fitting = every[_spread(len(kept), FITTED_ROWS)]
-            return self._with_conditional(TrainingData(every.x, context, fitting, judges))
+            return self._completed(TrainingData(every.x, context, fitting, judges, codes=self.code_dim))
         streamed = StreamedRows(shared_tensor(x), torch.from_numpy(held_out))
         some = _spread(len(kept), FITTED_ROWS)
         fitting = Batch(streamed.fetch(some), None if context is None else context[some])
-        return self._with_conditional(TrainingData(streamed, context, fitting, judges))
+        return self._completed(TrainingData(streamed, context, fitting, judges))
 
     def split(self, x: Any, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
         return self._split(len(x), fraction, seed, isinstance(x, np.memmap))
@@ -292,9 +295,9 @@ class TableDomain(Domain):
         return max(a * b for a, b in zip(widths[:-1], widths[1:], strict=True))
 
     def rows(self, x: Any) -> tuple[Tensor, np.ndarray]:
-        x = np.asarray(in_order(x, self.columns), dtype=np.float64)
-        if x.ndim != 2 or x.shape[1] != self.n_features or not len(x):
-            raise ValueError(f"expected rows of shape (n >= 1, {self.n_features}); got {x.shape}")
+        x = np.asarray(in_order(self.coded(x), self.columns), dtype=np.float64)
+        if x.ndim != 2 or x.shape[1] != len(self.columns) or not len(x):
+            raise ValueError(f"expected rows of shape (n >= 1, {len(self.columns)}); got {x.shape}")
         refuse_not_finite(x, "X", self.columns)
         x = spread_ends(x, self.types, self.columns, None)
         inside = np.all(inside_support(x, self.bounds), axis=1)
@@ -305,6 +308,26 @@ class TableDomain(Domain):
 
     def context_names(self, dim: int) -> list[str]:
         return list(self.context_columns) or super().context_names(dim)
+
+    def coded(self, x: Any) -> Any:
+        return code_frame(x, self.all_types) if is_frame(x) else x
+
+    def presented(self, draws: np.ndarray) -> Any:
+        types = {own[0]: kind for own, kind in self.all_types.items() if isinstance(kind, (Category, Date))}
+        if all(isinstance(kind, Category) and not kind.is_text for kind in types.values()):
+            return draws
+        named = zip(self.all_columns, draws.T, strict=True)
+        return frame_of({name: types[name].cells(column) if name in types else column for name, column in named})
+
+    @property
+    def all_columns(self) -> tuple[str, ...]:
+        """Names of all columns of the table, categories among them."""
+        return self.columns
+
+    @property
+    def all_types(self) -> Types:
+        """Types of all columns of the table that have one."""
+        return self.types
 
     def restore(self, x: np.ndarray) -> np.ndarray:
         if self.geometry.is_flat:
@@ -339,9 +362,9 @@ class TableDomain(Domain):
         return np.sort(order[count:]), order[:count]
 
     def fold(self, data: TrainingData, rows: Tensor, judges: Tensor) -> TrainingData:
-        return self._with_conditional(super().fold(data, rows, judges))
+        return self._completed(super().fold(data, rows, judges))
 
-    def _with_conditional(self, data: TrainingData) -> TrainingData:
+    def _completed(self, data: TrainingData) -> TrainingData:
         """Return the data with the location and scale that follow their contexts."""
         if data.scaled_context is None:
             return data

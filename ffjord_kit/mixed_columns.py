@@ -1,0 +1,263 @@
+"""Columns of text, truth values and dates: what they are, found by looking, and the numbers that stand for them.
+
+A column of texts is a category if its texts repeat. One of truth values is a category, one of dates or of texts in ISO
+form has dates. Where numbers have a few texts among them these are taken for errors, and the column for nothing.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+import warnings
+from collections.abc import Set
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+
+from ffjord_kit.column_types import (
+    TRUTHS,
+    Category,
+    ColumnType,
+    ColumnTypeWarning,
+    Date,
+    Level,
+    Types,
+    check_level_count,
+    written,
+)  # fmt: skip
+from ffjord_kit.rows import take_columns
+
+FEW_TEXTS = 0.05  # share of texts among numbers that are errors
+MOSTLY_DISTINCT = 0.5  # share of different texts in a column of names or numbers of things
+ISO = re.compile(r"\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}(\.\d+)?)?)?Z?")
+
+
+class Found(NamedTuple):
+    """A column found by looking.
+
+    Attributes:
+        kind: Its type, with its levels.
+        numbers: What stands for its cells, nan where one is missing, shape (n,).
+    """
+
+    kind: ColumnType
+    numbers: np.ndarray
+
+
+def look(name: str, cells: np.ndarray, numbers: np.ndarray) -> Found | None:
+    """Find what a column is.
+
+    Args:
+        name: Its name, for messages.
+        cells: Cells, None or NaN where one is missing, shape (n,).
+        numbers: The numbers that cells hold, NaN where a cell holds none, shape (n,).
+
+    Returns:
+        The type and the numbers; None where the column is neither a category nor one of dates.
+
+    Raises:
+        ValueError: If a category has one level, or too many.
+
+    Example:
+        >>> cells = np.array(["b", "a", "b", "a"], dtype=object)
+        >>> str(look("letter", cells, np.full(4, np.nan)).kind)
+        'category:["a", "b"]'
+    """
+    if cells.dtype.kind == "M":
+        return Found(Date(), Date().days(cells))
+    there = [cell for cell in cells.tolist() if not is_missing(cell)]
+    if there and all(isinstance(cell, (bool, np.bool_)) for cell in there):
+        return _category(name, {bool(cell) for cell in there}, cells)
+    if there and all(isinstance(cell, (datetime.date, np.datetime64)) for cell in there):
+        return Found(Date(), Date().days(cells))
+    texts = [cell for cell, number in zip(cells.tolist(), numbers.tolist(), strict=True) if number != number]
+    texts = [cell for cell in texts if not is_missing(cell)]
+    if not texts or not all(isinstance(cell, str) for cell in texts) or len(texts) < FEW_TEXTS * len(there):
+        return None
+    if len(texts) == len(there) and all(ISO.fullmatch(cell.strip()) for cell in texts):
+        return Found(Date(), Date().days(cells))
+    if len(texts) == len(there) and {cell.strip().lower() for cell in texts} <= TRUTHS:
+        return _category(name, {cell.strip().lower() == "true" for cell in texts}, cells)
+    levels = {_as_text(cell) for cell in there}
+    return None if len(levels) > MOSTLY_DISTINCT * len(there) else _category(name, levels, cells)
+
+
+def is_missing(cell: Any) -> bool:
+    """Return whether a cell of any kind is missing.
+
+    Args:
+        cell: The cell.
+
+    Returns:
+        True for None, NaN, and the missing values of pandas.
+    """
+    return cell is None or (not isinstance(cell, str) and (str(cell) in ("<NA>", "NaT") or cell != cell))
+
+
+def describe(name: str, kind: ColumnType) -> str:
+    """Describe what a column was taken for.
+
+    Args:
+        name: Its name.
+        kind: Its type.
+
+    Returns:
+        Text such as "city: category of 3 levels".
+    """
+    return f"{name}: category of {kind.size} levels" if isinstance(kind, Category) else f"{name}: {kind.word}"
+
+
+def look_at_frame(frame: Any, types: Types) -> Types:
+    """Find the columns of a frame that are categories or dates.
+
+    Args:
+        frame: Frame of pandas or polars.
+        types: Types that the user has given, by names.
+
+    Returns:
+        Types by names, with the levels of categories.
+
+    Raises:
+        ValueError: If a category has one level, or too many.
+    """
+    given: Types = {own: kind for own, kind in types.items() if len(own) == 1}
+    found: Types = {}
+    for place, name in enumerate(map(str, frame.columns)):
+        kind, cells = given.get((name,)), _other_cells(frame, place)
+        if cells is None or not isinstance(kind, (Category, Date, type(None))):
+            continue
+        categorical = _dtype(frame, place) in ("category", "Categorical", "Enum")
+        if isinstance(kind, Category) and kind.levels is not None or kind is not None and isinstance(kind, Date):
+            found[name,] = kind
+        elif kind is not None or categorical:
+            found[name,] = _category(name, _levels(cells), cells).kind
+        elif (seen := look(name, cells, _numbers(cells))) is not None:
+            found[name,] = seen.kind
+    return found
+
+
+def code_frame(frame: Any, types: Types) -> Any:
+    """Return a frame with numbers in the place of categories and dates; a level that is unknown is warned of.
+
+    Args:
+        frame: Frame of pandas or polars.
+        types: Types by names.
+
+    Returns:
+        A frame of the same library; the same one where nothing is to be done.
+
+    Raises:
+        ValueError: If a cell of a category or a date is missing, or no date.
+    """
+    columns: dict[int, np.ndarray] = {}
+    for place, name in enumerate(map(str, frame.columns)):
+        kind = types.get((name,))
+        cells = _other_cells(frame, place) if isinstance(kind, (Category, Date)) else None
+        if cells is None or kind is None:
+            continue
+        numbers = kind.days(cells) if isinstance(kind, Date) else _coded(name, cast(Category, kind), cells)
+        _refuse_missing(name, numbers)
+        columns[place] = numbers
+    if not columns:
+        return frame
+    every = {name: columns.get(place, _cells(frame, place)) for place, name in enumerate(frame.columns)}
+    return type(frame)(every, index=frame.index) if hasattr(frame, "index") else type(frame)(every)
+
+
+def _coded(name: str, kind: Category, cells: np.ndarray) -> np.ndarray:
+    """Return what an array holds for the cells of a category."""
+    if kind.is_numeric:
+        return _numbers(cells)
+    codes = kind.codes(cells)
+    warn_of_unknown(name, codes, cells)
+    return codes
+
+
+def warn_of_unknown(name: str, codes: np.ndarray, cells: np.ndarray) -> None:
+    """Warn of levels that a fit has not seen.
+
+    Args:
+        name: Name of the column.
+        codes: Places among the levels, -1 for those.
+        cells: Cells, shape (n,).
+    """
+    unknown = codes < 0
+    if unknown.any():
+        first = cells[int(unknown.argmax())]
+        shown = repr(first) if isinstance(first, str) else f"{first:g}" if isinstance(first, float) else str(first)
+        warnings.warn(
+            f"column {name!r} has {int(unknown.sum())} rows with a level that the fit has not seen (first: {shown}): "
+            "their log-density is minus infinity",
+            ColumnTypeWarning, stacklevel=4,
+        )  # fmt: skip
+
+
+def _refuse_missing(name: str, numbers: np.ndarray) -> None:
+    missing = np.isnan(numbers)
+    if missing.any():
+        raise ValueError(
+            f"X: column {name!r} misses {int(missing.sum())} of {len(numbers)} cells (first in row "
+            f"{int(missing.argmax())}, counted from 0): drop such rows, or give these cells a level of their own"
+        )
+
+
+def _category(name: str, levels: Set[Level], cells: np.ndarray) -> Found:
+    """Return a category with the levels in order."""
+    check_level_count(len(levels), len(cells), name)
+    kind = Category(tuple(sorted(levels)))  # type: ignore[type-var]
+    return Found(kind, kind.codes(cells))
+
+
+def _levels(cells: np.ndarray) -> set[Level]:
+    """Return the levels of a column that is said to be a category: as they are if of one kind, else their texts."""
+    there = [cell for cell in cells.tolist() if not is_missing(cell)]
+    if all(isinstance(cell, (bool, np.bool_)) for cell in there):
+        return {bool(cell) for cell in there}
+    if all(map(_is_number, there)):
+        return {float(cell) for cell in there}
+    return {_as_text(cell) for cell in there}
+
+
+def _as_text(cell: Any) -> str:
+    return cell.strip() if isinstance(cell, str) else written(cell) if _is_number(cell) else str(cell)
+
+
+def _dtype(frame: Any, place: int) -> str:
+    """Return the type of a column, as its library writes it."""
+    types = getattr(frame, "dtypes", None)
+    return "" if types is None else str(list(types)[place]).partition("(")[0]
+
+
+def _cells(frame: Any, place: int) -> np.ndarray:
+    return np.asarray(take_columns(frame, [place]).to_numpy()).ravel()
+
+
+def _other_cells(frame: Any, place: int) -> np.ndarray | None:
+    """Return the cells of a column; None where they are plain numbers."""
+    types = getattr(frame, "dtypes", None)
+    if types is not None and getattr(list(types)[place], "kind", "O") in "iuf":
+        return None
+    cells, categorical = _cells(frame, place), _dtype(frame, place) in ("category", "Categorical", "Enum")
+    if cells.dtype.kind == "M" or cells.dtype.kind == "b":
+        return cells if cells.dtype.kind == "M" else cells.astype(object)
+    if cells.dtype.kind in "iuf":
+        return cells.astype(object) if categorical else None
+    cells = cells.astype(object)
+    return None if all(map(_is_number, cells.tolist())) and not categorical else cells
+
+
+def _numbers(cells: np.ndarray) -> np.ndarray:
+    """Return the numbers among cells of a frame; texts are none, even if they could be read as one."""
+    values = [float(cell) if _is_number(cell) and not is_missing(cell) else np.nan for cell in cells.tolist()]
+    return np.array(values, np.float64)
+
+
+def _is_number(cell: Any) -> bool:
+    """Return whether a cell is a number, or missing."""
+    if isinstance(cell, (str, bool, np.bool_)):
+        return False
+    try:
+        float(cell)
+    except (TypeError, ValueError):
+        return is_missing(cell)
+    return True
