@@ -17,77 +17,24 @@ from __future__ import annotations
 
 import json
 import math
-import warnings
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass
-from datetime import timezone
+from dataclasses import dataclass
 from numbers import Real as Number
 from typing import Any, ClassVar
 
 import numpy as np
+
+from ffjord_kit.categories import Category, Date
+from ffjord_kit.column_type import Bounds, ColumnType, warn, written
 
 STRIP = 1e-3  # of the range of a bounded column, into which values at a closed end are moved
 TURN = {"deg": 360.0, "rad": 2 * math.pi}  # a full turn in each unit
 FORMS = (
     "real, positive, bounded:LOW:HIGH, integer[:LOW[:HIGH]], circle:PERIOD, sphere:deg, sphere:rad, category or date"
 )
-MOST_LEVELS = 100  # of all categories of a table together
-LEVELS_SHOWN = 5  # in messages
-TRUTHS = frozenset({"true", "false"})
-SECONDS, MICROSECONDS = 86_400, 86_400 * 10**6  # of a day
-UTC = timezone.utc
 FEW_ROWS = 10  # that say nothing of a unit
 
-Bounds = tuple[float, float]
-Level = str | bool | float
 Types = dict[tuple[str, ...], "ColumnType"]
-
-
-class ColumnTypeWarning(UserWarning):
-    """Warn of values that suit a column's type badly."""
-
-
-@dataclass(frozen=True)
-class ColumnType(ABC):
-    """A type of one column, or of a pair.
-
-    Attributes:
-        word: Word of the command line.
-        width: Number of columns that it is a type of.
-    """
-
-    word: ClassVar[str]
-    width: ClassVar[int] = 1
-
-    @property
-    def bounds(self) -> Bounds:
-        """Bounds (lower, upper) of the values, infinite where they are open."""
-        return -math.inf, math.inf
-
-    @property
-    @abstractmethod
-    def unit(self) -> str:
-        """What the density is one of: it follows the word 'per'."""
-
-    def settled(self, values: np.ndarray, name: str) -> ColumnType:
-        """Check the values of a fit, and settle by them what is open.
-
-        Args:
-            values: Values, shape (n,), or (n, 2) of a pair.
-            name: Name of the column, or names of the pair, for messages.
-
-        Returns:
-            The type, with nothing left open.
-
-        Raises:
-            ValueError: If the values are not of the type.
-        """
-        return self
-
-    def __str__(self) -> str:
-        """Return the type as the command line writes it, e.g. 'bounded:0:1'."""
-        return ":".join([self.word, *(written(value) for value in astuple(self) if value is not None)])
 
 
 @dataclass(frozen=True)
@@ -168,7 +115,7 @@ class Bounded(ColumnType):
     def settled(self, values: np.ndarray, name: str) -> ColumnType:
         at_ends = int(np.sum((values == self.low) | (values == self.high)))
         if at_ends:
-            _warn(
+            warn(
                 f"column {name!r} has {at_ends} of {len(values)} rows at {written(self.low)} or "
                 f"{written(self.high)} itself: they are spread over the outermost {self.strip:g}, as a density has "
                 "no room for them at one value"
@@ -278,12 +225,12 @@ class Circle(ColumnType):
     def settled(self, values: np.ndarray, name: str) -> ColumnType:
         largest = float(np.abs(values).max())
         if largest > 2 * self.period:
-            _warn(
+            warn(
                 f"column {name!r} goes to {largest:g}, many times around a circle of period {written(self.period)}: "
                 "is the period in the unit of the column?"
             )
         elif self.period == TURN["deg"] and largest <= TURN["rad"] and len(values) > FEW_ROWS:
-            _warn(f"column {name!r} lies within 2 pi: if these are radians, its type is circle:{TURN['rad']!r}")
+            warn(f"column {name!r} lies within 2 pi: if these are radians, its type is circle:{TURN['rad']!r}")
         return self if self.start is not None else Circle(self.period, _start(values, self.period))
 
     def wrap(self, values: np.ndarray) -> np.ndarray:
@@ -340,7 +287,7 @@ class Sphere(ColumnType):
         longitude, latitude = np.abs(values).max(axis=0)
         in_radians = longitude <= TURN["rad"] and latitude <= math.pi / 2 and len(values) > FEW_ROWS
         if self.unit_of_angles == "deg" and in_radians:
-            _warn(f"columns {name} lie within 2 pi and pi / 2: if these are radians, their type is sphere:rad")
+            warn(f"columns {name} lie within 2 pi and pi / 2: if these are radians, their type is sphere:rad")
         return self if self.start is not None else Sphere(self.unit_of_angles, _start(values[:, 0], self.turn))
 
     def check(self, values: np.ndarray, name: str) -> None:
@@ -390,179 +337,6 @@ class Sphere(ColumnType):
         scale = self.turn / (2 * math.pi)
         longitude = _wrapped(np.arctan2(y, x) * scale, self.start or 0.0, self.turn)
         return np.stack([longitude, np.arctan2(z, np.hypot(x, y)) * scale], axis=-1)
-
-
-@dataclass(frozen=True)
-class Category(ColumnType):
-    """Texts, truth values or numbers that stand for groups; the density is a probability of each of these levels.
-
-    In an array of numbers, texts are given by their places among the levels, from 0 on; numbers are given as they are.
-
-    Args:
-        levels: The levels, all texts, all truth values, or all numbers; None for those that the rows have, sorted.
-
-    Raises:
-        ValueError: If the levels are fewer than 2, too many, of several kinds, or one is there twice.
-
-    Example:
-        >>> city = Category(["Oslo", "Rome"])
-        >>> str(city), city.codes(np.array(["Rome", "Bern"], dtype=object)).tolist()
-        ('category:["Oslo", "Rome"]', [1.0, -1.0])
-        >>> Category([1, 5]).codes(np.array([5.0, 1.0, 2.0])).tolist()
-        [1.0, 0.0, -1.0]
-    """
-
-    word: ClassVar[str] = "category"
-
-    levels: tuple[Level, ...] | None = None
-
-    def __post_init__(self) -> None:
-        if self.levels is None:
-            return
-        levels = tuple(_level(each) for each in self.levels)
-        kinds = {type(each) for each in levels}
-        if len(kinds) > 1 or not 2 <= len(set(levels)) == len(levels) <= MOST_LEVELS:
-            raise ValueError(
-                f"a category has 2 to {MOST_LEVELS} different levels, all texts, all truth values or all numbers; got "
-                f"{self.levels!r:.80}"
-            )
-        object.__setattr__(self, "levels", levels)
-
-    @property
-    def unit(self) -> str:
-        return "level"
-
-    @property
-    def size(self) -> int:
-        """Number of levels, once they are settled."""
-        return len(self.levels or ())
-
-    @property
-    def is_text(self) -> bool:
-        """Whether the levels are texts."""
-        return isinstance((self.levels or (0.0,))[0], str)
-
-    @property
-    def is_numeric(self) -> bool:
-        """Whether the levels are numbers, so that an array holds these themselves."""
-        return self.levels is None or isinstance(self.levels[0], float)
-
-    def settled(self, values: np.ndarray, name: str) -> ColumnType:
-        levels = self.levels or tuple(float(value) for value in np.unique(values))
-        check_level_count(len(levels), len(values), name)
-        found = Category(levels)
-        counts = np.bincount(found.codes(values).astype(np.int64) + 1, minlength=len(levels) + 1)
-        if counts[0]:
-            raise ValueError(
-                f"column {name!r} has {counts[0]} of {len(values)} values that are not among its levels, "
-                f"{_listed(levels)}: name all of them, or leave them open"
-            )
-        kept = [level for level, count in zip(levels, counts[1:], strict=True) if count or self.levels]
-        single = [level for level, count in zip(levels, counts[1:], strict=True) if count == 1]
-        if single:
-            _warn(
-                f"column {name!r} has levels with a single row ({_listed(single)}): nothing is learnt of the other "
-                "columns there; put rare levels together"
-            )
-        return Category(tuple(kept))
-
-    def codes(self, values: np.ndarray) -> np.ndarray:
-        """Return the places of values among the levels.
-
-        Args:
-            values: Cells of any kind, or numbers as an array of a table holds them, shape (n,).
-
-        Returns:
-            Places from 0 on, -1 for what is no level and nan for what is missing, in float64, shape (n,).
-        """
-        levels = self.levels or ()
-        if values.dtype.kind not in "OSU":
-            numbers = values.astype(np.float64)
-            if not self.is_numeric:
-                return np.where((numbers >= 0) & (numbers < len(levels)) & (numbers % 1 == 0), numbers, -1.0)
-            known = {level: float(place) for place, level in enumerate(levels)}
-            return np.array([known.get(value, -1.0) for value in numbers.tolist()], np.float64)
-        places = {_text(level): float(place) for place, level in enumerate(levels)}
-        return np.array([_place(cell, places) for cell in values.tolist()], np.float64)
-
-    def numbers(self, codes: np.ndarray) -> np.ndarray:
-        """Return what an array of the table holds in the place of codes.
-
-        Args:
-            codes: Places among the levels, shape (n,).
-
-        Returns:
-            Numbers, shape (n,).
-        """
-        return np.array(self.levels, np.float64)[codes.astype(np.int64)] if self.is_numeric else codes
-
-    def cells(self, numbers: np.ndarray) -> np.ndarray:
-        """Return the levels that an array of the table stands for.
-
-        Args:
-            numbers: Numbers as an array of the table holds them, all of them levels, shape (n,).
-
-        Returns:
-            Texts, truth values or numbers, shape (n,).
-        """
-        kinds: dict[type, Any] = {str: object, bool: np.bool_, float: np.float64}
-        levels: np.ndarray = np.array(self.levels, dtype=kinds[type((self.levels or ("",))[0])])
-        return levels[self.codes(numbers).astype(np.int64)]
-
-    def __str__(self) -> str:
-        """Return the type as config.json holds it, with its levels as a list of JSON."""
-        return self.word if self.levels is None else f"{self.word}:{json.dumps(self.levels, ensure_ascii=False)}"
-
-
-@dataclass(frozen=True)
-class Date(ColumnType):
-    """Dates and times: numbers of days since 1970-01-01, UTC, in an array.
-
-    Example:
-        >>> Date().days(np.array(["1970-01-02", "1970-01-03T12:00"], dtype=object)).tolist()
-        [1.0, 2.5]
-        >>> Date().cells(np.array([1.0, 2.0])).astype(str).tolist()
-        ['1970-01-02', '1970-01-03']
-    """
-
-    word: ClassVar[str] = "date"
-
-    @property
-    def unit(self) -> str:
-        return "day"
-
-    def days(self, values: np.ndarray) -> np.ndarray:
-        """Return the days since 1970-01-01.
-
-        Args:
-            values: Dates and times: objects, texts in ISO form, or an array of NumPy's, shape (n,).
-
-        Returns:
-            Days, nan where a date is missing, shape (n,).
-
-        Raises:
-            ValueError: If a text is no date in ISO form.
-        """
-        if values.dtype.kind in "biuf":
-            return values.astype(np.float64)
-        if values.dtype.kind == "O":
-            values = np.array([_moment(cell) for cell in values.tolist()], dtype="datetime64[us]")
-        moments = values.astype("datetime64[us]")
-        days = moments.astype(np.int64) / MICROSECONDS
-        return np.where(np.isnat(moments), np.nan, days)
-
-    def cells(self, days: np.ndarray) -> np.ndarray:
-        """Return the dates of days; with times, to the second, where days are broken.
-
-        Args:
-            days: Days since 1970-01-01, shape (n,).
-
-        Returns:
-            Dates as NumPy holds them, shape (n,).
-        """
-        if bool((days == np.round(days)).all()):
-            return days.astype(np.int64).astype("datetime64[D]")
-        return np.round(days * SECONDS).astype(np.int64).astype("datetime64[s]")
 
 
 def parse_type(text: str) -> ColumnType:
@@ -646,7 +420,7 @@ def types_as_text(columns: Any) -> dict[str, str] | None:
 
 
 def units_of(types: Types) -> str:
-    """Say what the density of a table is one of, where its columns have types.
+    """Return the units of a table's density, where its columns have types.
 
     Args:
         types: Types by names.
@@ -670,86 +444,6 @@ def _parse_category(text: str) -> Category:
     except (TypeError, ValueError) as error:
         advice = 'expected category, or category:LEVELS with a list of JSON, e.g. category:["a", "b"]'
         raise ValueError(f"{advice}; got {text!r:.80} ({error})") from None
-
-
-def check_level_total(types: Types) -> None:
-    """Refuse more levels of all categories together than a table may have.
-
-    Args:
-        types: Types by names, settled.
-
-    Raises:
-        ValueError: If there are more.
-    """
-    sizes = {own[0]: kind.size for own, kind in types.items() if isinstance(kind, Category)}
-    if sum(sizes.values()) > MOST_LEVELS:
-        told = ", ".join(f"{name} {size}" for name, size in sorted(sizes.items(), key=lambda item: -item[1]))
-        raise ValueError(
-            f"the categories have {sum(sizes.values())} levels in all, more than {MOST_LEVELS} ({told}): drop a "
-            "column, or put rare levels together"
-        )
-
-
-def check_level_count(count: int, rows: int, name: str) -> None:
-    """Refuse a category with one level, or with too many.
-
-    Args:
-        count: Number of its levels.
-        rows: Number of rows.
-        name: Name of the column.
-
-    Raises:
-        ValueError: If it has.
-    """
-    if count < 2:
-        raise ValueError(f"column {name!r} is a category with one level in all rows: drop it, as it says nothing")
-    if count > MOST_LEVELS:
-        raise ValueError(
-            f"column {name!r} is a category of {count} levels in {rows} rows, more than {MOST_LEVELS}: drop it, or put "
-            "rare levels together"
-        )
-
-
-def _level(value: Any) -> Level:
-    """Return a level as one of Python's own kinds."""
-    if isinstance(value, (bool, np.bool_)):
-        return bool(value)
-    if isinstance(value, Number):
-        return float(value)
-    if isinstance(value, str):
-        return str(value)
-    raise ValueError(f"a level is a text, a truth value or a number; got {value!r:.40}")
-
-
-def _text(level: Any) -> str:
-    """Return how a level is written: texts without white space around them, truth values as 'true' and 'false'."""
-    if isinstance(level, (bool, np.bool_)):
-        return str(bool(level)).lower()
-    return level.strip() if isinstance(level, str) else written(level)
-
-
-def _place(cell: Any, places: Mapping[str, float]) -> float:
-    """Return the place of a cell's level; -1 for no level, nan for no cell."""
-    if cell is None or cell != cell or str(cell) in ("<NA>", "NaT"):
-        return math.nan
-    text = _text(cell) if isinstance(cell, (str, bool, np.bool_, Number)) else str(cell)
-    return places.get(text, places.get(text.lower(), -1.0) if set(places) <= TRUTHS else -1.0)
-
-
-def _moment(cell: Any) -> np.datetime64:
-    """Return a date or time without its zone, in UTC."""
-    if isinstance(cell, str):
-        return np.datetime64(cell.strip().removesuffix("Z"), "us")
-    if cell is None or cell != cell or str(cell) in ("<NA>", "NaT"):
-        return np.datetime64("NaT", "us")
-    if getattr(cell, "tzinfo", None) is not None:
-        cell = cell.astimezone(UTC).replace(tzinfo=None)
-    return np.datetime64(cell, "us")
-
-
-def _listed(levels: Sequence[Level]) -> str:
-    more = f" and {len(levels) - LEVELS_SHOWN} more" if len(levels) > LEVELS_SHOWN else ""
-    return ", ".join(repr(level) if isinstance(level, str) else _text(level) for level in levels[:LEVELS_SHOWN]) + more
 
 
 def _read_type(key: Any, value: Any) -> ColumnType:
@@ -806,24 +500,6 @@ def _wrapped(values: np.ndarray, start: float, period: float) -> np.ndarray:
     return np.where(wrapped >= start + period, start, wrapped)  # rounding may reach the end
 
 
-def written(value: Any) -> str:
-    """Write a number so that it is read back the same; whole ones without a point.
-
-    Args:
-        value: Number, or a text.
-
-    Returns:
-        The text.
-
-    Example:
-        >>> written(3.0), written(0.25)
-        ('3', '0.25')
-    """
-    if isinstance(value, str):
-        return value
-    return str(int(value)) if float(value).is_integer() and abs(value) < 1e15 else repr(float(value))
-
-
 def _all_finite(*values: Any) -> bool:
     numbers = all(isinstance(value, Number) and not isinstance(value, bool) for value in values)
     return numbers and all(math.isfinite(float(value)) for value in values)
@@ -831,10 +507,6 @@ def _all_finite(*values: Any) -> bool:
 
 def _shown(key: Any) -> str:
     return repr(key if isinstance(key, str) else "+".join(map(str, key)))
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, ColumnTypeWarning, stacklevel=4)
 
 
 TYPES: dict[str, type[ColumnType]] = {

@@ -14,17 +14,9 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from ffjord_kit.column_types import (
-    TRUTHS,
-    Category,
-    ColumnType,
-    ColumnTypeWarning,
-    Date,
-    Level,
-    Types,
-    check_level_count,
-    written,
-)  # fmt: skip
+from ffjord_kit.categories import TRUTHS, Category, Date, Level, check_level_count
+from ffjord_kit.column_type import ColumnType, ColumnTypeWarning, written
+from ffjord_kit.column_types import Types
 from ffjord_kit.rows import take_columns
 
 FEW_TEXTS = 0.05  # share of texts among numbers that are errors

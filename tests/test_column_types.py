@@ -9,9 +9,21 @@ import numpy as np
 import pytest
 from commands import call
 
-from ffjord_kit import FFJORD, Bounded, Circle, Integer, Positive, Real, Sphere
+from ffjord_kit import (
+    FFJORD,
+    Bounded,
+    Circle,
+    FlowMatching,
+    Integer,
+    Positive,
+    Real,
+    ResidualDynamics,
+    Sphere,
+    Standardize,
+)
 from ffjord_kit.cli.parsing import parse_columns
-from ffjord_kit.column_types import ColumnTypeWarning, parse_type, read_types, types_as_text
+from ffjord_kit.column_type import ColumnTypeWarning
+from ffjord_kit.column_types import parse_type, read_types, types_as_text
 
 SHORT = {"schedule": [("flow_matching", 20)], "hidden": (8,), "random_state": 0}
 TEXTS = {
@@ -187,3 +199,13 @@ def test_types_that_suit_the_values_raise_no_warning(table):
     with warnings.catch_warnings():
         warnings.simplefilter("error", ColumnTypeWarning)
         FFJORD(columns={"kids": Integer(), "share": Bounded(0, 1)}, **SHORT).check(x, columns=names)
+
+
+def test_a_table_without_circles_is_made_of_what_it_was_made_of(table):
+    x, names = table
+    plain = FFJORD(**SHORT).fit(x, columns=names)
+    real = FFJORD(columns={name: Real() for name in names}, **SHORT).fit(x, columns=names)
+    assert isinstance(plain.flow_.transforms[0].dynamics, ResidualDynamics)
+    assert type(plain.model_.config.objectives["flow_matching"][0]) is FlowMatching
+    assert [type(each) for each in plain.flow_.preprocess.transforms] == [Standardize]
+    assert np.array_equal(real.score_samples(x), plain.score_samples(x))

@@ -286,7 +286,7 @@ def _table_pictures(subject: TableSubject) -> dict[str, Draw]:
     pictures: dict[str, Draw] = {}
     if subject.data.image_shape is not None:
         pictures["sheet.png"] = lambda path: _draw_digits(subject, path)
-    if subject.data.x.shape[1] == 2 and subject.model.domain.is_real:
+    if subject.data.x.shape[1] == 2 and not subject.model.domain.curved:
         return pictures | _plane_pictures(subject)
     return pictures | {"pairs.png": lambda path: _draw_pairs(subject, path)}
 

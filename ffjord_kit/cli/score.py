@@ -12,6 +12,7 @@ import numpy as np
 from ffjord_kit import datasets, metrics, plots
 from ffjord_kit.cli.output import CONSOLE, OVER_ROWS, plain_table, print_rows, with_error
 from ffjord_kit.cli.sources import LoadedData, find_fitted, held_out, load_for_run, open_run
+from ffjord_kit.column_types import read_types, units_of
 from ffjord_kit.datasets.splits import subset_rows
 from ffjord_kit.estimator import DensityModel
 from ffjord_kit.estimator.discretize import SteppedNote
@@ -152,8 +153,9 @@ def _likelihood(data: LoadedData, log_prob: np.ndarray) -> Rows:
 
 def _units(model: DensityModel) -> Rows:
     """Yield what the density is one of, where columns have types."""
-    if model.domain.units:
-        yield "nats", model.domain.units
+    types = read_types(model.record.get("types"))
+    if types:
+        yield "nats", units_of(types)
 
 
 def _divergence(data: LoadedData, log_prob: np.ndarray) -> Rows:

@@ -4,7 +4,8 @@ The integral of the density is the mean number of preimages of a base point. So 
 how many of them nothing is mapped to, and to how many a second point is mapped, which Newton's method looks for from
 places around the first. Besides, each step is injective on a convex set where the symmetric part of its Jacobian is
 positive definite, which is measured at rows, at draws and around the rows. These are checks at many points, not a proof
-for all.
+for all. Steps on a sphere are examined in the space around it, and those on a circle on the line; see
+`ffjord_kit.geometry`.
 """
 
 from __future__ import annotations

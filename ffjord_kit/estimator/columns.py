@@ -1,4 +1,4 @@
-"""What the fields say of a table's columns by name: their types, and with these the bounds and the steps of each."""
+"""Types of a table's columns by name, and the bounds and the steps that follow from them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from ffjord_kit.column_types import Bounded, Circle, Date, Integer, Sphere, Types, read_types
+from ffjord_kit.categories import Date
+from ffjord_kit.column_types import Bounded, Circle, Integer, Sphere, Types, read_types
 from ffjord_kit.diagnostics.grid import Grid, find_grid
 from ffjord_kit.estimator.fields import TableFields
+from ffjord_kit.estimator.support import Bounds
 from ffjord_kit.geometry import Geometry
-
-Bounds = tuple[tuple[float, float], ...]
 
 
 def settled_types(columns: Any, x: np.ndarray, names: Sequence[str], found: Types | None = None) -> Types:
@@ -126,6 +126,18 @@ def refuse_two_supports(support: Any, types: Types) -> None:
         raise ValueError(f"column {twice[0]!r} has a type in columns and a support: give it one of them")
 
 
+def curved_columns(types: Types) -> list[str]:
+    """Return the columns that are no real line.
+
+    Args:
+        types: Types by names.
+
+    Returns:
+        Names of circles, and of spheres as "a and b".
+    """
+    return [" and ".join(own) for own, kind in types.items() if isinstance(kind, (Circle, Sphere))]
+
+
 def refuse_on_manifolds(fields: TableFields, types: Types) -> None:
     """Refuse what is made for real columns where there are circles or spheres.
 
@@ -136,7 +148,7 @@ def refuse_on_manifolds(fields: TableFields, types: Types) -> None:
     Raises:
         ValueError: If a field asks for it.
     """
-    curved = [" and ".join(own) for own, kind in types.items() if isinstance(kind, (Circle, Sphere))]
+    curved = curved_columns(types)
     asked = {
         "transforms": fields.transforms, "robust": fields.robust, "watch": fields.watch,
         "regularizers hjb": "hjb" in (fields.regularizers or {}),

@@ -10,7 +10,7 @@ import hashlib
 import math
 import secrets
 import warnings
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ffjord_kit.data import Batch, Rows
 from ffjord_kit.distributions import Base
+from ffjord_kit.estimator.forms import Forms
 from ffjord_kit.flow import Flow
 from ffjord_kit.objectives import FlowMatching, Objective
 from ffjord_kit.rows import as_rows
@@ -106,7 +107,7 @@ class TrainingData:
         return None if scaling is None or context is None else scaling(context)
 
 
-class Domain(ABC):
+class Domain(Forms):
     """A kind of data: how it is checked, preprocessed, trained on, reported and given back.
 
     Attributes:
@@ -130,16 +131,6 @@ class Domain(ABC):
     def size(self) -> int:
         """Number of columns, or of pixels."""
         return math.prod(self.event_shape)
-
-    @property
-    def n_features(self) -> int:
-        """Number of columns as the data have them, or of pixels."""
-        return self.size
-
-    @property
-    def code_dim(self) -> int:
-        """Number of elements at the end of the flow's contexts that are codes of categories."""
-        return 0
 
     @property
     @abstractmethod
@@ -400,73 +391,6 @@ class Domain(ABC):
         """
         return [f"c{i}" for i in range(dim)]
 
-    def coded(self, x: Any) -> Any:
-        """Return rows with numbers in the place of texts, truth values and dates.
-
-        Args:
-            x: Rows; a frame may have such columns.
-
-        Returns:
-            The rows; what has none comes back as it is.
-        """
-        return x
-
-    def presented(self, draws: np.ndarray) -> Any:
-        """Return draws as a user holds the data: a frame where columns are of text or of dates.
-
-        Args:
-            draws: Draws in the form of the data.
-
-        Returns:
-            The draws.
-        """
-        return draws
-
-    def joined(self, batch: Batch) -> Batch:
-        """Bring checked rows with the user's contexts into the form of the flow's.
-
-        Args:
-            batch: Rows as `rows` returns them, and contexts.
-
-        Returns:
-            Rows and contexts of the flow.
-        """
-        return batch
-
-    def given_categories(self, flow: Flow) -> Flow:
-        """Return a flow without the probability of categories: the density of the other columns, given these.
-
-        Args:
-            flow: Flow.
-
-        Returns:
-            The flow, or the same one without categories; modules that learn are shared.
-        """
-        return flow
-
-    def drawn(self, x: np.ndarray, context: Tensor | None) -> np.ndarray:
-        """Return draws of the flow in the form of the data.
-
-        Args:
-            x: Draws, shape (n, *event).
-            context: Contexts of the flow that they were drawn for.
-
-        Returns:
-            Data.
-        """
-        return self.restore(x)
-
-    @abstractmethod
-    def restore(self, x: np.ndarray) -> np.ndarray:
-        """Bring draws to the form of the data: to their grid, or to grey levels.
-
-        Args:
-            x: Draws, shape (n, *event).
-
-        Returns:
-            Data.
-        """
-
     def frame(self, x: np.ndarray) -> np.ndarray:
         """Give states the axes of the data.
 
@@ -491,13 +415,8 @@ class Domain(ABC):
         return x
 
     @property
-    def is_real(self) -> bool:
-        """Whether no element is an angle or of a point on a sphere, and no column a category."""
-        return True
-
-    @property
-    def units(self) -> str:
-        """What the density is one of, e.g. "per steradian of ra and dec"; empty where columns have no types."""
+    def curved(self) -> str:
+        """Names of the columns that are a circle, a sphere or a category; empty where there are none."""
         return ""
 
     def require_real(self, verb: str, alternative: str) -> None:
@@ -510,10 +429,9 @@ class Domain(ABC):
         Raises:
             ValueError: If the data have any.
         """
-        if not self.is_real:
+        if self.curved:
             raise ValueError(
-                f"{verb} is for real columns, and this model has a circle, a sphere or a category ({self.units}): "
-                f"{alternative}"
+                f"{verb} is for real columns, and {self.curved} is a circle, a sphere or a category: {alternative}"
             )
 
     def require_table(self, verb: str, alternative: str) -> None:

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ffjord_kit.column_types import Category, Types, check_level_total, read_types, types_as_text
+from ffjord_kit.categories import MOST_LEVELS, Category
+from ffjord_kit.column_types import Types, read_types, types_as_text
 from ffjord_kit.data import Batch
 from ffjord_kit.diagnostics.grid import Grid
 from ffjord_kit.estimator.categories import fit_categories
@@ -31,7 +32,8 @@ from ffjord_kit.estimator.columns import (
 )  # fmt: skip
 from ffjord_kit.estimator.data import Arrays, TrainingData, refuse_not_finite, tensor
 from ffjord_kit.estimator.fields import TableFields
-from ffjord_kit.estimator.table import TableDomain, column_names, in_order, support_bounds
+from ffjord_kit.estimator.support import support_bounds
+from ffjord_kit.estimator.table import TableDomain, column_names, in_order
 from ffjord_kit.flow import Flow
 from ffjord_kit.mixed_columns import warn_of_unknown
 from ffjord_kit.transforms import Categorical, Preprocess, Transform
@@ -82,7 +84,7 @@ class MixedDomain(TableDomain):
         categories = {own[0]: kind for own, kind in types.items() if isinstance(kind, Category)}
         if not categories:
             return TableDomain.of(fields, x, columns, named=named, context_columns=context_columns, types=types)
-        check_level_total(types)
+        _check_level_total(categories)
         rest = {own: kind for own, kind in types.items() if own[0] not in categories}
         places = [place for place, name in enumerate(names) if name not in categories]
         if not places:
@@ -162,13 +164,8 @@ class MixedDomain(TableDomain):
         return [self.table.index(name) for name in self.categories]
 
     @property
-    def is_real(self) -> bool:
-        return False
-
-    @property
-    def units(self) -> str:
-        rest = super().units or "per unit of the other columns"
-        return f"{rest}, level of {', '.join(self.categories)}"
+    def curved(self) -> str:
+        return ", ".join(filter(None, [super().curved, *self.categories]))
 
     def record(self) -> dict[str, Any]:
         grid = Grid(
@@ -287,6 +284,17 @@ class MixedDomain(TableDomain):
             if kind.is_numeric:
                 warn_of_unknown(name, own, column)
         return np.stack(codes, axis=1)
+
+
+def _check_level_total(categories: Mapping[str, Category]) -> None:
+    """Refuse more levels of all categories together than a table may have."""
+    sizes = {name: kind.size for name, kind in categories.items()}
+    if sum(sizes.values()) > MOST_LEVELS:
+        told = ", ".join(f"{name} {size}" for name, size in sorted(sizes.items(), key=lambda item: -item[1]))
+        raise ValueError(
+            f"the categories have {sum(sizes.values())} levels in all, more than {MOST_LEVELS} ({told}): drop a "
+            "column, or put rare levels together"
+        )
 
 
 def _support(bounds: tuple[float, float]) -> Any:

@@ -90,7 +90,7 @@ class ScoringModel(StoredModel):
     @property
     def n_features(self) -> int:
         """Number of columns, or of pixels."""
-        return self.domain.n_features
+        return len(self.record["columns"]) or self.domain.size
 
     @property
     def is_image(self) -> bool:

@@ -7,20 +7,20 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from numbers import Real
 from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ffjord_kit.column_types import Category, Circle, Date, Types, read_types, types_as_text, units_of
+from ffjord_kit.categories import Category, Date
+from ffjord_kit.column_types import Circle, Types, read_types, types_as_text
 from ffjord_kit.data import Batch, StreamedRows
 from ffjord_kit.diagnostics.columns import check_columns, check_contexts
 from ffjord_kit.diagnostics.grid import Grid
 from ffjord_kit.distributions import BASES, Base, ProductBase, outliers_inflate_scale
 from ffjord_kit.estimator.columns import (
-    Bounds,
+    curved_columns,
     geometry_of,
     grid_with_types,
     refuse_on_manifolds,
@@ -43,6 +43,7 @@ from ffjord_kit.estimator.data import (
     tensor,
 )  # fmt: skip
 from ffjord_kit.estimator.fields import TableFields, choice
+from ffjord_kit.estimator.support import Bounds, check_support, inside_support, shortened, support_bounds
 from ffjord_kit.geometry import Geometry
 from ffjord_kit.mixed_columns import code_frame
 from ffjord_kit.nn import DYNAMICS, ManifoldDynamics, VectorField
@@ -170,11 +171,6 @@ class TableDomain(Domain):
     def event_shape(self) -> tuple[int, ...]:
         """Shape of a row as the flow has it: one element for each column, and one more for each sphere."""
         return (self.geometry.size,)
-
-    @property
-    def n_features(self) -> int:
-        """Number of columns of the table."""
-        return len(self.columns)
 
     @cached_property
     def geometry(self) -> Geometry:
@@ -344,12 +340,8 @@ class TableDomain(Domain):
         return noisy if x.shape[1] == columns else np.concatenate([noisy, x[:, columns:]], axis=1)
 
     @property
-    def is_real(self) -> bool:
-        return self.geometry.is_flat
-
-    @property
-    def units(self) -> str:
-        return units_of(self.types)
+    def curved(self) -> str:
+        return ", ".join(curved_columns(self.types))
 
     def _split(self, rows: int, fraction: float, seed: int, streamed: bool) -> tuple[np.ndarray, np.ndarray]:
         """Return the indices of the rows to train on, ascending, and of those to hold out."""
@@ -481,24 +473,6 @@ def in_order(x: Any, columns: Sequence[str]) -> Any:
     return take_columns(x, [places[name] for name in columns])
 
 
-def shortened(words: Sequence[str], limit: int = 10) -> str:
-    """Return the first of many words for a message.
-
-    Args:
-        words: Words.
-        limit: Most words to list.
-
-    Returns:
-        The text, which counts the others.
-
-    Example:
-        >>> shortened(["a", "b", "c"], limit=2)
-        'a, b and 1 more'
-    """
-    more = f" and {len(words) - limit} more" if len(words) > limit else ""
-    return ", ".join(words[:limit]) + more
-
-
 def refuse_repeated(names: Iterable[Any]) -> None:
     """Refuse columns of the same name.
 
@@ -566,89 +540,3 @@ def names_of(x: Any) -> list[str]:
         The names; none of an array.
     """
     return [] if getattr(x, "columns", None) is None else [str(name) for name in x.columns]
-
-
-def support_bounds(support: Any, names: Sequence[str]) -> Bounds:
-    """Read the support of the columns.
-
-    Args:
-        support: "real", "positive" or ("bounded", low, high), for all columns; a list of these, one for each; or a
-            mapping from names to these, the other columns being real.
-        names: Names of the columns.
-
-    Returns:
-        Bounds (lower, upper) of each column, infinite where it is open.
-
-    Raises:
-        ValueError: If the support cannot be read, names a column that is not there, or does not have one entry for
-            each column.
-    """
-    columns = len(names)
-    if isinstance(support, Mapping):
-        missing = [name for name in support if name not in names]
-        if missing:
-            raise ValueError(f"support names a column {missing[0]!r} that is not there; there are {shortened(names)}")
-        return tuple(_bounds(support.get(name, "real")) for name in names)
-    single = isinstance(support, str) or (isinstance(support, Sequence) and tuple(support[:1]) == ("bounded",))
-    if not single and not isinstance(support, Sequence):
-        raise _support_error(support)
-    entries = [support] if single else list(support)
-    if len(entries) not in (1, columns):
-        raise ValueError(f"support must have one word for all {columns} columns, or one each; got {len(entries)}")
-    bounds = tuple(_bounds(entry) for entry in entries)
-    return bounds * columns if len(bounds) == 1 else bounds
-
-
-def inside_support(x: np.ndarray, bounds: Sequence[tuple[float, float]]) -> np.ndarray:
-    """Return which values lie strictly between the bounds of their columns.
-
-    Args:
-        x: Rows, shape (n, d).
-        bounds: Bounds of each column.
-
-    Returns:
-        A mask, shape (n, d).
-    """
-    lower, upper = np.array(bounds).T
-    return (x > lower) & (x < upper)
-
-
-def check_support(x: np.ndarray, bounds: Sequence[tuple[float, float]], names: Sequence[str]) -> None:
-    """Check that rows lie within their support.
-
-    Args:
-        x: Rows, shape (n, d).
-        bounds: Bounds of each column.
-        names: Names of the columns.
-
-    Raises:
-        ValueError: If some do not; it names the first such column and row.
-    """
-    if not np.isfinite(bounds).any():
-        return
-    for column, (low, high) in enumerate(bounds):
-        rows = np.flatnonzero(~inside_support(x[:, [column]], [bounds[column]]))
-        if not len(rows):
-            continue
-        raise ValueError(
-            f"column {names[column]!r} has {len(rows)} of {len(x)} rows outside its support, {low:g} to {high:g} with "
-            f"both ends left out (first: row {rows[0]}, {x[rows[0], column]:g}): give it another support, or drop them"
-        )
-
-
-def _bounds(entry: Any) -> tuple[float, float]:
-    """Read the support of one column."""
-    if entry == "real":
-        return -math.inf, math.inf
-    if entry == "positive":
-        return 0.0, math.inf
-    if isinstance(entry, str) or not isinstance(entry, Sequence) or len(entry) != 3 or entry[0] != "bounded":
-        raise _support_error(entry)
-    low, high = entry[1:]
-    if not all(isinstance(limit, Real) and math.isfinite(limit) for limit in (low, high)) or not low < high:
-        raise _support_error(entry)
-    return float(low), float(high)
-
-
-def _support_error(support: Any) -> ValueError:
-    return ValueError(f"support must be 'real', 'positive' or ('bounded', LOW, HIGH); got {support!r}")
