@@ -74,6 +74,32 @@ def look(name: str, cells: np.ndarray, numbers: np.ndarray) -> Found | None:
     return None if len(levels) > MOSTLY_DISTINCT * len(there) else _category(name, levels, cells)
 
 
+def as_known(name: str, kind: ColumnType | None, cells: np.ndarray, numbers: np.ndarray) -> Found | None:
+    """Read a column whose type may be known, or else find what it is.
+
+    Args:
+        name: Its name, for messages.
+        kind: Its type; None where it is to be found.
+        cells: Cells, None or NaN where one is missing, shape (n,).
+        numbers: The numbers that cells hold, NaN where a cell holds none, shape (n,).
+
+    Returns:
+        The type and the numbers; None where the column is neither a category nor one of dates.
+
+    Raises:
+        ValueError: If a category has one level, or too many, or a cell is no date.
+    """
+    if isinstance(kind, Date):
+        return Found(kind, kind.days(cells))
+    if not isinstance(kind, Category):
+        return look(name, cells, numbers) if kind is None else None
+    if kind.levels is None:
+        return _category(name, _levels(cells), cells)
+    codes = kind.codes(cells)
+    warn_of_unknown(name, codes, cells)
+    return Found(kind, codes)
+
+
 def is_missing(cell: Any) -> bool:
     """Return whether a cell of any kind is missing.
 
@@ -119,11 +145,9 @@ def look_at_frame(frame: Any, types: Types) -> Types:
         if cells is None or not isinstance(kind, (Category, Date, type(None))):
             continue
         categorical = _dtype(frame, place) in ("category", "Categorical", "Enum")
-        if isinstance(kind, Category) and kind.levels is not None or kind is not None and isinstance(kind, Date):
-            found[name,] = kind
-        elif kind is not None or categorical:
-            found[name,] = _category(name, _levels(cells), cells).kind
-        elif (seen := look(name, cells, _numbers(cells))) is not None:
+        kind = Category() if kind is None and categorical else kind
+        seen = Found(kind, cells) if kind not in (None, Category()) else as_known(name, kind, cells, _numbers(cells))
+        if seen is not None:
             found[name,] = seen.kind
     return found
 

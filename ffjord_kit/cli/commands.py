@@ -68,6 +68,9 @@ def cli() -> None:
     "--context", "context_columns", heading=MAIN, default="", metavar="COLUMN,...",
     help="Columns to condition on, by name or number, e.g. a,b; for images: label.",
 )  # fmt: skip
+@headed(
+    "--drop", heading=MAIN, default="", metavar="COLUMN,...", help="Columns to leave out, by name or number, e.g. id,3."
+)
 @headed("--dry-run", heading=MAIN, is_flag=True, help="Check everything, print the configuration as JSON, and stop.")
 @headed(
     "--size",

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import click
 import numpy as np
 
 from ffjord_kit import datasets
+from ffjord_kit.categories import Category, Date
+from ffjord_kit.column_type import ColumnType
+from ffjord_kit.column_types import read_types
 from ffjord_kit.datasets.dataset import listing
 from ffjord_kit.estimator import DensityModel
 from ffjord_kit.estimator.persistence import check_entry, check_record
+from ffjord_kit.rows import frame_of
 from ffjord_kit.run import Run
 from ffjord_kit.training.distributed import current_workers
 
 LABEL = "label"  # the column that images can be conditioned on
-NOTE: dict[str, tuple[type, ...]] = {"context_columns": (list,), "classes": (list,)}
+NOTE: dict[str, tuple[type, ...]] = {"context_columns": (list,), "classes": (list,), "drop": (list,)}
 SOURCE_NOTE: dict[str, tuple[type, ...]] = {
     "source": (str,), "rows": (int, type(None)), "seed": (int,), "size": (int, type(None)), "grey": (bool,),
 }  # fmt: skip
-RECORDED = ("rows", "seed", "context_columns", "size", "grey")  # arguments of `load` that a run records
+RECORDED = ("rows", "seed", "context_columns", "size", "grey", "drop")  # arguments of `load` that a run records
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ class LoadedData:
         log_prob: True log-density, from points (n, d) to nats (n,); None if it is unknown.
         image_shape: Shape of an image, also of rows that are the pixels of one; None otherwise.
         classes: Names of the classes that number the labels.
+        types: Types of the columns of categories and dates, in whose place x holds numbers, by name.
     """
 
     x: np.ndarray
@@ -45,6 +50,15 @@ class LoadedData:
     log_prob: Callable[[np.ndarray], np.ndarray] | None
     image_shape: tuple[int, ...] | None
     classes: tuple[str, ...] = ()
+    types: Mapping[str, ColumnType] = field(default_factory=dict)
+
+    @property
+    def table(self) -> Any:
+        """The rows as an estimator takes them: an array, or a frame where there are categories or dates."""
+        if not self.types:
+            return self.x
+        named, types = zip(self.columns, self.x.T, strict=True), self.types
+        return frame_of({name: _cells(types.get(name), column) for name, column in named})
 
     @property
     def is_images(self) -> bool:
@@ -93,6 +107,9 @@ def load(
     context_columns: Sequence[str] = (),
     size: int | None = None,
     grey: bool = False,
+    drop: Sequence[str] = (),
+    missing_ok: bool = False,
+    types: Mapping[str, ColumnType] | None = None,
     told: bool = True,
 ) -> LoadedData:
     """Read a named data set, a file or a folder of pictures.
@@ -104,6 +121,9 @@ def load(
         context_columns: Columns to condition on.
         size: Side that images are cropped and averaged to.
         grey: Whether to convert images to grey levels.
+        drop: Columns of a table to leave out, by name or index.
+        missing_ok: Whether the latter are names alone, and may be missing.
+        types: Types of columns that are known, by name.
         told: Whether to tell on stderr what was found in a file of a table.
 
     Returns:
@@ -113,21 +133,27 @@ def load(
         ValueError: If the source cannot be read, or a column is not there.
     """
     if datasets.is_image_source(source):
+        if drop:
+            raise ValueError(f"--drop is for the columns of a table; {source} holds images")
         return _load_images(source, rows=rows, seed=seed, context_columns=context_columns, size=size, grey=grey)
     if size is not None or grey:
         raise ValueError(f"--size and --grey are for images; {source} is a table")
-    dataset = _load_table(source, rows=rows, seed=seed, told=told)
+    dataset = _load_table(source, told=told, rows=rows, seed=seed, types=types or {}, drop=drop, missing_ok=missing_ok)
     note = {
         "source": datasets.locate(source),
         "rows": rows,
         "seed": seed,
         "context_columns": list(context_columns),
         "image_shape": None if dataset.image_shape is None else list(dataset.image_shape),
+        **({"drop": list(dataset.dropped)} if drop else {}),
     }
     if not context_columns:
-        return LoadedData(dataset.x, None, dataset.columns, note, dataset.log_prob, dataset.image_shape)
+        shape, known = dataset.image_shape, dataset.log_prob
+        return LoadedData(dataset.x, None, dataset.columns, note, known, shape, types=dataset.types)
     split = datasets.split_columns(dataset, context_columns)
-    return LoadedData(split.x, split.context, split.columns, note, None, None)
+    _refuse_texts(dataset, split.context_columns)
+    kept = {name: kind for name, kind in dataset.types.items() if name in split.columns}
+    return LoadedData(split.x, split.context, split.columns, note, None, None, types=kept)
 
 
 def load_fitted(run: Run, advice: str = "put it back there") -> LoadedData:
@@ -147,7 +173,9 @@ def load_fitted(run: Run, advice: str = "put it back there") -> LoadedData:
     if "source" not in note:
         raise ValueError(f"{run.path} was made in Python and does not name its data: {advice}")
     try:
-        return load(note["source"], told=False, **{name: note[name] for name in RECORDED if name in note})
+        return load(
+            note["source"], told=False, types=_types_of(run), **{name: note[name] for name in RECORDED if name in note}
+        )
     except ValueError as error:
         raise ValueError(f"{error}; {run.path} was fitted to it: {advice}") from error
 
@@ -189,7 +217,11 @@ def load_for_run(run: Run, source: str, *, rows: int | None = None, seed: int = 
         return _load_images_for_run(config, source, rows, seed)
     if datasets.is_image_source(source):
         raise ValueError(f"{source} holds images, and {run.path} is a run on a table of {listing(config['columns'])}")
-    data = load(source, rows=rows, seed=seed, context_columns=config["data"].get("context_columns", []))
+    note, types = config["data"], _types_of(run)
+    data = load(
+        source, rows=rows, seed=seed, context_columns=note.get("context_columns", []), drop=note.get("drop", []),
+        missing_ok=True, types=types,
+    )  # fmt: skip
     expected, places = tuple(config["columns"]), {name: i for i, name in enumerate(data.columns)}
     if set(expected) <= places.keys():
         return replace(data, x=data.x[:, [places[column] for column in expected]], columns=expected)
@@ -248,9 +280,30 @@ def parse_context(run: Run, text: str | None, count: int) -> np.ndarray | None:
     return rows
 
 
-def _load_table(source: str, *, rows: int | None = None, seed: int = 0, told: bool = True) -> datasets.Dataset:
+def _types_of(run: Run) -> dict[str, ColumnType]:
+    """Return the types of a run's columns, categories with their levels."""
+    return {own[0]: kind for own, kind in read_types(run.config.get("types")).items() if len(own) == 1}
+
+
+def _cells(kind: ColumnType | None, column: np.ndarray) -> np.ndarray:
+    """Return the cells of a column, where it is a category or has dates, or else its numbers."""
+    return kind.cells(column) if isinstance(kind, (Category, Date)) else column
+
+
+def _refuse_texts(dataset: datasets.Dataset, names: Sequence[str]) -> None:
+    """Refuse contexts of texts."""
+    for name in names:
+        kind = dataset.types.get(name)
+        if isinstance(kind, Category) and kind.is_text:
+            raise ValueError(
+                f"column {name!r} holds text, and a context must be numbers: leave it out of --context (the density of "
+                "all columns together knows it), or write its levels as columns of 0 and 1"
+            )
+
+
+def _load_table(source: str, *, told: bool = True, **options: Any) -> datasets.Dataset:
     """Read a table; of a file, tell what was found in it."""
-    dataset = datasets.load(source, rows=rows, seed=seed)
+    dataset = datasets.load(source, **options)
     if told and dataset.found and current_workers().is_first:
         click.echo(f"read {source}: {dataset.found}", err=True)
     return dataset

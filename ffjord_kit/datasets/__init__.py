@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
+from ffjord_kit.column_type import ColumnType
 from ffjord_kit.datasets import curves, files, pictures, tables, toys
 from ffjord_kit.datasets.dataset import (
     Columns,
@@ -181,7 +182,15 @@ class Table(NamedDataset):
         return Description(name, self.summary, dimensions, rows, False, self.source)
 
 
-def load(source: str | os.PathLike[str], *, rows: int | None = None, seed: int = 0) -> Dataset:
+def load(
+    source: str | os.PathLike[str],
+    *,
+    rows: int | None = None,
+    seed: int = 0,
+    types: Mapping[str, ColumnType] | None = None,
+    drop: Sequence[str] = (),
+    missing_ok: bool = False,
+) -> Dataset:
     """Load a table by name or from a file.
 
     A name takes a split, as in `moons:test`.
@@ -192,6 +201,10 @@ def load(source: str | os.PathLike[str], *, rows: int | None = None, seed: int =
         rows: Number of points to draw from a toy, or of rows to draw from a table, which keep their order; None for
             10,000 points, or all rows.
         seed: Seed of everything random.
+        types: Types of columns of a file that are known, by name, where its texts, truth values and dates are to be
+            read as categories and days; None where all columns must be numbers.
+        drop: Columns to leave out, by name or index.
+        missing_ok: Whether the latter are names alone, and may be missing.
 
     Returns:
         The table, with its exact log-density where that is known.
@@ -211,11 +224,11 @@ def load(source: str | os.PathLike[str], *, rows: int | None = None, seed: int =
     check_numbers(rows=rows, seed=seed)
     name, split = _name_and_split(source)
     if name in DATASETS:
-        return DATASETS[name].load(source, split=split, rows=rows, seed=seed)
+        return DATASETS[name].load(source, split=split, rows=rows, seed=seed).without(drop, missing_ok=missing_ok)
     if name.startswith("image:"):
-        return _picture(name).load(source, split=split, rows=rows, seed=seed)
+        return _picture(name).load(source, split=split, rows=rows, seed=seed).without(drop, missing_ok=missing_ok)
     if files.looks_like_path(source):
-        return _take(files.read(source), rows=rows, seed=seed)
+        return _take(files.read(source, types=types, drop=drop, missing_ok=missing_ok), rows=rows, seed=seed)
     raise ValueError(_unknown(source))
 
 

@@ -8,6 +8,7 @@ Only tables with columns of texts, truth values or dates have more than one form
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,11 @@ class Forms(ABC):
             The draws.
         """
         return draws
+
+    @property
+    def cells(self) -> Mapping[str, Callable[[np.ndarray], np.ndarray]]:
+        """What an array's numbers stand for, where not for themselves, as a function of these, by column."""
+        return {}
 
     def joined(self, batch: Batch) -> Batch:
         """Bring checked rows with the user's contexts into the form of the flow's.

@@ -309,11 +309,20 @@ class TableDomain(Domain):
         return code_frame(x, self.all_types) if is_frame(x) else x
 
     def presented(self, draws: np.ndarray) -> Any:
-        types = {own[0]: kind for own, kind in self.all_types.items() if isinstance(kind, (Category, Date))}
-        if all(isinstance(kind, Category) and not kind.is_text for kind in types.values()):
+        plain = [kind for kind in self.all_types.values() if not isinstance(kind, Date)]
+        if len(plain) == len(self.all_types) and not any(isinstance(kind, Category) and kind.is_text for kind in plain):
             return draws
-        named = zip(self.all_columns, draws.T, strict=True)
-        return frame_of({name: types[name].cells(column) if name in types else column for name, column in named})
+        cells, named = self.cells, zip(self.all_columns, draws.T, strict=True)
+        return frame_of({name: cells[name](column) if name in cells else column for name, column in named})
+
+    @property
+    def cells(self) -> Mapping[str, Callable[[np.ndarray], np.ndarray]]:
+        kinds = ((own[0], kind) for own, kind in self.all_types.items())
+        return {
+            name: kind.cells
+            for name, kind in kinds
+            if isinstance(kind, Date) or (isinstance(kind, Category) and not kind.is_numeric)
+        }
 
     @property
     def all_columns(self) -> tuple[str, ...]:
