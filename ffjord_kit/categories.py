@@ -186,6 +186,17 @@ class Date(ColumnType):
         days = moments.astype(np.int64) / MICROSECONDS
         return np.where(np.isnat(moments), np.nan, days)
 
+    def are_whole(self, days: np.ndarray) -> bool:
+        """Say whether dates are without times.
+
+        Args:
+            days: Days since 1970-01-01, shape (n,).
+
+        Returns:
+            True if all are whole days.
+        """
+        return bool((days == np.round(days)).all())
+
     def cells(self, days: np.ndarray) -> np.ndarray:
         """Return the dates of days; with times, to the second, where days are broken.
 
@@ -195,7 +206,7 @@ class Date(ColumnType):
         Returns:
             Dates as NumPy holds them, shape (n,).
         """
-        if bool((days == np.round(days)).all()):
+        if self.are_whole(days):
             return days.astype(np.int64).astype("datetime64[D]")
         return np.round(days * SECONDS).astype(np.int64).astype("datetime64[s]")
 

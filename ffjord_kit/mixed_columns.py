@@ -9,15 +9,14 @@ from __future__ import annotations
 import datetime
 import re
 import warnings
-from collections.abc import Set
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable, Set
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ffjord_kit.categories import TRUTHS, Category, Date, Level, check_level_count
 from ffjord_kit.column_type import ColumnType, ColumnTypeWarning, written
 from ffjord_kit.column_types import Types
-from ffjord_kit.rows import take_columns
 
 FEW_TEXTS = 0.05  # share of texts among numbers that are errors
 MOSTLY_DISTINCT = 0.5  # share of different texts in a column of names or numbers of things
@@ -125,68 +124,21 @@ def describe(name: str, kind: ColumnType) -> str:
     return f"{name}: category of {kind.size} levels" if isinstance(kind, Category) else f"{name}: {kind.word}"
 
 
-def look_at_frame(frame: Any, types: Types) -> Types:
-    """Find the columns of a frame that are categories or dates.
+def cells_of(types: Types) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
+    """Return what numbers of an array stand for: texts, truth values and dates.
 
     Args:
-        frame: Frame of pandas or polars.
-        types: Types that the user has given, by names.
-
-    Returns:
-        Types by names, with the levels of categories.
-
-    Raises:
-        ValueError: If a category has one level, or too many.
-    """
-    given: Types = {own: kind for own, kind in types.items() if len(own) == 1}
-    found: Types = {}
-    for place, name in enumerate(map(str, frame.columns)):
-        kind, cells = given.get((name,)), _other_cells(frame, place)
-        if cells is None or not isinstance(kind, (Category, Date, type(None))):
-            continue
-        categorical = _dtype(frame, place) in ("category", "Categorical", "Enum")
-        kind = Category() if kind is None and categorical else kind
-        seen = Found(kind, cells) if kind not in (None, Category()) else as_known(name, kind, cells, _numbers(cells))
-        if seen is not None:
-            found[name,] = seen.kind
-    return found
-
-
-def code_frame(frame: Any, types: Types) -> Any:
-    """Return a frame with numbers in the place of categories and dates; a level that is unknown is warned of.
-
-    Args:
-        frame: Frame of pandas or polars.
         types: Types by names.
 
     Returns:
-        A frame of the same library; the same one where nothing is to be done.
-
-    Raises:
-        ValueError: If a cell of a category or a date is missing, or no date.
+        Functions of a column's numbers, by the names of such columns.
     """
-    columns: dict[int, np.ndarray] = {}
-    for place, name in enumerate(map(str, frame.columns)):
-        kind = types.get((name,))
-        cells = _other_cells(frame, place) if isinstance(kind, (Category, Date)) else None
-        if cells is None or kind is None:
-            continue
-        numbers = kind.days(cells) if isinstance(kind, Date) else _coded(name, cast(Category, kind), cells)
-        _refuse_missing(name, numbers)
-        columns[place] = numbers
-    if not columns:
-        return frame
-    every = {name: columns.get(place, _cells(frame, place)) for place, name in enumerate(frame.columns)}
-    return type(frame)(every, index=frame.index) if hasattr(frame, "index") else type(frame)(every)
-
-
-def _coded(name: str, kind: Category, cells: np.ndarray) -> np.ndarray:
-    """Return what an array holds for the cells of a category."""
-    if kind.is_numeric:
-        return _numbers(cells)
-    codes = kind.codes(cells)
-    warn_of_unknown(name, codes, cells)
-    return codes
+    kinds = ((own[0], kind) for own, kind in types.items())
+    return {
+        name: kind.cells
+        for name, kind in kinds
+        if isinstance(kind, Date) or (isinstance(kind, Category) and not kind.is_numeric)
+    }
 
 
 def warn_of_unknown(name: str, codes: np.ndarray, cells: np.ndarray) -> None:
@@ -208,15 +160,6 @@ def warn_of_unknown(name: str, codes: np.ndarray, cells: np.ndarray) -> None:
         )  # fmt: skip
 
 
-def _refuse_missing(name: str, numbers: np.ndarray) -> None:
-    missing = np.isnan(numbers)
-    if missing.any():
-        raise ValueError(
-            f"X: column {name!r} misses {int(missing.sum())} of {len(numbers)} cells (first in row "
-            f"{int(missing.argmax())}, counted from 0): drop such rows, or give these cells a level of their own"
-        )
-
-
 def _category(name: str, levels: Set[Level], cells: np.ndarray) -> Found:
     """Return a category with the levels in order."""
     check_level_count(len(levels), len(cells), name)
@@ -229,47 +172,24 @@ def _levels(cells: np.ndarray) -> set[Level]:
     there = [cell for cell in cells.tolist() if not is_missing(cell)]
     if all(isinstance(cell, (bool, np.bool_)) for cell in there):
         return {bool(cell) for cell in there}
-    if all(map(_is_number, there)):
+    if all(map(is_number, there)):
         return {float(cell) for cell in there}
     return {_as_text(cell) for cell in there}
 
 
 def _as_text(cell: Any) -> str:
-    return cell.strip() if isinstance(cell, str) else written(cell) if _is_number(cell) else str(cell)
+    return cell.strip() if isinstance(cell, str) else written(cell) if is_number(cell) else str(cell)
 
 
-def _dtype(frame: Any, place: int) -> str:
-    """Return the type of a column, as its library writes it."""
-    types = getattr(frame, "dtypes", None)
-    return "" if types is None else str(list(types)[place]).partition("(")[0]
+def is_number(cell: Any) -> bool:
+    """Return whether a cell of a frame is a number, or missing.
 
+    Args:
+        cell: The cell.
 
-def _cells(frame: Any, place: int) -> np.ndarray:
-    return np.asarray(take_columns(frame, [place]).to_numpy()).ravel()
-
-
-def _other_cells(frame: Any, place: int) -> np.ndarray | None:
-    """Return the cells of a column; None where they are plain numbers."""
-    types = getattr(frame, "dtypes", None)
-    if types is not None and getattr(list(types)[place], "kind", "O") in "iuf":
-        return None
-    cells, categorical = _cells(frame, place), _dtype(frame, place) in ("category", "Categorical", "Enum")
-    if cells.dtype.kind == "M" or cells.dtype.kind == "b":
-        return cells if cells.dtype.kind == "M" else cells.astype(object)
-    if cells.dtype.kind in "iuf":
-        return cells.astype(object) if categorical else None
-    cells = cells.astype(object)
-    return None if all(map(_is_number, cells.tolist())) and not categorical else cells
-
-
-def _numbers(cells: np.ndarray) -> np.ndarray:
-    """Return the numbers among cells of a frame; texts are none, even if they could be read as one."""
-    values = [float(cell) if _is_number(cell) and not is_missing(cell) else np.nan for cell in cells.tolist()]
-    return np.array(values, np.float64)
-
-
-def _is_number(cell: Any) -> bool:
-    """Return whether a cell is a number, or missing."""
+    Returns:
+        True for these; texts are none, even if they could be read as one.
+    """
     if isinstance(cell, (str, bool, np.bool_)):
         return False
     try:

@@ -16,7 +16,9 @@ from ffjord_kit import FFJORD, AdaptiveSolver, FixedSolver
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
+import column_types  # noqa: E402
 import command  # noqa: E402
+import earth  # noqa: E402
 import fitting  # noqa: E402
 import memory  # noqa: E402
 import peers  # noqa: E402
@@ -306,3 +308,21 @@ def test_rows_a_second_are_told_beside_those_of_one_process(monkeypatch):
     assert workers.rows_a_second("table", "cpu") > 0
     rows = [{"set": "table", "device": "cpu", "method": str(n), "rows_a_second": 100.0 * n} for n in (1, 2)]
     assert workers.table(rows).splitlines()[-1] == "| table | cpu | 2 | 200 | 2.00 |"
+
+
+@pytest.mark.parametrize("name", column_types.SETS)
+def test_the_truths_of_column_types_integrate_to_one_and_are_those_of_their_draws(name):
+    truth = column_types.SETS[name]()
+    density = np.exp(truth.log_prob(truth.nodes))
+    assert math.isclose(float((density * truth.weights).sum()), 1, abs_tol=1e-4)
+    drawn = truth.log_prob(truth.draw(20_000, np.random.default_rng(0)))
+    entropy = -float((density * np.log(density) * truth.weights).sum())
+    assert abs(drawn.mean() + entropy) < 5 * drawn.std() / math.sqrt(len(drawn))
+
+
+def test_places_on_the_earth_are_asked_for_in_one_line(monkeypatch, tmp_path):
+    monkeypatch.setenv("FFJORD_KIT_DATA", str(tmp_path))
+    with pytest.raises(ValueError, match=r"earth\.npz is not there: set FFJORD_KIT_DATA"):
+        earth.places("flood")
+    np.savez(tmp_path / "earth.npz", flood=np.array([[10.0, 170.0]], np.float32))
+    assert earth.places("flood").tolist() == [[170.0, 10.0]]

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from ffjord_kit.data import Batch, Rows
 from ffjord_kit.distributions import Base
-from ffjord_kit.estimator.forms import Forms
 from ffjord_kit.flow import Flow
+from ffjord_kit.forms import Forms
 from ffjord_kit.objectives import FlowMatching, Objective
 from ffjord_kit.rows import as_rows
 from ffjord_kit.trace import TraceEstimator

@@ -38,7 +38,7 @@ from ffjord_kit.estimator.scoring import to_data
 from ffjord_kit.estimator.search import LEAST_SHARE, choose, is_small
 from ffjord_kit.estimator.table import context_names, in_order, refuse_repeated
 from ffjord_kit.flow import Flow
-from ffjord_kit.mixed_columns import code_frame, look_at_frame
+from ffjord_kit.mixed_frames import code_frame, look_at_frame
 from ffjord_kit.ode import FixedSolver
 from ffjord_kit.precision import compiled
 from ffjord_kit.progress import training_progress
@@ -401,7 +401,7 @@ class FFJORD(DensityEstimator, TableFields):
     ) -> tuple[Arrays, Domain]:
         refuse_repeated(getattr(X, "columns", ()))
         found = look_at_frame(X, _types_of(self.columns, X)) if is_frame(X) else {}
-        X = as_rows(code_frame(X, found) if found else X)
+        X = as_rows(code_frame(X, found, warned=False) if found else X)
         if getattr(X, "ndim", 2) in (3, 4):
             raise ValueError(f"FFJORD is for tables (n, d); got shape {np.shape(X)}: use ImageFFJORD for images")
         dtype: Any = [np.float64, np.float32] if isinstance(X, np.memmap) else np.float64

@@ -13,25 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ffjord_kit.categories import Category, Date
-from ffjord_kit.column_types import Circle, Types, read_types, types_as_text
+from ffjord_kit.categories import Date
+from ffjord_kit.column_types import Bounded, Circle, Integer, Sphere, Types, read_types, types_as_text
 from ffjord_kit.data import Batch, StreamedRows
 from ffjord_kit.diagnostics.columns import check_columns, check_contexts
-from ffjord_kit.diagnostics.grid import Grid
+from ffjord_kit.diagnostics.grid import Grid, find_grid
 from ffjord_kit.distributions import BASES, Base, ProductBase, outliers_inflate_scale
-from ffjord_kit.estimator.columns import (
-    curved_columns,
-    geometry_of,
-    grid_with_types,
-    refuse_on_manifolds,
-    refuse_two_supports,
-    settled_types,
-    spread_ends,
-    to_internal,
-    to_table,
-    with_bounds_of_types,
-    wrapped,
-)  # fmt: skip
 from ffjord_kit.estimator.data import (
     Arrays,
     Domain,
@@ -43,12 +30,12 @@ from ffjord_kit.estimator.data import (
     tensor,
 )  # fmt: skip
 from ffjord_kit.estimator.fields import TableFields, choice
-from ffjord_kit.estimator.support import Bounds, check_support, inside_support, shortened, support_bounds
 from ffjord_kit.geometry import Geometry
-from ffjord_kit.mixed_columns import code_frame
+from ffjord_kit.mixed_columns import cells_of
+from ffjord_kit.mixed_frames import code_frame, presented
 from ffjord_kit.nn import DYNAMICS, ManifoldDynamics, VectorField
 from ffjord_kit.objectives import FlowMatching, ManifoldMatching, Objective
-from ffjord_kit.rows import as_rows, frame_of, is_frame, take_columns
+from ffjord_kit.rows import as_rows, is_frame, take_columns
 from ffjord_kit.run import RunError
 from ffjord_kit.trace import ExactTrace, TraceEstimator
 from ffjord_kit.transforms import (
@@ -63,6 +50,22 @@ from ffjord_kit.transforms import (
     Transform,
 )  # fmt: skip
 from ffjord_kit.transforms.affine import gaussian_total_correlation
+from ffjord_kit.typed_rows import (
+    Bounds,
+    check_support,
+    curved_columns,
+    geometry_of,
+    inside_support,
+    refuse_two_supports,
+    settled_types,
+    shortened,
+    spread_ends,
+    support_bounds,
+    to_internal,
+    to_table,
+    with_bounds_of_types,
+    wrapped,
+)  # fmt: skip
 
 FEW_COLUMNS = 3
 NARROW, WIDE = (64, 64, 64), (128, 128, 128)  # default widths for few columns, and for more
@@ -309,20 +312,11 @@ class TableDomain(Domain):
         return code_frame(x, self.all_types) if is_frame(x) else x
 
     def presented(self, draws: np.ndarray) -> Any:
-        plain = [kind for kind in self.all_types.values() if not isinstance(kind, Date)]
-        if len(plain) == len(self.all_types) and not any(isinstance(kind, Category) and kind.is_text for kind in plain):
-            return draws
-        cells, named = self.cells, zip(self.all_columns, draws.T, strict=True)
-        return frame_of({name: cells[name](column) if name in cells else column for name, column in named})
+        return presented(draws, self.all_columns, self.all_types)
 
     @property
     def cells(self) -> Mapping[str, Callable[[np.ndarray], np.ndarray]]:
-        kinds = ((own[0], kind) for own, kind in self.all_types.items())
-        return {
-            name: kind.cells
-            for name, kind in kinds
-            if isinstance(kind, Date) or (isinstance(kind, Category) and not kind.is_numeric)
-        }
+        return cells_of(self.all_types)
 
     @property
     def all_columns(self) -> tuple[str, ...]:
@@ -549,3 +543,57 @@ def names_of(x: Any) -> list[str]:
         The names; none of an array.
     """
     return [] if getattr(x, "columns", None) is None else [str(name) for name in x.columns]
+
+
+def grid_with_types(dequantize: Any, types: Types, x: np.ndarray, names: Sequence[str]) -> Grid:
+    """Find the steps of the columns; whole numbers have steps of one, and points on a sphere none.
+
+    Args:
+        dequantize: The field `dequantize`.
+        types: Types by names.
+        x: Rows, shape (n, d).
+        names: Names of the columns.
+
+    Returns:
+        The grid.
+
+    Raises:
+        ValueError: If columns have no such steps.
+    """
+    places = {name: i for i, name in enumerate(names)}
+    whole = {
+        own[0]: 1.0
+        for own, kind in types.items()
+        if isinstance(kind, Integer) or (isinstance(kind, Date) and kind.are_whole(x[:, places[own[0]]]))
+    }
+    smooth = [name for own, kind in types.items() if isinstance(kind, (Sphere, Bounded)) for name in own]
+    named = set() if dequantize is None or isinstance(dequantize, str) else set(dequantize)
+    twice = [name for name in (*whole, *smooth) if name in named]
+    if twice:
+        raise ValueError(f"column {twice[0]!r} has a type in columns and a step in dequantize: drop the latter")
+    found = find_grid(dequantize, x, names)
+    if not types:
+        return found
+    step = [0.0 if name in smooth else whole.get(name, step) for name, step in zip(names, found.step, strict=True)]
+    steps = {name: each for name, each in zip(names, step, strict=True) if each}
+    return find_grid(steps or None, x, names)
+
+
+def refuse_on_manifolds(fields: TableFields, types: Types) -> None:
+    """Refuse what is made for real columns where there are circles or spheres.
+
+    Args:
+        fields: Fields.
+        types: Types by names.
+
+    Raises:
+        ValueError: If a field asks for it.
+    """
+    curved = curved_columns(types)
+    asked = {
+        "transforms": fields.transforms, "robust": fields.robust, "watch": fields.watch,
+        "regularizers hjb": "hjb" in (fields.regularizers or {}),
+    }  # fmt: skip
+    name = next((name for name, value in asked.items() if value), None)
+    if curved and name is not None:
+        raise ValueError(f"{name} is for real columns, and {curved[0]} is a circle or a sphere: leave one of them out")

@@ -50,7 +50,7 @@ class Forms(ABC):
 
     @property
     def cells(self) -> Mapping[str, Callable[[np.ndarray], np.ndarray]]:
-        """What an array's numbers stand for, where not for themselves, as a function of these, by column."""
+        """Functions that turn a column's numbers into the texts, truth values or dates they stand for, by column."""
         return {}
 
     def joined(self, batch: Batch) -> Batch:

@@ -1,18 +1,18 @@
-"""Types of a table's columns by name, and the bounds and the steps that follow from them."""
+"""Rows of a table whose columns have types or a support: checked by them, and in the form that the flow has them."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
 
-from ffjord_kit.categories import Date
-from ffjord_kit.column_types import Bounded, Circle, Integer, Sphere, Types, read_types
-from ffjord_kit.diagnostics.grid import Grid, find_grid
-from ffjord_kit.estimator.fields import TableFields
-from ffjord_kit.estimator.support import Bounds
+from ffjord_kit.column_types import Bounded, Circle, Sphere, Types, read_types
 from ffjord_kit.geometry import Geometry
+
+Bounds = tuple[tuple[float, float], ...]
 
 
 def settled_types(columns: Any, x: np.ndarray, names: Sequence[str], found: Types | None = None) -> Types:
@@ -72,45 +72,6 @@ def with_bounds_of_types(bounds: Bounds, types: Types, names: Sequence[str]) -> 
     return tuple(typed.get(name, pair) for name, pair in zip(names, bounds, strict=True))
 
 
-def grid_with_types(dequantize: Any, types: Types, x: np.ndarray, names: Sequence[str]) -> Grid:
-    """Find the steps of the columns; whole numbers have steps of one, and points on a sphere none.
-
-    Args:
-        dequantize: The field `dequantize`.
-        types: Types by names.
-        x: Rows, shape (n, d).
-        names: Names of the columns.
-
-    Returns:
-        The grid.
-
-    Raises:
-        ValueError: If columns have no such steps.
-    """
-    places = {name: i for i, name in enumerate(names)}
-    whole = {
-        own[0]: 1.0
-        for own, kind in types.items()
-        if isinstance(kind, Integer) or (isinstance(kind, Date) and _all_whole(x[:, places[own[0]]]))
-    }
-    smooth = [name for own, kind in types.items() if isinstance(kind, (Sphere, Bounded)) for name in own]
-    named = set() if dequantize is None or isinstance(dequantize, str) else set(dequantize)
-    twice = [name for name in (*whole, *smooth) if name in named]
-    if twice:
-        raise ValueError(f"column {twice[0]!r} has a type in columns and a step in dequantize: drop the latter")
-    found = find_grid(dequantize, x, names)
-    if not types:
-        return found
-    step = [0.0 if name in smooth else whole.get(name, step) for name, step in zip(names, found.step, strict=True)]
-    steps = {name: each for name, each in zip(names, step, strict=True) if each}
-    return find_grid(steps or None, x, names)
-
-
-def _all_whole(values: np.ndarray) -> bool:
-    """Say whether dates are without times."""
-    return bool((values == np.round(values)).all())
-
-
 def refuse_two_supports(support: Any, types: Types) -> None:
     """Refuse a column with a type and, by name, a support.
 
@@ -136,26 +97,6 @@ def curved_columns(types: Types) -> list[str]:
         Names of circles, and of spheres as "a and b".
     """
     return [" and ".join(own) for own, kind in types.items() if isinstance(kind, (Circle, Sphere))]
-
-
-def refuse_on_manifolds(fields: TableFields, types: Types) -> None:
-    """Refuse what is made for real columns where there are circles or spheres.
-
-    Args:
-        fields: Fields.
-        types: Types by names.
-
-    Raises:
-        ValueError: If a field asks for it.
-    """
-    curved = curved_columns(types)
-    asked = {
-        "transforms": fields.transforms, "robust": fields.robust, "watch": fields.watch,
-        "regularizers hjb": "hjb" in (fields.regularizers or {}),
-    }  # fmt: skip
-    name = next((name for name, value in asked.items() if value), None)
-    if curved and name is not None:
-        raise ValueError(f"{name} is for real columns, and {curved[0]} is a circle or a sphere: leave one of them out")
 
 
 def spread_ends(x: np.ndarray, types: Types, names: Sequence[str], seed: int | None) -> np.ndarray:
@@ -245,3 +186,107 @@ def to_table(x: np.ndarray, types: Types, names: Sequence[str]) -> np.ndarray:
             result[..., columns] = kind.to_angles(x[..., [*columns, behind]])
             behind += 1
     return result
+
+
+def support_bounds(support: Any, names: Sequence[str]) -> Bounds:
+    """Read the support of the columns.
+
+    Args:
+        support: "real", "positive" or ("bounded", low, high), for all columns; a list of these, one for each; or a
+            mapping from names to these, the other columns being real.
+        names: Names of the columns.
+
+    Returns:
+        Bounds (lower, upper) of each column, infinite where it is open.
+
+    Raises:
+        ValueError: If the support cannot be read, names a column that is not there, or does not have one entry for
+            each column.
+    """
+    columns = len(names)
+    if isinstance(support, Mapping):
+        missing = [name for name in support if name not in names]
+        if missing:
+            raise ValueError(f"support names a column {missing[0]!r} that is not there; there are {shortened(names)}")
+        return tuple(_bounds(support.get(name, "real")) for name in names)
+    single = isinstance(support, str) or (isinstance(support, Sequence) and tuple(support[:1]) == ("bounded",))
+    if not single and not isinstance(support, Sequence):
+        raise _support_error(support)
+    entries = [support] if single else list(support)
+    if len(entries) not in (1, columns):
+        raise ValueError(f"support must have one word for all {columns} columns, or one each; got {len(entries)}")
+    bounds = tuple(_bounds(entry) for entry in entries)
+    return bounds * columns if len(bounds) == 1 else bounds
+
+
+def inside_support(x: np.ndarray, bounds: Sequence[tuple[float, float]]) -> np.ndarray:
+    """Return which values lie strictly between the bounds of their columns.
+
+    Args:
+        x: Rows, shape (n, d).
+        bounds: Bounds of each column.
+
+    Returns:
+        A mask, shape (n, d).
+    """
+    lower, upper = np.array(bounds).T
+    return (x > lower) & (x < upper)
+
+
+def check_support(x: np.ndarray, bounds: Sequence[tuple[float, float]], names: Sequence[str]) -> None:
+    """Check that rows lie within their support.
+
+    Args:
+        x: Rows, shape (n, d).
+        bounds: Bounds of each column.
+        names: Names of the columns.
+
+    Raises:
+        ValueError: If some do not; it names the first such column and row.
+    """
+    if not np.isfinite(bounds).any():
+        return
+    for column, (low, high) in enumerate(bounds):
+        rows = np.flatnonzero(~inside_support(x[:, [column]], [bounds[column]]))
+        if not len(rows):
+            continue
+        raise ValueError(
+            f"column {names[column]!r} has {len(rows)} of {len(x)} rows outside its support, {low:g} to {high:g} with "
+            f"both ends left out (first: row {rows[0]}, {x[rows[0], column]:g}): give it another support, or drop them"
+        )
+
+
+def _bounds(entry: Any) -> tuple[float, float]:
+    """Read the support of one column."""
+    if entry == "real":
+        return -math.inf, math.inf
+    if entry == "positive":
+        return 0.0, math.inf
+    if isinstance(entry, str) or not isinstance(entry, Sequence) or len(entry) != 3 or entry[0] != "bounded":
+        raise _support_error(entry)
+    low, high = entry[1:]
+    if not all(isinstance(limit, Real) and math.isfinite(limit) for limit in (low, high)) or not low < high:
+        raise _support_error(entry)
+    return float(low), float(high)
+
+
+def _support_error(support: Any) -> ValueError:
+    return ValueError(f"support must be 'real', 'positive' or ('bounded', LOW, HIGH); got {support!r}")
+
+
+def shortened(words: Sequence[str], limit: int = 10) -> str:
+    """Return the first of many words for a message.
+
+    Args:
+        words: Words.
+        limit: Most words to list.
+
+    Returns:
+        The text, which counts the others.
+
+    Example:
+        >>> shortened(["a", "b", "c"], limit=2)
+        'a, b and 1 more'
+    """
+    more = f" and {len(words) - limit} more" if len(words) > limit else ""
+    return ", ".join(words[:limit]) + more

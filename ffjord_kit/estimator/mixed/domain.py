@@ -22,21 +22,14 @@ from ffjord_kit.categories import MOST_LEVELS, Category
 from ffjord_kit.column_types import Types, read_types, types_as_text
 from ffjord_kit.data import Batch
 from ffjord_kit.diagnostics.grid import Grid
-from ffjord_kit.estimator.categories import fit_categories
-from ffjord_kit.estimator.columns import (
-    grid_with_types,
-    refuse_on_manifolds,
-    refuse_two_supports,
-    settled_types,
-    with_bounds_of_types,
-)  # fmt: skip
 from ffjord_kit.estimator.data import Arrays, TrainingData, refuse_not_finite, tensor
 from ffjord_kit.estimator.fields import TableFields
-from ffjord_kit.estimator.support import support_bounds
-from ffjord_kit.estimator.table import TableDomain, column_names, in_order
+from ffjord_kit.estimator.mixed.probability import fit_categories
+from ffjord_kit.estimator.table import TableDomain, column_names, grid_with_types, in_order, refuse_on_manifolds
 from ffjord_kit.flow import Flow
 from ffjord_kit.mixed_columns import warn_of_unknown
 from ffjord_kit.transforms import Categorical, Preprocess, Transform
+from ffjord_kit.typed_rows import refuse_two_supports, settled_types, support_bounds, with_bounds_of_types
 
 
 @dataclass(frozen=True)
