@@ -18,7 +18,7 @@ from ffjord_kit.column_types import parse_type
 from ffjord_kit.datasets import load, write_chunks
 from ffjord_kit.estimator.mixed import fit_categories
 from ffjord_kit.mixed_columns import look
-from ffjord_kit.mixed_frames import look_at_frame
+from ffjord_kit.mixed_frames import code_frame, look_at_frame
 from ffjord_kit.transforms import Categorical, ContextScaling
 from ffjord_kit.transforms.categorical import SHARE, Factor
 
@@ -116,10 +116,10 @@ def test_columns_of_a_frame_that_are_categories_are_found(table):
 
 def test_a_frame_of_polars_is_read_as_one_of_pandas(table):
     polars = pytest.importorskip("polars")
-    pandas = table.drop(columns="kids")
-    frame = polars.DataFrame({name: pandas[name].to_list() for name in pandas})
-    model, other = FFJORD(**SHORT).fit(pandas), FFJORD(**SHORT).fit(frame)
-    assert np.array_equal(model.score_samples(pandas), other.score_samples(frame))
+    frame = polars.DataFrame({name: table[name].to_list() for name in table})
+    found = look_at_frame(table, {})
+    assert look_at_frame(frame, {}) == found
+    np.testing.assert_array_equal(code_frame(frame, found).to_numpy(), code_frame(table, found).to_numpy())
 
 
 def test_one_category_without_contexts_has_frequencies_by_laplaces_rule():
@@ -172,8 +172,8 @@ def test_codes_reach_the_flow_as_they_are():
 
 
 def test_the_density_of_a_real_column_and_a_category_sums_to_one(table):
-    model = FFJORD(schedule=[("flow_matching", 150)], hidden=(16,), random_state=0).fit(table[["city", "x"]])
-    grid = np.linspace(-9, 9, 600)
+    model = FFJORD(schedule=[("flow_matching", 60)], hidden=(8,), random_state=0).fit(table[["city", "x"]])
+    grid = np.linspace(-9, 9, 250)
     density = [np.exp(model.score_samples(pd.DataFrame({"city": level, "x": grid}))) for level in LEVELS]
     mass = np.sum(density, axis=1) * (grid[1] - grid[0])
     assert mass.sum() == pytest.approx(1, abs=2e-3)
@@ -304,6 +304,15 @@ def test_a_level_of_a_single_row_is_warned_of(table):
     frame.loc[0, "city"] = "Nice"
     with pytest.warns(ColumnTypeWarning, match=r"'city' has levels with a single row \('Nice'\)"):
         FFJORD(**SHORT).check(frame)
+
+
+def test_circles_and_categories_stand_side_by_side(table):
+    phi = np.where(table.city == "Rome", 350.0, 90.0) + 5 * np.random.default_rng(0).normal(size=300)
+    frame = table[["city", "x"]].assign(phi=phi % 360)
+    model = FFJORD(columns={"phi": "circle:360"}, **SHORT).fit(frame)
+    shifted = frame.assign(phi=frame.phi + 360)
+    np.testing.assert_allclose(model.score_samples(frame), model.score_samples(shifted), rtol=0, atol=1e-6)
+    assert model.sample(50, random_state=0).phi.between(0, 360).all()
 
 
 def test_what_is_made_for_numbers_is_refused(fitted, table):

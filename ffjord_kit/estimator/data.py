@@ -187,7 +187,9 @@ class Domain(Forms):
             The fold.
         """
         part = data.fitting[rows]
-        return TrainingData(part.x, part.context, part, data.fitting[judges], codes=data.codes)
+        categorical = data.categorical  # which moves all settings alike
+        judging = data.fitting[judges]
+        return TrainingData(part.x, part.context, part, judging, codes=data.codes, categorical=categorical)
 
     @abstractmethod
     def reason_not_to_search(self) -> str:

@@ -74,7 +74,7 @@ class MixedDomain(TableDomain):
         names = column_names(columns, x.shape[1])
         refuse_not_finite(x, "X", names)
         types = settled_types(fields.columns, x, names, found)
-        categories = {own[0]: kind for own, kind in types.items() if isinstance(kind, Category)}
+        categories = _categories(types, names)
         if not categories:
             return TableDomain.of(fields, x, columns, named=named, context_columns=context_columns, types=types)
         _check_level_total(categories)
@@ -109,7 +109,7 @@ class MixedDomain(TableDomain):
             RunError: If an earlier version fitted it to heavy tails.
         """
         types = read_types(record.get("types"), record["columns"])
-        categories = {own[0]: kind for own, kind in types.items() if isinstance(kind, Category)}
+        categories = _categories(types, record["columns"])
         if not categories:
             return TableDomain.from_record(fields, record)
         if not all(kind.size for kind in categories.values()):
@@ -191,7 +191,7 @@ class MixedDomain(TableDomain):
         if scaled is None:
             raise ValueError("rows of a table with categories need the codes of these")
         user = scaled.shape[1] - self.code_dim
-        fitted = fit_categories(scaled[:, :user], scaled[:, user:], self.sizes)
+        fitted = data.categorical or fit_categories(scaled[:, :user], scaled[:, user:], self.sizes)
         return replace(super()._completed(data), categorical=fitted)
 
     def preprocess(self, data: TrainingData, scaling: str) -> list[Transform]:
@@ -277,6 +277,12 @@ class MixedDomain(TableDomain):
             if kind.is_numeric:
                 warn_of_unknown(name, own, column)
         return np.stack(codes, axis=1)
+
+
+def _categories(types: Types, names: Sequence[str]) -> dict[str, Category]:
+    """Return the columns of categories, in the order of the table."""
+    found = {own[0]: kind for own, kind in types.items() if isinstance(kind, Category)}
+    return {name: found[name] for name in names if name in found}
 
 
 def _check_level_total(categories: Mapping[str, Category]) -> None:
