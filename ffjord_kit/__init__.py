@@ -13,6 +13,7 @@ from ffjord_kit.version import __version__
 
 if TYPE_CHECKING:
     from ffjord_kit import datasets
+    from ffjord_kit.categories import Category, Date
     from ffjord_kit.column_types import Bounded, Circle, Integer, Positive, Real, Sphere
     from ffjord_kit.estimator import FFJORD, DensityModel, ImageFFJORD
     from ffjord_kit.flow import Flow
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
     from ffjord_kit.transforms import CNF, Standardize, Transform
 
 _HOMES = {
-    "Bounded": "column_types", "Circle": "column_types", "Integer": "column_types", "Positive": "column_types",
-    "Real": "column_types", "Sphere": "column_types",
+    "Bounded": "column_types", "Category": "categories", "Circle": "column_types", "Date": "categories",
+    "Integer": "column_types", "Positive": "column_types", "Real": "column_types", "Sphere": "column_types",
     "DensityModel": "estimator", "FFJORD": "estimator", "ImageFFJORD": "estimator",
     "Flow": "flow",
     "ConcatDynamics": "nn", "ResidualDynamics": "nn", "VectorField": "nn",
@@ -35,7 +36,8 @@ _HOMES = {
 }  # fmt: skip
 
 __all__ = [
-    "CNF", "FFJORD", "AdaptiveSolver", "Bounded", "Circle", "ConcatDynamics", "DensityModel", "FixedSolver", "Flow",
+    "CNF", "FFJORD", "AdaptiveSolver", "Bounded", "Category", "Circle", "ConcatDynamics", "Date", "DensityModel",
+    "FixedSolver", "Flow",
     "FlowMatching", "ImageFFJORD", "Integer", "MaximumLikelihood", "PerRowSolver", "Phase", "Positive", "Real",
     "ResidualDynamics", "Sphere", "Standardize", "Transform", "VectorField", "__version__", "datasets", "fit_flow",
 ]  # fmt: skip

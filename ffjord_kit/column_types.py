@@ -6,6 +6,8 @@ r"""Types of columns, by name: where the values of a column live, and so what it
     integer            whole numbers, from 0 on where none is negative  log-probability of a number
     circle:PERIOD      angles, the same again after each PERIOD         nats per unit of the column
     sphere:UNIT        a pair, longitude and latitude in deg or rad     nats per steradian
+    category           levels: texts, truth values or numbers           log-probability of a level
+    date               dates and times, as days since 1970-01-01        nats per day
 
 A type is a word with numbers, on the command line and in config.json, or an object of a class below, in Python. What a
 type leaves open, e.g. whether angles are given from 0 or from minus half a period on, is settled by the rows of a fit.
@@ -13,69 +15,26 @@ type leaves open, e.g. whether angles are given from 0 or from minus half a peri
 
 from __future__ import annotations
 
+import json
 import math
-import warnings
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from numbers import Real as Number
 from typing import Any, ClassVar
 
 import numpy as np
 
+from ffjord_kit.categories import Category, Date
+from ffjord_kit.column_type import Bounds, ColumnType, warn, written
+
 STRIP = 1e-3  # of the range of a bounded column, into which values at a closed end are moved
 TURN = {"deg": 360.0, "rad": 2 * math.pi}  # a full turn in each unit
-FORMS = "real, positive, bounded:LOW:HIGH, integer[:LOW[:HIGH]], circle:PERIOD, sphere:deg or sphere:rad"
+FORMS = (
+    "real, positive, bounded:LOW:HIGH, integer[:LOW[:HIGH]], circle:PERIOD, sphere:deg, sphere:rad, category or date"
+)
 FEW_ROWS = 10  # that say nothing of a unit
 
-Bounds = tuple[float, float]
 Types = dict[tuple[str, ...], "ColumnType"]
-
-
-class ColumnTypeWarning(UserWarning):
-    """Warn of values that suit a column's type badly."""
-
-
-@dataclass(frozen=True)
-class ColumnType(ABC):
-    """A type of one column, or of a pair.
-
-    Attributes:
-        word: Word of the command line.
-        width: Number of columns that it is a type of.
-    """
-
-    word: ClassVar[str]
-    width: ClassVar[int] = 1
-
-    @property
-    def bounds(self) -> Bounds:
-        """Bounds (lower, upper) of the values, infinite where they are open."""
-        return -math.inf, math.inf
-
-    @property
-    @abstractmethod
-    def unit(self) -> str:
-        """Unit of the density, behind the word 'per'."""
-
-    def settled(self, values: np.ndarray, name: str) -> ColumnType:
-        """Check the values of a fit, and settle by them what is open.
-
-        Args:
-            values: Values, shape (n,), or (n, 2) of a pair.
-            name: Name of the column, or names of the pair, for messages.
-
-        Returns:
-            The type, with nothing left open.
-
-        Raises:
-            ValueError: If the values are not of the type.
-        """
-        return self
-
-    def __str__(self) -> str:
-        """Return the type as the command line writes it, e.g. 'bounded:0:1'."""
-        return ":".join([self.word, *(_written(value) for value in astuple(self) if value is not None)])
 
 
 @dataclass(frozen=True)
@@ -156,9 +115,9 @@ class Bounded(ColumnType):
     def settled(self, values: np.ndarray, name: str) -> ColumnType:
         at_ends = int(np.sum((values == self.low) | (values == self.high)))
         if at_ends:
-            _warn(
-                f"column {name!r} has {at_ends} of {len(values)} rows at {_written(self.low)} or "
-                f"{_written(self.high)} itself: they are spread over the outermost {self.strip:g}, as a density has "
+            warn(
+                f"column {name!r} has {at_ends} of {len(values)} rows at {written(self.low)} or "
+                f"{written(self.high)} itself: they are spread over the outermost {self.strip:g}, as a density has "
                 "no room for them at one value"
             )
         return self
@@ -266,12 +225,12 @@ class Circle(ColumnType):
     def settled(self, values: np.ndarray, name: str) -> ColumnType:
         largest = float(np.abs(values).max())
         if largest > 2 * self.period:
-            _warn(
-                f"column {name!r} goes to {largest:g}, many times around a circle of period {_written(self.period)}: "
+            warn(
+                f"column {name!r} goes to {largest:g}, many times around a circle of period {written(self.period)}: "
                 "is the period in the unit of the column?"
             )
         elif self.period == TURN["deg"] and largest <= TURN["rad"] and len(values) > FEW_ROWS:
-            _warn(f"column {name!r} lies within 2 pi: if these are radians, its type is circle:{TURN['rad']!r}")
+            warn(f"column {name!r} lies within 2 pi: if these are radians, its type is circle:{TURN['rad']!r}")
         return self if self.start is not None else Circle(self.period, _start(values, self.period))
 
     def wrap(self, values: np.ndarray) -> np.ndarray:
@@ -328,7 +287,7 @@ class Sphere(ColumnType):
         longitude, latitude = np.abs(values).max(axis=0)
         in_radians = longitude <= TURN["rad"] and latitude <= math.pi / 2 and len(values) > FEW_ROWS
         if self.unit_of_angles == "deg" and in_radians:
-            _warn(f"columns {name} lie within 2 pi and pi / 2: if these are radians, their type is sphere:rad")
+            warn(f"columns {name} lie within 2 pi and pi / 2: if these are radians, their type is sphere:rad")
         return self if self.start is not None else Sphere(self.unit_of_angles, _start(values[:, 0], self.turn))
 
     def check(self, values: np.ndarray, name: str) -> None:
@@ -397,6 +356,8 @@ def parse_type(text: str) -> ColumnType:
         (Integer(low=None, high=None), Sphere(unit_of_angles='deg', start=None))
     """
     word, *parts = (part.strip() for part in text.split(":"))
+    if word == Category.word:
+        return _parse_category(text)
     kind = TYPES.get(word)
     if kind is None:
         raise ValueError(f"expected a type, one of {FORMS}; got {text!r}")
@@ -475,6 +436,16 @@ def units_of(types: Types) -> str:
     return f"per {units}" if units else ""
 
 
+def _parse_category(text: str) -> Category:
+    """Read a category, without levels or with a list of them in JSON."""
+    levels = text.partition(":")[2].strip()
+    try:
+        return Category(tuple(json.loads(levels)) if levels else None)
+    except (TypeError, ValueError) as error:
+        advice = 'expected category, or category:LEVELS with a list of JSON, e.g. category:["a", "b"]'
+        raise ValueError(f"{advice}; got {text!r:.80} ({error})") from None
+
+
 def _read_type(key: Any, value: Any) -> ColumnType:
     """Return the type of a column; the message of an error names it."""
     if isinstance(value, ColumnType):
@@ -529,13 +500,6 @@ def _wrapped(values: np.ndarray, start: float, period: float) -> np.ndarray:
     return np.where(wrapped >= start + period, start, wrapped)  # rounding may reach the end
 
 
-def _written(value: Any) -> str:
-    """Write a number so that it is read back the same; whole ones without a point."""
-    if isinstance(value, str):
-        return value
-    return str(int(value)) if float(value).is_integer() and abs(value) < 1e15 else repr(float(value))
-
-
 def _all_finite(*values: Any) -> bool:
     numbers = all(isinstance(value, Number) and not isinstance(value, bool) for value in values)
     return numbers and all(math.isfinite(float(value)) for value in values)
@@ -545,8 +509,6 @@ def _shown(key: Any) -> str:
     return repr(key if isinstance(key, str) else "+".join(map(str, key)))
 
 
-def _warn(message: str) -> None:
-    warnings.warn(message, ColumnTypeWarning, stacklevel=4)
-
-
-TYPES: dict[str, type[ColumnType]] = {kind.word: kind for kind in (Real, Positive, Bounded, Integer, Circle, Sphere)}
+TYPES: dict[str, type[ColumnType]] = {
+    kind.word: kind for kind in (Real, Positive, Bounded, Integer, Circle, Sphere, Category, Date)
+}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -89,6 +89,20 @@ def shared_tensor(array: np.ndarray) -> Tensor:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that a file opened for reading cannot be written
         return torch.from_numpy(array)
+
+
+def frame_of(columns: Mapping[str, np.ndarray]) -> Any:
+    """Return a frame of pandas.
+
+    Args:
+        columns: Values of each column, shape (n,), by name.
+
+    Returns:
+        The frame.
+    """
+    import pandas as pd
+
+    return pd.DataFrame(dict(columns))
 
 
 def _is_sparse(x: Any) -> bool:

@@ -15,13 +15,14 @@ from ffjord_kit.geometry import Geometry
 Bounds = tuple[tuple[float, float], ...]
 
 
-def settled_types(columns: Any, x: np.ndarray, names: Sequence[str]) -> Types:
+def settled_types(columns: Any, x: np.ndarray, names: Sequence[str], found: Types | None = None) -> Types:
     """Read the types of a table's columns, check the rows by them, and settle what they leave open.
 
     Args:
         columns: The field `columns`.
         x: Rows, shape (n, d).
         names: Names of the columns.
+        found: Types that the data showed, by names, which know the levels of texts.
 
     Returns:
         Types by names.
@@ -29,7 +30,7 @@ def settled_types(columns: Any, x: np.ndarray, names: Sequence[str]) -> Types:
     Raises:
         ValueError: If a type cannot be read, or the rows are not of it.
     """
-    types, places = read_types(columns, names), {name: i for i, name in enumerate(names)}
+    types, places = {**read_types(columns, names), **(found or {})}, {name: i for i, name in enumerate(names)}
     settled: Types = {}
     for own, kind in types.items():
         values = x[:, [places[name] for name in own]]

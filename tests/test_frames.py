@@ -106,15 +106,25 @@ OTHER = {
 
 
 @pytest.mark.parametrize(("cells", "message"), OTHER.values(), ids=OTHER)
-def test_a_column_of_other_kinds_is_named_with_its_first_row(cells, message):
+def test_a_context_of_other_kinds_is_named_with_its_first_row(cells, message):
     frame = pd.DataFrame({"a": X[:, 0], "b": cells})
-    for name, use in {
-        "X": lambda: FFJORD(**TINY).fit(frame),
-        "context": lambda: FFJORD(**TINY).fit(X, context=frame),
-    }.items():
-        with pytest.raises(ValueError, match=f"{name}: {message}") as caught:
-            use()
-        assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match=f"context: {message}") as caught:
+        FFJORD(**TINY).fit(X, context=frame)
+    assert "\n" not in str(caught.value)
+
+
+REFUSED = {
+    "a word among numbers": OTHER["a word among numbers"],
+    "names": ([f"name {i}" for i in range(20)], r"column 'b' must hold numbers; got 'name 0' in row 0 .*: drop it"),
+    "one level": (pd.Categorical(["red"] * 20), r"column 'b' is a category with one level in all rows: drop it"),
+}
+
+
+@pytest.mark.parametrize(("cells", "message"), REFUSED.values(), ids=REFUSED)
+def test_a_column_of_names_or_of_a_few_words_is_refused(cells, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        FFJORD(**TINY).fit(pd.DataFrame({"a": X[:, 0], "b": cells}))
+    assert "\n" not in str(caught.value)
 
 
 def test_a_missing_cell_is_named_by_row_and_column():

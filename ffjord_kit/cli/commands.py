@@ -90,6 +90,9 @@ def cli(context: click.Context) -> None:
     "--noise-columns", heading=MAIN, default="", metavar="COLUMN=ERROR,...",
     help="Columns of the standard deviations of others' measurement errors, which are removed, e.g. a=a_err,b=b_err.",
 )  # fmt: skip
+@headed(
+    "--drop", heading=MAIN, default="", metavar="COLUMN,...", help="Columns to leave out, by name or number, e.g. id,3."
+)
 @headed("--dry-run", heading=MAIN, is_flag=True, help="Check everything, print the configuration as JSON, and stop.")
 @headed(
     "--size",

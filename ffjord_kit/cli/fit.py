@@ -18,6 +18,7 @@ from ffjord_kit.cli.options import field_values
 from ffjord_kit.cli.output import write_training_sheet
 from ffjord_kit.cli.parsing import parse_fields, parse_missing
 from ffjord_kit.cli.sources import LoadedData, load, load_fitted, open_run
+from ffjord_kit.column_types import read_types
 from ffjord_kit.diagnostics.measurement import NOISE, noise_text
 from ffjord_kit.diagnostics.sample_weight import EFFECTIVE
 from ffjord_kit.estimator import FFJORD, ImageFFJORD, from_run
@@ -51,7 +52,8 @@ def fit(options: Mapping[str, Any], explicit: Sequence[str]) -> None:
     seed = workers.broadcast(lambda: _seed(out if resume else None, model.random_state))
     model.set_params(random_state=seed)
     with Console(stderr=True).status(f"reading {source}"):
-        data = load(source, seed=seed, **_load_options(options))
+        known = {own[0]: kind for own, kind in read_types(model.get_params().get("columns")).items()}
+        data = load(source, seed=seed, types=known, **_load_options(options))
     if options["dry_run"]:
         _print_configuration(model, data)
     elif out is not None:
@@ -99,11 +101,13 @@ def _bits(source: str) -> int:
 
 def _load_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options that say which data to read."""
-    columns = [name.strip() for name in options["context_columns"].split(",") if name.strip()]
-    noise = [pair for pair in options["noise_columns"].split(",") if pair.strip()]
+    columns, drop, noise = (
+        [name.strip() for name in options[each].split(",") if name.strip()]
+        for each in ("context_columns", "drop", "noise_columns")
+    )
     missing = (parse_missing(options["missing"] or "") or ()) if options["subsets"] else None
     named = {name: options[name] for name in ("rows", "weight", "size", "grey")}
-    return {"context_columns": columns, "noise_columns": noise, "missing": missing, **named}
+    return {"context_columns": columns, "drop": drop, "noise_columns": noise, "missing": missing, **named}
 
 
 def _is_restarted_run(path: Path, model: Estimator) -> bool:
@@ -121,7 +125,7 @@ def _seed(run: Path | None, requested: int | None) -> int:
 
 def _print_configuration(model: Estimator, data: LoadedData) -> None:
     """Check the data and the fields, and print both as JSON."""
-    model.check(data.x, sample_weight=data.weight, noise_std=data.noise, context=data.context, **_names(data))
+    model.check(data.table, sample_weight=data.weight, noise_std=data.noise, context=data.context, **_names(data))
     shape = {"rows": len(data.x), "columns": list(data.columns), "event_shape": list(data.x.shape[1:])}
     click.echo(json.dumps({"estimator": model.get_params(), "data": {**data.note, **shape}}, indent=2))
 
@@ -139,7 +143,7 @@ def _train(model: Estimator, data: LoadedData, path: Path, **options: Any) -> No
     before = _config(path)
     try:
         model.fit(
-            data.x, sample_weight=data.weight, noise_std=data.noise, context=data.context, run=path, data=data.note,
+            data.table, sample_weight=data.weight, noise_std=data.noise, context=data.context, run=path, data=data.note,
             **options,
         )  # fmt: skip
     except (KeyboardInterrupt, SystemExit):

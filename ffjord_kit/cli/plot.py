@@ -180,6 +180,10 @@ def plot(run: str, out: str, context: str | None, random_state: int, source: str
         ValueError: If a picture exists, or the data or the context do not suit the run.
     """
     opened, model = open_run(run), DensityModel.load(run)
+    if model.domain.code_dim:
+        raise ValueError(
+            f"plot is for tables of numbers, and {model.domain.curved} is no number: draw what sample writes"
+        )
     data = load_fitted(opened, GONE) if source is None else load_for_run(opened, source)
     if model.is_image:
         images = ImageSubject(model, data, _labels(opened, context), random_state, fitted=source is None)

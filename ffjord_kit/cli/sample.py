@@ -9,9 +9,12 @@ import click
 import numpy as np
 
 from ffjord_kit import datasets
+from ffjord_kit.categories import Category
 from ffjord_kit.cli.checks import check_replaceable, parse_given
 from ffjord_kit.cli.output import image_files, write_images
 from ffjord_kit.cli.sources import open_run, parse_context
+from ffjord_kit.column_type import ColumnType
+from ffjord_kit.column_types import read_types
 from ffjord_kit.datasets.writing import TEXT_BYTES
 from ffjord_kit.diagnostics.grid import Grid
 from ffjord_kit.estimator import DensityModel
@@ -79,10 +82,19 @@ def _write(out: str, model: DensityModel, n_samples: int, draws: Mapping[str, An
     widths = [TEXT_BYTES if digits is None else GRID_BYTES + digits for digits in decimals]
     datasets.check_disk(out, n_samples, widths)
     whole = [name for name, digits in zip(columns, decimals, strict=True) if digits == 0]
+    cells = model.domain.cells
+    whole += [own[0] for own, kind in read_types(model.record.get("types")).items() if _has_whole_levels(kind)]
     with progress(f"{n_samples} rows") as on_progress:
         rows = (chunk[:, places] for chunk in model.sample_chunks(n_samples, **draws))
         chunks = _told(rows, n_samples, on_progress)
-        datasets.write_chunks(out, chunks, columns, rows=n_samples, whole=whole)
+        datasets.write_chunks(out, chunks, columns, rows=n_samples, whole=whole, cells=cells)
+
+
+def _has_whole_levels(kind: ColumnType) -> bool:
+    """Say whether a column is a category of whole numbers."""
+    return (
+        isinstance(kind, Category) and kind.is_numeric and all(float(level).is_integer() for level in kind.levels or ())
+    )
 
 
 def _told(chunks: Iterator[np.ndarray], rows: int, on_progress: OnProgress) -> Iterator[np.ndarray]:

@@ -3,39 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import click
 import numpy as np
 
 from ffjord_kit import datasets
+from ffjord_kit.categories import Category, Date
+from ffjord_kit.column_type import ColumnType
+from ffjord_kit.column_types import read_types
 from ffjord_kit.datasets.dataset import listing
 from ffjord_kit.estimator import DensityModel
 from ffjord_kit.estimator.persistence import check_entry, check_record
+from ffjord_kit.rows import frame_of
 from ffjord_kit.run import Run
 from ffjord_kit.training.distributed import current_workers
 
 LEAST_DRAWN = 20  # rows that remain when they are drawn by their weights
 LABEL = "label"  # the column that images can be conditioned on
 NOTE: dict[str, tuple[type, ...]] = {
-    "context_columns": (list,),
-    "classes": (list,),
-    "weight": (str,),
-    "noise_columns": (list,),
-}
+    "context_columns": (list,), "classes": (list,), "drop": (list,), "weight": (str,), "noise_columns": (list,),
+}  # fmt: skip
 SOURCE_NOTE: dict[str, tuple[type, ...]] = {
     "source": (str,), "rows": (int, type(None)), "seed": (int,), "size": (int, type(None)), "grey": (bool,),
 }  # fmt: skip
-RECORDED = (
-    "rows",
-    "seed",
-    "context_columns",
-    "weight",
-    "noise_columns",
-    "size",
-    "grey",
-)  # arguments of `load` that a run records
+# Arguments of `load` that a run records.
+RECORDED = ("rows", "seed", "context_columns", "drop", "weight", "noise_columns", "size", "grey")
 
 
 @dataclass(frozen=True)
@@ -50,6 +44,7 @@ class LoadedData:
         log_prob: True log-density, from points (n, d) to nats (n,); None if it is unknown.
         image_shape: Shape of an image, also of rows that are the pixels of one; None otherwise.
         classes: Names of the classes that number the labels.
+        types: Types of the columns of categories and dates, in whose place x holds numbers, by name.
         weight: Weights of rows, shape (n,), or None.
         noise: Deviations of the measurement errors of rows, shape (n, d), or None.
     """
@@ -61,8 +56,17 @@ class LoadedData:
     log_prob: Callable[[np.ndarray], np.ndarray] | None
     image_shape: tuple[int, ...] | None
     classes: tuple[str, ...] = ()
+    types: Mapping[str, ColumnType] = field(default_factory=dict)
     weight: np.ndarray | None = None
     noise: np.ndarray | None = None
+
+    @property
+    def table(self) -> Any:
+        """The rows as an estimator takes them: an array, or a frame where there are categories or dates."""
+        if not self.types:
+            return self.x
+        named, types = zip(self.columns, self.x.T, strict=True), self.types
+        return frame_of({name: _cells(types.get(name), column) for name, column in named})
 
     @property
     def is_images(self) -> bool:
@@ -148,6 +152,9 @@ def load(
     noise_columns: Sequence[str] = (),
     size: int | None = None,
     grey: bool = False,
+    drop: Sequence[str] = (),
+    missing_ok: bool = False,
+    types: Mapping[str, ColumnType] | None = None,
     missing: Sequence[float | str] | None = None,
     keep_empty: bool = False,
     told: bool = True,
@@ -163,6 +170,9 @@ def load(
         noise_columns: Columns of measurement errors, each as COLUMN=ERROR.
         size: Side that images are cropped and averaged to.
         grey: Whether to convert images to grey levels.
+        drop: Columns of a table to leave out, by name or index.
+        missing_ok: Whether the latter are names alone, and may be missing.
+        types: Types of columns that are known, by name.
         missing: Marks of missing cells; None where no cell may be missing.
         keep_empty: Whether rows without any value stay.
         told: Whether to tell on stderr what was found in a file of a table.
@@ -174,12 +184,15 @@ def load(
         ValueError: If the source cannot be read, or a column is not there.
     """
     if datasets.is_image_source(source):
-        if weight is not None or noise_columns:
-            raise ValueError(f"--weight and --noise-columns are for tables; {source} holds images")
+        if weight is not None or noise_columns or drop:
+            raise ValueError(f"--weight, --noise-columns and --drop are for tables; {source} holds images")
         return _load_images(source, rows=rows, seed=seed, context_columns=context_columns, size=size, grey=grey)
     if size is not None or grey:
         raise ValueError(f"--size and --grey are for images; {source} is a table")
-    dataset = _load_table(source, rows=rows, seed=seed, missing=missing, told=told)
+    dataset = _load_table(
+        source, told=told, rows=rows, seed=seed, missing=missing, types=(types or {}) if missing is None else None,
+        drop=drop, missing_ok=missing_ok,
+    )  # fmt: skip
     dataset = dataset if keep_empty or missing is None else _without_empty_rows(dataset, told)
     note = {
         "source": datasets.locate(source),
@@ -187,18 +200,22 @@ def load(
         "seed": seed,
         "context_columns": list(context_columns),
         "image_shape": None if dataset.image_shape is None else list(dataset.image_shape),
+        **({"drop": list(dataset.dropped)} if drop else {}),
     }
     if weight is None and not context_columns and not noise_columns:
-        return LoadedData(dataset.x, None, dataset.columns, note, dataset.log_prob, dataset.image_shape)
+        shape, known = dataset.image_shape, dataset.log_prob
+        return LoadedData(dataset.x, None, dataset.columns, note, known, shape, types=dataset.types)
     pairs = [_noise_pair(each) for each in noise_columns]
     aside = [*context_columns, *([] if weight is None else [weight]), *(error for _, error in pairs)]
     split = datasets.split_columns(dataset, aside)
+    _refuse_texts(dataset, split.context_columns)
     count, others = len(context_columns), split.context[:, len(context_columns) :]
     note |= {} if weight is None else {"weight": split.context_columns[count]}
     note |= {"noise_columns": list(noise_columns)} if noise_columns else {}
     noise = _noise(split.columns, [column for column, _ in pairs], others[:, others.shape[1] - len(pairs) :])
     return LoadedData(
         split.x, split.context[:, :count] if count else None, split.columns, note, None, None,
+        types={name: kind for name, kind in dataset.types.items() if name in split.columns},
         weight=None if weight is None else others[:, 0], noise=noise if noise_columns else None,
     )  # fmt: skip
 
@@ -251,7 +268,7 @@ def load_fitted(run: Run, advice: str = "put it back there") -> LoadedData:
         raise ValueError(f"{run.path} was made in Python and does not name its data: {advice}")
     try:
         known = {name: note[name] for name in RECORDED if name in note}
-        return load(note["source"], told=False, missing=marks_of_missing(run), **known)
+        return load(note["source"], told=False, types=_types_of(run), missing=marks_of_missing(run), **known)
     except ValueError as error:
         raise ValueError(f"{error}; {run.path} was fitted to it: {advice}") from error
 
@@ -296,11 +313,12 @@ def load_for_run(
         return _load_images_for_run(config, source, rows, seed)
     if datasets.is_image_source(source):
         raise ValueError(f"{source} holds images, and {run.path} is a run on a table of {listing(config['columns'])}")
-    expected, contexts = tuple(config["columns"]), config["data"].get("context_columns", [])
+    expected, note = tuple(config["columns"]), config["data"]
     data = load(
-        source, rows=rows, seed=seed, context_columns=contexts, missing=marks_of_missing(run), keep_empty=keep_empty
+        source, rows=rows, seed=seed, context_columns=note.get("context_columns", []), drop=note.get("drop", []),
+        missing_ok=True, types=_types_of(run), missing=marks_of_missing(run), keep_empty=keep_empty,
     )  # fmt: skip
-    data = _without_weights(data, config["data"].get("weight"), expected)
+    data = _without_weights(data, note.get("weight"), expected)
     places = {name: i for i, name in enumerate(data.columns)}
     if set(expected) <= places.keys():
         return replace(data, x=data.x[:, [places[column] for column in expected]], columns=expected)
@@ -396,16 +414,30 @@ def parse_context(run: Run, text: str | None, count: int) -> np.ndarray | None:
     return rows
 
 
-def _load_table(
-    source: str,
-    *,
-    rows: int | None = None,
-    seed: int = 0,
-    missing: Sequence[float | str] | None = None,
-    told: bool = True,
-) -> datasets.Dataset:
+def _types_of(run: Run) -> dict[str, ColumnType]:
+    """Return the types of a run's columns, categories with their levels."""
+    return {own[0]: kind for own, kind in read_types(run.config.get("types")).items() if len(own) == 1}
+
+
+def _cells(kind: ColumnType | None, column: np.ndarray) -> np.ndarray:
+    """Return the cells of a column, where it is a category or has dates, or else its numbers."""
+    return kind.cells(column) if isinstance(kind, (Category, Date)) else column
+
+
+def _refuse_texts(dataset: datasets.Dataset, names: Sequence[str]) -> None:
+    """Refuse contexts of texts."""
+    for name in names:
+        kind = dataset.types.get(name)
+        if isinstance(kind, Category) and kind.is_text:
+            raise ValueError(
+                f"column {name!r} holds text, and a context must be numbers: leave it out of --context (the density of "
+                "all columns together knows it), or write its levels as columns of 0 and 1"
+            )
+
+
+def _load_table(source: str, *, told: bool = True, **options: Any) -> datasets.Dataset:
     """Read a table; of a file, tell what was found in it."""
-    dataset = datasets.load(source, rows=rows, seed=seed, missing=missing)
+    dataset = datasets.load(source, **options)
     if told and dataset.found and current_workers().is_first:
         click.echo(f"read {source}: {dataset.found}", err=True)
     return dataset

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
+from ffjord_kit.column_type import ColumnType
 from ffjord_kit.datasets import curves, files, pictures, tables, toys
 from ffjord_kit.datasets.dataset import (
     Columns,
@@ -182,7 +183,14 @@ class Table(NamedDataset):
 
 
 def load(
-    source: str | os.PathLike[str], *, rows: int | None = None, seed: int = 0, missing: files.Marks | None = None
+    source: str | os.PathLike[str],
+    *,
+    rows: int | None = None,
+    seed: int = 0,
+    missing: files.Marks | None = None,
+    types: Mapping[str, ColumnType] | None = None,
+    drop: Sequence[str] = (),
+    missing_ok: bool = False,
 ) -> Dataset:
     """Load a table by name or from a file.
 
@@ -196,6 +204,10 @@ def load(
         seed: Seed of everything random.
         missing: Numbers and words that mark missing cells of a file, beside empty ones, NA and their like: these come
             as nan; None where no cell may be missing.
+        types: Types of columns of a file that are known, by name, where its texts, truth values and dates are to be
+            read as categories and days; None where all columns must be numbers.
+        drop: Columns to leave out, by name or index.
+        missing_ok: Whether the latter are names alone, and may be missing.
 
     Returns:
         The table, with its exact log-density where that is known.
@@ -215,11 +227,12 @@ def load(
     check_numbers(rows=rows, seed=seed)
     name, split = _name_and_split(source)
     if name in DATASETS:
-        return DATASETS[name].load(source, split=split, rows=rows, seed=seed)
+        return DATASETS[name].load(source, split=split, rows=rows, seed=seed).without(drop, missing_ok=missing_ok)
     if name.startswith("image:"):
-        return _picture(name).load(source, split=split, rows=rows, seed=seed)
+        return _picture(name).load(source, split=split, rows=rows, seed=seed).without(drop, missing_ok=missing_ok)
     if files.looks_like_path(source):
-        return _take(files.read(source, missing=missing), rows=rows, seed=seed)
+        whole = files.read(source, missing=missing, types=types, drop=drop, missing_ok=missing_ok)
+        return _take(whole, rows=rows, seed=seed)
     raise ValueError(_unknown(source))
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import NamedTuple
 
 import numpy as np
+
+from ffjord_kit.column_type import ColumnType
 
 CHUNK = 1024  # points evaluated at a time, so that memory does not grow with the number of points
 HORIZON = 1e100  # beyond it squared distances overflow, and log p is -inf in floating point
@@ -80,6 +82,8 @@ class Dataset:
         log_prob: Exact log-density in nats, (m, d) -> (m,); None where it is unknown.
         image_shape: Shape of the picture that each row is flattened from; None for other tables.
         found: What was found in its file: rows, columns, and how it was read; empty for data of another origin.
+        types: Types of the columns of texts, truth values and dates, by name; `x` holds numbers in their place.
+        dropped: Names of columns that were left out.
 
     Example:
         >>> Dataset("pairs", np.zeros((5, 2)), ("a", "b")).x.shape
@@ -92,6 +96,31 @@ class Dataset:
     log_prob: Callable[[np.ndarray], np.ndarray] | None = None
     image_shape: tuple[int, ...] | None = None
     found: str = ""
+    types: Mapping[str, ColumnType] = field(default_factory=dict)
+    dropped: tuple[str, ...] = ()
+
+    def without(self, names: Sequence[str], *, missing_ok: bool = False) -> Dataset:
+        """Return the table without some columns.
+
+        Args:
+            names: Columns to leave out, each by its name or, where no column has that name, by its index.
+            missing_ok: Whether they are names alone, and may be missing.
+
+        Returns:
+            The table; its density is not known any more.
+
+        Raises:
+            ValueError: If a name is unknown, or no column is left.
+        """
+        if not names:
+            return self
+        kept = columns_without(self.columns, names, missing_ok=missing_ok)
+        columns = _pick(self.columns, kept)
+        dropped = tuple(name for name in self.columns if name not in columns)
+        types = {name: kind for name, kind in self.types.items() if name in columns}
+        return replace(
+            self, x=self.x[:, kept], columns=columns, types=types, log_prob=None, image_shape=None, dropped=dropped
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,6 +183,33 @@ def split_columns(dataset: Dataset, names: Sequence[str]) -> Columns:
     if not rest:
         raise ValueError(f"all {len(chosen)} columns are context; leave at least one to be modelled")
     return Columns(dataset.x[:, rest], dataset.x[:, chosen], _pick(columns, rest), _pick(columns, chosen))
+
+
+def columns_without(columns: tuple[str, ...], names: Sequence[str], *, missing_ok: bool = False) -> list[int]:
+    """Return the positions of the columns that are left after some are dropped.
+
+    Args:
+        columns: Names of the columns.
+        names: Columns to leave out, by name or index.
+        missing_ok: Whether they are names alone, and may be missing.
+
+    Returns:
+        The positions.
+
+    Raises:
+        ValueError: If a name is unknown, or no column is left.
+
+    Example:
+        >>> columns_without(("id", "age", "size"), ["id", "-1"])
+        [1]
+    """
+    positions = {name: i for i, name in reversed(list(enumerate(columns)))}
+    there = [name for name in names if name in positions or not missing_ok]
+    left_out = {_position(name, columns, positions) for name in there}
+    kept = [i for i in range(len(columns)) if i not in left_out]
+    if not kept:
+        raise ValueError(f"all {len(columns)} columns are dropped; leave at least one")
+    return kept
 
 
 def default_columns(count: int) -> tuple[str, ...]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from ffjord_kit.column_type import ColumnType
 from ffjord_kit.datasets.arrays import read_npy, read_npz
 from ffjord_kit.datasets.columnar import read_feather, read_parquet
 from ffjord_kit.datasets.dataset import Dataset, listing, suggestion
@@ -97,12 +99,23 @@ def _path_and_key(source: str) -> tuple[str, str | None]:
 # ---- reading
 
 
-def read(source: str, *, missing: Marks | None = None) -> Dataset:
-    """Read the table in a file, whose columns are all numbers.
+def read(
+    source: str,
+    *,
+    missing: Marks | None = None,
+    types: Mapping[str, ColumnType] | None = None,
+    drop: Sequence[str] = (),
+    missing_ok: bool = False,
+) -> Dataset:
+    """Read the table in a file.
 
     Args:
         source: Path of the file, or `file.npz:KEY` for one table of several.
         missing: Marks of missing cells, beside empty ones; None where no cell may be missing.
+        types: Types of columns that are known, by name, where texts, truth values and dates are to be read; None where
+            all columns must be numbers.
+        drop: Columns to leave out, by name or index.
+        missing_ok: Whether the latter are names alone, and may be missing.
 
     Returns:
         The table. Arrays (n, height, width) are flattened and get an `image_shape`.
@@ -111,7 +124,10 @@ def read(source: str, *, missing: Marks | None = None) -> Dataset:
         ValueError: If anything is wrong with the file, in one line.
         ImportError: If a library is missing that the file needs.
     """
-    return read_frame(source).dataset(missing)
+    whole = read_frame(source)
+    frame = whole.without(drop, missing_ok=missing_ok)
+    dataset = frame.dataset(missing) if types is None else frame.mixed_dataset(types)
+    return replace(dataset, dropped=tuple(name for name in whole.columns if name not in frame.columns))
 
 
 def read_frame(source: str) -> Frame:

@@ -7,16 +7,19 @@ columns are all numbers.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from ffjord_kit.categories import Category
+from ffjord_kit.column_type import ColumnType
 from ffjord_kit.datasets import validation
 from ffjord_kit.datasets.cells import DATES as DATE_TYPES
 from ffjord_kit.datasets.cells import is_empty, value
-from ffjord_kit.datasets.dataset import Dataset
+from ffjord_kit.datasets.dataset import Dataset, columns_without
 from ffjord_kit.datasets.validation import CellName, check_cells, check_distinct_names, check_finite, check_not_empty
 from ffjord_kit.memory import check_fits
+from ffjord_kit.mixed_columns import Found, as_known, describe
 
 NUMBERS, TRUTH_VALUES, TEXT, DATES = "numbers", "truth values", "text", "dates"  # the kinds of a column
 FAULTS = {TEXT: validation.TEXT, DATES: validation.DATES}
@@ -68,19 +71,95 @@ class Frame:
         Raises:
             ValueError: If a column holds text or dates, or a value is infinite, or missing where none may be.
         """
+        return self._as_numbers(self.numbers, self.kinds, missing=missing)
+
+    def _as_numbers(
+        self, numbers: np.ndarray, kinds: Sequence[str], *, missing: Marks | None = None, droppable: bool = False
+    ) -> Dataset:
+        """Return the table of numbers, if no column of another kind is left."""
         name = self._name_of_cell if missing else self.cell_name or self._name_of_cell
         for kind, fault in FAULTS.items():
-            positions = [j for j, own in enumerate(self.kinds) if own == kind]
+            positions = [j for j, own in enumerate(kinds) if own == kind]
             if positions:
+                how = "drop those columns (--drop)" if droppable else "drop those columns"
+                own = fault._replace(advice=fault.advice.replace("drop those columns", how))
                 other = self._other_than_numbers(positions, missing or ())
-                check_cells(self.name, fault, other, self.columns, cell_name=name)
-        check_finite(self.name, self.numbers, self.columns, cell_name=name, missing=missing is not None)
-        x = self.numbers if not missing else np.where(np.isin(self.numbers, _numbers(missing)), np.nan, self.numbers)
+                check_cells(self.name, own, other, self.columns, cell_name=name)
+        check_finite(self.name, numbers, self.columns, cell_name=name, missing=missing is not None)
+        x = numbers if not missing else np.where(np.isin(numbers, _numbers(missing)), np.nan, numbers)
         empty = 0 if missing is None else int(np.isnan(x).sum())
         shape = f"{_counted(len(x), 'row')}, {_counted(len(self.columns), 'column')}"
         shape += f", {_counted(empty, 'missing cell')}" if empty else ""
         found = f"{shape}; {self.found}" if self.found else shape
         return Dataset(self.name, x, self.columns, image_shape=self.image_shape, found=found)
+
+    def without(self, names: Sequence[str], *, missing_ok: bool = False) -> Frame:
+        """Return the table without some columns.
+
+        Args:
+            names: Columns to leave out, each by its name or, where no column has that name, by its index.
+            missing_ok: Whether they are names alone, and may be missing.
+
+        Returns:
+            The table.
+
+        Raises:
+            ValueError: If a name is unknown, or no column is left.
+        """
+        if not names:
+            return self
+        kept, name = columns_without(self.columns, names, missing_ok=missing_ok), self.cell_name or self._name_of_cell
+        return replace(
+            self,
+            numbers=self.numbers[:, kept],
+            columns=tuple(self.columns[j] for j in kept),
+            kinds=tuple(self.kinds[j] for j in kept),
+            cells={place: self.cells[j] for place, j in enumerate(kept) if j in self.cells},
+            cell_name=lambda row, column: name(row, kept[column]),
+            image_shape=None,
+        )
+
+    def mixed_dataset(self, types: Mapping[str, ColumnType]) -> Dataset:
+        """Return the table, with numbers in the place of categories and dates.
+
+        Args:
+            types: Types that are known, by name; what other columns of texts, truth values and dates are is found.
+
+        Returns:
+            The table, with the types of these columns.
+
+        Raises:
+            ValueError: If a column holds other text, or a value is missing or infinite.
+        """
+        found = {j: seen for j in range(len(self.columns)) if (seen := self._found(j, types)) is not None}
+        if not found:
+            return self._as_numbers(self.numbers, self.kinds, droppable=True)
+        numbers = np.array(self.numbers)
+        for j, seen in found.items():
+            numbers[:, j] = seen.numbers
+        kinds = tuple(NUMBERS if j in found else kind for j, kind in enumerate(self.kinds))
+        dataset = self._as_numbers(numbers, kinds, droppable=True)
+        named = {self.columns[j]: seen.kind for j, seen in found.items()}
+        told = "; ".join(describe(name, kind) for name, kind in named.items())
+        return replace(dataset, types=named, found=f"{dataset.found}; {told}")
+
+    def _found(self, j: int, types: Mapping[str, ColumnType]) -> Found | None:
+        """Return what a column of texts, truth values or dates is."""
+        numbers, kind = self.numbers[:, j], types.get(self.columns[j])
+        if self.kinds[j] == NUMBERS:
+            texts = isinstance(kind, Category) and kind.is_text
+            cells: np.ndarray = numbers.astype(object) if texts else numbers
+        elif self.kinds[j] == TRUTH_VALUES:
+            truths = set(numbers[~np.isnan(numbers)].tolist()) <= {0.0, 1.0}
+            cells = np.array([None if v != v else bool(v) for v in numbers.tolist()], object) if truths else numbers
+        elif (cells := self.cells[j]).dtype.kind not in "Mm":
+            cells = np.array([None if is_empty(cell) else cell for cell in cells.tolist()], object)
+        if cells is numbers:
+            return None
+        try:
+            return as_known(self.columns[j], kind, cells, numbers)
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}") from error
 
     def _other_than_numbers(self, positions: list[int], missing: Marks) -> np.ndarray:
         """Return which cells of some columns hold something that is neither number nor missing, shape (n, d)."""

@@ -10,7 +10,7 @@ import io
 import os
 import shutil
 import zipfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -33,6 +33,9 @@ LONGER = "write .csv or .parquet"
 LIBRARIES = {".parquet": "pyarrow", ".feather": "pyarrow", ".xlsx": "openpyxl"}
 
 
+Cells = Callable[[np.ndarray], np.ndarray]
+
+
 class Heading(NamedTuple):
     """The facts about a table that stand before its rows.
 
@@ -40,11 +43,28 @@ class Heading(NamedTuple):
         columns: Names of the columns.
         rows: Number of rows.
         whole: Names of columns of whole numbers, which text holds without a point.
+        cells: What stands in the place of numbers: texts, truth values or dates, as a function of these, by column.
     """
 
     columns: tuple[str, ...]
     rows: int
     whole: Collection[str]
+    cells: Mapping[str, Cells]
+
+    def column(self, x: np.ndarray, j: int) -> np.ndarray:
+        """Return a column as it is written.
+
+        Args:
+            x: Numbers, shape (n, d).
+            j: Position of the column.
+
+        Returns:
+            Numbers, texts, truth values or dates, shape (n,).
+        """
+        name = self.columns[j]
+        if name in self.cells:
+            return self.cells[name](x[:, j])
+        return _as_whole(x[:, j]) if name in self.whole else x[:, j]
 
 
 Chunks = Iterator[np.ndarray]
@@ -91,6 +111,7 @@ def write_chunks(
     *,
     rows: int,
     whole: Collection[str] = (),
+    cells: Mapping[str, Cells] | None = None,
 ) -> None:
     """Write a table as its rows come, in the format of `write`, so that it may be larger than the memory.
 
@@ -100,17 +121,21 @@ def write_chunks(
         columns: Names of the d columns.
         rows: Number of rows in all.
         whole: Names of columns of whole numbers, which text then holds without a point.
+        cells: What is written in the place of numbers, as a function of these, by column: texts, truth values or dates.
 
     Raises:
-        ValueError: If the file cannot be written there (see `check_writable`), or two names are the same.
+        ValueError: If the file cannot be written there (see `check_writable`) or holds numbers alone, or two names are
+            the same.
         ImportError: If a library is missing that the file needs.
     """
     check_writable(path)
     check_distinct_names(str(path), columns)
     if Path(path).suffix.lower() == ".xlsx" and rows >= SHEET_ROWS:
         raise ValueError(f"{path}: an Excel sheet has {SHEET_ROWS - 1:,} rows below its header; got {rows:,}: {LONGER}")
+    if cells and Path(path).suffix.lower() in (".npy", ".npz"):
+        raise ValueError(f"{path}: holds numbers alone, and column {next(iter(cells))!r} has others: {LONGER}")
     with replacing(os.path.realpath(path)) as temporary, open(temporary, "wb") as file:
-        WRITERS[Path(path).suffix.lower()](file, iter(chunks), Heading(tuple(columns), rows, whole))
+        WRITERS[Path(path).suffix.lower()](file, iter(chunks), Heading(tuple(columns), rows, whole, cells or {}))
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
@@ -180,13 +205,11 @@ def _text_names(columns: tuple[str, ...]) -> tuple[str, ...]:
     return columns if any(map(is_text, columns)) else default_columns(len(columns))
 
 
-def _rows(x: np.ndarray, heading: Heading) -> Iterator[tuple[float, ...]]:
-    """Return rows of Python's numbers, whole ones in columns of whole numbers."""
+def _rows(x: np.ndarray, heading: Heading) -> Iterator[tuple[Any, ...]]:
+    """Return rows of Python's numbers, whole ones in columns of whole numbers, of texts, and of dates in ISO form."""
     table = x if x.dtype.kind in "iu" else x.astype(np.float64)
-    columns = (
-        _as_whole(table[:, j]) if name in heading.whole else table[:, j] for j, name in enumerate(heading.columns)
-    )
-    return zip(*(column.tolist() for column in columns), strict=True)
+    columns = (heading.column(table, j) for j in range(len(heading.columns)))
+    return zip(*((each.astype(str) if each.dtype.kind == "M" else each).tolist() for each in columns), strict=True)
 
 
 def _as_whole(column: np.ndarray) -> np.ndarray:
@@ -230,11 +253,17 @@ def _write_arrow(chunks: Chunks, heading: Heading, make_writer: Callable[[Any], 
 
     writer = None
     for x in chunks:
-        table = pa.table(list(np.ascontiguousarray(x.T)), names=list(heading.columns))
+        columns = [_for_arrow(heading.column(x, j)) for j in range(len(heading.columns))]
+        table = pa.table(columns, names=list(heading.columns))
         writer = writer or make_writer(table.schema)
         writer.write_table(table)
     if writer is not None:
         writer.close()
+
+
+def _for_arrow(column: np.ndarray) -> np.ndarray:
+    """Return a column whose type is the same in all chunks."""
+    return np.ascontiguousarray(column.astype("datetime64[s]") if column.dtype.kind == "M" else column)
 
 
 def _write_excel(file: IO[bytes], chunks: Chunks, heading: Heading) -> None:
@@ -244,7 +273,9 @@ def _write_excel(file: IO[bytes], chunks: Chunks, heading: Heading) -> None:
     sheet = book.create_sheet("table")
     sheet.append(_text_names(heading.columns))
     for row in (row for x in chunks for row in _rows(x, heading)):
-        sheet.append([cell if np.isfinite(cell) else str(cell) for cell in row])  # Excel has no infinite numbers
+        sheet.append(
+            [str(cell) if isinstance(cell, float) and not np.isfinite(cell) else cell for cell in row]
+        )  # Excel has no infinite numbers
     book.save(file)
 
 

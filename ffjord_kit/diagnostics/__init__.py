@@ -31,7 +31,7 @@ from ffjord_kit.diagnostics.landscape import (
     principal_plane,
     random_direction,
 )  # fmt: skip
-from ffjord_kit.diagnostics.misfit import check_training
+from ffjord_kit.diagnostics.misfit import check_categories, check_training
 from ffjord_kit.diagnostics.outliers import SCORES, outlier_scores
 from ffjord_kit.diagnostics.receipt import Receipt, check_steps
 from ffjord_kit.diagnostics.robustness import Attack, attack
@@ -49,7 +49,8 @@ __all__ = [
     "NORMALIZATIONS", "SCORES", "VERDICTS", "Allowed", "Attack", "BitsPerDim", "Condensation", "ControlPath",
     "Correction", "Corrections", "Curvature", "DensitySpectrum", "Diagnosis", "Eigenvalues", "Finding", "GradientCheck",
     "PrincipalPlane", "Receipt", "Shape", "SpectralDensity", "WeightHistory", "WeightLoss", "attack", "bits_per_dim",
-    "check_gradients", "check_spectrum", "check_steps", "check_training", "class_judge", "control_path", "correct",
+    "check_categories", "check_gradients", "check_spectrum", "check_steps", "check_training", "class_judge",
+    "control_path", "correct",
     "curvature_on_plane", "density_judge", "density_spectrum", "diagnose", "gradient_table", "hessian_matrix",
     "initial_scale_phase", "layer_condensation", "loss_along", "loss_on_plane", "loss_shape", "network_condensation",
     "outlier_scores", "plane_spectrum", "principal_plane", "random_direction", "sample_spectrum", "spectral_density",

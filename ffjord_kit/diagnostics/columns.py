@@ -84,8 +84,8 @@ def warn_of_unlearnt_contexts(context: np.ndarray, scaling: ContextScaling, name
         scaling: Scaling of the contexts that was fitted.
         names: Names of their columns.
     """
-    value = scaling.mean.numpy()
-    for column in np.flatnonzero(scaling.constant.numpy() & (context != value).any(axis=0)).tolist():
+    value, constant = (part.numpy()[: context.shape[1]] for part in (scaling.mean, scaling.constant))
+    for column in np.flatnonzero(constant & (context != value).any(axis=0)).tolist():
         _warn(
             f"context column {names[column]!r} was {value[column]:g} in all rows of the fit and has other values now: "
             "the density does not depend on it; fit again with rows in which it varies"

@@ -5,6 +5,7 @@ spread          samples are less probable to the flow than rows are             
 tails           more rows than samples lie where the flow has almost no mass     modes missing, or outliers
 generalization  rows that trained the flow are more probable than others         overfitted
 training        the validation NLL still fell when training ended                too short
+categories      rows have likelier or rarer categories than draws                shifted rows, or dependence missed
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from scipy.stats import binomtest, ttest_ind
 from torch import Tensor
@@ -32,6 +34,7 @@ MODES = "the flow misses modes, or the rows hold outliers: look at those of lowe
 LATE, STILL_FALLING = 0.5, 0.02  # share of the steps after which training is late; nats for each dimension
 OTHER_DATA = "the rows are distributed otherwise than the training rows: fit again on both, or look for what changed"
 TOO_SHORT = "training was too short: give it more steps or seconds"
+CATEGORIES = "the rows have other categories than the fit saw, or these depend on each other otherwise: fit more rows"
 OVERFITTED = "overfitted: hold out more rows for validation, take a smaller network, or get more rows"
 
 
@@ -139,6 +142,23 @@ def check_training(validations: Sequence[tuple[int, float]], size: int) -> Findi
     gain = (min(early) - min(nlls)) / size
     measured = f"validation NLL fell by {gain * size:.3f} nats in the last {1 - LATE:.0%} of {steps[-1]} steps"
     return Finding("training", FAIR if gain > STILL_FALLING else GOOD, measured, TOO_SHORT)
+
+
+def check_categories(rows: np.ndarray, draws: np.ndarray) -> Finding:
+    """Compare the probabilities of rows' categories with those of drawn ones.
+
+    Args:
+        rows: Log-probability of the categories of each row, nats, shape (n,).
+        draws: That of drawn categories, shape (m,).
+
+    Returns:
+        The finding.
+    """
+    difference, p_value = _compare(torch.from_numpy(rows), torch.from_numpy(draws))
+    measured = (
+        f"rows' mean log-probability {rows.mean():.3f} nats, less that of draws {difference:+.3f}; p = {p_value:.2g}"
+    )
+    return Finding("categories", grade_test(p_value, abs(difference), fair=FAIR_NATS), measured, CATEGORIES)
 
 
 def _compare(first: Tensor, second: Tensor) -> tuple[float, float]:

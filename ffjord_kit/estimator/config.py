@@ -17,7 +17,8 @@ from torch import nn
 from ffjord_kit.accuracy import MAX_STEP
 from ffjord_kit.diagnostics.watch import watch_words
 from ffjord_kit.distributions import Base
-from ffjord_kit.estimator.data import Domain, TrainingData
+from ffjord_kit.estimator.data import TrainingData
+from ffjord_kit.estimator.domain import Domain
 from ffjord_kit.estimator.fields import (
     OPEN,
     CommonFields,

@@ -162,7 +162,8 @@ class DerivingModel(ScoringModel):
         Returns:
             Two arrays.
         """
-        x = X if isinstance(X, np.memmap) else np.asarray(as_rows(X), None if self.is_image else np.float64)
+        dtype = None if self.is_image else np.float64
+        x = X if isinstance(X, np.memmap) else np.asarray(as_rows(self.domain.coded(X)), dtype)
         train, held_out = self.split_indices(x)
         return x[train], x[held_out]
 
@@ -184,7 +185,7 @@ class DerivingModel(ScoringModel):
 
     def _rows_of_fit(self, X: Any, context: Any, sample_weight: Any = None) -> Arrays:
         """Return the rows of the fit with their contexts and weights."""
-        rows = np.asarray(as_rows(X), np.float64)
+        rows = np.asarray(as_rows(self.domain.coded(X)), np.float64)
         if NOISE in self.record:
             raise ValueError(
                 "this model was fitted with noise_std, and rows with measurement errors are no draws of it"

@@ -13,24 +13,21 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator, DensityMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor
 
+from ffjord_kit.column_types import Types, read_types
 from ffjord_kit.data import Batch
 from ffjord_kit.diagnostics.sample_weight import EFFECTIVE, check_sample_weight, effective_text
 from ffjord_kit.diagnostics.watch import Watch, watch_words
 from ffjord_kit.estimator.config import Config, build_flow, resolve
-from ffjord_kit.estimator.data import (
-    Arrays,
-    Domain,
-    TrainingData,
-    check_context,
-    tensor,
-    to_numpy,
-)  # fmt: skip
+from ffjord_kit.estimator.data import Arrays, TrainingData, check_context, tensor, to_numpy
 from ffjord_kit.estimator.discretize import FOLLOWING_SHARE, amended, fit_steps, follow_steps
+from ffjord_kit.estimator.domain import Domain
 from ffjord_kit.estimator.fields import CommonFields, ImageFields, TableFields, check_kinds
 from ffjord_kit.estimator.image import ImageDomain
 from ffjord_kit.estimator.measurement_errors import with_noise
 from ffjord_kit.estimator.model import DensityModel
+from ffjord_kit.estimator.names import context_names, in_order, refuse_repeated
 from ffjord_kit.estimator.persistence import (
     check_workers,
     field_values,
@@ -43,12 +40,12 @@ from ffjord_kit.estimator.persistence import (
 from ffjord_kit.estimator.scoring import to_data
 from ffjord_kit.estimator.search import LEAST_SHARE, choose, is_small
 from ffjord_kit.estimator.subsets import marked, table_domain
-from ffjord_kit.estimator.table import context_names, in_order, refuse_repeated
 from ffjord_kit.flow import Flow
+from ffjord_kit.mixed_frames import code_frame, look_at_frame
 from ffjord_kit.ode import FixedSolver
 from ffjord_kit.precision import compiled
 from ffjord_kit.progress import note, training_progress
-from ffjord_kit.rows import as_rows
+from ffjord_kit.rows import as_rows, is_frame
 from ffjord_kit.run import Run
 from ffjord_kit.threads import training_threads
 from ffjord_kit.training import History, Phase, Workers, fit_flow
@@ -169,7 +166,7 @@ class DensityEstimator(DensityMixin, BaseEstimator, CommonFields):
                 config = config.judged_at_the_end()
             listeners = [*_watches(self, flow, rows)]
             if on_samples:
-                listeners.append(_sampler(flow, domain, arrays.context, config.train.seed, on_samples))
+                listeners.append(_sampler(flow, domain, rows.fitting.context, config.train.seed, on_samples))
             history = self._train(flow, rows, config, folder, resume, before, timer, on_step, _all_of(listeners))
             steps = None
             if config.steps is not None and not history.interrupted:
@@ -440,10 +437,11 @@ class FFJORD(DensityEstimator, TableFields):
         context_columns: Sequence[str] | None,
         sample_weight: Any = None,
     ) -> tuple[Arrays, Domain]:
-        X = as_rows(X)
+        refuse_repeated(getattr(X, "columns", ()))
+        found = look_at_frame(X, _types_of(self.columns, X)) if is_frame(X) else {}
+        X = as_rows(code_frame(X, found, warned=False) if found else X)
         if getattr(X, "ndim", 2) in (3, 4):
             raise ValueError(f"FFJORD is for tables (n, d); got shape {np.shape(X)}: use ImageFFJORD for images")
-        refuse_repeated(getattr(X, "columns", ()))
         dtype: Any = [np.float64, np.float32] if isinstance(X, np.memmap) else np.float64
         x = marked(validate_data(self, X, dtype=dtype, ensure_min_samples=2, ensure_all_finite=False), self)
         names = getattr(self, "feature_names_in_", None)  # scikit-learn sets it where X carries names
@@ -452,12 +450,12 @@ class FFJORD(DensityEstimator, TableFields):
             _refuse_beside_weights(self)
         domain = table_domain(self).of(
             self, x, columns if names is None else names, named=names is not None,
-            context_columns=context_names(context, context_columns),
+            context_columns=context_names(context, context_columns), found=found,
         )  # fmt: skip
         return Arrays(x, contexts, isinstance(X, np.memmap), weight), domain
 
     def _checked(self, X: Any) -> Any:
-        X = as_rows(X)
+        X = as_rows(self.model_.domain.coded(X))
         if "feature_names_in_" not in vars(self) and self.model_.record.get("columns"):
             X = np.asarray(in_order(X, self.model_.record["columns"]))
         return validate_data(self, X, dtype=np.float64, reset=False, ensure_all_finite=False)
@@ -567,6 +565,11 @@ def _with_model(model: DensityModel) -> Any:
     return estimator
 
 
+def _types_of(columns: Any, frame: Any) -> Types:
+    """Return the types that a user has given to the columns of a frame."""
+    return read_types(columns, [str(name) for name in frame.columns])
+
+
 def _watches(fields: CommonFields, flow: Flow, rows: TrainingData) -> list[OnValidation]:
     """Return a listener to validations that looks at what the fields ask for, beside the rows that were held out."""
     words = watch_words(fields.watch if isinstance(fields, TableFields) else None)
@@ -583,14 +586,15 @@ def _all_of(listeners: Sequence[OnValidation]) -> OnValidation | None:
     return on_validation if listeners else None
 
 
-def _sampler(flow: Flow, domain: Domain, context: np.ndarray | None, seed: int, on_samples: OnSamples) -> OnValidation:
+def _sampler(flow: Flow, domain: Domain, context: Tensor | None, seed: int, on_samples: OnSamples) -> OnValidation:
     """Return a listener to validations that draws, always from the same noise, given the first contexts."""
-    implied = domain.contexts(None, SHOWN_SAMPLES, flow.context_dim) if context is None else context
-    shown = None if implied is None else np.resize(implied, (SHOWN_SAMPLES, implied.shape[1]))
-    contexts = None if shown is None else tensor(shown)
+    if context is None:
+        implied = domain.contexts(None, SHOWN_SAMPLES, flow.context_dim)
+        context = None if implied is None else tensor(implied)
+    contexts = None if context is None else context[torch.arange(SHOWN_SAMPLES) % len(context)]
 
     def on_validation(record: dict[str, Any]) -> None:
         z = flow.base.sample(SHOWN_SAMPLES, torch.Generator().manual_seed(seed))
-        on_samples(record, domain.restore(to_numpy(to_data(flow, Batch(z, contexts), QUICK_SOLVER))))
+        on_samples(record, domain.drawn(to_numpy(to_data(flow, Batch(z, contexts), QUICK_SOLVER)), contexts))
 
     return on_validation

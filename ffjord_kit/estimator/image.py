@@ -15,14 +15,8 @@ from torch import Tensor, nn
 
 from ffjord_kit.data import Batch, Pixels, Subset
 from ffjord_kit.distributions import Base, StandardNormal
-from ffjord_kit.estimator.data import (
-    Arrays,
-    Domain,
-    TrainingData,
-    check_context,
-    held_out_count,
-    tensor,
-)  # fmt: skip
+from ffjord_kit.estimator.data import Arrays, TrainingData, check_context, held_out_count, tensor
+from ffjord_kit.estimator.domain import Domain
 from ffjord_kit.estimator.fields import ImageFields, choice, whole
 from ffjord_kit.flow import Flow
 from ffjord_kit.nn import IMAGE_DYNAMICS

@@ -21,11 +21,12 @@ from ffjord_kit.estimator.data import seed_from, tensor, to_numpy
 from ffjord_kit.estimator.derived import DerivingModel
 from ffjord_kit.estimator.fields import CommonFields, ImageFields, TableFields
 from ffjord_kit.estimator.image import REPORT_PROBES, ImageDomain
+from ffjord_kit.estimator.names import in_order
 from ffjord_kit.estimator.persistence import fields_of_record, load_model, save_model
 from ffjord_kit.estimator.questions import QuestioningModel
 from ffjord_kit.estimator.scoring import placed, spread, to_data
 from ffjord_kit.estimator.subsets import SubsetDomain
-from ffjord_kit.estimator.table import TableDomain, in_order
+from ffjord_kit.estimator.table import TableDomain
 from ffjord_kit.flow import Flow
 from ffjord_kit.objectives import Neighbourhood, Objective
 from ffjord_kit.ode import AdaptiveSolver, FixedSolver
@@ -286,14 +287,27 @@ class DensityModel(DerivingModel, QuestioningModel):
         solvers = {"of reports": self._solver}
         if not self.config.train.guard and any(phase.objective.name == "mle" for phase in self.config.phases):
             solvers["in training"] = self.config.solver
+        flow = self.domain.given_categories(self.reporting_flow)
         found = diagnostics.diagnose(
-            self.reporting_flow, batch.x, batch.context, trained_on=trained_on, solvers=solvers, rows=rows, seed=seed,
+            flow, batch.x, batch.context, trained_on=trained_on, solvers=solvers, rows=rows, seed=seed,
             on_progress=on_progress,
         )  # fmt: skip
         found = found.with_finding(
             diagnostics.check_training(self.history.validations_of(self.density), self.domain.size)
         )
+        if self.domain.code_dim:
+            found = found.with_finding(self._check_categories(batch, seed))
         return found if self.density == "continuous" else found.with_finding(self.receipt(X, context=context).finding)
+
+    def _check_categories(self, batch: Batch, seed: int) -> diagnostics.Finding:
+        """Compare the probability of rows' categories with that of drawn ones, given the same contexts."""
+        generator, user = torch.Generator().manual_seed(seed), cast(Tensor, batch.context)[:, : self.context_dim]
+        drawn = self._with_categories(user if self.context_dim else None, len(batch), generator)
+        probability = [
+            to_numpy(self._categorical.log_prob(self.flow.preprocess.scale_context(each, cast(Tensor, each).double())))
+            for each in (batch.context, drawn)
+        ]
+        return diagnostics.check_categories(*probability)
 
     def weight_loss(
         self, X: Any, *, context: Any = None, objective: Objective[Flow] | None = None, seed: int = 0
@@ -489,7 +503,7 @@ class DensityModel(DerivingModel, QuestioningModel):
         """Return reference rows, their log-densities, and the rows with their contexts."""
         if x is None and self.flow.context_dim and not isinstance(self.domain, SubsetDomain):
             raise ValueError("this model is conditional: pass reference=ROWS and reference_context, e.g. of the fit")
-        batch = self._batch(self.sample(REFERENCE_ROWS, random_state=seed) if x is None else x, context)[0]
+        batch = self._batch(self._draws(REFERENCE_ROWS, random_state=seed) if x is None else x, context)[0]
         batch = batch[torch.linspace(0, len(batch) - 1, min(len(batch), REFERENCE_ROWS)).long()]
         return to_numpy(batch.x), self.evaluate_batch(batch).log_prob, batch
 
@@ -548,10 +562,10 @@ class DensityModel(DerivingModel, QuestioningModel):
         Returns:
             Root mean square errors in standard deviations, by (method, steps).
         """
-        truth, errors = self.reporting_by("continuous").sample(n, context=context, random_state=random_state), {}
+        truth, errors = self.reporting_by("continuous")._draws(n, context=context, random_state=random_state), {}
         for method in STEP_METHODS:
             for steps in STEP_COUNTS:
-                rows = self.sample(n, context=context, random_state=random_state, steps=steps, method=method)
+                rows = self._draws(n, context=context, random_state=random_state, steps=steps, method=method)
                 errors[method, steps] = float(np.sqrt((((rows - truth) / truth.std(0)) ** 2).mean()))
         return errors
 

@@ -16,8 +16,9 @@ import torch
 from ffjord_kit.column_types import types_as_text
 from ffjord_kit.diagnostics.measurement import NOISE
 from ffjord_kit.estimator.config import Config, blank_flow, find_device, report_dtype, resolve
-from ffjord_kit.estimator.data import Domain, seed_from
+from ffjord_kit.estimator.data import seed_from
 from ffjord_kit.estimator.discretize import NOISE_REMOVED, SteppedNote, stepped
+from ffjord_kit.estimator.domain import Domain
 from ffjord_kit.estimator.fields import (
     OPEN,
     CommonFields,
@@ -317,6 +318,7 @@ def load_model(run: Run) -> StoredModel:
         seed, context_dim = record["seed"], record["context_dim"]
         whole("context_dim + 1", context_dim + 1)
         config = resolve(fields, domain, seed=seed, chosen=record.get("chosen", {}))
+        context_dim += domain.code_dim
     _check_size(run, config, domain, context_dim)
     with run.explained("config.json"):
         flow = blank_flow(config, domain, context_dim, seed)

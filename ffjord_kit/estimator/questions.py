@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from ffjord_kit.estimator.data import refuse_not_finite, seed_from
+from ffjord_kit.estimator.names import in_order
 from ffjord_kit.estimator.sampling import SamplingModel
 from ffjord_kit.estimator.subsets import SubsetDomain, question_of
-from ffjord_kit.estimator.table import in_order, inside_support, shortened
+from ffjord_kit.estimator.table import inside_support, shortened
 from ffjord_kit.memory import check_fits
 
 
@@ -217,7 +218,7 @@ class QuestioningModel(SamplingModel):
             ValueError: If rows do not suit the model, or it was not fitted for questions.
         """
         domain = _domain(self)
-        rows = domain.cells(X)
+        rows = domain.observed_cells(X)
         domain.rows(rows)  # which refuses wrong ones
         if draws < 1:
             raise ValueError(f"draws must be at least 1; got {draws}")

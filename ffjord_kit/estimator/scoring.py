@@ -375,21 +375,33 @@ class ScoringModel(StoredModel):
         context = self.domain.implied_context(x) if context is None else context
         contexts = self._contexts(context, self._contexts_given(context) if len(inside) == 1 else len(inside))
         if contexts is None:
-            return Batch(rows), inside
+            return self._joined(Batch(rows)), inside
         inside = np.resize(inside, len(contexts))
         rows = rows.expand(int(inside.sum()), *rows.shape[1:])  # one row under several contexts, or as they are
-        return Batch(rows, tensor(contexts[inside])), inside
+        return self._joined(Batch(rows, tensor(contexts[inside]))), inside
+
+    def _joined(self, batch: Batch) -> Batch:
+        """Return checked rows with the user's contexts in the form of the flow's."""
+        given = 0 if batch.context is None else batch.context.shape[1]
+        if self.domain.code_dim and given != self.context_dim:
+            raise ValueError(f"context must have shape {(len(batch), self.context_dim)}; got {(len(batch), given)}")
+        return self.domain.joined(batch)
+
+    @property
+    def context_dim(self) -> int:
+        """Length of a user's context; the flow's are longer by the codes of categories."""
+        return self.flow.context_dim - self.domain.code_dim
 
     def _contexts(self, context: Any, rows: int) -> np.ndarray | None:
         """Return checked contexts of some rows, shape (rows, c)."""
-        contexts, scaling = self.domain.contexts(context, rows, self.flow.context_dim), self.flow.preprocess.context
-        if contexts is not None and isinstance(scaling, ContextScaling) and contexts.shape[1] == self.flow.context_dim:
+        contexts, scaling = self.domain.contexts(context, rows, self.context_dim), self.flow.preprocess.context
+        if contexts is not None and isinstance(scaling, ContextScaling) and contexts.shape[1] == self.context_dim:
             warn_of_unlearnt_contexts(contexts, scaling, self.domain.context_names(contexts.shape[1]))
         return contexts
 
     def _contexts_given(self, context: Any) -> int:
         """Return the number of contexts; a vector as long as a context is one."""
-        shape, dim = np.shape(context), self.flow.context_dim
+        shape, dim = np.shape(context), self.context_dim
         labels = self.is_image and self.image_domain.classes
         single = not shape or (len(shape) == 1 and dim > 1 and shape[0] == dim and not labels)
         return 1 if single else shape[0]

@@ -25,7 +25,8 @@ from torch import Tensor
 
 from ffjord_kit.data import Batch
 from ffjord_kit.estimator.config import Config, build_flow, resolve
-from ffjord_kit.estimator.data import Domain, TrainingData
+from ffjord_kit.estimator.data import TrainingData
+from ffjord_kit.estimator.domain import Domain
 from ffjord_kit.estimator.fields import OPEN, CommonFields, PhaseSpec
 from ffjord_kit.estimator.table import SCALING_MARGIN
 from ffjord_kit.flow import Flow

@@ -16,11 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ffjord_kit.categories import Category, Date
+from ffjord_kit.column_types import Types, read_types
 from ffjord_kit.data import Batch
 from ffjord_kit.diagnostics.columns import check_columns
 from ffjord_kit.estimator.data import Arrays, TrainingData, refuse_not_finite, tensor
 from ffjord_kit.estimator.fields import TableFields
-from ffjord_kit.estimator.table import TableDomain, column_names, in_order
+from ffjord_kit.estimator.mixed import MixedDomain
+from ffjord_kit.estimator.names import column_names, in_order
+from ffjord_kit.estimator.table import TableDomain
 from ffjord_kit.nn import VectorField
 from ffjord_kit.nn.masked import MaskedField, QuestionContext
 from ffjord_kit.objectives import FlowMatching, Objective
@@ -75,7 +79,7 @@ class SubsetDomain(TableDomain):
     fields: TableFields = field(default_factory=TableFields)
 
     @classmethod
-    def of(
+    def of(  # type: ignore[override]
         cls,
         fields: TableFields,
         x: np.ndarray,
@@ -83,8 +87,10 @@ class SubsetDomain(TableDomain):
         *,
         named: bool,
         context_columns: Sequence[str] = (),
+        found: Types | None = None,
     ) -> TableDomain:
         names = column_names(columns, x.shape[1])
+        _check_types(read_types(fields.columns, names), found or {})
         _check_fields(fields)
         _check_cells(x, names)
         domain = super().of(fields, with_all_cells(x), names, named=named, context_columns=context_columns)
@@ -149,14 +155,14 @@ class SubsetDomain(TableDomain):
         return super().continuous(masked, blocks, options)
 
     def rows(self, x: Any) -> tuple[Tensor, np.ndarray]:
-        x = self.cells(x)
+        x = self.observed_cells(x)
         return super().rows(np.where(np.isnan(x), self.inside, x) if x.shape[1:] == (self.size,) else x)
 
     def implied_context(self, x: Any) -> np.ndarray | None:
-        x = self.cells(x)
+        x = self.observed_cells(x)
         return question_of(~np.isnan(x)) if np.isnan(x).any() else None
 
-    def cells(self, x: Any) -> np.ndarray:
+    def observed_cells(self, x: Any) -> np.ndarray:
         """Return rows with their columns in the order of the fit, and NaN where a cell is missing.
 
         Args:
@@ -181,16 +187,17 @@ class SubsetDomain(TableDomain):
         return np.array([middle if np.isfinite(middle) else 0.0 for middle in middles])
 
 
-def table_domain(fields: TableFields) -> type[TableDomain]:
+def table_domain(fields: TableFields) -> type[SubsetDomain | MixedDomain]:
     """Return the class of a table's domain.
 
     Args:
         fields: Fields.
 
     Returns:
-        SubsetDomain where any question can be asked, else TableDomain.
+        SubsetDomain where any question can be asked, else MixedDomain, whose `of` makes a plain TableDomain where no
+        column is a category.
     """
-    return SubsetDomain if fields.subsets else TableDomain
+    return SubsetDomain if fields.subsets else MixedDomain
 
 
 def marked(x: np.ndarray, fields: TableFields) -> np.ndarray:
@@ -271,6 +278,16 @@ def _check_fields(fields: TableFields) -> None:
 
 def _words(values: Sequence[Any]) -> str:
     return " or ".join(dict.fromkeys(repr(value) for value in values if value not in ((), [])))
+
+
+def _check_types(given: Types, found: Types) -> None:
+    """Refuse columns of texts, truth values and dates."""
+    for own, kind in {**given, **found}.items():
+        if isinstance(kind, (Category, Date)):
+            raise ValueError(
+                f"subsets=True takes columns of numbers alone yet, and {own[0]!r} is of type {kind.word}: leave it out "
+                "(--drop), or fit without subsets"
+            )
 
 
 def _check_cells(x: np.ndarray, names: Sequence[str]) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar, cast
@@ -13,26 +12,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ffjord_kit.categories import Date
 from ffjord_kit.column_types import Bounded, Circle, Integer, Sphere, Types, read_types, types_as_text
 from ffjord_kit.data import Batch, StreamedRows
 from ffjord_kit.diagnostics.columns import check_columns, check_contexts
 from ffjord_kit.diagnostics.grid import Grid, find_grid
 from ffjord_kit.diagnostics.sample_weight import split_weights
 from ffjord_kit.distributions import BASES, Base, ProductBase, outliers_inflate_scale
-from ffjord_kit.estimator.data import (
-    Arrays,
-    Domain,
-    TrainingData,
-    check_context,
-    held_out_count,
-    refuse_not_finite,
-    tensor,
-)  # fmt: skip
+from ffjord_kit.estimator.data import Arrays, TrainingData, check_context, held_out_count, refuse_not_finite, tensor
+from ffjord_kit.estimator.domain import Domain
 from ffjord_kit.estimator.fields import TableFields, choice
+from ffjord_kit.estimator.names import column_names, context_in_order, in_order
 from ffjord_kit.geometry import Geometry
+from ffjord_kit.mixed_columns import cells_of
+from ffjord_kit.mixed_frames import code_frame, presented
 from ffjord_kit.nn import DYNAMICS, ManifoldDynamics, VectorField
 from ffjord_kit.objectives import FlowMatching, ManifoldMatching, Objective
-from ffjord_kit.rows import as_rows, shared_tensor, take_columns
+from ffjord_kit.rows import is_frame, shared_tensor
 from ffjord_kit.run import RunError
 from ffjord_kit.trace import ExactTrace, TraceEstimator
 from ffjord_kit.transforms import (
@@ -55,7 +51,6 @@ from ffjord_kit.typed_rows import (
     inside_support,
     refuse_two_supports,
     settled_types,
-    shortened,
     spread_ends,
     support_bounds,
     to_internal,
@@ -115,6 +110,7 @@ class TableDomain(Domain):
         *,
         named: bool,
         context_columns: Sequence[str] = (),
+        types: Types | None = None,
     ) -> TableDomain:
         """Return the domain of a table to be fitted.
 
@@ -124,6 +120,7 @@ class TableDomain(Domain):
             columns: Names of the columns; x0, x1, ... if None.
             named: Whether the data came with these names.
             context_columns: Names of the contexts; none where they have none.
+            types: Settled types by names; None for those that the fields give.
 
         Returns:
             The domain.
@@ -133,7 +130,7 @@ class TableDomain(Domain):
         """
         names = column_names(columns, x.shape[1])
         refuse_not_finite(x, "X", names)
-        types = settled_types(fields.columns, x, names)
+        types = settled_types(fields.columns, x, names) if types is None else types
         refuse_two_supports(fields.support, types)
         refuse_on_manifolds(fields, types)
         grid = grid_with_types(fields.dequantize, types, x, names)
@@ -254,11 +251,12 @@ class TableDomain(Domain):
         some = _spread(len(kept), FITTED_ROWS)
         if not arrays.streamed:
             every = Batch(tensor(x[kept]).double(), context, weight, noise)
-            data = TrainingData(every.x, context, every[some], judges, weight=weight, noise=noise)
-            return self._with_conditional(data)
+            return self._completed(
+                TrainingData(every.x, context, every[some], judges, weight=weight, noise=noise, codes=self.code_dim)
+            )
         streamed = StreamedRows(shared_tensor(x), torch.from_numpy(held_out))
         fitting = Batch(streamed.fetch(some), *(None if part is None else part[some] for part in (context, weight)))
-        return self._with_conditional(TrainingData(streamed, context, fitting, judges, weight=weight))
+        return self._completed(TrainingData(streamed, context, fitting, judges, weight=weight))
 
     def split(self, x: Any, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
         return self._split(len(x), fraction, seed, isinstance(x, np.memmap))
@@ -296,7 +294,7 @@ class TableDomain(Domain):
         return max(a * b for a, b in zip(widths[:-1], widths[1:], strict=True))
 
     def rows(self, x: Any) -> tuple[Tensor, np.ndarray]:
-        x = np.asarray(in_order(x, self.columns), dtype=np.float64)
+        x = np.asarray(in_order(self.coded(x), self.columns), dtype=np.float64)
         if x.ndim != 2 or x.shape[1] != len(self.columns) or not len(x):
             raise ValueError(f"expected rows of shape (n >= 1, {len(self.columns)}); got {x.shape}")
         refuse_not_finite(x, "X", self.columns)
@@ -309,6 +307,26 @@ class TableDomain(Domain):
 
     def context_names(self, dim: int) -> list[str]:
         return list(self.context_columns) or super().context_names(dim)
+
+    def coded(self, x: Any) -> Any:
+        return code_frame(x, self.all_types) if is_frame(x) else x
+
+    def presented(self, draws: np.ndarray) -> Any:
+        return presented(draws, self.all_columns, self.all_types)
+
+    @property
+    def cells(self) -> Mapping[str, Callable[[np.ndarray], np.ndarray]]:
+        return cells_of(self.all_types)
+
+    @property
+    def all_columns(self) -> tuple[str, ...]:
+        """Names of all columns of the table, categories among them."""
+        return self.columns
+
+    @property
+    def all_types(self) -> Types:
+        """Types of all columns of the table that have one."""
+        return self.types
 
     def restore(self, x: np.ndarray) -> np.ndarray:
         if self.geometry.is_flat:
@@ -339,9 +357,9 @@ class TableDomain(Domain):
         return np.sort(order[count:]), order[:count]
 
     def fold(self, data: TrainingData, rows: Tensor, judges: Tensor) -> TrainingData:
-        return self._with_conditional(_with_unit_weights(super().fold(data, rows, judges)))
+        return self._completed(_with_unit_weights(super().fold(data, rows, judges)))
 
-    def _with_conditional(self, data: TrainingData) -> TrainingData:
+    def _completed(self, data: TrainingData) -> TrainingData:
         """Return the data with the location and scale that follow their contexts."""
         if data.scaled_context is None:
             return data
@@ -435,117 +453,6 @@ def _spread(rows: int, most: int) -> Tensor:
     return torch.linspace(0, rows - 1, min(rows, most), dtype=torch.float64).long()
 
 
-def column_names(columns: Sequence[str] | None, count: int) -> tuple[str, ...]:
-    """Return the names of columns for messages and files.
-
-    Args:
-        columns: Names; x0, x1, ... if None.
-        count: Number of columns.
-
-    Returns:
-        The names.
-
-    Raises:
-        ValueError: If their number is not that of the columns.
-    """
-    names = tuple(f"x{i}" for i in range(count)) if columns is None else tuple(map(str, columns))
-    if len(names) != count:
-        raise ValueError(f"columns must name {count} columns; got {len(names)}: {', '.join(names[:5])}")
-    return names
-
-
-def in_order(x: Any, columns: Sequence[str]) -> Any:
-    """Bring the columns of a frame into the order of the fit, by their names.
-
-    Args:
-        x: Rows; those of a frame carry names.
-        columns: Names of the fit's columns.
-
-    Returns:
-        The rows; an array, or a frame without any of the names, comes back as it is.
-
-    Raises:
-        ValueError: If a frame has some of the names and lacks others.
-    """
-    x = as_rows(x)
-    places = {name: i for i, name in enumerate(names_of(x))}
-    missing = [name for name in columns if name not in places]
-    if not places or len(missing) == len(columns):
-        return x
-    if missing:
-        raise ValueError(f"X lacks columns of the fit: {shortened(missing)}; it has {shortened(list(places))}")
-    return take_columns(x, [places[name] for name in columns])
-
-
-def refuse_repeated(names: Iterable[Any]) -> None:
-    """Refuse columns of the same name.
-
-    Args:
-        names: Names of the columns.
-
-    Raises:
-        ValueError: If a name is repeated; the message has the first one.
-    """
-    repeated = [name for name, times in Counter(map(str, names)).items() if times > 1]
-    if repeated:
-        raise ValueError(f"two columns are called {repeated[0]!r}: give each its own name")
-
-
-def context_in_order(context: Any, columns: Sequence[str]) -> Any:
-    """Bring the columns of a frame of contexts into the order of the fit, by their names.
-
-    Args:
-        context: Contexts; those of a frame carry names.
-        columns: Names of the fit's contexts; none where it had none.
-
-    Returns:
-        The contexts; an array comes back as it is.
-
-    Raises:
-        ValueError: If a frame lacks columns, or has others.
-    """
-    names = names_of(context)
-    if not names or not columns:
-        return context
-    if sorted(names) != sorted(columns):
-        raise ValueError(
-            f"context must have the columns of the fit, {', '.join(columns)}; got {', '.join(names)}: name them so"
-        )
-    return take_columns(context, [names.index(name) for name in columns])
-
-
-def context_names(context: Any, columns: Sequence[str] | None) -> tuple[str, ...]:
-    """Return the names of the contexts of a fit.
-
-    Args:
-        context: Contexts, or None; those of a frame carry names.
-        columns: Names of an array's, or None.
-
-    Returns:
-        The names; none of an array without.
-
-    Raises:
-        ValueError: If they are not one for each column, or one occurs twice.
-    """
-    names = tuple(names_of(context) or map(str, columns or ()))
-    expected = np.shape(context)[1] if np.ndim(context) == 2 else min(np.ndim(context), 1)
-    if names and (len(names) != expected or len(set(names)) < len(names)):
-        raise ValueError(f"context needs {expected} different names of its columns; got {', '.join(names)}")
-    return names
-
-
-def names_of(x: Any) -> list[str]:
-    """Return the names of the columns of a frame.
-
-    Args:
-        x: A frame, or an array.
-
-    Returns:
-        The names; none of an array.
-    """
-    return [] if getattr(x, "columns", None) is None else [str(name) for name in x.columns]
-
-
 def grid_with_types(dequantize: Any, types: Types, x: np.ndarray, names: Sequence[str]) -> Grid:
     """Find the steps of the columns; whole numbers have steps of one, and points on a sphere none.
 
@@ -564,7 +471,12 @@ def grid_with_types(dequantize: Any, types: Types, x: np.ndarray, names: Sequenc
     found = find_grid(dequantize, x, names)
     if not types:
         return found
-    whole = {own[0]: 1.0 for own, kind in types.items() if isinstance(kind, Integer)}
+    places = {name: i for i, name in enumerate(names)}
+    whole = {
+        own[0]: 1.0
+        for own, kind in types.items()
+        if isinstance(kind, Integer) or (isinstance(kind, Date) and kind.are_whole(x[:, places[own[0]]]))
+    }
     smooth = [name for own, kind in types.items() if isinstance(kind, (Sphere, Bounded)) for name in own]
     named = set() if dequantize is None or isinstance(dequantize, str) else set(dequantize)
     twice = [name for name in (*whole, *smooth) if name in named]

@@ -83,19 +83,31 @@ class ContextScaling(nn.Module):
             self.register_buffer(name, value)
 
     @classmethod
-    def of(cls, context: Tensor) -> ContextScaling:
+    def of(cls, context: Tensor, *, plain: int = 0) -> ContextScaling:
         """Fit the scaling to contexts.
 
         Args:
             context: Contexts in float64, shape (n, c).
+            plain: Number of elements at the end, codes of 0 and 1, that stay as they are.
 
         Returns:
             The scaling.
         """
+        if plain:
+            return cls._with_plain(context[:, : context.shape[1] - plain], plain)
         curve = Curve(*(torch.cat(parts) for parts in zip(*map(_curve, context.split(1, dim=1)), strict=True)))
         v, varies = curve(context), context.amax(0) > context.amin(0)
         mean, scale = torch.where(varies, v.mean(0), context[0]), torch.where(varies, v.std(0, correction=0), CONSTANT)
         return cls(curve, mean, scale, ((v - mean) / scale).abs().amax(0).clamp(*EDGES))
+
+    @classmethod
+    def _with_plain(cls, context: Tensor, plain: int) -> ContextScaling:
+        """Fit the scaling to contexts, with elements behind them that stay as they are."""
+        beside = cls.blank(context.new_zeros(plain))
+        parts = [cls.of(context), beside] if context.shape[1] else [beside]
+        names = ("centre", "width", "mean", "scale", "edge")
+        centre, width, mean, scale, edge = (torch.cat([getattr(part, name) for part in parts]) for name in names)
+        return cls(Curve(centre, width), mean, scale, edge)
 
     @classmethod
     def blank(cls, zeros: Tensor) -> ContextScaling:

@@ -1,0 +1,137 @@
+"""Frames with columns of text, truth values and dates: numbers in their place, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ffjord_kit.categories import Category, Date
+from ffjord_kit.column_types import Types
+from ffjord_kit.mixed_columns import Found, as_known, cells_of, is_missing, is_number, warn_of_unknown
+from ffjord_kit.rows import frame_of, take_columns
+
+
+def look_at_frame(frame: Any, types: Types) -> Types:
+    """Find the columns of a frame that are categories or dates.
+
+    Args:
+        frame: Frame of pandas or polars.
+        types: Types that the user has given, by names.
+
+    Returns:
+        Types by names, with the levels of categories.
+
+    Raises:
+        ValueError: If a category has one level, or too many.
+    """
+    given: Types = {own: kind for own, kind in types.items() if len(own) == 1}
+    found: Types = {}
+    for place, name in enumerate(map(str, frame.columns)):
+        kind, cells = given.get((name,)), _other_cells(frame, place)
+        if cells is None or not isinstance(kind, (Category, Date, type(None))):
+            continue
+        categorical = _dtype(frame, place) in ("category", "Categorical", "Enum")
+        kind = Category() if kind is None and categorical else kind
+        seen = Found(kind, cells) if kind not in (None, Category()) else as_known(name, kind, cells, _numbers(cells))
+        if seen is not None:
+            found[name,] = seen.kind
+    return found
+
+
+def code_frame(frame: Any, types: Types, *, warned: bool = True) -> Any:
+    """Return a frame with numbers in the place of categories and dates.
+
+    Args:
+        frame: Frame of pandas or polars.
+        types: Types by names.
+        warned: Whether to warn of levels that a fit has not seen.
+
+    Returns:
+        A frame of the same library; the same one where nothing is to be done.
+
+    Raises:
+        ValueError: If a cell of a category or a date is missing, or no date.
+    """
+    columns: dict[int, np.ndarray] = {}
+    for place, name in enumerate(map(str, frame.columns)):
+        kind = types.get((name,))
+        cells = _other_cells(frame, place)
+        if cells is None or not isinstance(kind, (Category, Date)):
+            continue
+        columns[place] = _coded(name, kind, cells, warned=warned)
+        _refuse_missing(name, columns[place])
+    if not columns:
+        return frame
+    every = {name: columns.get(place, _cells(frame, place)) for place, name in enumerate(frame.columns)}
+    return type(frame)(every, index=frame.index) if hasattr(frame, "index") else type(frame)(every)
+
+
+def presented(draws: np.ndarray, names: Sequence[str], types: Types) -> Any:
+    """Return draws as a user holds the data.
+
+    Args:
+        draws: Draws, shape (n, d).
+        names: Names of the columns.
+        types: Types by names.
+
+    Returns:
+        A frame of pandas where a column is of texts or of dates, else the draws.
+    """
+    if not any(isinstance(kind, Date) or (isinstance(kind, Category) and kind.is_text) for kind in types.values()):
+        return draws
+    cells = cells_of(types)
+    named = zip(names, draws.T, strict=True)
+    return frame_of({name: cells[name](column) if name in cells else column for name, column in named})
+
+
+def _coded(name: str, kind: Category | Date, cells: np.ndarray, *, warned: bool) -> np.ndarray:
+    """Return what an array holds for the cells of a category, or for dates."""
+    if isinstance(kind, Date):
+        return kind.days(cells)
+    if kind.is_numeric:
+        return _numbers(cells)
+    codes = kind.codes(cells)
+    if warned:
+        warn_of_unknown(name, codes, cells)
+    return codes
+
+
+def _refuse_missing(name: str, numbers: np.ndarray) -> None:
+    missing = np.isnan(numbers)
+    if missing.any():
+        raise ValueError(
+            f"X: column {name!r} misses {int(missing.sum())} of {len(numbers)} cells (first in row "
+            f"{int(missing.argmax())}, counted from 0): drop such rows, or give these cells a level of their own"
+        )
+
+
+def _dtype(frame: Any, place: int) -> str:
+    """Return the type of a column, as its library writes it."""
+    types = getattr(frame, "dtypes", None)
+    return "" if types is None else str(list(types)[place]).partition("(")[0]
+
+
+def _cells(frame: Any, place: int) -> np.ndarray:
+    return np.asarray(take_columns(frame, [place]).to_numpy()).ravel()
+
+
+def _other_cells(frame: Any, place: int) -> np.ndarray | None:
+    """Return the cells of a column; None where they are plain numbers."""
+    types = getattr(frame, "dtypes", None)
+    if types is not None and getattr(list(types)[place], "kind", "O") in "iuf":
+        return None
+    cells, categorical = _cells(frame, place), _dtype(frame, place) in ("category", "Categorical", "Enum")
+    if cells.dtype.kind == "M" or cells.dtype.kind == "b":
+        return cells if cells.dtype.kind == "M" else cells.astype(object)
+    if cells.dtype.kind in "iuf":
+        return cells.astype(object) if categorical else None
+    cells = cells.astype(object)
+    return None if all(map(is_number, cells.tolist())) and not categorical else cells
+
+
+def _numbers(cells: np.ndarray) -> np.ndarray:
+    """Return the numbers among cells of a frame; texts are none, even if they could be read as one."""
+    values = [float(cell) if is_number(cell) and not is_missing(cell) else np.nan for cell in cells.tolist()]
+    return np.array(values, np.float64)
