@@ -21,7 +21,7 @@ from scipy.special import logsumexp
 from scipy.stats import norm, poisson, vonmises
 
 from ffjord_kit import FFJORD, Circle, Integer, Sphere
-from ffjord_kit.column_types import ColumnType
+from ffjord_kit.columns.types import ColumnType
 
 TEST_ROWS = 10_000
 DEGREE = math.pi / 180

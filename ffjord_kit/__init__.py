@@ -13,8 +13,8 @@ from ffjord_kit.version import __version__
 
 if TYPE_CHECKING:
     from ffjord_kit import datasets
-    from ffjord_kit.categories import Category, Date
-    from ffjord_kit.column_types import Bounded, Circle, Integer, Positive, Real, Sphere
+    from ffjord_kit.columns.categories import Category, Date
+    from ffjord_kit.columns.types import Bounded, Circle, Integer, Positive, Real, Sphere
     from ffjord_kit.estimator import FFJORD, DensityModel, ImageFFJORD
     from ffjord_kit.flow import Flow
     from ffjord_kit.nn import ConcatDynamics, ResidualDynamics, VectorField

@@ -13,12 +13,12 @@ import torch
 from commands import call
 
 from ffjord_kit import FFJORD, Category, Date
-from ffjord_kit.column_type import ColumnTypeWarning
-from ffjord_kit.column_types import parse_type
+from ffjord_kit.columns.base import ColumnTypeWarning
+from ffjord_kit.columns.frames import code_frame, look_at_frame
+from ffjord_kit.columns.mixed import look
+from ffjord_kit.columns.types import parse_type
 from ffjord_kit.datasets import load, write_chunks
-from ffjord_kit.estimator.mixed import fit_categories
-from ffjord_kit.mixed_columns import look
-from ffjord_kit.mixed_frames import code_frame, look_at_frame
+from ffjord_kit.estimator.tables.mixed import fit_categories
 from ffjord_kit.transforms import Categorical, ContextScaling
 from ffjord_kit.transforms.categorical import SHARE, Factor
 

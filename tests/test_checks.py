@@ -9,7 +9,7 @@ import pytest
 
 from ffjord_kit import FFJORD, datasets
 from ffjord_kit.diagnostics.columns import DegenerateDataWarning, check_columns
-from ffjord_kit.estimator.names import in_order
+from ffjord_kit.estimator.tables.names import in_order
 
 NAMES = ("a", "b", "c", "sum")
 

@@ -22,8 +22,8 @@ from ffjord_kit import (
     Standardize,
 )
 from ffjord_kit.cli.parsing import parse_columns
-from ffjord_kit.column_type import ColumnTypeWarning
-from ffjord_kit.column_types import parse_type, read_types, types_as_text
+from ffjord_kit.columns.base import ColumnTypeWarning
+from ffjord_kit.columns.types import parse_type, read_types, types_as_text
 
 SHORT = {"schedule": [("flow_matching", 20)], "hidden": (8,), "random_state": 0}
 TEXTS = {

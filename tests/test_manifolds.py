@@ -11,7 +11,7 @@ import torch
 from commands import call
 
 from ffjord_kit import FFJORD, Circle, FixedSolver, Flow, Integer, Positive, Sphere
-from ffjord_kit.column_type import ColumnTypeWarning
+from ffjord_kit.columns.base import ColumnTypeWarning
 from ffjord_kit.data import Batch
 from ffjord_kit.diagnostics.integral import over_turns
 from ffjord_kit.distributions import ProductBase, StandardNormal

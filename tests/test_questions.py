@@ -12,7 +12,7 @@ from torch.distributions import Normal
 
 from ffjord_kit import FFJORD, Flow, ResidualDynamics, datasets
 from ffjord_kit.data import Batch
-from ffjord_kit.estimator.subsets import question_of, with_all_cells
+from ffjord_kit.estimator.tables.subsets import question_of, with_all_cells
 from ffjord_kit.nn.masked import MaskedField, QuestionContext
 from ffjord_kit.objectives import SteppedLikelihood
 from ffjord_kit.objectives.subsets import ask, on_questions, random_masks

@@ -18,7 +18,7 @@ from ffjord_kit.cli.options import field_values
 from ffjord_kit.cli.output import write_training_sheet
 from ffjord_kit.cli.parsing import parse_fields, parse_missing
 from ffjord_kit.cli.sources import LoadedData, load, load_fitted, open_run
-from ffjord_kit.column_types import read_types
+from ffjord_kit.columns.types import read_types
 from ffjord_kit.diagnostics.measurement import NOISE, noise_text
 from ffjord_kit.diagnostics.sample_weight import EFFECTIVE
 from ffjord_kit.estimator import FFJORD, ImageFFJORD, from_run

@@ -11,7 +11,7 @@ import click
 from ffjord_kit import datasets, metrics
 from ffjord_kit.cli.output import CONSOLE, OVER_ROWS, plain_table, print_rows
 from ffjord_kit.cli.sources import open_run
-from ffjord_kit.column_types import read_types, units_of
+from ffjord_kit.columns.types import read_types, units_of
 from ffjord_kit.diagnostics.measurement import NOISE, noise_text
 from ffjord_kit.diagnostics.sample_weight import EFFECTIVE, effective_text
 from ffjord_kit.estimator.discretize import SteppedNote

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ffjord_kit.column_types import read_types, types_as_text
+from ffjord_kit.columns.types import read_types, types_as_text
 from ffjord_kit.words import OBJECTIVES, REGULARIZERS, ZUKO_TRANSFORMS
 
 

@@ -9,12 +9,12 @@ import click
 import numpy as np
 
 from ffjord_kit import datasets
-from ffjord_kit.categories import Category
 from ffjord_kit.cli.checks import check_replaceable, parse_given
 from ffjord_kit.cli.output import image_files, write_images
 from ffjord_kit.cli.sources import open_run, parse_context
-from ffjord_kit.column_type import ColumnType
-from ffjord_kit.column_types import read_types
+from ffjord_kit.columns.base import ColumnType
+from ffjord_kit.columns.categories import Category
+from ffjord_kit.columns.types import read_types
 from ffjord_kit.datasets.writing import TEXT_BYTES
 from ffjord_kit.diagnostics.grid import Grid
 from ffjord_kit.estimator import DensityModel

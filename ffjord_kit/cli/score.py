@@ -13,7 +13,7 @@ import torch
 from ffjord_kit import datasets, metrics, plots
 from ffjord_kit.cli.output import CONSOLE, OVER_ROWS, plain_table, print_rows, with_error
 from ffjord_kit.cli.sources import LoadedData, find_fitted, held_out, load_for_run, open_run
-from ffjord_kit.column_types import read_types, units_of
+from ffjord_kit.columns.types import read_types, units_of
 from ffjord_kit.datasets.splits import subset_rows
 from ffjord_kit.diagnostics.measurement import NOISE
 from ffjord_kit.estimator import DensityModel

@@ -10,9 +10,9 @@ import click
 import numpy as np
 
 from ffjord_kit import datasets
-from ffjord_kit.categories import Category, Date
-from ffjord_kit.column_type import ColumnType
-from ffjord_kit.column_types import read_types
+from ffjord_kit.columns.base import ColumnType
+from ffjord_kit.columns.categories import Category, Date
+from ffjord_kit.columns.types import read_types
 from ffjord_kit.datasets.dataset import listing
 from ffjord_kit.estimator import DensityModel
 from ffjord_kit.estimator.persistence import check_entry, check_record

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ffjord_kit.column_type import ColumnType
+from ffjord_kit.columns.base import ColumnType
 from ffjord_kit.datasets import curves, files, pictures, tables, toys
 from ffjord_kit.datasets.dataset import (
     Columns,

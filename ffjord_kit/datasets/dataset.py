@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ffjord_kit.column_type import ColumnType
+from ffjord_kit.columns.base import ColumnType
 
 CHUNK = 1024  # points evaluated at a time, so that memory does not grow with the number of points
 HORIZON = 1e100  # beyond it squared distances overflow, and log p is -inf in floating point

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from ffjord_kit.column_type import ColumnType
+from ffjord_kit.columns.base import ColumnType
 from ffjord_kit.datasets.arrays import read_npy, read_npz
 from ffjord_kit.datasets.columnar import read_feather, read_parquet
 from ffjord_kit.datasets.dataset import Dataset, listing, suggestion

@@ -11,15 +11,15 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ffjord_kit.categories import Category
-from ffjord_kit.column_type import ColumnType
+from ffjord_kit.columns.base import ColumnType
+from ffjord_kit.columns.categories import Category
+from ffjord_kit.columns.mixed import Found, as_known, describe
 from ffjord_kit.datasets import validation
 from ffjord_kit.datasets.cells import DATES as DATE_TYPES
 from ffjord_kit.datasets.cells import is_empty, value
 from ffjord_kit.datasets.dataset import Dataset, columns_without
 from ffjord_kit.datasets.validation import CellName, check_cells, check_distinct_names, check_finite, check_not_empty
 from ffjord_kit.memory import check_fits
-from ffjord_kit.mixed_columns import Found, as_known, describe
 
 NUMBERS, TRUTH_VALUES, TEXT, DATES = "numbers", "truth values", "text", "dates"  # the kinds of a column
 FAULTS = {TEXT: validation.TEXT, DATES: validation.DATES}

@@ -1,8 +1,4 @@
-"""Data on their way in and out: arrays, contexts, seeds, held-out rows, and the domain that they come from.
-
-A `Domain` is the one place where tables and images differ. It checks data, fits the preprocessing and the base, gives
-the defaults of open fields, and brings draws back to the form of the data.
-"""
+"""Data on their way in and out: arrays, contexts, seeds, and held-out rows."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from ffjord_kit.estimator.discretize import fit_steps
 from ffjord_kit.estimator.fields import positive, whole
 from ffjord_kit.estimator.persistence import prepare_reports
 from ffjord_kit.estimator.scoring import ScoringModel
-from ffjord_kit.estimator.subsets import SubsetDomain
+from ffjord_kit.estimator.tables.subsets import SubsetDomain
 from ffjord_kit.objectives.reflow import Reflow, stack_pairs
 from ffjord_kit.ode import FINEST_SINGLE
 from ffjord_kit.precision import single_precision

@@ -16,7 +16,7 @@ import torch
 from ffjord_kit.data import Batch
 from ffjord_kit.diagnostics import Receipt, check_steps
 from ffjord_kit.estimator.data import TrainingData
-from ffjord_kit.estimator.measurement_errors import NEEDS_STEPS
+from ffjord_kit.estimator.tables.measurement_errors import NEEDS_STEPS
 from ffjord_kit.flow import Flow
 from ffjord_kit.objectives import Objective
 from ffjord_kit.ode import SolveError

@@ -1,4 +1,8 @@
-"""Domain: a kind of data, how it is checked, preprocessed, trained on, reported and given back."""
+"""Domain: the one place where kinds of data differ.
+
+It checks data, fits the preprocessing and the base, gives the defaults of open fields, and brings draws back to the
+form of the data.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +18,8 @@ from torch import Tensor, nn
 
 from ffjord_kit.distributions import Base
 from ffjord_kit.estimator.data import Arrays, TrainingData, check_context
+from ffjord_kit.estimator.forms import Forms
 from ffjord_kit.flow import Flow
-from ffjord_kit.forms import Forms
 from ffjord_kit.objectives import FlowMatching, Objective
 from ffjord_kit.trace import TraceEstimator
 from ffjord_kit.transforms import CNF, ContextScaling, Transform

@@ -15,7 +15,8 @@ from sklearn.base import BaseEstimator, DensityMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from ffjord_kit.column_types import Types, read_types
+from ffjord_kit.columns.frames import code_frame, look_at_frame
+from ffjord_kit.columns.types import Types, read_types
 from ffjord_kit.data import Batch
 from ffjord_kit.diagnostics.sample_weight import EFFECTIVE, check_sample_weight, effective_text
 from ffjord_kit.diagnostics.watch import Watch, watch_words
@@ -25,9 +26,7 @@ from ffjord_kit.estimator.discretize import FOLLOWING_SHARE, amended, fit_steps,
 from ffjord_kit.estimator.domain import Domain
 from ffjord_kit.estimator.fields import CommonFields, ImageFields, TableFields, check_kinds
 from ffjord_kit.estimator.image import ImageDomain
-from ffjord_kit.estimator.measurement_errors import with_noise
 from ffjord_kit.estimator.model import DensityModel
-from ffjord_kit.estimator.names import context_names, in_order, refuse_repeated
 from ffjord_kit.estimator.persistence import (
     check_workers,
     field_values,
@@ -39,9 +38,10 @@ from ffjord_kit.estimator.persistence import (
 )  # fmt: skip
 from ffjord_kit.estimator.scoring import to_data
 from ffjord_kit.estimator.search import LEAST_SHARE, choose, is_small
-from ffjord_kit.estimator.subsets import marked, table_domain
+from ffjord_kit.estimator.tables.measurement_errors import with_noise
+from ffjord_kit.estimator.tables.names import context_names, in_order, refuse_repeated
+from ffjord_kit.estimator.tables.subsets import marked, table_domain
 from ffjord_kit.flow import Flow
-from ffjord_kit.mixed_frames import code_frame, look_at_frame
 from ffjord_kit.ode import FixedSolver
 from ffjord_kit.precision import compiled
 from ffjord_kit.progress import note, training_progress

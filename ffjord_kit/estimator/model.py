@@ -21,12 +21,12 @@ from ffjord_kit.estimator.data import seed_from, tensor, to_numpy
 from ffjord_kit.estimator.derived import DerivingModel
 from ffjord_kit.estimator.fields import CommonFields, ImageFields, TableFields
 from ffjord_kit.estimator.image import REPORT_PROBES, ImageDomain
-from ffjord_kit.estimator.names import in_order
 from ffjord_kit.estimator.persistence import fields_of_record, load_model, save_model
 from ffjord_kit.estimator.questions import QuestioningModel
 from ffjord_kit.estimator.scoring import placed, spread, to_data
-from ffjord_kit.estimator.subsets import SubsetDomain
-from ffjord_kit.estimator.table import TableDomain
+from ffjord_kit.estimator.tables.names import in_order
+from ffjord_kit.estimator.tables.subsets import SubsetDomain
+from ffjord_kit.estimator.tables.table import TableDomain
 from ffjord_kit.flow import Flow
 from ffjord_kit.objectives import Neighbourhood, Objective
 from ffjord_kit.ode import AdaptiveSolver, FixedSolver

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ffjord_kit.column_types import types_as_text
+from ffjord_kit.columns.types import types_as_text
 from ffjord_kit.diagnostics.measurement import NOISE
 from ffjord_kit.estimator.config import Config, blank_flow, find_device, report_dtype, resolve
 from ffjord_kit.estimator.data import seed_from
@@ -29,7 +29,7 @@ from ffjord_kit.estimator.fields import (
     whole,
 )  # fmt: skip
 from ffjord_kit.estimator.image import ImageDomain
-from ffjord_kit.estimator.subsets import table_domain
+from ffjord_kit.estimator.tables.subsets import table_domain
 from ffjord_kit.flow import Flow
 from ffjord_kit.run import Run, RunError, claimed, damaged, to_json, unfit
 from ffjord_kit.training import History, Workers

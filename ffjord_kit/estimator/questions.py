@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from ffjord_kit.columns.rows import inside_support, shortened
 from ffjord_kit.estimator.data import refuse_not_finite, seed_from
-from ffjord_kit.estimator.names import in_order
 from ffjord_kit.estimator.sampling import SamplingModel
-from ffjord_kit.estimator.subsets import SubsetDomain, question_of
-from ffjord_kit.estimator.table import inside_support, shortened
+from ffjord_kit.estimator.tables.names import in_order
+from ffjord_kit.estimator.tables.subsets import SubsetDomain, question_of
 from ffjord_kit.memory import check_fits
 
 

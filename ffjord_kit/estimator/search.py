@@ -28,7 +28,7 @@ from ffjord_kit.estimator.config import Config, build_flow, resolve
 from ffjord_kit.estimator.data import TrainingData
 from ffjord_kit.estimator.domain import Domain
 from ffjord_kit.estimator.fields import OPEN, CommonFields, PhaseSpec
-from ffjord_kit.estimator.table import SCALING_MARGIN
+from ffjord_kit.estimator.tables.table import SCALING_MARGIN
 from ffjord_kit.flow import Flow
 from ffjord_kit.noise import keyed_generator
 from ffjord_kit.ode import OutOfTime, SolveError, time_limit

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ffjord_kit.column_types import Bounded, Circle, Sphere, Types, read_types
+from ffjord_kit.columns.types import Bounded, Circle, Sphere, Types, read_types
 from ffjord_kit.geometry import Geometry
 
 Bounds = tuple[tuple[float, float], ...]

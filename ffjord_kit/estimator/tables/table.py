@@ -12,8 +12,25 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ffjord_kit.categories import Date
-from ffjord_kit.column_types import Bounded, Circle, Integer, Sphere, Types, read_types, types_as_text
+from ffjord_kit.columns.categories import Date
+from ffjord_kit.columns.frames import code_frame, presented
+from ffjord_kit.columns.mixed import cells_of
+from ffjord_kit.columns.rows import (
+    Bounds,
+    check_support,
+    curved_columns,
+    geometry_of,
+    inside_support,
+    refuse_two_supports,
+    settled_types,
+    spread_ends,
+    support_bounds,
+    to_internal,
+    to_table,
+    with_bounds_of_types,
+    wrapped,
+)  # fmt: skip
+from ffjord_kit.columns.types import Bounded, Circle, Integer, Sphere, Types, read_types, types_as_text
 from ffjord_kit.data import Batch, StreamedRows
 from ffjord_kit.diagnostics.columns import check_columns, check_contexts
 from ffjord_kit.diagnostics.grid import Grid, find_grid
@@ -22,10 +39,8 @@ from ffjord_kit.distributions import BASES, Base, ProductBase, outliers_inflate_
 from ffjord_kit.estimator.data import Arrays, TrainingData, check_context, held_out_count, refuse_not_finite, tensor
 from ffjord_kit.estimator.domain import Domain
 from ffjord_kit.estimator.fields import TableFields, choice
-from ffjord_kit.estimator.names import column_names, context_in_order, in_order
+from ffjord_kit.estimator.tables.names import column_names, context_in_order, in_order
 from ffjord_kit.geometry import Geometry
-from ffjord_kit.mixed_columns import cells_of
-from ffjord_kit.mixed_frames import code_frame, presented
 from ffjord_kit.nn import DYNAMICS, ManifoldDynamics, VectorField
 from ffjord_kit.objectives import FlowMatching, ManifoldMatching, Objective
 from ffjord_kit.rows import is_frame, shared_tensor
@@ -43,21 +58,6 @@ from ffjord_kit.transforms import (
     Transform,
 )  # fmt: skip
 from ffjord_kit.transforms.affine import gaussian_total_correlation
-from ffjord_kit.typed_rows import (
-    Bounds,
-    check_support,
-    curved_columns,
-    geometry_of,
-    inside_support,
-    refuse_two_supports,
-    settled_types,
-    spread_ends,
-    support_bounds,
-    to_internal,
-    to_table,
-    with_bounds_of_types,
-    wrapped,
-)  # fmt: skip
 from ffjord_kit.weights import resampled
 
 FEW_COLUMNS = 3

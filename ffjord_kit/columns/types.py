@@ -24,8 +24,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ffjord_kit.categories import Category, Date
-from ffjord_kit.column_type import Bounds, ColumnType, warn, written
+from ffjord_kit.columns.base import Bounds, ColumnType, warn, written
+from ffjord_kit.columns.categories import Category, Date
 
 STRIP = 1e-3  # of the range of a bounded column, into which values at a closed end are moved
 TURN = {"deg": 360.0, "rad": 2 * math.pi}  # a full turn in each unit

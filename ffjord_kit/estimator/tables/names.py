@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from ffjord_kit.rows import as_rows, take_columns
-from ffjord_kit.typed_rows import (
+from ffjord_kit.columns.rows import (
     shortened,
 )  # fmt: skip
+from ffjord_kit.rows import as_rows, take_columns
 
 
 def column_names(columns: Sequence[str] | None, count: int) -> tuple[str, ...]:

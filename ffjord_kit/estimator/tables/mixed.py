@@ -18,19 +18,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ffjord_kit.categories import MOST_LEVELS, Category
-from ffjord_kit.column_types import Types, read_types, types_as_text
+from ffjord_kit.columns.categories import MOST_LEVELS, Category
+from ffjord_kit.columns.mixed import warn_of_unknown
+from ffjord_kit.columns.rows import refuse_two_supports, settled_types, support_bounds, with_bounds_of_types
+from ffjord_kit.columns.types import Types, read_types, types_as_text
 from ffjord_kit.data import Batch
 from ffjord_kit.diagnostics.grid import Grid
 from ffjord_kit.estimator.data import Arrays, TrainingData, refuse_not_finite, tensor
 from ffjord_kit.estimator.fields import TableFields
-from ffjord_kit.estimator.mixed.probability import fit_categories
-from ffjord_kit.estimator.names import column_names, in_order
-from ffjord_kit.estimator.table import TableDomain, grid_with_types, refuse_on_manifolds
+from ffjord_kit.estimator.tables.names import column_names, in_order
+from ffjord_kit.estimator.tables.probability import fit_categories
+from ffjord_kit.estimator.tables.table import TableDomain, grid_with_types, refuse_on_manifolds
 from ffjord_kit.flow import Flow
-from ffjord_kit.mixed_columns import warn_of_unknown
 from ffjord_kit.transforms import Categorical, Preprocess, Transform
-from ffjord_kit.typed_rows import refuse_two_supports, settled_types, support_bounds, with_bounds_of_types
 from ffjord_kit.weights import resampled
 
 

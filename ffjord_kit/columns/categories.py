@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ffjord_kit.column_type import ColumnType, warn, written
+from ffjord_kit.columns.base import ColumnType, warn, written
 
 MOST_LEVELS = 100  # of all categories of a table together
 LEVELS_SHOWN = 5  # in messages

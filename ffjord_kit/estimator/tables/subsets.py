@@ -16,22 +16,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ffjord_kit.categories import Category, Date
-from ffjord_kit.column_types import Types, read_types
+from ffjord_kit.columns.categories import Category, Date
+from ffjord_kit.columns.rows import check_support
+from ffjord_kit.columns.types import Types, read_types
 from ffjord_kit.data import Batch
 from ffjord_kit.diagnostics.columns import check_columns
 from ffjord_kit.estimator.data import Arrays, TrainingData, refuse_not_finite, tensor
 from ffjord_kit.estimator.fields import TableFields
-from ffjord_kit.estimator.mixed import MixedDomain
-from ffjord_kit.estimator.names import column_names, in_order
-from ffjord_kit.estimator.table import TableDomain
+from ffjord_kit.estimator.tables.mixed import MixedDomain
+from ffjord_kit.estimator.tables.names import column_names, in_order
+from ffjord_kit.estimator.tables.table import TableDomain
 from ffjord_kit.nn import VectorField
 from ffjord_kit.nn.masked import MaskedField, QuestionContext
 from ffjord_kit.objectives import FlowMatching, Objective
 from ffjord_kit.objectives.subsets import ask, on_questions
 from ffjord_kit.transforms import CNF, ContextScaling, Transform
 from ffjord_kit.transforms.subsets import Elementwise, QuestionScaling, SubsetScaling
-from ffjord_kit.typed_rows import check_support
 
 SCALINGS = ("standardize", "robust", "gaussianize")  # of each column by itself
 NETWORKS = ("residual", "concat_squash", "concat")

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from ffjord_kit.categories import Category, Date
-from ffjord_kit.column_types import Types
-from ffjord_kit.mixed_columns import Found, as_known, cells_of, is_missing, is_number, warn_of_unknown
+from ffjord_kit.columns.categories import Category, Date
+from ffjord_kit.columns.mixed import Found, as_known, cells_of, is_missing, is_number, warn_of_unknown
+from ffjord_kit.columns.types import Types
 from ffjord_kit.rows import frame_of, take_columns
 
 

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ffjord_kit.categories import TRUTHS, Category, Date, Level, check_level_count
-from ffjord_kit.column_type import ColumnType, ColumnTypeWarning, written
-from ffjord_kit.column_types import Types
+from ffjord_kit.columns.base import ColumnType, ColumnTypeWarning, written
+from ffjord_kit.columns.categories import TRUTHS, Category, Date, Level, check_level_count
+from ffjord_kit.columns.types import Types
 
 FEW_TEXTS = 0.05  # share of texts among numbers that are errors
 MOSTLY_DISTINCT = 0.5  # share of different texts in a column of names or numbers of things

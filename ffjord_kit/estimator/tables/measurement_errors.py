@@ -11,7 +11,7 @@ from ffjord_kit.diagnostics.measurement import check_noise_std
 from ffjord_kit.estimator.data import Arrays
 from ffjord_kit.estimator.domain import Domain
 from ffjord_kit.estimator.fields import CommonFields, TableFields, phase_specs
-from ffjord_kit.estimator.table import COLUMNWISE, MOST_STEPPED_COLUMNS, TableDomain
+from ffjord_kit.estimator.tables.table import COLUMNWISE, MOST_STEPPED_COLUMNS, TableDomain
 from ffjord_kit.training.distributed import Workers
 
 NEEDS_STEPS = (

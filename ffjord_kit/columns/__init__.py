@@ -1,0 +1,9 @@
+"""Columns of tables: their types, and rows brought from a user's form into that of the flow and back."""
+
+from ffjord_kit.columns.base import ColumnType, ColumnTypeWarning
+from ffjord_kit.columns.categories import Category, Date
+from ffjord_kit.columns.types import Bounded, Circle, Integer, Positive, Real, Sphere
+
+__all__ = [
+    "Bounded", "Category", "Circle", "ColumnType", "ColumnTypeWarning", "Date", "Integer", "Positive", "Real", "Sphere",
+]  # fmt: skip
