@@ -189,7 +189,7 @@ def test_the_command_line_fits_and_shows_types(table, tmp_path, capsys):
     short = ["--schedule", "flow_matching:5", "--hidden", "8", "--no-verbose"]
     assert call(capsys, "fit", tmp_path / "t.csv", "--out", tmp_path / "run", *short, *options)[0] == 0
     _, told, _ = call(capsys, "info", tmp_path / "run")
-    assert "kids=integer:0,share=bounded:0:1" in told
+    assert "kids=integer:0, share=bounded:0:1" in told
     assert "income=positive" in told
     assert "log-likelihood" in call(capsys, "score", tmp_path / "run", tmp_path / "t.csv")[1]
 

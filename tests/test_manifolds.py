@@ -268,7 +268,7 @@ def test_every_command_works_on_such_a_run_or_refuses_in_one_line(everything, tm
     np.savetxt(table, x, delimiter=",", header="phi,ra,kids,dec,income", comments="")
     code, told, _ = call(capsys, "info", path)
     assert code == 0, told
-    assert "phi=circle:360:-180,ra+dec=sphere:deg:-180" in told
+    assert "phi=circle:360:-180, ra+dec=sphere:deg:-180" in told
     assert "steradian of ra and dec" in told
     assert "steradian of ra and dec" in call(capsys, "score", path, table, "--rows", "50")[1]
     assert call(capsys, "sample", path, "-n", "20", "--out", tmp_path / "new.csv")[0] == 0
