@@ -11,8 +11,8 @@ from sklearn.mixture import GaussianMixture
 
 from ffjord_kit import FFJORD, Standardize, datasets
 from ffjord_kit.estimator import search as auto
-from ffjord_kit.estimator.tables import table
 from ffjord_kit.estimator.fields import OPEN, PhaseSpec
+from ffjord_kit.estimator.tables import table
 from ffjord_kit.training import TrainingDiverged, cross_validation
 from ffjord_kit.training.runtime import Timer
 from ffjord_kit.transforms import SCALINGS, Gaussianize
