@@ -133,8 +133,8 @@ def test_the_determinant_of_steps_in_space_is_that_of_the_sphere():
 def test_the_density_of_any_field_integrates_to_one(case):
     geometry = CASES[case]
     flow = Flow([CNF(field(geometry), (geometry.size,))], base=ProductBase(geometry, None).double())
-    found = over_turns(geometry, lambda points: flow.log_prob(points, solver=FixedSolver("rk4", 16)))
-    assert abs(found.value - 1) < 1e-5
+    found = over_turns(geometry, lambda points: flow.log_prob(points, solver=FixedSolver("rk4", 8)))
+    assert abs(found.value - 1) < 1e-4
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -213,7 +213,7 @@ def test_a_transform_of_some_columns_leaves_the_others():
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory) -> tuple[FFJORD, np.ndarray, object]:
     """A run on a table with columns of every type."""
-    rng, n = np.random.default_rng(0), 300
+    rng, n = np.random.default_rng(0), 120
     sky = sphere_points(n)
     x = np.stack([
         rng.vonmises(3.0, 2.0, n) * 180 / np.pi, sky[:, 0], rng.poisson(3, n), sky[:, 1], rng.lognormal(size=n)
@@ -261,13 +261,14 @@ def test_a_run_goes_on(everything):
     assert np.array_equal(again.score_samples(x[:20]), model.score_samples(x[:20]))
 
 
+@pytest.mark.slow
 def test_every_command_works_on_such_a_run_or_refuses_in_one_line(everything, tmp_path, capsys):
     _, x, path = everything
     table = tmp_path / "t.csv"
     np.savetxt(table, x, delimiter=",", header="phi,ra,kids,dec,income", comments="")
     code, told, _ = call(capsys, "info", path)
     assert code == 0, told
-    assert "phi=circle:360:-180,ra+dec=sphere:deg:-180" in told
+    assert "phi=circle:360:-180, ra+dec=sphere:deg:-180" in told
     assert "steradian of ra and dec" in told
     assert "steradian of ra and dec" in call(capsys, "score", path, table, "--rows", "50")[1]
     assert call(capsys, "sample", path, "-n", "20", "--out", tmp_path / "new.csv")[0] == 0
@@ -291,6 +292,7 @@ def test_doctor_examines_such_a_run(everything, tmp_path, capsys):
     assert "not computed for circles" in told
 
 
+@pytest.mark.slow
 def test_a_receipt_integrates_over_whole_turns():
     x = np.random.default_rng(0).vonmises(3.0, 4.0, (300, 1))
     model = FFJORD(columns={"x0": Circle(2 * np.pi)}, **SHORT).fit(x)
@@ -356,6 +358,7 @@ def test_bases_of_the_real_columns_stand_beside_a_circle(base, tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_contexts_stand_beside_a_circle(tmp_path):
     rng = np.random.default_rng(0)
     c = rng.normal(size=(200, 1))

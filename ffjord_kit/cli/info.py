@@ -122,7 +122,7 @@ def _data(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         more = f", ... {len(columns)} in all" if len(columns) > COLUMNS_SHOWN else ""
         yield "columns", ", ".join(columns[:COLUMNS_SHOWN]) + more
         if config.get("types"):
-            yield "types", option_text(config["types"])
+            yield "types", option_text(config["types"]).replace(",", ", ")
             yield "nats", units_of(read_types(config["types"]))
     else:
         yield "images", " x ".join(map(str, images["shape"])) + f", {images['bits']} bits"
