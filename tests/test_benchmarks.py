@@ -21,6 +21,7 @@ import command  # noqa: E402
 import earth  # noqa: E402
 import fitting  # noqa: E402
 import memory  # noqa: E402
+import mixed_table  # noqa: E402
 import peers  # noqa: E402
 import questions  # noqa: E402
 import race  # noqa: E402
@@ -319,6 +320,14 @@ def test_the_truths_of_column_types_integrate_to_one_and_are_those_of_their_draw
     drawn = truth.log_prob(truth.draw(20_000, np.random.default_rng(0)))
     entropy = -float((density * np.log(density) * truth.weights).sum())
     assert abs(drawn.mean() + entropy) < 5 * drawn.std() / math.sqrt(len(drawn))
+
+
+def test_the_truth_of_the_mixed_table_is_that_of_its_draws():
+    rng = np.random.default_rng(0)
+    train, rows = mixed_table.draw(3000, rng), mixed_table.draw(3000, rng)
+    gap = mixed_table.Gaussians(train).log_prob(rows) - mixed_table.log_prob(rows)
+    assert 0.85 < float(np.exp(gap).mean()) < 1.05  # the integral of a density that covers nearly the same rows
+    assert gap.mean() < 0
 
 
 def test_places_on_the_earth_are_asked_for_in_one_line(monkeypatch, tmp_path):

@@ -478,7 +478,7 @@ def grid_with_types(dequantize: Any, types: Types, x: np.ndarray, names: Sequenc
         if isinstance(kind, Integer) or (isinstance(kind, Date) and kind.are_whole(x[:, places[own[0]]]))
     }
     smooth = [name for own, kind in types.items() if isinstance(kind, (Sphere, Bounded)) for name in own]
-    named = set() if dequantize is None or isinstance(dequantize, str) else set(dequantize)
+    named = set(dequantize) if isinstance(dequantize, (Mapping, list, tuple)) else set()
     twice = [name for name in (*whole, *smooth) if name in named]
     if twice:
         raise ValueError(f"column {twice[0]!r} has a type in columns and a step in dequantize: drop the latter")
