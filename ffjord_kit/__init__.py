@@ -13,8 +13,7 @@ from ffjord_kit.version import __version__
 
 if TYPE_CHECKING:
     from ffjord_kit import datasets
-    from ffjord_kit.columns.categories import Category, Date
-    from ffjord_kit.columns.types import Bounded, Circle, Integer, Positive, Real, Sphere
+    from ffjord_kit.columns import Bounded, Category, Circle, Date, Integer, Positive, Real, Sphere
     from ffjord_kit.estimator import FFJORD, DensityModel, ImageFFJORD
     from ffjord_kit.flow import Flow
     from ffjord_kit.nn import ConcatDynamics, ResidualDynamics, VectorField
@@ -24,8 +23,8 @@ if TYPE_CHECKING:
     from ffjord_kit.transforms import CNF, Standardize, Transform
 
 _HOMES = {
-    "Bounded": "column_types", "Category": "categories", "Circle": "column_types", "Date": "categories",
-    "Integer": "column_types", "Positive": "column_types", "Real": "column_types", "Sphere": "column_types",
+    "Bounded": "columns", "Category": "columns", "Circle": "columns", "Date": "columns",
+    "Integer": "columns", "Positive": "columns", "Real": "columns", "Sphere": "columns",
     "DensityModel": "estimator", "FFJORD": "estimator", "ImageFFJORD": "estimator",
     "Flow": "flow",
     "ConcatDynamics": "nn", "ResidualDynamics": "nn", "VectorField": "nn",

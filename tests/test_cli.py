@@ -100,7 +100,7 @@ def test_help_lists_every_field_under_its_heading_and_every_command(command):
         assert f"--{f.name.replace('_', '-')}" in shown
         assert all(word in shown for word in f.metadata["choices"])
     main_options = shown.partition("Main options:")[2].partition("\n\n")[0]
-    assert len(re.findall(r"^  -", main_options, re.MULTILINE)) == 12
+    assert len(re.findall(r"^  -", main_options, re.MULTILINE)) == 8
     listed = command("--help")
     assert all(name in listed for name in cli.commands)
 

@@ -22,7 +22,7 @@ from ffjord_kit.cli.options import (
 )
 from ffjord_kit.version import __version__
 
-MAIN = "Main"
+MAIN, TABLE = "Main", "Table"
 AHEAD = click.FloatRange(min=0)
 SEED = click.IntRange(0, 2**32 - 1)
 
@@ -83,15 +83,19 @@ def cli(context: click.Context) -> None:
     help="Columns to condition on, by name or number, e.g. a,b; for images: label.",
 )  # fmt: skip
 @headed(
-    "--weight", heading=MAIN, metavar="COLUMN",
+    "--weight", heading=TABLE, metavar="COLUMN",
     help="Column of the rows' weights, by name or number, which leaves the table; weights may be negative.",
 )  # fmt: skip
 @headed(
-    "--noise-columns", heading=MAIN, default="", metavar="COLUMN=ERROR,...",
+    "--noise-columns", heading=TABLE, default="", metavar="COLUMN=ERROR,...",
     help="Columns of the standard deviations of others' measurement errors, which are removed, e.g. a=a_err,b=b_err.",
 )  # fmt: skip
 @headed(
-    "--drop", heading=MAIN, default="", metavar="COLUMN,...", help="Columns to leave out, by name or number, e.g. id,3."
+    "--drop",
+    heading=TABLE,
+    default="",
+    metavar="COLUMN,...",
+    help="Columns to leave out: names or numbers, e.g. id,3.",
 )
 @headed("--dry-run", heading=MAIN, is_flag=True, help="Check everything, print the configuration as JSON, and stop.")
 @headed(

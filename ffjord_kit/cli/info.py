@@ -130,7 +130,7 @@ def _data(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "images", " x ".join(map(str, images["shape"])) + f", {images['bits']} bits"
     yield "context", _context(config)
     if EFFECTIVE in config:
-        yield "weights", weights_text(config)
+        yield "sample weights", weights_text(config)
     if NOISE in config:
         yield "measurement errors", noise_text(config)
 

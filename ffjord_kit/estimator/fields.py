@@ -35,7 +35,7 @@ from ffjord_kit.words import (
     ZUKO_TRANSFORMS,
 )  # fmt: skip
 
-HEADINGS = ("Main", "Network", "Training", "Likelihood training", "Validation", "Accuracy", "Machine")
+HEADINGS = ("Main", "Table", "Network", "Training", "Likelihood training", "Validation", "Accuracy", "Machine")
 OPEN = ("auto", None)  # values of a field that is left open
 FREE = ("random_state",)  # checked by data.seed_from
 KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
@@ -195,21 +195,21 @@ class TableFields(CommonFields):
         ("auto", *BASES),
     )
     dequantize: Dequantize = option(
-        None, "Main", "columns of equal steps that get noise as wide: auto, or names, e.g. age, score 0.5"
+        None, "Table", "columns of equal steps that get noise as wide: auto, or names, e.g. age, score 0.5"
     )
     support: Support = option(
         "real",
-        "Main",
-        "where the data live: real, positive or bounded LOW HIGH; one for all columns, one each, or by name",
+        "Table",
+        "where the data live: real, positive, or bounded with two bounds; one for all columns, one each, or by name",
     )
     columns: Columns = option(
-        None, "Main", "types of columns by name: positive, bounded, integer, circle, or sphere for a pair of columns"
+        None, "Table", "types of columns by name: positive, bounded, integer, circle, sphere (a pair), category or date"
     )
     subsets: bool = option(
-        False, "Main", "learn every question: the density of any columns, given any others; cells may be missing (NaN)"
+        False, "Table", "learn every question: the density of any columns, given any others; cells may be missing (NaN)"
     )
     missing: Missing = option(
-        None, "Main", "marks of missing cells beside NaN and, in files, empty cells and NA, with subsets, e.g. -999"
+        None, "Table", "marks of missing cells beside NaN and, in files, empty cells and NA, with subsets, e.g. -999"
     )
     watch: str | None = option(
         None, "Validation", f"what validations record, for plot: {', '.join(WATCHES)}; several with commas"
