@@ -412,6 +412,12 @@ def test_the_command_line_fits_scores_and_samples_a_mixed_table(csv, tmp_path, c
     assert drawn.kids.dtype == np.int64
     assert "log-likelihood" in call(capsys, "score", run, out)[1]
     assert "category" in call(capsys, "info", run)[1]
+    other = pd.read_csv(csv)
+    other.loc[0, "city"] = "Paris"
+    other.to_csv(out, index=False)
+    scored = call(capsys, "score", run, out)[1]
+    assert "density 0" in scored
+    assert "nan" not in scored
     assert call(capsys, "plot", run, "--out", tmp_path / "p")[0] == 1
     assert call(capsys, "fit", "--resume", run)[0] == 0
 

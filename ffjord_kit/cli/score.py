@@ -158,10 +158,16 @@ def _likelihood(data: LoadedData, log_prob: np.ndarray) -> Rows:
     missing = 0.0 if data.is_images else float(np.isnan(data.x).mean())
     if missing:
         yield "observed", f"{1 - missing:.1%} of the cells; each row's density is that of its observed cells"
-    yield "log-likelihood", f"{with_error(log_prob)} nats a row"
+    possible = log_prob > -np.inf
+    if not possible.all():
+        yield "density 0", f"{(~possible).sum()} rows: beyond the support, or of a level that the fit has not seen"
+    if not possible.any():
+        return
+    others = "" if possible.all() else " (of the others; of all: minus infinity)"
+    yield "log-likelihood", f"{with_error(log_prob[possible])} nats a row{others}"
     if data.weight is not None:
-        yield "  by weight", _by_weight(data.weight, log_prob)
-    yield "bits/dim", with_error(metrics.bits_per_dim(-log_prob, dimensions))
+        yield "  by weight", _by_weight(data.weight[possible], log_prob[possible])
+    yield "bits/dim", with_error(metrics.bits_per_dim(-log_prob[possible], dimensions))
 
 
 def _by_weight(weight: np.ndarray, log_prob: np.ndarray) -> str:
