@@ -52,6 +52,7 @@ def covered(numbers, tolerances):
         yield float((actual <= stated).double().mean()), float((stated / actual.clamp(min=1e-15)).median())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("numbers", [range(3, 9)])
 def test_the_truth_lies_within_the_stated_error(numbers):
     for share, ratio in covered(numbers, (1e-2, 1e-5, 1e-8)):

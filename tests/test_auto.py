@@ -208,6 +208,7 @@ def test_where_every_trial_diverges_the_fit_does():
         FFJORD(**FIELDS, max_nfe=7).fit(moons())
 
 
+@pytest.mark.slow
 def test_a_limit_in_seconds_is_kept_and_ends_with_a_validation():
     model = FFJORD(**FIELDS, max_seconds=6).fit(moons(2000))
     assert 1.0 < model.history_.work_seconds < 9.0  # of the thread's work, so the machine's load does not count

@@ -98,6 +98,7 @@ def test_data_in_other_units_are_found(trained, held_out):
     assert "their units" in diagnosis["location"].advice
 
 
+@pytest.mark.slow
 def test_a_shift_is_named(trained, held_out):
     diagnosis = diagnose(trained, held_out + torch.tensor([0.4, 0.0]), rows=300)
     assert diagnosis["location"].verdict == "bad"

@@ -259,6 +259,7 @@ BOUNDED = ("bounded", -1, 1)
 U = np.linspace(-9.0, 9.0, 61)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("support", ["positive", BOUNDED, ["positive", BOUNDED], ["real", "positive"]], ids=str)
 def test_a_density_on_a_support_lives_there_and_integrates_to_one(support):
     entries = support if isinstance(support, list) else [support]

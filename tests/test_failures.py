@@ -116,6 +116,7 @@ class Partly(nn.Module):
         return torch.where(x > 0, torch.cos(2e4 * t.reshape(-1, 1)) * 20 + fine * 0, fine)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["no number", "infinity", "too many"])
 def test_forgiven_rows_are_nan_and_the_others_are_as_they_were_alone(fault):
     flow = Flow([CNF(Partly(fault), (1,))]).double()

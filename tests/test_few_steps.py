@@ -162,6 +162,7 @@ def test_damaged_steps_are_named(fitted, tmp_path):
         load(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_fit_stopped_in_its_steps_is_resumed_to_the_same_end(fitted, tmp_path):
     x, stopped = banana(400, 0), tmp_path / "run"
     short = {"schedule": [("flow_matching", 40), ("steps", 12)], "validate_every": 4}

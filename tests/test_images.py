@@ -188,6 +188,7 @@ def test_draws_lower_the_bound_and_none_are_refused():
         bits_per_dim(flow, pixels, draws=0)
 
 
+@pytest.mark.slow
 def test_flow_matching_on_fresh_noise_learns_images_and_resumes_in_step():
     torch.manual_seed(0)
     rng = np.random.default_rng(0)

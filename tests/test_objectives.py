@@ -340,6 +340,7 @@ def test_every_objective_learns_in_these_tests():
     assert {objective.name for objective, _ in LEARNERS.values()} == set(OBJECTIVES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("objective", "steps"), LEARNERS.values(), ids=LEARNERS)
 def test_a_short_training_reaches_the_entropy_of_a_gaussian(objective, steps):
     truth, generator = torch.distributions.Normal(1.5, 0.5), seeded(0)

@@ -131,6 +131,7 @@ def test_every_block_regresses(word):
     assert model.score(x, y) > 0.95
 
 
+@pytest.mark.slow
 def test_an_rk_net_may_walk_back_by_inverse_steps():
     x, y = annuli(100, 0)
     model = ODENetClassifier("rk", adjoint="reversible", layers=4, epochs=150, **QUICK).fit(x, y)

@@ -9,6 +9,7 @@ FIELDS = {"block": "rk", "width": 8, "layers": 2, "epochs": 30, "batch_size": 32
 ROUNDING = {"check_methods_sample_order_invariance": "asks for 1e-9, which float32 does not resolve"}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @parametrize_with_checks(
     [ODENetClassifier(**FIELDS), ODENetRegressor(**FIELDS)], expected_failed_checks=lambda estimator: ROUNDING

@@ -118,6 +118,7 @@ def test_effective_sample_size_counts_equal_weights_whatever_their_scale():
     assert float(effective_sample_size(weights + 5000)) == pytest.approx(3.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flow", [planar_flow(8, "base"), continuous_flow(16)], ids=["finite", "continuous"])
 def test_a_flow_is_matched_to_an_energy(flow, generator):
     before = evidence(flow, gaussian, draws=2000, generator=generator)

@@ -131,6 +131,7 @@ def test_paths_that_no_dynamics_follow_are_filled_better_and_the_bands_hold_new_
     assert 0.85 < inside[hidden].mean() < 0.95
 
 
+@pytest.mark.slow
 def test_far_ahead_predictions_are_those_of_the_dynamics(fitted):
     series = thinned(*rough(3, 5)[:2])[0]
     with_it = fitted.extrapolate([60.0], series)

@@ -157,6 +157,7 @@ def linear_gaussian(rate=-0.7, noise=0.4):
     return model, batch, log_prob, exact(batch, lambda t: (rate * t).exp(), noise)
 
 
+@pytest.mark.slow
 def test_with_the_exact_posterior_the_bound_is_the_log_likelihood():
     model, batch, log_prob, posterior = linear_gaussian()
     assert_mean_is_zero(elbo(model, batch, posterior, draws=400) - log_prob)
