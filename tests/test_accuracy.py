@@ -152,6 +152,7 @@ def test_pulses_and_leaps_are_within_the_stated_error(name, tolerance):
     assert bool(((asked.value - truth).abs() <= 1e-4)[asked.met].all())
 
 
+@pytest.mark.slow
 def test_a_density_that_leaps_is_never_said_to_be_met():
     flow, x, truth = wall(0.0, 1.0)
     result = flow.evaluate(x, error=1e-3)

@@ -143,6 +143,7 @@ def test_a_finish_by_likelihood_ends_where_it_does_not_help_and_the_better_weigh
     assert model.history_.best_nll < min(finish)
 
 
+@pytest.mark.slow
 def test_weight_decay_is_chosen_where_there_are_contexts_and_less_of_it_for_more_rows(monkeypatch):
     monkeypatch.setattr(auto, "STEPS", 2)
     x = moons()
@@ -183,6 +184,7 @@ def test_a_finish_that_diverges_leaves_what_was_there(monkeypatch, without_steps
     assert np.isfinite(model.score(moons(20)))
 
 
+@pytest.mark.slow
 def test_a_finish_is_tried_where_the_seconds_buy_enough_of_it_and_left_out_with_a_reason(monkeypatch, without_steps):
     told = {}
     monkeypatch.setattr(auto.Search, "_seconds_of_a_loss", lambda *_: 1e-6)  # on any machine
@@ -285,6 +287,7 @@ def test_few_rows_are_cross_validated_from_one_step_on(monkeypatch, context):
     assert model.history_.step == steps
 
 
+@pytest.mark.slow
 def test_held_out_rows_do_not_shorten_a_length_that_all_rows_have_chosen(monkeypatch):
     monkeypatch.setattr(table, "SMALL", 1000)
     monkeypatch.setattr(cross_validation, "LENGTHS", (40,))

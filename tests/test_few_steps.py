@@ -40,6 +40,7 @@ def fitted(run):
     return estimator().fit(banana(1500, 0), run=run)
 
 
+@pytest.mark.slow
 def test_the_steps_report_where_they_hold_and_are_as_good(fitted):
     note = fitted.model_.note
     assert note.receipt.holds
@@ -219,6 +220,7 @@ def test_a_fitted_model_is_discretized(tmp_path):
         plain.discretize(x, max_seconds=0)
 
 
+@pytest.mark.slow
 def test_a_conditional_flow_is_stepped():
     rng = np.random.default_rng(0)
     c = rng.normal(size=(1500, 1))

@@ -88,6 +88,7 @@ def test_a_run_is_loaded_as_it_was(conditional):
     assert loaded.model_.domain == model.model_.domain
 
 
+@pytest.mark.slow
 def test_a_class_tells_and_guidance_tells_more(conditional):
     model, _ = conditional
     plain, strong = (model.sample(20, context=1, random_state=0, guidance=w) for w in (1.0, 4.0))
@@ -131,6 +132,7 @@ def test_labels_that_are_none_are_refused(labels, text):
         ImageFFJORD(**TINY).fit(pictures(20)[0], context=labels)
 
 
+@pytest.mark.slow
 def test_the_axis_of_one_channel_is_optional(grey):
     x = pictures(3)[0]
     assert np.array_equal(grey.score_samples(x), grey.score_samples(x[:, None]))

@@ -104,6 +104,7 @@ def test_an_augmented_net_separates_nested_annuli_and_a_plain_one_cannot(nets):
     assert augmented.score == 1
 
 
+@pytest.mark.slow
 def test_probabilities_are_those_of_the_predictions(nets):
     x, y = annuli(50, 2)
     p = nets[1].predict_proba(x)

@@ -213,6 +213,7 @@ def test_the_seed_gives_the_same_weights_again():
     assert not torch.equal(weights(a), weights(other))
 
 
+@pytest.mark.slow
 def test_a_conditional_model_takes_the_contexts_of_its_pairs_from_the_rows():
     model = FFJORD(schedule=[("flow_matching", 200)], **QUICK).fit(X, context=UPPER)
     straight = model.reflow(X, context=UPPER, **{**FEW, "steps": 200})

@@ -148,6 +148,7 @@ def without_residual(model):
     return plain
 
 
+@pytest.mark.slow
 def test_a_residual_without_variance_changes_nothing(tmp_path, fitted):
     fitted.save(tmp_path / "run")
     zero, series = LatentODE.load(tmp_path / "run"), thinned(*rough(3, 5)[:2])[0]

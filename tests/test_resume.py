@@ -131,7 +131,7 @@ def killed(process, log, lines, delay):
 @pytest.mark.parametrize(
     ("start", "wanted", "longer"),
     [
-        (Forked, 6, []),
+        pytest.param(Forked, 6, [], marks=pytest.mark.slow),
         pytest.param(Started, 10, [], marks=pytest.mark.slow),
         pytest.param(Forked, 100, LONG, marks=pytest.mark.slow),
     ],

@@ -348,6 +348,7 @@ def test_bands_hold_new_observations_within_and_beyond_a_series(fitted, ahead):
     assert np.mean([b.high - b.low for b in bands]) < 0.7
 
 
+@pytest.mark.slow
 def test_imputed_values_are_near_and_seen_ones_stay(fitted):
     new = waves(40, seed=8, missing=0.5)
     filled = fitted.impute(new)
@@ -381,6 +382,7 @@ def test_coarse_steps_are_told():
 # ---- runs
 
 
+@pytest.mark.slow
 def test_a_saved_model_predicts_the_same(tmp_path):
     model, new = LatentODE(**SMALL, events=True).fit(waves(8), channels=["a", "b"]), waves(2, seed=3)
     model.save(tmp_path / "run")

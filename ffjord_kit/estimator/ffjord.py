@@ -41,6 +41,7 @@ from ffjord_kit.estimator.search import LEAST_SHARE, choose, is_small
 from ffjord_kit.estimator.tables.measurement_errors import with_noise
 from ffjord_kit.estimator.tables.names import context_names, in_order, refuse_repeated
 from ffjord_kit.estimator.tables.subsets import marked, table_domain
+from ffjord_kit.estimator.tables.weights import refuse_beside_weights
 from ffjord_kit.flow import Flow
 from ffjord_kit.ode import FixedSolver
 from ffjord_kit.precision import compiled
@@ -448,7 +449,7 @@ class FFJORD(DensityEstimator, TableFields):
         names = getattr(self, "feature_names_in_", None)  # scikit-learn sets it where X carries names
         contexts, weight = check_context(context, len(x)), check_sample_weight(sample_weight, len(x))
         if weight is not None:
-            _refuse_beside_weights(self)
+            refuse_beside_weights(self)
         domain = table_domain(self).of(
             self, x, columns if names is None else names, named=names is not None,
             context_columns=context_names(context, context_columns), found=found,
@@ -508,18 +509,6 @@ class ImageFFJORD(DensityEstimator, ImageFields):
 
     def _checked(self, X: Any) -> Any:
         return X
-
-
-def _refuse_beside_weights(fields: TableFields) -> None:
-    """Refuse what would take weighted rows for draws of the density."""
-    if fields.subsets:
-        raise ValueError("subsets=True takes no weights yet: leave out sample_weight, or subsets")
-    if fields.coupling != "independent":
-        raise ValueError(
-            f"coupling={fields.coupling!r} pairs rows that count alike: with sample_weight leave it at 'independent'"
-        )
-    if "spectrum" in watch_words(fields.watch):
-        raise ValueError("watch='spectrum' compares with rows that count alike: with sample_weight leave it out")
 
 
 def load(path: str | Path) -> FFJORD | ImageFFJORD:
