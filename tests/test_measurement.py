@@ -4,6 +4,7 @@ import json
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from commands import call
@@ -133,11 +134,20 @@ def test_errors_that_make_no_sense_are_refused_in_one_line(noise, message):
         ({"scaling": "whiten"}, "takes scaling standardize or robust"),
         ({"support": ("bounded", -99, 99)}, "columns on the whole line"),
         ({"base": "student"}, "columns on the whole line"),
+        ({"subsets": True}, "noise_std is for real columns"),
+        ({"columns": {"x0": "circle:60"}}, "noise_std is for real columns"),
     ],
 )
 def test_what_does_not_go_with_errors_is_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         FFJORD(**{**QUICK, **fields}).check(table(), noise_std=0.1)
+
+
+def test_a_table_with_categories_takes_no_errors():
+    rows = pd.DataFrame(table(), columns=["a", "b"])
+    rows["city"] = np.resize(["Oslo", "Bergen"], len(rows))
+    with pytest.raises(ValueError, match="noise_std is for real columns"):
+        FFJORD(**QUICK).check(rows, noise_std=0.1)
 
 
 def test_images_and_resumed_fits_take_no_errors(tmp_path):

@@ -10,6 +10,7 @@ import zipfile
 from textwrap import dedent
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from commands import call
@@ -365,6 +366,37 @@ def test_a_config_with_any_value_changed_is_read_or_refused(fitted, tmp_path, da
         FFJORD.load(folder).score(X)
     except (ValueError, RuntimeError) as error:
         assert "\n" not in str(error)
+
+
+@pytest.fixture(scope="module")
+def kinds_of_runs(tmp_path_factory):
+    """Run folders of tables of every kind, and rows of each."""
+    root, rng = tmp_path_factory.mktemp("kinds"), np.random.default_rng(0)
+    mixed = pd.DataFrame({"a": X[:, 0], "phi": rng.uniform(0, 360, 30), "city": np.resize(["Oslo", "Bergen"], 30)})
+    gaps = np.where(np.arange(60).reshape(30, 2) == 7, np.nan, X)
+    in_steps = {**TINY, "schedule": [("flow_matching", 2), ("steps", 2)]}
+    FFJORD(**TINY, columns={"phi": "circle:360"}).fit(mixed, run=root / "mixed", sample_weight=rng.uniform(0, 2, 30))
+    FFJORD(**TINY, subsets=True).fit(gaps, run=root / "subsets")
+    FFJORD(**in_steps).fit(X, run=root / "errors", noise_std=0.1)
+    return root, {"mixed": mixed, "subsets": gaps, "errors": X}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["mixed", "subsets", "errors"])
+def test_each_entry_of_a_config_with_another_value_is_read_or_refused(kinds_of_runs, tmp_path, kind):
+    root, rows = kinds_of_runs
+    folder = shutil.copytree(root / kind, tmp_path / "run")
+    text = (folder / "config.json").read_text()
+    for part in (None, "estimator"):
+        for name in json.loads(text) if part is None else json.loads(text)[part]:
+            for value in ([], {}, 0, "x", None, -1, True, [1], {"a": 1}, 1.5):
+                config = json.loads(text)
+                (config if part is None else config[part])[name] = value
+                (folder / "config.json").write_text(json.dumps(config))
+                try:
+                    FFJORD.load(folder).score(rows[kind][:5])
+                except (ValueError, RuntimeError) as error:
+                    assert "\n" not in str(error), (name, value)
 
 
 ENDINGS = [".csv", ".tsv", ".npy", ".npz", ".parquet", ".txt", ".feather", ".xlsx", ".h5", ".fits", ".json", ".jsonl"]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from commands import call
-from oracles import F64, randn
+from oracles import F64, LearntAffine, randn
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
@@ -22,7 +22,7 @@ from ffjord_kit.trace import ExactTrace
 from ffjord_kit.training import Phase, TensorData, TrainConfig, Workers, fit_flow
 from ffjord_kit.training.discretize import in_steps, rank_steps
 from ffjord_kit.training.validation import LikelihoodValidation
-from ffjord_kit.transforms import SCALINGS, ConditionalAffine, Transform
+from ffjord_kit.transforms import SCALINGS, ConditionalAffine
 from ffjord_kit.transforms.cnf import SolveOptions
 from ffjord_kit.weights import effective_number, mean_and_error, resampled
 
@@ -31,22 +31,6 @@ COPIES = torch.tensor([2, 1, 0, 3, 1, 1])
 WEIGHT = COPIES.double() / COPIES.double().mean()
 ROWS = randn(6, 3)
 REPEATED = ROWS.repeat_interleave(COPIES, 0)
-
-
-class Shift(Transform):
-    """An exact transform with one weight."""
-
-    event_shape = (3,)
-
-    def __init__(self):
-        super().__init__()
-        self.shift = nn.Parameter(torch.tensor(0.5))
-
-    def to_base(self, x, context=None):
-        return x - self.shift, x.new_zeros(len(x))
-
-    def to_data(self, z, context=None):
-        return z + self.shift, z.new_zeros(len(z))
 
 
 def flow(columns=3, above=()):
@@ -118,7 +102,7 @@ def test_maximum_likelihood_and_its_costs_weigh_rows(generator):
 
 
 def test_the_likelihood_of_exact_transforms_weighs_rows(generator):
-    assert_same_loss(TransformsLikelihood(), flow(above=[Shift()]), generator)
+    assert_same_loss(TransformsLikelihood(), flow(above=[LearntAffine(3)]), generator)
 
 
 @pytest.mark.parametrize("columns", [3, 5], ids=["frames", "two tangents"])

@@ -8,7 +8,7 @@ from threading import Thread
 import pytest
 import torch
 import torch.distributed as dist
-from torch import nn
+from oracles import LearntAffine
 from worker_groups import Group, message
 
 from ffjord_kit.data import Batch
@@ -22,34 +22,18 @@ from ffjord_kit.training import Phase, TensorData, TrainConfig, TrainingDiverged
 from ffjord_kit.training.data import Batches, preprocessed
 from ffjord_kit.training.distributed import agree_on_prefix
 from ffjord_kit.training.micro_batches import MicroBatches, check_micro_batches
-from ffjord_kit.transforms import CNF, Standardize, Transform
+from ffjord_kit.transforms import CNF, Standardize
 from ffjord_kit.transforms.cnf import SolveOptions
 
 EULER = FixedSolver("euler", steps=2)
 MLE = MaximumLikelihood(HutchinsonTrace(), {}, EULER)
 
 
-class Shift(Transform):
-    """An exact transform with one weight, which flow matching leaves alone."""
-
-    event_shape = (2,)
-
-    def __init__(self):
-        super().__init__()
-        self.shift = nn.Parameter(torch.tensor(0.5))
-
-    def to_base(self, x, context=None):
-        return x - self.shift, x.new_zeros(len(x))
-
-    def to_data(self, z, context=None):
-        return z + self.shift, z.new_zeros(len(z))
-
-
 def flow(seed=0, hidden=8, blocks=1):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         cnfs = [CNF(ResidualDynamics((2,), hidden=(hidden,)), (2,), solver=EULER) for _ in range(blocks)]
-    return Flow([Shift(), *cnfs], preprocess=[Standardize.of(rows())])
+    return Flow([LearntAffine(2), *cnfs], preprocess=[Standardize.of(rows())])
 
 
 def rows(n=40, seed=1):
@@ -95,7 +79,7 @@ def test_two_workers_make_what_one_makes_in_two_parts(tmp_path):
         same(first[word], whole)
         if word == "mle":  # whose parts have noise of their own
             assert whole["losses"] != train(objective, flow(blocks=2))["losses"]
-    assert first["flow_matching"]["weights"]["transforms.0.shift"] == [0.5]
+    assert first["flow_matching"]["weights"]["transforms.0.shift"] == [0.0, 0.0]
 
 
 def test_parts_add_up_to_the_batch_where_there_is_no_noise():

@@ -49,7 +49,7 @@ def seed_option(text: str, **options: Any) -> Callable[[Any], Any]:
 
 FIRST_STEPS = """ffjord-kit fits a density to data. Three things to do next:
 
-  ffjord-kit demo                               see it at work, in about two minutes: pictures in the folder demo/
+  ffjord-kit demo                               see it at work, in a few minutes: pictures in the folder demo/
   ffjord-kit fit table.csv --out runs/mine      fit your own table, or moons, a built-in set
   ffjord-kit doctor runs/mine --out pictures    see whether the model is good
 

@@ -205,18 +205,31 @@ def load(
     if weight is None and not context_columns and not noise_columns:
         shape, known = dataset.image_shape, dataset.log_prob
         return LoadedData(dataset.x, None, dataset.columns, note, known, shape, types=dataset.types)
+    return _set_aside(dataset, note, context_columns, weight, noise_columns)
+
+
+def _set_aside(
+    dataset: datasets.Dataset,
+    note: dict[str, Any],
+    context_columns: Sequence[str],
+    weight: str | None,
+    noise_columns: Sequence[str],
+) -> LoadedData:
+    """Take contexts, weights and measurement errors out of the columns of a table."""
     pairs = [_noise_pair(each) for each in noise_columns]
-    aside = [*context_columns, *([] if weight is None else [weight]), *(error for _, error in pairs)]
-    split = datasets.split_columns(dataset, aside)
+    weights = [] if weight is None else [weight]
+    split = datasets.split_columns(dataset, [*context_columns, *weights, *(error for _, error in pairs)])
     _refuse_texts(dataset, split.context_columns)
-    count, others = len(context_columns), split.context[:, len(context_columns) :]
-    note |= {} if weight is None else {"weight": split.context_columns[count]}
-    note |= {"noise_columns": list(noise_columns)} if noise_columns else {}
-    noise = _noise(split.columns, [column for column, _ in pairs], others[:, others.shape[1] - len(pairs) :])
+    context, weighing, errors = np.split(split.context, np.cumsum([len(context_columns), len(weights)]), axis=1)
+    if weights:
+        note |= {"weight": split.context_columns[len(context_columns)]}
+    if pairs:
+        note |= {"noise_columns": list(noise_columns)}
     return LoadedData(
-        split.x, split.context[:, :count] if count else None, split.columns, note, None, None,
+        split.x, context if context_columns else None, split.columns, note, None, None,
         types={name: kind for name, kind in dataset.types.items() if name in split.columns},
-        weight=None if weight is None else others[:, 0], noise=noise if noise_columns else None,
+        weight=weighing[:, 0] if weights else None,
+        noise=_noise(split.columns, [column for column, _ in pairs], errors) if pairs else None,
     )  # fmt: skip
 
 
@@ -425,13 +438,13 @@ def _cells(kind: ColumnType | None, column: np.ndarray) -> np.ndarray:
 
 
 def _refuse_texts(dataset: datasets.Dataset, names: Sequence[str]) -> None:
-    """Refuse contexts of texts."""
+    """Refuse contexts, weights and measurement errors that are texts."""
     for name in names:
         kind = dataset.types.get(name)
         if isinstance(kind, Category) and kind.is_text:
             raise ValueError(
-                f"column {name!r} holds text, and a context must be numbers: leave it out of --context (the density of "
-                "all columns together knows it), or write its levels as columns of 0 and 1"
+                f"column {name!r} holds text, and a context, a weight or an error must be numbers: leave it among the "
+                "columns, whose joint density knows its levels, or write these as columns of 0 and 1"
             )
 
 

@@ -38,9 +38,11 @@ from ffjord_kit.estimator.persistence import (
 )  # fmt: skip
 from ffjord_kit.estimator.scoring import to_data
 from ffjord_kit.estimator.search import LEAST_SHARE, choose, is_small
+from ffjord_kit.estimator.tables.choice import table_domain
 from ffjord_kit.estimator.tables.measurement_errors import with_noise
-from ffjord_kit.estimator.tables.names import context_names, in_order, refuse_repeated
-from ffjord_kit.estimator.tables.subsets import marked, table_domain
+from ffjord_kit.estimator.tables.names import column_names, context_names, in_order, refuse_repeated
+from ffjord_kit.estimator.tables.subsets import marked
+from ffjord_kit.estimator.tables.table import Header
 from ffjord_kit.estimator.tables.weights import refuse_beside_weights
 from ffjord_kit.flow import Flow
 from ffjord_kit.ode import FixedSolver
@@ -450,10 +452,9 @@ class FFJORD(DensityEstimator, TableFields):
         contexts, weight = check_context(context, len(x)), check_sample_weight(sample_weight, len(x))
         if weight is not None:
             refuse_beside_weights(self)
-        domain = table_domain(self).of(
-            self, x, columns if names is None else names, named=names is not None,
-            context_columns=context_names(context, context_columns), found=found,
-        )  # fmt: skip
+        own = column_names(columns if names is None else names, x.shape[1])
+        header = Header(own, names is not None, tuple(context_names(context, context_columns)))
+        domain = table_domain(self, x, header, found)
         return Arrays(x, contexts, isinstance(X, np.memmap), weight), domain
 
     def _checked(self, X: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ffjord_kit.columns.types import types_as_text
+from ffjord_kit.columns.types import read_types, types_as_text
 from ffjord_kit.diagnostics.measurement import NOISE
 from ffjord_kit.estimator.config import Config, blank_flow, find_device, report_dtype, resolve
 from ffjord_kit.estimator.data import seed_from
@@ -29,7 +29,7 @@ from ffjord_kit.estimator.fields import (
     whole,
 )  # fmt: skip
 from ffjord_kit.estimator.image import ImageDomain
-from ffjord_kit.estimator.tables.subsets import table_domain
+from ffjord_kit.estimator.tables.choice import stored_table_domain
 from ffjord_kit.flow import Flow
 from ffjord_kit.run import Run, RunError, claimed, damaged, to_json, unfit
 from ffjord_kit.training import History, Workers
@@ -220,6 +220,8 @@ def check_record(run: Run) -> None:
         record = run.config
         for name, kind in FACTS.items():
             check_entry(record, name, kind)
+        if "steps" in record:
+            check_entry(record, "steps", dict)
         whole("rows", record["rows"])
         seed_from(record["seed"])
         for note in record.get("reflow", []):
@@ -260,6 +262,8 @@ def read_fields(run: Run) -> TableFields | ImageFields:
     with run.explained("config.json"):
         fields = fields_of_record(run.config)
         check_kinds(fields)
+        if isinstance(fields, TableFields):
+            read_types(fields.columns)
         return fields
 
 
@@ -292,7 +296,7 @@ def read_domain(run: Run, fields: TableFields | ImageFields) -> Domain:
     with run.explained("config.json"):
         if isinstance(fields, ImageFields):
             return ImageDomain.from_record(fields, run.config)
-        return table_domain(fields).from_record(fields, run.config)
+        return stored_table_domain(fields, run.config)
 
 
 def load_model(run: Run) -> StoredModel:
@@ -437,8 +441,7 @@ def _usual(record: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, An
     """Return the defaults of open fields for a run's data."""
     if "images" in record:
         return ImageDomain.from_record(ImageFields(**params), record).defaults()
-    fields = TableFields(**params)
-    return table_domain(fields).from_record(replace(fields, support="real"), record).defaults()
+    return stored_table_domain(replace(TableFields(**params), support="real"), record).defaults()
 
 
 def _restored(name: str, value: Any) -> Any:

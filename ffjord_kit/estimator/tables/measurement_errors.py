@@ -39,7 +39,7 @@ def with_noise(arrays: Arrays, domain: Domain, fields: CommonFields, noise_std: 
         return arrays
     if not isinstance(domain, TableDomain) or not isinstance(fields, TableFields):
         raise ValueError("noise_std is for tables (FFJORD); images have the noise of their grey levels")
-    if domain.types or fields.subsets:
+    if domain.all_types or fields.subsets:
         raise ValueError("noise_std is for real columns: leave out their types (columns), and subsets")
     noise = check_noise_std(noise_std, (len(arrays.x), domain.size), domain.columns)
     if arrays.streamed or Workers.here().size > 1 or resume:

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from dataclasses import fields as dataclass_fields
 from functools import cached_property
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -20,18 +21,21 @@ from torch import Tensor
 
 from ffjord_kit.columns.categories import MOST_LEVELS, Category
 from ffjord_kit.columns.mixed import warn_of_unknown
-from ffjord_kit.columns.rows import refuse_two_supports, settled_types, support_bounds, with_bounds_of_types
+from ffjord_kit.columns.rows import refuse_two_supports, settled_types, support_bounds
 from ffjord_kit.columns.types import Types, read_types, types_as_text
 from ffjord_kit.data import Batch
 from ffjord_kit.diagnostics.grid import Grid
 from ffjord_kit.estimator.data import Arrays, TrainingData, refuse_not_finite, tensor
 from ffjord_kit.estimator.fields import TableFields
-from ffjord_kit.estimator.tables.names import column_names, in_order
+from ffjord_kit.estimator.tables.names import in_order
 from ffjord_kit.estimator.tables.probability import fit_categories
-from ffjord_kit.estimator.tables.table import TableDomain, grid_with_types, refuse_on_manifolds
+from ffjord_kit.estimator.tables.table import Header, TableDomain
 from ffjord_kit.flow import Flow
 from ffjord_kit.transforms import Categorical, Preprocess, Transform
 from ffjord_kit.weights import resampled
+
+if TYPE_CHECKING:
+    from typing import Self
 
 
 @dataclass(frozen=True)
@@ -47,93 +51,39 @@ class MixedDomain(TableDomain):
     categories: Mapping[str, Category] = field(default_factory=dict)
 
     @classmethod
-    def of(  # type: ignore[override]
-        cls,
-        fields: TableFields,
-        x: np.ndarray,
-        columns: Sequence[str] | None,
-        *,
-        named: bool,
-        context_columns: Sequence[str] = (),
-        found: Types | None = None,
-    ) -> TableDomain:
-        """Return the domain of a table to be fitted, of any columns.
-
-        Args:
-            fields: Fields.
-            x: Rows, shape (n, d).
-            columns: Names of the columns; x0, x1, ... if None.
-            named: Whether the data came with these names.
-            context_columns: Names of the contexts; none where they have none.
-            found: Types that the data showed, by names.
-
-        Returns:
-            The domain, a plain one where no column is a category.
-
-        Raises:
-            ValueError: If a value is not finite, all columns are categories, or names, support or grid do not suit.
-        """
-        names = column_names(columns, x.shape[1])
-        refuse_not_finite(x, "X", names)
-        types = settled_types(fields.columns, x, names, found)
-        categories = _categories(types, names)
-        if not categories:
-            return TableDomain.of(fields, x, columns, named=named, context_columns=context_columns, types=types)
-        _check_level_total(categories)
-        rest = {own: kind for own, kind in types.items() if own[0] not in categories}
-        places = [place for place, name in enumerate(names) if name not in categories]
-        if not places:
-            raise ValueError(
-                f"all {len(names)} columns are categories: a flow needs a column of numbers; count the rows of each "
-                "combination instead"
-            )
-        own = tuple(names[place] for place in places)
+    def of(cls, fields: TableFields, x: np.ndarray, header: Header, found: Types) -> Self:
+        refuse_not_finite(x, "X", header.columns)
+        types = settled_types(fields.columns, x, header.columns, found)
         refuse_two_supports(fields.support, types)
-        refuse_on_manifolds(fields, rest)
-        grid = grid_with_types(fields.dequantize, rest, x[:, places], own)
-        every = support_bounds(fields.support, names)
-        bounds = with_bounds_of_types(tuple(every[place] for place in places), rest, own)
-        return cls(own, named, bounds, grid, fields.base, tuple(context_columns), rest, names, categories)
+        categories = categories_of(types, header.columns)
+        _check_level_total(categories)
+        places = _places_of_numbers(header.columns, categories)
+        own = header._replace(columns=tuple(header.columns[place] for place in places))
+        rest = {names: kind for names, kind in types.items() if names[0] not in categories}
+        plain = TableDomain.of_types(_of_numbers(fields, header.columns, places), x[:, places], own, rest)
+        return cls._beside(plain, header.columns, categories)
 
     @classmethod
-    def from_record(cls, fields: TableFields, record: Mapping[str, Any]) -> TableDomain:
-        """Return the domain that a run keeps, of any columns.
-
-        Args:
-            fields: Fields of the run.
-            record: Config of the run.
-
-        Returns:
-            The domain, a plain one where no column is a category.
-
-        Raises:
-            ValueError: If the record makes no sense.
-            RunError: If an earlier version fitted it to heavy tails.
-        """
-        types = read_types(record.get("types"), record["columns"])
-        categories = _categories(types, record["columns"])
-        if not categories:
-            return TableDomain.from_record(fields, record)
+    def from_record(cls, fields: TableFields, record: Mapping[str, Any]) -> Self:
+        names = tuple(record["columns"])
+        types = read_types(record.get("types"), names)
+        categories = categories_of(types, names)
         if not all(kind.size for kind in categories.values()):
             raise ValueError("types must give the levels of each category")
-        names = tuple(record["columns"])
-        places = [place for place, name in enumerate(names) if name not in categories]
-        every = support_bounds(fields.support, names)
-        support = [_support(every[place]) for place in places]
-        grid = Grid.from_record(record["grid"], len(names))
-        plain = TableDomain.from_record(
-            replace(_plain(fields), support=support),
-            {
-                **record,
-                "columns": [names[place] for place in places],
-                "types": types_as_text({own: kind for own, kind in types.items() if own[0] not in categories}),
-                "grid": {name: [part[place] for place in places] for name, part in grid._asdict().items()},
-            },
-        )
-        return cls(
-            plain.columns, plain.named, plain.bounds, plain.grid, plain.base_word, plain.context_columns, plain.types,
-            names, categories,
-        )  # fmt: skip
+        places, grid = _places_of_numbers(names, categories), Grid.from_record(record["grid"], len(names))
+        numbers = {
+            "columns": [names[place] for place in places],
+            "types": types_as_text({own: kind for own, kind in types.items() if own[0] not in categories}),
+            "grid": {name: [part[place] for place in places] for name, part in grid._asdict().items()},
+        }
+        plain = TableDomain.from_record(_of_numbers(fields, names, places), {**record, **numbers})
+        return cls._beside(plain, names, categories)
+
+    @classmethod
+    def _beside(cls, plain: TableDomain, table: tuple[str, ...], categories: Mapping[str, Category]) -> Self:
+        """Return the domain of a table with categories beside the columns of a plain one."""
+        own = {each.name: getattr(plain, each.name) for each in dataclass_fields(plain)}
+        return cls(**own, table=table, categories=categories)
 
     @property
     def n_features(self) -> int:
@@ -283,10 +233,29 @@ class MixedDomain(TableDomain):
         return np.stack(codes, axis=1)
 
 
-def _categories(types: Types, names: Sequence[str]) -> dict[str, Category]:
-    """Return the columns of categories, in the order of the table."""
+def categories_of(types: Types, names: Sequence[str]) -> dict[str, Category]:
+    """Return the columns of categories, in the order of the table.
+
+    Args:
+        types: Types by names.
+        names: Names of the columns.
+
+    Returns:
+        Categories by name.
+    """
     found = {own[0]: kind for own, kind in types.items() if isinstance(kind, Category)}
     return {name: found[name] for name in names if name in found}
+
+
+def _places_of_numbers(names: Sequence[str], categories: Mapping[str, Category]) -> list[int]:
+    """Return the positions of the columns that are no categories."""
+    places = [place for place, name in enumerate(names) if name not in categories]
+    if not places:
+        raise ValueError(
+            f"all {len(names)} columns are categories: a flow needs a column of numbers; count the rows of each "
+            "combination instead"
+        )
+    return places
 
 
 def _check_level_total(categories: Mapping[str, Category]) -> None:
@@ -308,6 +277,8 @@ def _support(bounds: tuple[float, float]) -> Any:
     return "positive" if np.isfinite(low) else "real"
 
 
-def _plain(fields: TableFields) -> TableFields:
-    """Return fields as such, also those of an estimator."""
-    return TableFields(**{name: getattr(fields, name) for name in TableFields.__dataclass_fields__})
+def _of_numbers(fields: TableFields, names: Sequence[str], places: Sequence[int]) -> TableFields:
+    """Return the fields of the columns that are no categories."""
+    every = support_bounds(fields.support, names)
+    own = {name: getattr(fields, name) for name in TableFields.__dataclass_fields__}
+    return TableFields(**{**own, "support": [_support(every[place]) for place in places]})

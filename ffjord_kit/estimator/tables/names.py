@@ -8,9 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ffjord_kit.columns.rows import (
-    shortened,
-)  # fmt: skip
+from ffjord_kit.columns.rows import shortened
 from ffjord_kit.rows import as_rows, take_columns
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Real
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -23,15 +23,17 @@ from ffjord_kit.data import Batch
 from ffjord_kit.diagnostics.columns import check_columns
 from ffjord_kit.estimator.data import Arrays, TrainingData, refuse_not_finite, tensor
 from ffjord_kit.estimator.fields import TableFields
-from ffjord_kit.estimator.tables.mixed import MixedDomain
-from ffjord_kit.estimator.tables.names import column_names, in_order
-from ffjord_kit.estimator.tables.table import TableDomain
+from ffjord_kit.estimator.tables.names import in_order
+from ffjord_kit.estimator.tables.table import Header, TableDomain
 from ffjord_kit.nn import VectorField
 from ffjord_kit.nn.masked import MaskedField, QuestionContext
 from ffjord_kit.objectives import FlowMatching, Objective
 from ffjord_kit.objectives.subsets import ask, on_questions
 from ffjord_kit.transforms import CNF, ContextScaling, Transform
 from ffjord_kit.transforms.subsets import Elementwise, QuestionScaling, SubsetScaling
+
+if TYPE_CHECKING:
+    from typing import Self
 
 SCALINGS = ("standardize", "robust", "gaussianize")  # of each column by itself
 NETWORKS = ("residual", "concat_squash", "concat")
@@ -79,30 +81,18 @@ class SubsetDomain(TableDomain):
     fields: TableFields = field(default_factory=TableFields)
 
     @classmethod
-    def of(  # type: ignore[override]
-        cls,
-        fields: TableFields,
-        x: np.ndarray,
-        columns: Sequence[str] | None,
-        *,
-        named: bool,
-        context_columns: Sequence[str] = (),
-        found: Types | None = None,
-    ) -> TableDomain:
-        names = column_names(columns, x.shape[1])
-        _check_types(read_types(fields.columns, names), found or {})
+    def of(cls, fields: TableFields, x: np.ndarray, header: Header, found: Types) -> Self:
+        _check_types(read_types(fields.columns, header.columns), found)
         _check_fields(fields)
-        _check_cells(x, names)
-        domain = super().of(fields, with_all_cells(x), names, named=named, context_columns=context_columns)
+        _check_cells(x, header.columns)
+        domain = super().of(fields, with_all_cells(x), header, found)
         if not domain.geometry.is_flat:
-            raise ValueError(
-                "subsets=True takes no circles and spheres yet: leave them out of columns, or leave out subsets"
-            )
-        return replace(cast(SubsetDomain, domain), fields=fields)
+            raise ValueError("subsets=True takes no circles and spheres yet: leave out their types, or subsets")
+        return replace(domain, fields=fields)
 
     @classmethod
-    def from_record(cls, fields: TableFields, record: Mapping[str, Any]) -> TableDomain:
-        return replace(cast(SubsetDomain, super().from_record(fields, record)), fields=fields)
+    def from_record(cls, fields: TableFields, record: Mapping[str, Any]) -> Self:
+        return replace(super().from_record(fields, record), fields=fields)
 
     def search_options(self, data: TrainingData) -> Iterator[tuple[str, tuple[Any, ...]]]:
         for name, values in super().search_options(replace(data, context=None, conditional=None)):
@@ -185,19 +175,6 @@ class SubsetDomain(TableDomain):
         """A value of each column within its support, for cells that are not looked at, shape (d,)."""
         middles = [(low + high) / 2 if np.isfinite(high) else low + 1 for low, high in self.bounds]
         return np.array([middle if np.isfinite(middle) else 0.0 for middle in middles])
-
-
-def table_domain(fields: TableFields) -> type[SubsetDomain | MixedDomain]:
-    """Return the class of a table's domain.
-
-    Args:
-        fields: Fields.
-
-    Returns:
-        SubsetDomain where any question can be asked, else MixedDomain, whose `of` makes a plain TableDomain where no
-        column is a category.
-    """
-    return SubsetDomain if fields.subsets else MixedDomain
 
 
 def marked(x: np.ndarray, fields: TableFields) -> np.ndarray:

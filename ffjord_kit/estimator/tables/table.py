@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -39,7 +39,7 @@ from ffjord_kit.distributions import BASES, Base, ProductBase, outliers_inflate_
 from ffjord_kit.estimator.data import Arrays, TrainingData, check_context, held_out_count, refuse_not_finite, tensor
 from ffjord_kit.estimator.domain import Domain
 from ffjord_kit.estimator.fields import TableFields, choice
-from ffjord_kit.estimator.tables.names import column_names, context_in_order, in_order
+from ffjord_kit.estimator.tables.names import context_in_order, in_order
 from ffjord_kit.geometry import Geometry
 from ffjord_kit.nn import DYNAMICS, ManifoldDynamics, VectorField
 from ffjord_kit.objectives import FlowMatching, ManifoldMatching, Objective
@@ -60,6 +60,9 @@ from ffjord_kit.transforms import (
 from ffjord_kit.transforms.affine import gaussian_total_correlation
 from ffjord_kit.weights import resampled
 
+if TYPE_CHECKING:
+    from typing import Self
+
 FEW_COLUMNS = 3
 NARROW, WIDE = (64, 64, 64), (128, 128, 128)  # default widths for few columns, and for more
 LARGEST_VALIDATION_SET = 2_000
@@ -72,6 +75,20 @@ GAUSSIANIZED_FROM = 200  # rows: fewer say little of the quantiles
 WHITENED_UP_TO = 32  # columns: with 63 it led by ten nats after 240 steps, and after 2,500 by nothing
 COLUMNWISE = ("standardize", "robust")  # scalings under which the errors of a column stay its own
 SCALING_MARGIN = 0.02  # nats a column by which another scaling must win
+
+
+class Header(NamedTuple):
+    """Names of a table to be fitted.
+
+    Attributes:
+        columns: Names of the columns.
+        named: Whether the data came with these names.
+        context_columns: Names of the contexts; none where they have none.
+    """
+
+    columns: tuple[str, ...]
+    named: bool
+    context_columns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -102,43 +119,50 @@ class TableDomain(Domain):
     types: Types = field(default_factory=dict)
 
     @classmethod
-    def of(
-        cls,
-        fields: TableFields,
-        x: np.ndarray,
-        columns: Sequence[str] | None,
-        *,
-        named: bool,
-        context_columns: Sequence[str] = (),
-        types: Types | None = None,
-    ) -> TableDomain:
+    def of(cls, fields: TableFields, x: np.ndarray, header: Header, found: Types) -> Self:
         """Return the domain of a table to be fitted.
 
         Args:
             fields: Fields.
             x: Rows, shape (n, d).
-            columns: Names of the columns; x0, x1, ... if None.
-            named: Whether the data came with these names.
-            context_columns: Names of the contexts; none where they have none.
-            types: Settled types by names; None for those that the fields give.
+            header: Names.
+            found: Types that the data showed, by names.
 
         Returns:
             The domain.
 
         Raises:
-            ValueError: If a value is not finite, or names, support or grid do not suit the columns.
+            ValueError: If a value is not finite, or types, support or grid do not suit the columns.
         """
-        names = column_names(columns, x.shape[1])
-        refuse_not_finite(x, "X", names)
-        types = settled_types(fields.columns, x, names) if types is None else types
+        refuse_not_finite(x, "X", header.columns)
+        types = settled_types(fields.columns, x, header.columns, found)
         refuse_two_supports(fields.support, types)
+        return cls.of_types(fields, x, header, types)
+
+    @classmethod
+    def of_types(cls, fields: TableFields, x: np.ndarray, header: Header, types: Types) -> Self:
+        """Return the domain of a table whose types are settled.
+
+        Args:
+            fields: Fields.
+            x: Rows, shape (n, d).
+            header: Names.
+            types: Settled types by names.
+
+        Returns:
+            The domain.
+
+        Raises:
+            ValueError: If support or grid do not suit the columns.
+        """
+        names, named, context_columns = header
         refuse_on_manifolds(fields, types)
         grid = grid_with_types(fields.dequantize, types, x, names)
         bounds = with_bounds_of_types(support_bounds(fields.support, names), types, names)
-        return cls(names, named, bounds, grid, fields.base, tuple(context_columns), types)
+        return cls(names, named, bounds, grid, fields.base, context_columns, types)
 
     @classmethod
-    def from_record(cls, fields: TableFields, record: Mapping[str, Any]) -> TableDomain:
+    def from_record(cls, fields: TableFields, record: Mapping[str, Any]) -> Self:
         """Return the domain that a run keeps.
 
         Args:
