@@ -70,10 +70,13 @@ def best_validation(records: Sequence[Mapping[str, Any]], pixels: int | None) ->
     Example:
         >>> best_validation([{"step": 8, "validation_nll": 1.5, "validation_standard_error": 0.25}], None)
         '1.5000 ± 0.2500 nats at step 8 (± is over rows, not over fits)'
+        >>> best_validation([{"step": 8, "event": "kept step 0: 1.5000 nats", "best_nll": 1.5}], None)
+        '1.5000 nats, of the best trial: there was no time for another'
     """
     validations = [record for record in records if "validation_nll" in record]
     if not validations:
-        return "none"
+        kept = [record["best_nll"] for record in records if "best_nll" in record]
+        return f"{kept[-1]:.4f} nats, of the best trial: there was no time for another" if kept else "none"
     best = min(validations, key=lambda record: record["validation_nll"])
     solver = f", solver's error {best['validation_solver_error']:.1e}" if "validation_solver_error" in best else ""
     nll, error = best["validation_nll"], best["validation_standard_error"]

@@ -410,7 +410,8 @@ class _Trainer:
         self.state.end_phase()
         here.begin_phase(here.phase + 1)
         if here.phase == here.phases and here.best_nll is not None:
-            self.recorder.add(phase, {"event": f"kept step {here.best_step}: {here.best_nll:.4f} nats"})
+            event = f"kept step {here.best_step}: {here.best_nll:.4f} nats"
+            self.recorder.add(phase, {"event": event, "best_nll": here.best_nll})
         self.checkpoints.save()
 
     def _explain_divergence(self, rate: float | None) -> AbstractContextManager[None]:
