@@ -40,6 +40,8 @@ def check_columns(
     Raises:
         ValueError: If columns are constant, or too large for floats; it names them.
     """
+    if not x.shape[1]:  # a table of categories alone
+        return
     _refuse_constant(x, names)
     _refuse_extreme(x, names)
     warned = _warn_of_duplicates(x, names)

@@ -53,6 +53,7 @@ from ffjord_kit.run import Run
 from ffjord_kit.threads import training_threads
 from ffjord_kit.training import History, Phase, Workers, fit_flow
 from ffjord_kit.training.history import OnValidation
+from ffjord_kit.training.judge import judge_flow
 from ffjord_kit.training.micro_batches import check_micro_batches
 from ffjord_kit.training.runtime import Timer, pass_on
 
@@ -159,11 +160,11 @@ class DensityEstimator(DensityMixin, BaseEstimator, CommonFields):
         config, rows, flow = self._prepare(arrays, domain, record, workers)  # errors come before the folder
         if self.verbose and workers.is_first and EFFECTIVE in about:
             note(effective_text(about))
-        threads = training_threads(flow, rows.fitting, config.phases[0].objective, config.train.batch_size)
+        threads = training_threads(flow, rows.fitting, config.phases, config.train.batch_size)
         with run_folder(workers, run, record, force=force, resume=resume) as folder, threads:
             timer = Timer(config.device, *start.read(), config.train.clock)
             before, going_on = None, workers.broadcast(lambda: folder is not None and resume and folder.has_checkpoint)
-            if self.schedule == "auto" and not going_on:
+            if self.schedule == "auto" and config.phases and not going_on:
                 config, flow, record, before = self._search(domain, rows, config, flow, record, folder, workers, timer)
             if self.schedule == "auto" and is_small(domain, rows) and not config.transforms:
                 config = config.judged_at_the_end()
@@ -352,6 +353,8 @@ class DensityEstimator(DensityMixin, BaseEstimator, CommonFields):
         on_validation: OnValidation | None,
     ) -> History:
         workers = Workers.here()
+        if not config.phases:
+            return judge_flow(flow, rows.held_out, config.validation, config.train.seed, folder, timer)
         shown = self.verbose and workers.is_first
         with (
             training_progress(config.phases, shown=shown, on_step=on_step) as bars,

@@ -9,7 +9,8 @@ import numpy as np
 
 from ffjord_kit.columns.types import Types, read_types
 from ffjord_kit.estimator.fields import TableFields
-from ffjord_kit.estimator.tables.mixed import MixedDomain, categories_of
+from ffjord_kit.estimator.tables.categories import categories_of
+from ffjord_kit.estimator.tables.mixed import MixedDomain
 from ffjord_kit.estimator.tables.subsets import SubsetDomain
 from ffjord_kit.estimator.tables.table import Header, TableDomain
 
@@ -47,6 +48,8 @@ def stored_table_domain(fields: TableFields, record: Mapping[str, Any]) -> Table
         ValueError: If the record makes no sense.
         RunError: If an earlier version fitted it to heavy tails.
     """
+    if not record["columns"]:
+        raise ValueError("columns must name 1 column or more")
     types = read_types(record.get("types"), record["columns"])
     return _kind(fields, types, record["columns"]).from_record(fields, record)
 

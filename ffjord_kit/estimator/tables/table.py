@@ -181,8 +181,6 @@ class TableDomain(Domain):
                 "this run is of an earlier version, in which the columns of base='student' mixed their tails: fit again"
             )
         names = tuple(record["columns"])
-        if not names:
-            raise ValueError("columns must name 1 column or more")
         types, grid = read_types(record.get("types"), names), Grid.from_record(record["grid"], len(names))
         bounds = with_bounds_of_types(support_bounds(fields.support, names), types, names)
         contexts = tuple(record.get("context_columns", ()))
@@ -311,9 +309,11 @@ class TableDomain(Domain):
     def continuous(
         self, network: Callable[[tuple[int, ...]], nn.Module], blocks: int, options: Mapping[str, Any]
     ) -> list[CNF]:
-        return [CNF(self._field(network), self.event_shape, **options) for _ in range(blocks)]
+        return [CNF(self._field(network), self.event_shape, **options) for _ in range(blocks if self.size else 0)]
 
     def largest_weight(self, hidden: Sequence[int], inputs: int, context_dim: int) -> int:
+        if not self.size:  # no network
+            return 0
         widths = [(self.size + context_dim) * inputs, *hidden, self.size]
         return max(a * b for a, b in zip(widths[:-1], widths[1:], strict=True))
 
@@ -372,7 +372,7 @@ class TableDomain(Domain):
 
     def _split(self, rows: int, fraction: float, seed: int, streamed: bool) -> tuple[np.ndarray, np.ndarray]:
         """Return the indices of the rows to train on, ascending, and of those to hold out."""
-        most = min(LARGEST_VALIDATION_SET, max(VALIDATION_ROWS, VALIDATION_ELEMENTS // self.size))
+        most = min(LARGEST_VALIDATION_SET, max(VALIDATION_ROWS, VALIDATION_ELEMENTS // max(1, self.size)))
         count, rng = held_out_count(rows, fraction, most), np.random.default_rng(seed)
         if streamed:
             held_out = np.sort(rng.choice(rows, count, replace=False))
@@ -418,7 +418,7 @@ class TableDomain(Domain):
     def _support_transforms(self) -> list[Transform]:
         """Return the transforms that open the support to the whole line, and bring angles to radians."""
         free = ((-math.inf, math.inf),) * (self.size - len(self.bounds))
-        lower, upper = torch.tensor((*self.bounds, *free), dtype=torch.float64).unbind(1)
+        lower, upper = torch.tensor((*self.bounds, *free), dtype=torch.float64).reshape(-1, 2).unbind(1)
         bounded, positive = upper.isfinite(), lower.isfinite() & ~upper.isfinite()
         circles = [kind for kind in self.types.values() if isinstance(kind, Circle)]
         transforms: list[Transform] = []
