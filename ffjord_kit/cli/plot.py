@@ -180,7 +180,7 @@ def plot(run: str, out: str, context: str | None, random_state: int, source: str
         ValueError: If a picture exists, or the data or the context do not suit the run.
     """
     opened, model = open_run(run), DensityModel.load(run)
-    if model.domain.code_dim:
+    if model.domain.has_categories:
         raise ValueError(
             f"plot is for tables of numbers, and {model.domain.curved} is no number: draw what sample writes"
         )

@@ -170,7 +170,8 @@ class DensityEstimator(DensityMixin, BaseEstimator, CommonFields):
                 config = config.judged_at_the_end()
             listeners = [*_watches(self, flow, rows)]
             if on_samples:
-                contexts = rows.fitting.context if domain.code_dim else arrays.contexts(np.arange(len(arrays.x)))
+                coded = domain.has_categories
+                contexts = rows.fitting.context if coded else arrays.contexts(np.arange(len(arrays.x)))
                 listeners.append(_sampler(flow, domain, contexts, config.train.seed, on_samples))
             history = self._train(flow, rows, config, folder, resume, before, timer, on_step, _all_of(listeners))
             steps = None

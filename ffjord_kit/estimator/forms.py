@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ffjord_kit.data import Batch
@@ -63,6 +64,30 @@ class Forms(ABC):
             Rows and contexts of the flow.
         """
         return batch
+
+    @property
+    def has_categories(self) -> bool:
+        """Whether columns are categories."""
+        return False
+
+    def with_drawn_categories(
+        self, flow: Flow, context: Tensor | None, n: int, generator: torch.Generator
+    ) -> Tensor | None:
+        """Return the contexts of draws with the codes of drawn categories.
+
+        Args:
+            flow: Flow to draw from.
+            context: Contexts, shape (n, c), or None.
+            n: Number of draws.
+            generator: Source of the draws.
+
+        Returns:
+            Contexts of the flow; without categories as they are.
+
+        Raises:
+            ValueError: If contexts are missing.
+        """
+        return context
 
     def given_categories(self, flow: Flow) -> Flow:
         """Return a flow without the probability of categories: the density of the other columns, given these.

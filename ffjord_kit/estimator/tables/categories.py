@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from dataclasses import fields as dataclass_fields
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+from torch import Tensor
 
 from ffjord_kit.columns.categories import MOST_LEVELS, Category
 from ffjord_kit.columns.mixed import warn_of_unknown
@@ -21,6 +22,8 @@ from ffjord_kit.columns.types import Types, read_types, types_as_text
 from ffjord_kit.diagnostics.grid import Grid
 from ffjord_kit.estimator.fields import TableFields
 from ffjord_kit.estimator.tables.table import Header, TableDomain
+from ffjord_kit.flow import Flow
+from ffjord_kit.transforms import Categorical, Preprocess, Transform
 
 if TYPE_CHECKING:
     from typing import Self
@@ -78,7 +81,6 @@ class CategoriesDomain(TableDomain):
 
     @property
     def sizes(self) -> list[int]:
-        """Number of levels of each category."""
         return [kind.size for kind in self.categories.values()]
 
     @cached_property
@@ -119,6 +121,26 @@ class CategoriesDomain(TableDomain):
     @property
     def all_types(self) -> Types:
         return {**self.types, **{(name,): kind for name, kind in self.categories.items()}}
+
+    @property
+    def has_categories(self) -> bool:
+        return True
+
+    def given_categories(self, flow: Flow) -> Flow:
+        kept = [each for each in flow.preprocess.transforms if not isinstance(each, Categorical)]
+        return Flow(
+            cast("list[Transform]", list(flow.transforms)), base=flow.base,
+            preprocess=Preprocess(kept, flow.preprocess.context), context_dim=flow.context_dim,
+        )  # fmt: skip
+
+    def _with_levels(self, numbers: np.ndarray, codes: Tensor) -> np.ndarray:
+        """Return rows of the table, shape (n, d), from the columns of numbers and the codes of all categories."""
+        rows = np.empty((len(numbers), len(self.table)))
+        rows[:, self.places] = numbers
+        own = zip(self.category_places, self.categories.values(), codes.split(self.sizes, dim=1), strict=True)
+        for place, kind, part in own:
+            rows[:, place] = kind.numbers(part.argmax(1).numpy().astype(np.float64))
+        return rows
 
     def _one_hot(self, x: np.ndarray) -> np.ndarray:
         """Return the codes of columns of categories, shape (n, code_dim)."""

@@ -11,6 +11,7 @@ from ffjord_kit.columns.types import Types, read_types
 from ffjord_kit.estimator.fields import TableFields
 from ffjord_kit.estimator.tables.categories import categories_of
 from ffjord_kit.estimator.tables.mixed import MixedDomain
+from ffjord_kit.estimator.tables.mixed_subsets import MixedSubsetDomain
 from ffjord_kit.estimator.tables.subsets import SubsetDomain
 from ffjord_kit.estimator.tables.table import Header, TableDomain
 
@@ -56,5 +57,5 @@ def stored_table_domain(fields: TableFields, record: Mapping[str, Any]) -> Table
 
 def _kind(fields: TableFields, types: Types, names: Any) -> type[TableDomain]:
     if fields.subsets:
-        return SubsetDomain
+        return MixedSubsetDomain if categories_of(types, names) else SubsetDomain
     return MixedDomain if categories_of(types, names) else TableDomain

@@ -25,7 +25,8 @@ from ffjord_kit.estimator.tables.names import in_order
 from ffjord_kit.estimator.tables.probability import fit_categories
 from ffjord_kit.estimator.tables.table import Header
 from ffjord_kit.flow import Flow
-from ffjord_kit.transforms import Categorical, Preprocess, Transform
+from ffjord_kit.transforms import Categorical, Transform
+from ffjord_kit.transforms.categorical import categorical_of
 from ffjord_kit.weights import resampled
 
 if TYPE_CHECKING:
@@ -100,23 +101,22 @@ class MixedDomain(CategoriesDomain):
         context = codes if batch.context is None else torch.cat([batch.context, codes], dim=1)
         return replace(batch, x=batch.x[:, : self.size], context=context)
 
-    def given_categories(self, flow: Flow) -> Flow:
-        kept = [each for each in flow.preprocess.transforms if not isinstance(each, Categorical)]
-        return Flow(
-            cast("list[Transform]", list(flow.transforms)), base=flow.base,
-            preprocess=Preprocess(kept, flow.preprocess.context), context_dim=flow.context_dim,
-        )  # fmt: skip
+    def with_drawn_categories(
+        self, flow: Flow, context: Tensor | None, n: int, generator: torch.Generator
+    ) -> Tensor | None:
+        user = flow.context_dim - self.code_dim
+        if user and context is None:
+            raise ValueError(f"this model is conditional: pass context=, {user} values for each draw")
+        codes = torch.zeros(n, self.code_dim, dtype=torch.float64)
+        given = codes if context is None else torch.cat([context, codes], dim=1)
+        scaled = cast(Tensor, flow.preprocess.scale_context(given, given))
+        given[:, user:] = categorical_of(flow).sample(scaled[:, :user], generator)
+        return given
 
     def drawn(self, x: np.ndarray, context: Tensor | None) -> np.ndarray:
         if context is None:
             raise ValueError("draws of a table with categories need the codes of these")
-        rows, start = np.empty((len(x), len(self.table))), context.shape[1] - self.code_dim
-        rows[:, self.places] = self.restore(x)
-        for place, kind in zip(self.category_places, self.categories.values(), strict=True):
-            places = context[:, start : start + kind.size].argmax(1).numpy()
-            rows[:, place] = kind.numbers(places.astype(np.float64))
-            start += kind.size
-        return rows
+        return self._with_levels(self.restore(x), context[:, context.shape[1] - self.code_dim :])
 
     def context_names(self, dim: int) -> list[str]:
         codes = [f"{name}={level}" for name, kind in self.categories.items() for level in kind.levels or ()]

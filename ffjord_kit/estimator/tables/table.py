@@ -343,6 +343,11 @@ class TableDomain(Domain):
         return cells_of(self.all_types)
 
     @property
+    def sizes(self) -> list[int]:
+        """Number of levels of each category: none in a table of numbers."""
+        return []
+
+    @property
     def all_columns(self) -> tuple[str, ...]:
         """Names of all columns of the table, categories among them."""
         return self.columns
