@@ -105,7 +105,7 @@ def _load_options(options: Mapping[str, Any]) -> dict[str, Any]:
         [name.strip() for name in options[each].split(",") if name.strip()]
         for each in ("context_columns", "drop", "noise_columns")
     )
-    missing = (parse_missing(options["missing"] or "") or ()) if options["subsets"] else None
+    missing = None if options["subsets"] is False else parse_missing(options["missing"] or "") or ()
     named = {name: options[name] for name in ("rows", "weight", "size", "grey")}
     return {"context_columns": columns, "drop": drop, "noise_columns": noise, "missing": missing, **named}
 

@@ -190,8 +190,7 @@ def load(
     if size is not None or grey:
         raise ValueError(f"--size and --grey are for images; {source} is a table")
     dataset = _load_table(
-        source, told=told, rows=rows, seed=seed, missing=missing, types=(types or {}) if missing is None else None,
-        drop=drop, missing_ok=missing_ok,
+        source, told=told, rows=rows, seed=seed, missing=missing, types=types or {}, drop=drop, missing_ok=missing_ok,
     )  # fmt: skip
     dataset = dataset if keep_empty or missing is None else _without_empty_rows(dataset, told)
     note = {
@@ -352,7 +351,7 @@ def marks_of_missing(run: Run) -> Sequence[float | str] | None:
         The marks beside empty cells; None where no cell may be missing.
     """
     fields = run.config["estimator"]
-    return fields.get("missing") or () if fields.get("subsets") else None
+    return fields.get("missing") or () if fields.get("subsets") or run.config.get("subsets") else None
 
 
 def complete_rows(data: LoadedData, verb: str) -> LoadedData:

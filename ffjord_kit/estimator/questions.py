@@ -295,8 +295,8 @@ def _numbers(name: str, kind: ColumnType | None, given: Any) -> np.ndarray:
 def _level_numbers(name: str, kind: Category, given: Any) -> np.ndarray:
     """Return what an array of the table holds for given levels."""
     cells = np.atleast_1d(np.asarray(given, dtype=object))
-    numeric = kind.is_numeric or not any(isinstance(cell, (str, bool, np.bool_)) for cell in cells.tolist())
-    codes = kind.codes(np.asarray(cells, dtype=np.float64) if numeric else cells)
+    texts = any(isinstance(cell, (str, bool, np.bool_)) for cell in cells.tolist())
+    codes = kind.codes(cells if texts and not kind.is_numeric else _numbers(name, None, cells))
     if not (codes >= 0).all():
         raise ValueError(
             f"{name!r} is given {cells[int((~(codes >= 0)).argmax())]!r}, which is no level of it: "

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from ffjord_kit.columns.rows import shortened
 from ffjord_kit.columns.types import Types, read_types
 from ffjord_kit.estimator.fields import TableFields
 from ffjord_kit.estimator.tables.categories import categories_of
@@ -14,6 +16,12 @@ from ffjord_kit.estimator.tables.mixed import MixedDomain
 from ffjord_kit.estimator.tables.mixed_subsets import MixedSubsetDomain
 from ffjord_kit.estimator.tables.subsets import SubsetDomain
 from ffjord_kit.estimator.tables.table import Header, TableDomain
+
+PRICE = "0.01 to 0.06"  # in benchmarks/questions.py
+
+
+class MissingCellsWarning(UserWarning):
+    """Tell that a fit learns every question because cells are missing."""
 
 
 def table_domain(fields: TableFields, x: np.ndarray, header: Header, found: Types) -> TableDomain:
@@ -31,8 +39,17 @@ def table_domain(fields: TableFields, x: np.ndarray, header: Header, found: Type
     Raises:
         ValueError: If the rows cannot be fitted, or fields do not suit them.
     """
-    types = {**read_types(fields.columns, header.columns), **found}
-    return _kind(fields, types, header.columns).of(fields, x, header, found)
+    types, missing = {**read_types(fields.columns, header.columns), **found}, np.isnan(x)
+    by_default = fields.subsets is None and bool(missing.any())
+    kind = _kind(bool(fields.subsets) or by_default, types, header.columns)
+    if not by_default:
+        return kind.of(fields, x, header, found)
+    try:
+        domain = kind.of(fields, x, header, found)
+    except ValueError as error:
+        raise ValueError(f"{missing.sum()} cells are missing, which subsets=True takes; {error}") from error
+    _warn_of_missing(missing, header.columns)
+    return domain
 
 
 def stored_table_domain(fields: TableFields, record: Mapping[str, Any]) -> TableDomain:
@@ -52,10 +69,22 @@ def stored_table_domain(fields: TableFields, record: Mapping[str, Any]) -> Table
     if not record["columns"]:
         raise ValueError("columns must name 1 column or more")
     types = read_types(record.get("types"), record["columns"])
-    return _kind(fields, types, record["columns"]).from_record(fields, record)
+    asked = bool(fields.subsets or record.get("subsets"))
+    return _kind(asked, types, record["columns"]).from_record(fields, record)
 
 
-def _kind(fields: TableFields, types: Types, names: Any) -> type[TableDomain]:
-    if fields.subsets:
+def _warn_of_missing(missing: np.ndarray, names: Sequence[str]) -> None:
+    """Tell that a fit learns every question because cells are missing, and what that costs."""
+    holed = [name for name, any_missing in zip(names, missing.any(0), strict=True) if any_missing]
+    warnings.warn(
+        f"{missing.sum()} of {missing.size} cells are missing (columns {shortened(holed)}): the fit learns every "
+        "question from the observed ones (subsets=True), as if they were missing at random; where none is missing the "
+        f"joint density pays {PRICE} nats for it (docs/questions.md)",
+        MissingCellsWarning, stacklevel=2,
+    )  # fmt: skip
+
+
+def _kind(asked: bool, types: Types, names: Any) -> type[TableDomain]:
+    if asked:
         return MixedSubsetDomain if categories_of(types, names) else SubsetDomain
     return MixedDomain if categories_of(types, names) else TableDomain

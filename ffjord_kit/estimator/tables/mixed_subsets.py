@@ -29,6 +29,7 @@ from ffjord_kit.nn.masked import QuestionContext
 from ffjord_kit.transforms import AskedCategorical, Transform
 from ffjord_kit.transforms.categorical import categorical_of
 from ffjord_kit.transforms.subsets import SubsetScaling
+from ffjord_kit.weights import resampled
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class MixedSubsetDomain(SubsetDomain, CategoriesDomain):
 
     def _probability(self, rows: Batch, transform: SubsetScaling) -> AskedCategorical:
         """Return the probability of the categories, given any columns, fitted to rows with their questions."""
+        rows = rows[resampled(torch.arange(len(rows)), rows.weight)]
         question = QuestionContext.of_context(cast(Tensor, rows.context), self.size)
         codes, observed = cast(Tensor, question.categories).split([sum(self.sizes), len(self.sizes)], dim=1)
         values, _ = transform.scaling.to_base(rows.x)

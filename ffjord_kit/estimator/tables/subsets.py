@@ -20,10 +20,11 @@ from ffjord_kit.columns.rows import check_support
 from ffjord_kit.columns.types import Types
 from ffjord_kit.data import Batch
 from ffjord_kit.diagnostics.columns import check_columns
+from ffjord_kit.diagnostics.sample_weight import split_weights
 from ffjord_kit.estimator.data import Arrays, TrainingData, refuse_not_finite, tensor
 from ffjord_kit.estimator.fields import TableFields
 from ffjord_kit.estimator.tables.names import in_order
-from ffjord_kit.estimator.tables.table import Header, TableDomain
+from ffjord_kit.estimator.tables.table import Header, TableDomain, with_unit_weights
 from ffjord_kit.nn import VectorField
 from ffjord_kit.nn.masked import MaskedField, QuestionContext
 from ffjord_kit.objectives import FlowMatching, Objective
@@ -100,6 +101,9 @@ class SubsetDomain(TableDomain):
     def from_record(cls, fields: TableFields, record: Mapping[str, Any]) -> Self:
         return replace(super().from_record(fields, record), fields=fields)
 
+    def record(self) -> dict[str, Any]:
+        return {**super().record(), "subsets": True}
+
     def search_options(self, data: TrainingData) -> Iterator[tuple[str, tuple[Any, ...]]]:
         for name, values in super().search_options(replace(data, context=None, conditional=None)):
             kept = tuple(value for value in values if name not in FIXED or value in FIXED[name][0])
@@ -125,12 +129,18 @@ class SubsetDomain(TableDomain):
         check_support(x, self.bounds, self.columns)
         kept, held_out = self._split(len(x), fraction, seed, streamed=False)
         context = self.questions_of(arrays.x)
-        every, judges = (Batch(tensor(x[rows]).double(), tensor(context[rows])) for rows in (kept, held_out))
+        weights = split_weights(arrays.weight, kept, held_out)
+        every, judges = (
+            Batch(tensor(x[rows]).double(), tensor(context[rows]), weight)
+            for rows, weight in zip((kept, held_out), weights, strict=True)
+        )
         return self._questioned(every, judges if len(held_out) else None)
 
     def _questioned(self, every: Batch, judges: Batch | None) -> SubsetTrainingData:
         """Return training data of rows with their questions."""
-        return SubsetTrainingData(every.x, every.context, every, judges, sizes=tuple(self.sizes))
+        return SubsetTrainingData(
+            every.x, every.context, every, judges, weight=every.weight, sizes=tuple(self.sizes)
+        )
 
     def numbers(self, x: np.ndarray) -> np.ndarray:
         """Return the columns that are no categories.
@@ -167,13 +177,13 @@ class SubsetDomain(TableDomain):
         Returns:
             Contexts, shape (n, context_dim).
         """
-        return question_of(modelled, given, values)
+        return question_of(modelled, given, values if given is None else np.where(given, values, 0.0))
 
     def fold(self, data: TrainingData, rows: Tensor, judges: Tensor) -> TrainingData:
-        return self._questioned(data.fitting[rows], data.fitting[judges])
+        return with_unit_weights(self._questioned(data.fitting[rows], data.fitting[judges]))
 
     def preprocess(self, data: TrainingData, scaling: str) -> list[Transform]:
-        plain = replace(data, context=None, conditional=None, fitting=Batch(data.fitting.x))
+        plain = replace(data, context=None, conditional=None, fitting=replace(data.fitting, context=None))
         return [SubsetScaling(Elementwise(super().preprocess(plain, scaling), self.size))]
 
     def blank_preprocess(self, scaling: str, context_dim: int) -> list[Transform]:
@@ -242,8 +252,8 @@ def marked(x: np.ndarray, fields: TableFields) -> np.ndarray:
     if not isinstance(given, Sequence) or isinstance(given, str) or not all(isinstance(m, Real | str) for m in given):
         raise ValueError(f"missing must be numbers and words such as (-999, 'unknown'); got {fields.missing!r}")
     marks = [float(mark) for mark in given if not isinstance(mark, str)]
-    if given and not fields.subsets:
-        raise ValueError(f"missing={fields.missing!r} needs subsets=True (--subsets), which takes missing cells")
+    if given and fields.subsets is False:
+        raise ValueError(f"missing={fields.missing!r} marks cells that subsets=False refuses: leave one of them out")
     found = np.isin(x, marks) if marks else np.zeros(1, dtype=bool)
     return np.where(found, np.nan, x) if found.any() else x
 

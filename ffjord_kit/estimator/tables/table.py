@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
@@ -75,6 +75,9 @@ GAUSSIANIZED_FROM = 200  # rows: fewer say little of the quantiles
 WHITENED_UP_TO = 32  # columns: with 63 it led by ten nats after 240 steps, and after 2,500 by nothing
 COLUMNWISE = ("standardize", "robust")  # scalings under which the errors of a column stay its own
 SCALING_MARGIN = 0.02  # nats a column by which another scaling must win
+
+
+Fold = TypeVar("Fold", bound=TrainingData)
 
 
 class Header(NamedTuple):
@@ -386,7 +389,7 @@ class TableDomain(Domain):
         return np.sort(order[count:]), order[:count]
 
     def fold(self, data: TrainingData, rows: Tensor, judges: Tensor) -> TrainingData:
-        return self._completed(_with_unit_weights(super().fold(data, rows, judges)))
+        return self._completed(with_unit_weights(super().fold(data, rows, judges)))
 
     def _completed(self, data: TrainingData) -> TrainingData:
         """Return the data with the location and scale that follow their contexts."""
@@ -459,8 +462,18 @@ class TableDomain(Domain):
         return some and SCALING_MARGIN * size < gaussian_total_correlation(x) < math.inf
 
 
-def _with_unit_weights(fold: TrainingData) -> TrainingData:
-    """Return a fold of cross-validation whose rows to train on have weights of mean 1."""
+def with_unit_weights(fold: Fold) -> Fold:
+    """Return a fold of cross-validation whose rows to train on have weights of mean 1.
+
+    Args:
+        fold: The fold.
+
+    Returns:
+        The fold; without weights as it is.
+
+    Raises:
+        ValueError: If the weights of a part sum to 0 or less.
+    """
     if fold.weight is None or fold.held_out is None or fold.held_out.weight is None:
         return fold
     if not (fold.weight.sum() > 0 and fold.held_out.weight.sum() > 0):
