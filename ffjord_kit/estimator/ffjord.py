@@ -39,6 +39,7 @@ from ffjord_kit.estimator.persistence import (
 from ffjord_kit.estimator.scoring import to_data
 from ffjord_kit.estimator.search import LEAST_SHARE, choose, is_small
 from ffjord_kit.estimator.tables.choice import table_domain
+from ffjord_kit.estimator.tables.contexts import categories_of_contexts
 from ffjord_kit.estimator.tables.measurement_errors import with_noise
 from ffjord_kit.estimator.tables.names import column_names, context_names, in_order, refuse_repeated
 from ffjord_kit.estimator.tables.subsets import marked
@@ -453,12 +454,13 @@ class FFJORD(DensityEstimator, TableFields):
         dtype: Any = [np.float64, np.float32] if isinstance(X, np.memmap) else np.float64
         x = marked(validate_data(self, X, dtype=dtype, ensure_min_samples=2, ensure_all_finite=False), self)
         names = getattr(self, "feature_names_in_", None)  # scikit-learn sets it where X carries names
-        contexts, weight = check_context(context, len(x)), check_sample_weight(sample_weight, len(x))
+        context_types, weight = categories_of_contexts(context), check_sample_weight(sample_weight, len(x))
         if weight is not None:
             refuse_beside_weights(self)
         own = column_names(columns if names is None else names, x.shape[1])
-        header = Header(own, names is not None, tuple(context_names(context, context_columns)))
+        header = Header(own, names is not None, tuple(context_names(context, context_columns)), context_types)
         domain = table_domain(self, x, header, found)
+        contexts = check_context(domain.coded_context(context), len(x))
         return Arrays(x, contexts, isinstance(X, np.memmap), weight), domain
 
     def _checked(self, X: Any) -> Any:

@@ -38,6 +38,17 @@ class Forms(ABC):
         """
         return x
 
+    def coded_context(self, context: Any) -> Any:
+        """Return contexts with codes in the place of categories.
+
+        Args:
+            context: Contexts; a frame may have columns of texts.
+
+        Returns:
+            The contexts; what has none comes back as it is.
+        """
+        return context
+
     def presented(self, draws: np.ndarray) -> Any:
         """Return draws as a user holds the data: a frame where columns are of text or of dates.
 

@@ -109,6 +109,7 @@ class SamplingModel(ScoringModel):
         method: str = "midpoint",
         guidance: float = 1.0,
     ) -> Iterator[np.ndarray]:
+        context = self.domain.coded_context(context)
         one_for_all = not self.is_image and np.size(context) == self.context_dim
         contexts = self._contexts(context, 1 if one_for_all else n_samples)
         generator = torch.Generator().manual_seed(seed_from(random_state))

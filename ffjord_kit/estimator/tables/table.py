@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ffjord_kit.columns.categories import Date
+from ffjord_kit.columns.categories import Category, Date
 from ffjord_kit.columns.frames import code_frame, presented
 from ffjord_kit.columns.mixed import cells_of
 from ffjord_kit.columns.rows import (
@@ -39,6 +39,7 @@ from ffjord_kit.distributions import BASES, Base, ProductBase, outliers_inflate_
 from ffjord_kit.estimator.data import Arrays, TrainingData, check_context, held_out_count, refuse_not_finite, tensor
 from ffjord_kit.estimator.domain import Domain
 from ffjord_kit.estimator.fields import TableFields, choice
+from ffjord_kit.estimator.tables.contexts import coded_contexts, coded_names
 from ffjord_kit.estimator.tables.names import context_in_order, in_order
 from ffjord_kit.geometry import Geometry
 from ffjord_kit.nn import DYNAMICS, ManifoldDynamics, VectorField
@@ -87,11 +88,13 @@ class Header(NamedTuple):
         columns: Names of the columns.
         named: Whether the data came with these names.
         context_columns: Names of the contexts; none where they have none.
+        context_types: Categories among the contexts, by names.
     """
 
     columns: tuple[str, ...]
     named: bool
     context_columns: tuple[str, ...] = ()
+    context_types: Types = {}
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,7 @@ class TableDomain(Domain):
         base_word: Word of BASES.
         context_columns: Names of the contexts; none where they have none.
         types: Types of columns by names, of those that have one.
+        context_types: Categories among the contexts, by names.
     """
 
     noun: ClassVar[str] = "table"
@@ -120,6 +124,7 @@ class TableDomain(Domain):
     base_word: str
     context_columns: tuple[str, ...] = ()
     types: Types = field(default_factory=dict)
+    context_types: Types = field(default_factory=dict)
 
     @classmethod
     def of(cls, fields: TableFields, x: np.ndarray, header: Header, found: Types) -> Self:
@@ -158,11 +163,11 @@ class TableDomain(Domain):
         Raises:
             ValueError: If support or grid do not suit the columns.
         """
-        names, named, context_columns = header
+        names, named, context_columns, context_types = header
         refuse_on_manifolds(fields, types)
         grid = grid_with_types(fields.dequantize, types, x, names)
         bounds = with_bounds_of_types(support_bounds(fields.support, names), types, names)
-        return cls(names, named, bounds, grid, fields.base, context_columns, types)
+        return cls(names, named, bounds, grid, fields.base, context_columns, types, context_types)
 
     @classmethod
     def from_record(cls, fields: TableFields, record: Mapping[str, Any]) -> Self:
@@ -187,7 +192,8 @@ class TableDomain(Domain):
         types, grid = read_types(record.get("types"), names), Grid.from_record(record["grid"], len(names))
         bounds = with_bounds_of_types(support_bounds(fields.support, names), types, names)
         contexts = tuple(record.get("context_columns", ()))
-        return cls(names, bool(record["named"]), bounds, grid, fields.base, contexts, types)
+        context_types = read_types(record.get("context_types"), contexts)
+        return cls(names, bool(record["named"]), bounds, grid, fields.base, contexts, types, context_types)
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -205,7 +211,9 @@ class TableDomain(Domain):
         return len(self.columns) <= FEW_COLUMNS
 
     def record(self) -> dict[str, Any]:
-        contexts = {"context_columns": self.context_columns} if self.context_columns else {}
+        contexts: dict[str, Any] = {"context_columns": self.context_columns} if self.context_columns else {}
+        if self.context_types:
+            contexts["context_types"] = types_as_text(self.context_types)
         tails = {"asinh": True} if self.base_word == "student" else {}
         types = {"types": types_as_text(self.types)} if self.types else {}
         return {"columns": self.columns, "named": self.named, "grid": self.grid._asdict(), **contexts, **tails, **types}
@@ -277,7 +285,7 @@ class TableDomain(Domain):
         if not arrays.streamed:
             every = Batch(tensor(x[kept]).double(), context, weight, noise)
             return self._completed(
-                TrainingData(every.x, context, every[some], judges, weight=weight, noise=noise, codes=self.code_dim)
+                TrainingData(every.x, context, every[some], judges, weight=weight, noise=noise, codes=self._plain)
             )
         streamed = StreamedRows(shared_tensor(x), torch.from_numpy(held_out))
         fitting = Batch(streamed.fetch(some), *(None if part is None else part[some] for part in (context, weight)))
@@ -329,11 +337,20 @@ class TableDomain(Domain):
         inside = np.all(inside_support(x, self.bounds), axis=1)
         return tensor(to_internal(x, self.types, self.columns)[inside]), inside
 
+    @property
+    def _plain(self) -> int:
+        """Number of elements at the end of the flow's contexts that are codes."""
+        return self.code_dim + sum(kind.size for kind in self.context_types.values() if isinstance(kind, Category))
+
+    def coded_context(self, context: Any) -> Any:
+        return coded_contexts(context, self.context_columns, self.context_types)
+
     def contexts(self, context: Any, rows: int, dim: int | None) -> np.ndarray | None:
-        return check_context(context_in_order(context, self.context_columns), rows, dim)
+        coded = self.coded_context(context)
+        return check_context(context_in_order(coded, self.context_columns), rows, dim)
 
     def context_names(self, dim: int) -> list[str]:
-        return list(self.context_columns) or super().context_names(dim)
+        return coded_names(self.context_columns, self.context_types) or super().context_names(dim)
 
     def coded(self, x: Any) -> Any:
         return code_frame(x, self.all_types) if is_frame(x) else x
