@@ -30,9 +30,7 @@ ONE_STEP = SolveOptions(trace=None, solver=FixedSolver("euler", 1))
 _chosen: dict[tuple[Hashable, ...], int] = {}
 
 
-def training_threads(
-    flow: Flow, rows: Batch, phases: Sequence[Phase], batch_size: int
-) -> AbstractContextManager[None]:
+def training_threads(flow: Flow, rows: Batch, phases: Sequence[Phase], batch_size: int) -> AbstractContextManager[None]:
     """Return a context with as many threads as train a flow faster.
 
     Args:

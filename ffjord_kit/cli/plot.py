@@ -254,7 +254,8 @@ def _table_subject(run: Run, model: DensityModel, data: LoadedData, text: str | 
         return TableSubject(model, data, None, seed)
     near = _near(data, context)
     names = run.config["data"].get("context_columns", [])
-    shown = {name: kind.cells(context[[i]])[0] for i, name in enumerate(names) if (kind := data.context_types.get(name))}
+    kinds = data.context_types
+    shown = {name: kinds[name].cells(context[[i]])[0] for i, name in enumerate(names) if name in kinds}
     values = ", ".join(f"{name} = {shown.get(name, f'{value:g}')}" for name, value in zip(names, context, strict=True))
     click.echo(f"all pictures are at {values}; the data beside them are the {len(near.x)} rows nearest to it")
     return TableSubject(model, near, context, seed)

@@ -21,6 +21,7 @@ from ffjord_kit.run import Run
 from ffjord_kit.training.distributed import current_workers
 
 LEAST_DRAWN = 20  # rows that remain when they are drawn by their weights
+TRUTHS = {"false": "0", "true": "1"}  # truth values among contexts are numbers
 LABEL = "label"  # the column that images can be conditioned on
 NOTE: dict[str, tuple[type, ...]] = {
     "context_columns": (list,), "classes": (list,), "drop": (list,), "weight": (str,), "noise_columns": (list,),
@@ -58,7 +59,7 @@ class LoadedData:
     image_shape: tuple[int, ...] | None
     classes: tuple[str, ...] = ()
     types: Mapping[str, ColumnType] = field(default_factory=dict)
-    context_types: Mapping[str, ColumnType] = field(default_factory=dict)
+    context_types: Mapping[str, Category] = field(default_factory=dict)
     weight: np.ndarray | None = None
     noise: np.ndarray | None = None
 
@@ -457,12 +458,10 @@ def _refuse_texts(dataset: datasets.Dataset, names: Sequence[str]) -> None:
     for name in names:
         kind = dataset.types.get(name)
         if isinstance(kind, Category) and kind.is_text:
-            raise ValueError(
-                f"column {name!r} holds text, and a weight or an error must be numbers: name another one"
-            )
+            raise ValueError(f"column {name!r} holds text, and a weight or an error must be numbers: name another one")
 
 
-def _texts_among(dataset: datasets.Dataset, names: Sequence[str]) -> dict[str, ColumnType]:
+def _texts_among(dataset: datasets.Dataset, names: Sequence[str]) -> dict[str, Category]:
     """Return the types of the columns that hold texts; truth values and dates are numbers among contexts."""
     kinds = {name: dataset.types[name] for name in names if name in dataset.types}
     return {name: kind for name, kind in kinds.items() if isinstance(kind, Category) and kind.is_text}
@@ -549,10 +548,11 @@ def _read_contexts(text: str, names: Sequence[str], types: Mapping[str, ColumnTy
 def _context_number(text: str, kind: ColumnType | None) -> float:
     """Return a number, or the place of a level."""
     if not isinstance(kind, Category):
-        return float(text)
+        return float(TRUTHS.get(text.lower(), text))
     place = float(kind.codes(np.array([text], dtype=object))[0])
     if place < 0:
-        raise ValueError(f"--context gives {text!r}, and the levels of the fit are {listing(kind.levels or ())}")
+        levels = listing([str(level) for level in kind.levels or ()])
+        raise ValueError(f"--context gives {text!r}, and the levels of the fit are {levels}")
     return place
 
 

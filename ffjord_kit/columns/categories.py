@@ -145,7 +145,9 @@ class Category(ColumnType):
         missing = np.isnan(numbers)
         levels: np.ndarray = np.array(self.levels, dtype=object if self.is_text or missing.any() else np.bool_)
         cells = levels[np.where(missing, 0, numbers).astype(np.int64)]
-        return np.where(missing, None, cells) if missing.any() else cells
+        if missing.any():
+            cells[missing] = None
+        return cells
 
     def __str__(self) -> str:
         """Return the type as config.json holds it, with its levels as a list of JSON."""
@@ -209,9 +211,10 @@ class Date(ColumnType):
         Returns:
             Dates as NumPy holds them, NaT where one is missing, shape (n,).
         """
-        known, unit, per_day = np.nan_to_num(days), "D" if self.are_whole(days) else "s", SECONDS
-        moments = np.round(known * (1 if unit == "D" else per_day)).astype(np.int64).astype(f"datetime64[{unit}]")
-        return np.where(np.isnan(days), np.datetime64("NaT", unit), moments)
+        unit, per_day = ("D", 1) if self.are_whole(days) else ("s", SECONDS)
+        moments = np.round(np.nan_to_num(days) * per_day).astype(np.int64).astype(f"datetime64[{unit}]")
+        moments[np.isnan(days)] = np.datetime64("NaT")
+        return moments
 
 
 def check_level_count(count: int, rows: int, name: str) -> None:

@@ -159,7 +159,7 @@ class Frame:
         elif (cells := self.cells[j]).dtype.kind not in "Mm":
             marked, words = np.isin(self.numbers[:, j], _numbers(marks)), _words(marks)
             empty = [is_empty(cell) or str(cell).strip() in words for cell in cells.tolist()] | marked
-            cells = np.where(empty, None, cells)
+            cells = np.array([None if none else cell for none, cell in zip(empty, cells.tolist(), strict=True)], object)
         if cells is numbers:
             return None
         try:

@@ -154,6 +154,8 @@ class DensityEstimator(DensityMixin, BaseEstimator, CommonFields):
         start = Timer(torch.device("cpu"), clock=self.clock)
         arrays, domain = self._read(X, context, columns, context_columns, sample_weight)
         arrays = with_noise(arrays, domain, self, noise_std, resume=resume)
+        if self.verbose and domain.found and "source" not in (data or {}):  # of files, reading them has told it
+            note(domain.found)
         workers, about = Workers.here(), {**domain.record(), **arrays.facts()}
         check_workers(workers, field_values(self), about, resume=resume)
         about = {**about, "data": dict(data or {})}

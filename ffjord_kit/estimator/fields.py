@@ -206,8 +206,10 @@ class TableFields(CommonFields):
         None, "Table", "types of columns by name: positive, bounded, integer, circle, sphere (a pair), category or date"
     )
     subsets: bool | None = option(
-        None, "Table", "learn every question: the density of any columns, given any others; cells may be missing "
-        "(open: where cells are missing)"
+        None,
+        "Table",
+        "learn every question: the density of any columns, given any others; cells may be missing "
+        "(open: where cells are missing)",
     )
     missing: Missing = option(
         None, "Table", "marks of missing cells beside NaN and, in files, empty cells and NA, e.g. -999"

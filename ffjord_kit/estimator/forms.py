@@ -77,6 +77,11 @@ class Forms(ABC):
         return batch
 
     @property
+    def found(self) -> str:
+        """Types of the columns that were found by looking, in words; empty where all are numbers."""
+        return ""
+
+    @property
     def has_categories(self) -> bool:
         """Whether columns are categories."""
         return False

@@ -34,6 +34,6 @@ SCALINGS: dict[str, tuple[Callable[..., Transform], ...]] = {
 
 __all__ = [
     "CNF", "IMAGE_SCALINGS", "SCALINGS", "Affine", "Angles", "AskedCategorical", "Asinh", "Categorical",
-    "ConditionalAffine", "ContextScaling", "Gaussianize", "Logit", "OnColumns", "Planar", "Preprocess", "Softplus", "Squeeze",
-    "Standardize", "Stepped", "Transform", "Whiten", "multi_scale",
+    "ConditionalAffine", "ContextScaling", "Gaussianize", "Logit", "OnColumns", "Planar", "Preprocess", "Softplus",
+    "Squeeze", "Standardize", "Stepped", "Transform", "Whiten", "multi_scale",
 ]  # fmt: skip

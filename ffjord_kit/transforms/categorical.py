@@ -18,7 +18,7 @@ categories asked for before it,
 
     log p(c_A | x_G, c_G) = sum over j in A of log p(c_j | x_G, c_G, c_i for i in A, i < j).
 
-All factors are normalised, so for each question the probabilities of all levels, or of all their combinations, sum to 1.
+All factors are normalised, so for each question the probabilities of all combinations of levels sum to 1.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ class AskedCategorical(Categorical):
 
     Example:
         >>> coin = AskedCategorical([Factor.of_counts(torch.tensor([2.0, 6.0]), 2)], 0)
-        >>> given, asked = torch.tensor([[0.0, 1.0, 0.0]]), torch.tensor([[0.0, 1.0, 1.0]])  # both times the second level
+        >>> given, asked = torch.tensor([[0.0, 1.0, 0.0]]), torch.tensor([[0.0, 1.0, 1.0]])
         >>> [round(coin.log_prob(context.double()).exp().item(), 3) for context in (given, asked)]
         [1.0, 0.7]
     """

@@ -75,7 +75,7 @@ def stored_table_domain(fields: TableFields, record: Mapping[str, Any]) -> Table
 
 def _warn_of_missing(missing: np.ndarray, names: Sequence[str]) -> None:
     """Tell that a fit learns every question because cells are missing, and what that costs."""
-    holed = [name for name, any_missing in zip(names, missing.any(0), strict=True) if any_missing]
+    holed = [names[place] for place in np.flatnonzero(missing.any(axis=0)).tolist()]
     warnings.warn(
         f"{missing.sum()} of {missing.size} cells are missing (columns {shortened(holed)}): the fit learns every "
         "question from the observed ones (subsets=True), as if they were missing at random; where none is missing the "

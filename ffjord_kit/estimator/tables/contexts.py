@@ -31,7 +31,9 @@ def categories_of_contexts(context: Any) -> Types:
         Types by names; truth values, which are the numbers 0 and 1, and dates are none.
     """
     found = look_at_frame(context, {}) if is_frame(context) else {}
-    return {own: kind for own, kind in found.items() if isinstance(kind, Category) and (kind.is_text or kind.is_numeric)}
+    return {
+        own: kind for own, kind in found.items() if isinstance(kind, Category) and (kind.is_text or kind.is_numeric)
+    }
 
 
 def coded_contexts(context: Any, columns: Sequence[str], types: Types) -> Any:

@@ -5,8 +5,8 @@ With x the columns of numbers and c the categories, of a question for x_M and c_
     log p(x_M, c_A | x_G, c_G) = log p(c_A | x_G, c_G) + log p(x_M | x_G, c_G, c_A),
 
 a density with respect to Lebesgue measure for x_M and counting measure for c_A. The first part goes category by
-category (`transforms/categorical.py`); the second is the masked flow, to which the levels of c_G and c_A are known. What
-a question does not name is absent from both, so nothing is summed or integrated, and each answer is exact for the model.
+category (`transforms/categorical.py`); the second is the masked flow, to which the levels of c_G and c_A are known.
+What a question does not name is absent from both: nothing is summed or integrated, and each answer is normalised.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class MixedSubsetDomain(SubsetDomain, CategoriesDomain):
         numbers = question_of(*(part[:, self.places] for part in (modelled, given, values)))
         return np.concatenate([numbers, self._known_codes(values, given), modelled[:, self.category_places]], axis=1)
 
-    def fold(self, data: TrainingData, rows: Tensor, judges: Tensor) -> TrainingData:
+    def fold(self, data: TrainingData, rows: Tensor, judges: Tensor) -> SubsetTrainingData:
         probabilities = cast(SubsetTrainingData, data).probabilities
         return replace(super().fold(data, rows, judges), probabilities=probabilities)
 

@@ -138,9 +138,7 @@ class SubsetDomain(TableDomain):
 
     def _questioned(self, every: Batch, judges: Batch | None) -> SubsetTrainingData:
         """Return training data of rows with their questions."""
-        return SubsetTrainingData(
-            every.x, every.context, every, judges, weight=every.weight, sizes=tuple(self.sizes)
-        )
+        return SubsetTrainingData(every.x, every.context, every, judges, weight=every.weight, sizes=tuple(self.sizes))
 
     def numbers(self, x: np.ndarray) -> np.ndarray:
         """Return the columns that are no categories.
@@ -177,9 +175,10 @@ class SubsetDomain(TableDomain):
         Returns:
             Contexts, shape (n, context_dim).
         """
-        return question_of(modelled, given, values if given is None else np.where(given, values, 0.0))
+        known = None if given is None or values is None else np.where(given, values, 0.0)
+        return question_of(modelled, given, known)
 
-    def fold(self, data: TrainingData, rows: Tensor, judges: Tensor) -> TrainingData:
+    def fold(self, data: TrainingData, rows: Tensor, judges: Tensor) -> SubsetTrainingData:
         return with_unit_weights(self._questioned(data.fitting[rows], data.fitting[judges]))
 
     def preprocess(self, data: TrainingData, scaling: str) -> list[Transform]:

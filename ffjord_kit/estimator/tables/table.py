@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ffjord_kit.columns.categories import Category, Date
 from ffjord_kit.columns.frames import code_frame, presented
-from ffjord_kit.columns.mixed import cells_of
+from ffjord_kit.columns.mixed import cells_of, describe
 from ffjord_kit.columns.rows import (
     Bounds,
     check_support,
@@ -357,6 +357,11 @@ class TableDomain(Domain):
 
     def presented(self, draws: np.ndarray) -> Any:
         return presented(draws, self.all_columns, self.all_types)
+
+    @property
+    def found(self) -> str:
+        looked = {own[0]: kind for own, kind in self.all_types.items() if isinstance(kind, (Category, Date))}
+        return "; ".join(describe(name, kind) for name, kind in looked.items())
 
     @property
     def cells(self) -> Mapping[str, Callable[[np.ndarray], np.ndarray]]:
