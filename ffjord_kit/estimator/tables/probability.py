@@ -23,7 +23,7 @@ from ffjord_kit.transforms.categorical import HIDDEN, Categorical, Factor
 
 FIT_ROWS, HELD_OUT, FEWEST_HELD_OUT = 20_000, 0.15, 20
 EPOCHS, PATIENCE, LEAST_GAIN, BATCH, RATE = 100, 5, 1e-4, 200, 5e-3
-QUESTIONS, JOINT = 10, 0.5  # of a row, up to FIT_ROWS in all; share of those of a joint density
+QUESTIONS, JOINT = 4, 0.5  # of a row, up to FIT_ROWS in all; share of those of a joint density
 NETWORK_FROM = 500  # rows: fewer say nothing of a network
 NEVER = -50.0  # logit of a level that a classifier has not seen; the share of the frequencies is left
 
