@@ -233,7 +233,9 @@ def test_figures_are_those_of_both_factors(fitted, table):
     model = fitted.model_
     batch, inside = model._batch(table, None)
     given = model.domain.given_categories(model.flow)
-    probability = categorical_of(model.flow).log_prob(model.flow.preprocess.scale_context(batch.context, batch.x.double()))
+    probability = categorical_of(model.flow).log_prob(
+        model.flow.preprocess.scale_context(batch.context, batch.x.double())
+    )
     rest = model.evaluate_batch(batch, flow=given).log_prob
     assert inside.all()
     score = model.score_samples(table)

@@ -227,9 +227,7 @@ def test_texts_as_contexts_are_coded_by_their_levels():
 
 def test_a_density_follows_a_context_of_texts(tmp_path):
     rows = people(120)
-    model = FFJORD(**{**SHORT, "schedule": [("flow_matching", 100)]}).fit(
-        rows[["x"]], context=rows[["city", "ok"]]
-    )
+    model = FFJORD(**{**SHORT, "schedule": [("flow_matching", 100)]}).fit(rows[["x"]], context=rows[["city", "ok"]])
     assert model.config_["context_dim"] == 4 and model.config_["context_types"] == {
         "city": 'category:["Bern", "Oslo", "Rome"]'
     }

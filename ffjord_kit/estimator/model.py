@@ -303,14 +303,10 @@ class DensityModel(DerivingModel, QuestioningModel):
     def _check_categories(self, batch: Batch, seed: int) -> diagnostics.Finding:
         """Compare the probability of rows' categories with that of drawn ones, given the same contexts."""
         generator, user = torch.Generator().manual_seed(seed), cast(Tensor, batch.context)[:, : self.context_dim]
-        given = user if self.context_dim else None
+        given, categorical = user if self.context_dim else None, categorical_of(self.flow)
         drawn = self.domain.with_drawn_categories(self.flow, given, len(batch), generator)
-        categorical, preprocess = categorical_of(self.flow), self.flow.preprocess
-        probability = [
-            to_numpy(categorical.log_prob(preprocess.scale_context(each, cast(Tensor, each).double())))
-            for each in (batch.context, drawn)
-        ]
-        return diagnostics.check_categories(*probability)
+        scaled = (self.flow.preprocess.scale_context(each, batch.x.double()) for each in (batch.context, drawn))
+        return diagnostics.check_categories(*(to_numpy(categorical.log_prob(each)) for each in scaled))
 
     def weight_loss(
         self, X: Any, *, context: Any = None, objective: Objective[Flow] | None = None, seed: int = 0

@@ -66,13 +66,14 @@ def fit_asked_factors(
     factors = []
     for place, size in enumerate(sizes):
         rows = order[observed[order, place] > 0]
-        rows = rows.repeat_interleave(max(1, min(QUESTIONS, FIT_ROWS // max(1, len(rows)))))
+        questions = max(1, min(QUESTIONS, FIT_ROWS // max(1, len(rows))))
+        rows = rows.repeat_interleave(questions)
         known = _some_known(torch.cat([there, observed], dim=1)[rows], values.shape[1], place, generator)
         numbers, levels = known.split([values.shape[1], len(sizes)], dim=1)
         levels = levels.repeat_interleave(torch.tensor(list(sizes)), dim=1)
         given = torch.cat([numbers, numbers * held(values[rows]), levels * codes[rows]], dim=1)
         start = sum(sizes[:place])
-        factors.append(_factor(given, codes[rows, start : start + size]))
+        factors.append(_factor(given, codes[rows, start : start + size], questions))
     return factors
 
 
@@ -97,8 +98,18 @@ def _some_known(there: Tensor, numbers: int, place: int, generator: torch.Genera
     return there * (chosen & (position != numbers + place))
 
 
-def _factor(given: Tensor, one_hot: Tensor) -> Factor:
-    """Return the factor of one category, fitted to rows in a random order."""
+def _factor(given: Tensor, one_hot: Tensor, questions: int = 0) -> Factor:
+    """Return the factor of one category, fitted to rows in a random order.
+
+    Args:
+        given: f, shape (n, m).
+        one_hot: Codes of the category, shape (n, K).
+        questions: Number of rows that each row of the data makes, one after another; a network, whose best epoch is
+            chosen among many, must then lead by its standard error. 0 where rows are as they came.
+
+    Returns:
+        The factor.
+    """
     constant, rows = Factor.of_counts(one_hot.sum(0), given.shape[1]), slice(0, FIT_ROWS)
     held_out = int(HELD_OUT * len(given[rows]))
     if not given.shape[1] or held_out < FEWEST_HELD_OUT:
@@ -108,16 +119,24 @@ def _factor(given: Tensor, one_hot: Tensor) -> Factor:
     if len(np.unique(y[held_out:])) < 2:
         return constant
     best, least = constant, _loss(Factor.of_counts(one_hot[held_out:].sum(0), given.shape[1]), *judges)
+    rival = constant
     trial = _regression(x[held_out:], y[held_out:], constant)
     if (loss := _loss(trial, *judges)) < least:
-        best, least = _regression(x, y, constant), loss
+        best, least, rival = _regression(x, y, constant), loss, trial
     trial, loss = _network(x[held_out:], y[held_out:], constant, judges)
-    return trial if loss < least else best
+    margin = _error_of_lead(trial, rival, *judges) * math.sqrt(questions)
+    return trial if loss < least - margin else best
 
 
 def _loss(factor: Factor, given: Tensor, one_hot: Tensor) -> float:
     """Return the mean log-loss."""
     return -float((factor.log_prob(given) * one_hot).sum(1).mean())
+
+
+def _error_of_lead(factor: Factor, other: Factor, given: Tensor, one_hot: Tensor) -> float:
+    """Return the standard error of the difference of two mean log-losses over the same rows."""
+    difference = ((factor.log_prob(given) - other.log_prob(given)) * one_hot).sum(1)
+    return float(difference.std()) / math.sqrt(len(difference))
 
 
 def _regression(x: np.ndarray, y: np.ndarray, constant: Factor) -> Factor:
