@@ -427,10 +427,10 @@ def test_the_command_line_fits_scores_and_samples_a_mixed_table(csv, tmp_path, c
     assert call(capsys, "fit", "--resume", run)[0] == 0
 
 
-def test_a_context_of_text_is_refused_on_the_command_line(csv, tmp_path, capsys):
-    code, _, told = call(capsys, "fit", csv, "--out", tmp_path / "run", "--drop", "id", "--context", "city")
+def test_a_weight_of_text_is_refused_on_the_command_line(csv, tmp_path, capsys):
+    code, _, told = call(capsys, "fit", csv, "--out", tmp_path / "run", "--drop", "id", "--weight", "city")
     assert code == 1
-    assert "column 'city' holds text, and a context, a weight or an error must be numbers" in told
+    assert "column 'city' holds text, and a weight or an error must be numbers" in told
 
 
 def test_a_table_of_few_rows_is_scored_with_the_levels_of_the_run(fitted, table, tmp_path, capsys):

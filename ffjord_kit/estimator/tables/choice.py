@@ -16,6 +16,7 @@ from ffjord_kit.estimator.tables.mixed import MixedDomain
 from ffjord_kit.estimator.tables.mixed_subsets import MixedSubsetDomain
 from ffjord_kit.estimator.tables.subsets import SubsetDomain
 from ffjord_kit.estimator.tables.table import Header, TableDomain
+from ffjord_kit.rows import chunks
 
 PRICE = "0.01 to 0.06"  # in benchmarks/questions.py
 
@@ -39,11 +40,12 @@ def table_domain(fields: TableFields, x: np.ndarray, header: Header, found: Type
     Raises:
         ValueError: If the rows cannot be fitted, or fields do not suit them.
     """
-    types, missing = {**read_types(fields.columns, header.columns), **found}, np.isnan(x)
-    by_default = fields.subsets is None and bool(missing.any())
+    types = {**read_types(fields.columns, header.columns), **found}
+    by_default = fields.subsets is None and any(bool(np.isnan(part).any()) for part in chunks(x))
     kind = _kind(bool(fields.subsets) or by_default, types, header.columns)
     if not by_default:
         return kind.of(fields, x, header, found)
+    missing = np.isnan(x)
     try:
         domain = kind.of(fields, x, header, found)
     except ValueError as error:
