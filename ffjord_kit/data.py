@@ -324,7 +324,7 @@ def scoring_batch_size(event: Sequence[int], device: str) -> int:
         Number of rows, at least 1.
     """
     elements = SCORED_ELEMENTS if len(event) == 1 else SCORED_PIXELS
-    return max(1, elements.get(device, elements["cuda"]) // math.prod(event))
+    return max(1, elements.get(device, elements["cuda"]) // max(1, math.prod(event)))
 
 
 def sampling_batch_size(event: Sequence[int], device: str) -> int:

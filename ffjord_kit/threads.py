@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
 
 import torch
 
 from ffjord_kit.data import Batch
 from ffjord_kit.flow import Flow
 from ffjord_kit.noise import keyed_generator
-from ffjord_kit.objectives import Objective
 from ffjord_kit.ode import FixedSolver
+from ffjord_kit.training import Phase
 from ffjord_kit.training.data import preprocessed
 from ffjord_kit.transforms.cnf import SolveOptions
 
@@ -31,22 +30,21 @@ ONE_STEP = SolveOptions(trace=None, solver=FixedSolver("euler", 1))
 _chosen: dict[tuple[Hashable, ...], int] = {}
 
 
-def training_threads(
-    flow: Flow, rows: Batch, objective: Objective[Any], batch_size: int
-) -> AbstractContextManager[None]:
+def training_threads(flow: Flow, rows: Batch, phases: Sequence[Phase], batch_size: int) -> AbstractContextManager[None]:
     """Return a context with as many threads as train a flow faster.
 
     Args:
         flow: Flow.
         rows: Rows to train on.
-        objective: Objective of the first phase.
+        phases: Schedule of training, whose first phase decides.
         batch_size: Rows of a step.
 
     Returns:
         The context.
     """
-    if objective.name != "flow_matching":
+    if not phases or phases[0].objective.name != "flow_matching":
         return nullcontext()
+    objective = phases[0].objective
     count = min(len(rows), batch_size)
 
     def train_once() -> None:

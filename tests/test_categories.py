@@ -18,9 +18,9 @@ from ffjord_kit.columns.frames import code_frame, look_at_frame
 from ffjord_kit.columns.mixed import look
 from ffjord_kit.columns.types import parse_type
 from ffjord_kit.datasets import load, write_chunks
-from ffjord_kit.estimator.tables.mixed import fit_categories
+from ffjord_kit.estimator.tables.probability import fit_categories
 from ffjord_kit.transforms import Categorical, ContextScaling
-from ffjord_kit.transforms.categorical import SHARE, Factor
+from ffjord_kit.transforms.categorical import SHARE, Factor, categorical_of
 
 SHORT = {"schedule": [("flow_matching", 20)], "hidden": (8,), "random_state": 0}
 LEVELS = ["Bern, CH", "Oslo", "Rome"]
@@ -233,7 +233,9 @@ def test_figures_are_those_of_both_factors(fitted, table):
     model = fitted.model_
     batch, inside = model._batch(table, None)
     given = model.domain.given_categories(model.flow)
-    probability = model._categorical.log_prob(model.flow.preprocess.scale_context(batch.context, batch.x.double()))
+    probability = categorical_of(model.flow).log_prob(
+        model.flow.preprocess.scale_context(batch.context, batch.x.double())
+    )
     rest = model.evaluate_batch(batch, flow=given).log_prob
     assert inside.all()
     score = model.score_samples(table)
@@ -272,9 +274,6 @@ def test_user_contexts_stand_before_the_categories(table):
 
 
 REFUSED = {
-    "categories alone": (lambda t: t[["city", "ok"]], "all 2 columns are categories"),
-    "a missing text": (lambda t: t.assign(city=[None, *t.city[1:]]), "'city' misses 1 of 300 cells .first in row 0"),
-    "a missing date": (lambda t: t.assign(born=[pd.NaT, *t.born[1:]]), "column 'born' misses 1 of 300"),
     "one level": (lambda t: t.assign(ok=True), "'ok' is a category with one level in all rows: drop it"),
     "many levels": (lambda t: t.assign(a=[f"a{i % 120}" for i in range(300)]), "'a' is a category of 120 levels"),
     "many in all": (
@@ -289,6 +288,12 @@ def test_what_has_no_density_is_refused_in_one_line(table, change, message):
     with pytest.raises(ValueError, match=message) as caught:
         FFJORD(**SHORT).check(change(table))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("column, cell", [("city", None), ("born", pd.NaT)])
+def test_a_missing_cell_is_named_where_none_may_be_missing(table, column, cell):
+    with pytest.raises(ValueError, match=f"first in row 0, column '{column}'"):
+        FFJORD(**SHORT, subsets=False).check(table.assign(**{column: [cell, *table[column][1:]]}))
 
 
 def test_levels_of_a_user_are_kept_and_must_hold_all_rows(table):
@@ -422,10 +427,10 @@ def test_the_command_line_fits_scores_and_samples_a_mixed_table(csv, tmp_path, c
     assert call(capsys, "fit", "--resume", run)[0] == 0
 
 
-def test_a_context_of_text_is_refused_on_the_command_line(csv, tmp_path, capsys):
-    code, _, told = call(capsys, "fit", csv, "--out", tmp_path / "run", "--drop", "id", "--context", "city")
+def test_a_weight_of_text_is_refused_on_the_command_line(csv, tmp_path, capsys):
+    code, _, told = call(capsys, "fit", csv, "--out", tmp_path / "run", "--drop", "id", "--weight", "city")
     assert code == 1
-    assert "column 'city' holds text, and a context, a weight or an error must be numbers" in told
+    assert "column 'city' holds text, and a weight or an error must be numbers" in told
 
 
 def test_a_table_of_few_rows_is_scored_with_the_levels_of_the_run(fitted, table, tmp_path, capsys):

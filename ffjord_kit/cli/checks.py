@@ -175,29 +175,28 @@ def parse_bounds(text: str | None) -> dict[str, tuple[float, float]]:
     return bounds
 
 
-def parse_given(text: str | None) -> dict[str, float]:
+def parse_given(text: str | None) -> dict[str, str]:
     """Read the option --given.
 
     Args:
-        text: Values of columns, as a=0,b=1.5, or None.
+        text: Values of columns, as a=0,city=Oslo, or None.
 
     Returns:
-        Value of each column.
+        Value of each column, as a text that the model reads by the column's type.
 
     Raises:
         ValueError: If it cannot be read.
 
     Example:
-        >>> parse_given("age=40,city=2")
-        {'age': 40.0, 'city': 2.0}
+        >>> parse_given("age=40,city=Oslo")
+        {'age': '40', 'city': 'Oslo'}
     """
     values = {}
     for part in text.split(",") if text else []:
-        name, _, value = part.rpartition("=")
-        try:
-            values[name.strip()] = float(value)
-        except ValueError as error:
-            raise ValueError(f"--given must read like age=40,city=2; got {part!r}") from error
+        name, _, value = (word.strip() for word in part.rpartition("="))
+        if not name or not value:
+            raise ValueError(f"--given must read like age=40,city=Oslo; got {part!r}")
+        values[name] = value
     return values
 
 

@@ -105,7 +105,7 @@ def _load_options(options: Mapping[str, Any]) -> dict[str, Any]:
         [name.strip() for name in options[each].split(",") if name.strip()]
         for each in ("context_columns", "drop", "noise_columns")
     )
-    missing = (parse_missing(options["missing"] or "") or ()) if options["subsets"] else None
+    missing = None if options["subsets"] is False else parse_missing(options["missing"] or "") or ()
     named = {name: options[name] for name in ("rows", "weight", "size", "grey")}
     return {"context_columns": columns, "drop": drop, "noise_columns": noise, "missing": missing, **named}
 
@@ -125,7 +125,7 @@ def _seed(run: Path | None, requested: int | None) -> int:
 
 def _print_configuration(model: Estimator, data: LoadedData) -> None:
     """Check the data and the fields, and print both as JSON."""
-    model.check(data.table, sample_weight=data.weight, noise_std=data.noise, context=data.context, **_names(data))
+    model.check(data.table, sample_weight=data.weight, noise_std=data.noise, context=data.context_table, **_names(data))
     shape = {"rows": len(data.x), "columns": list(data.columns), "event_shape": list(data.x.shape[1:])}
     click.echo(json.dumps({"estimator": model.get_params(), "data": {**data.note, **shape}}, indent=2))
 
@@ -143,8 +143,8 @@ def _train(model: Estimator, data: LoadedData, path: Path, **options: Any) -> No
     before = _config(path)
     try:
         model.fit(
-            data.table, sample_weight=data.weight, noise_std=data.noise, context=data.context, run=path, data=data.note,
-            **options,
+            data.table, sample_weight=data.weight, noise_std=data.noise, context=data.context_table, run=path,
+            data=data.note, **options,
         )  # fmt: skip
     except (KeyboardInterrupt, SystemExit):
         if not _is_usable(model):

@@ -39,7 +39,9 @@ def impute(run: str, source: str, out: str, draws: int, random_state: int | None
     with progress(f"{draws} fillings") as on_progress:
         tables = model.fillings(data.x, draws, random_state)
         chunks = _numbered(tables, draws, on_progress)
-        datasets.write_chunks(out, chunks, columns, rows=draws * len(data.x), whole=_whole(model, draws))
+        datasets.write_chunks(
+            out, chunks, columns, rows=draws * len(data.x), whole=_whole(model, draws), cells=model.domain.cells
+        )
     missing = np.isnan(data.x)
     click.echo(
         f"{missing.sum()} missing cells in {missing.any(1).sum()} of {len(data.x)} rows, filled {draws} "

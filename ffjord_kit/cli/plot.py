@@ -180,7 +180,7 @@ def plot(run: str, out: str, context: str | None, random_state: int, source: str
         ValueError: If a picture exists, or the data or the context do not suit the run.
     """
     opened, model = open_run(run), DensityModel.load(run)
-    if model.domain.code_dim:
+    if model.domain.has_categories:
         raise ValueError(
             f"plot is for tables of numbers, and {model.domain.curved} is no number: draw what sample writes"
         )
@@ -254,17 +254,25 @@ def _table_subject(run: Run, model: DensityModel, data: LoadedData, text: str | 
         return TableSubject(model, data, None, seed)
     near = _near(data, context)
     names = run.config["data"].get("context_columns", [])
-    values = ", ".join(f"{name} = {value:g}" for name, value in zip(names, context, strict=True))
+    kinds = data.context_types
+    shown = {name: kinds[name].cells(context[[i]])[0] for i, name in enumerate(names) if name in kinds}
+    values = ", ".join(f"{name} = {shown.get(name, f'{value:g}')}" for name, value in zip(names, context, strict=True))
     click.echo(f"all pictures are at {values}; the data beside them are the {len(near.x)} rows nearest to it")
     return TableSubject(model, near, context, seed)
 
 
 def _one_context(run: Run, data: LoadedData, text: str | None) -> np.ndarray | None:
-    """Return the context of all pictures: that of the option, or the median of the data."""
+    """Return the context of all pictures: that of the option, or the median, of texts the most frequent one."""
     if data.context is not None and text is None:
-        return np.median(data.context, axis=0)
+        names = zip(data.note["context_columns"], data.context.T, strict=True)
+        return np.array([_middle(column, text=name in data.context_types) for name, column in names])
     context = parse_context(run, text, 1)
     return None if context is None else context[0]
+
+
+def _middle(values: np.ndarray, *, text: bool) -> float:
+    """Return the median of numbers, or the most frequent place of a level."""
+    return float(np.bincount(values.astype(np.int64)).argmax() if text else np.median(values))
 
 
 def _near(data: LoadedData, context: np.ndarray) -> LoadedData:
@@ -272,7 +280,9 @@ def _near(data: LoadedData, context: np.ndarray) -> LoadedData:
     if data.context is None:
         return data
     scale = np.where(np.ptp(data.context, axis=0) > 0, data.context.std(axis=0), 1.0)
-    distance = np.linalg.norm((data.context - context) / scale, axis=1)
+    apart = np.abs(data.context - context)
+    texts = [name in data.context_types for name in data.note["context_columns"]]
+    distance = np.linalg.norm(np.where(texts, apart > 0, apart / scale), axis=1)
     count = min(len(distance), max(NEAR_ROWS, len(distance) // 10))
     return data.take(distance <= np.partition(distance, count - 1)[count - 1])
 

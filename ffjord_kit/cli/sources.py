@@ -21,6 +21,7 @@ from ffjord_kit.run import Run
 from ffjord_kit.training.distributed import current_workers
 
 LEAST_DRAWN = 20  # rows that remain when they are drawn by their weights
+TRUTHS = {"false": "0", "true": "1"}  # truth values among contexts are numbers
 LABEL = "label"  # the column that images can be conditioned on
 NOTE: dict[str, tuple[type, ...]] = {
     "context_columns": (list,), "classes": (list,), "drop": (list,), "weight": (str,), "noise_columns": (list,),
@@ -45,6 +46,7 @@ class LoadedData:
         image_shape: Shape of an image, also of rows that are the pixels of one; None otherwise.
         classes: Names of the classes that number the labels.
         types: Types of the columns of categories and dates, in whose place x holds numbers, by name.
+        context_types: Types of the contexts that are categories, in whose place context holds numbers, by name.
         weight: Weights of rows, shape (n,), or None.
         noise: Deviations of the measurement errors of rows, shape (n, d), or None.
     """
@@ -57,6 +59,7 @@ class LoadedData:
     image_shape: tuple[int, ...] | None
     classes: tuple[str, ...] = ()
     types: Mapping[str, ColumnType] = field(default_factory=dict)
+    context_types: Mapping[str, Category] = field(default_factory=dict)
     weight: np.ndarray | None = None
     noise: np.ndarray | None = None
 
@@ -67,6 +70,14 @@ class LoadedData:
             return self.x
         named, types = zip(self.columns, self.x.T, strict=True), self.types
         return frame_of({name: _cells(types.get(name), column) for name, column in named})
+
+    @property
+    def context_table(self) -> Any:
+        """The contexts as an estimator takes them: an array, or a frame where there are categories; None for none."""
+        if self.context is None or not self.context_types:
+            return self.context
+        named = zip(self.note["context_columns"], self.context.T, strict=True)
+        return frame_of({name: _cells(self.context_types.get(name), column) for name, column in named})
 
     @property
     def is_images(self) -> bool:
@@ -190,8 +201,7 @@ def load(
     if size is not None or grey:
         raise ValueError(f"--size and --grey are for images; {source} is a table")
     dataset = _load_table(
-        source, told=told, rows=rows, seed=seed, missing=missing, types=(types or {}) if missing is None else None,
-        drop=drop, missing_ok=missing_ok,
+        source, told=told, rows=rows, seed=seed, missing=missing, types=types or {}, drop=drop, missing_ok=missing_ok,
     )  # fmt: skip
     dataset = dataset if keep_empty or missing is None else _without_empty_rows(dataset, told)
     note = {
@@ -219,7 +229,10 @@ def _set_aside(
     pairs = [_noise_pair(each) for each in noise_columns]
     weights = [] if weight is None else [weight]
     split = datasets.split_columns(dataset, [*context_columns, *weights, *(error for _, error in pairs)])
-    _refuse_texts(dataset, split.context_columns)
+    _refuse_texts(dataset, split.context_columns[len(context_columns) :])
+    context_types = _texts_among(dataset, split.context_columns[: len(context_columns)])
+    if context_types:
+        note["context_columns"] = list(split.context_columns[: len(context_columns)])
     context, weighing, errors = np.split(split.context, np.cumsum([len(context_columns), len(weights)]), axis=1)
     if weights:
         note |= {"weight": split.context_columns[len(context_columns)]}
@@ -228,6 +241,7 @@ def _set_aside(
     return LoadedData(
         split.x, context if context_columns else None, split.columns, note, None, None,
         types={name: kind for name, kind in dataset.types.items() if name in split.columns},
+        context_types=context_types,
         weight=weighing[:, 0] if weights else None,
         noise=_noise(split.columns, [column for column, _ in pairs], errors) if pairs else None,
     )  # fmt: skip
@@ -352,7 +366,7 @@ def marks_of_missing(run: Run) -> Sequence[float | str] | None:
         The marks beside empty cells; None where no cell may be missing.
     """
     fields = run.config["estimator"]
-    return fields.get("missing") or () if fields.get("subsets") else None
+    return fields.get("missing") or () if fields.get("subsets") or run.config.get("subsets") else None
 
 
 def complete_rows(data: LoadedData, verb: str) -> LoadedData:
@@ -418,7 +432,8 @@ def parse_context(run: Run, text: str | None, count: int) -> np.ndarray | None:
         return None
     if text is None:
         raise ValueError(f"this run is conditional: pass --context with values of {', '.join(names) or expected}")
-    rows = _read_contexts(text)
+    types = {own[0]: kind for own, kind in read_types(run.config.get("context_types")).items()}
+    rows, expected = _read_contexts(text, names, types), len(names) if types else expected
     if rows.shape not in ((1, expected), (count, expected)):
         raise ValueError(
             f"--context must give {expected} values ({', '.join(names)}), or a file of {count} rows of them; "
@@ -429,7 +444,8 @@ def parse_context(run: Run, text: str | None, count: int) -> np.ndarray | None:
 
 def _types_of(run: Run) -> dict[str, ColumnType]:
     """Return the types of a run's columns, categories with their levels."""
-    return {own[0]: kind for own, kind in read_types(run.config.get("types")).items() if len(own) == 1}
+    types = {**read_types(run.config.get("types")), **read_types(run.config.get("context_types"))}
+    return {own[0]: kind for own, kind in types.items() if len(own) == 1}
 
 
 def _cells(kind: ColumnType | None, column: np.ndarray) -> np.ndarray:
@@ -438,14 +454,17 @@ def _cells(kind: ColumnType | None, column: np.ndarray) -> np.ndarray:
 
 
 def _refuse_texts(dataset: datasets.Dataset, names: Sequence[str]) -> None:
-    """Refuse contexts, weights and measurement errors that are texts."""
+    """Refuse weights and measurement errors that are texts."""
     for name in names:
         kind = dataset.types.get(name)
         if isinstance(kind, Category) and kind.is_text:
-            raise ValueError(
-                f"column {name!r} holds text, and a context, a weight or an error must be numbers: leave it among the "
-                "columns, whose joint density knows its levels, or write these as columns of 0 and 1"
-            )
+            raise ValueError(f"column {name!r} holds text, and a weight or an error must be numbers: name another one")
+
+
+def _texts_among(dataset: datasets.Dataset, names: Sequence[str]) -> dict[str, Category]:
+    """Return the types of the columns that hold texts; truth values and dates are numbers among contexts."""
+    kinds = {name: dataset.types[name] for name in names if name in dataset.types}
+    return {name: kind for name, kind in kinds.items() if isinstance(kind, Category) and kind.is_text}
 
 
 def _load_table(source: str, *, told: bool = True, **options: Any) -> datasets.Dataset:
@@ -512,12 +531,29 @@ def _number_classes(data: LoadedData, classes: Sequence[str], source: str) -> Lo
     return replace(data, context=numbers[data.context], classes=tuple(known))
 
 
-def _read_contexts(text: str) -> np.ndarray:
-    """Return values for all rows, as one row, or else the rows of a file."""
+def _read_contexts(text: str, names: Sequence[str], types: Mapping[str, ColumnType]) -> np.ndarray:
+    """Return values for all rows, as one row, or else the rows of a file; levels by their places."""
+    parts = [part.strip() for part in text.split(",")]
+    kinds = [types.get(name) for name in names] if len(names) == len(parts) else [None] * len(parts)
     try:
-        return np.array([[float(part) for part in text.split(",")]])
+        return np.array([[_context_number(part, kind) for part, kind in zip(parts, kinds, strict=True)]])
     except ValueError:
-        return _load_table(text).x
+        if types and not datasets.files.looks_like_path(text):
+            raise
+    table = _load_table(text, types=dict(types) if types else None)
+    named = bool(types) and set(names) <= set(table.columns)
+    return table.x[:, [table.columns.index(name) for name in names]] if named else table.x
+
+
+def _context_number(text: str, kind: ColumnType | None) -> float:
+    """Return a number, or the place of a level."""
+    if not isinstance(kind, Category):
+        return float(TRUTHS.get(text.lower(), text))
+    place = float(kind.codes(np.array([text], dtype=object))[0])
+    if place < 0:
+        levels = listing([str(level) for level in kind.levels or ()])
+        raise ValueError(f"--context gives {text!r}, and the levels of the fit are {levels}")
+    return place
 
 
 def _parse_labels(run: Run, text: str | None, count: int) -> np.ndarray:

@@ -135,14 +135,19 @@ class Category(ColumnType):
         """Return the levels that an array of the table stands for.
 
         Args:
-            numbers: Numbers as an array of the table holds them, all of them levels, shape (n,).
+            numbers: Numbers as an array of the table holds them, all of them levels or NaN, shape (n,).
 
         Returns:
-            Texts, truth values or numbers, shape (n,).
+            Texts, truth values or numbers, shape (n,); None where a text or a truth value is missing.
         """
-        kinds: dict[type, Any] = {str: object, bool: np.bool_, float: np.float64}
-        levels: np.ndarray = np.array(self.levels, dtype=kinds[type((self.levels or ("",))[0])])
-        return levels[self.codes(numbers).astype(np.int64)]
+        if self.is_numeric:
+            return numbers
+        missing = np.isnan(numbers)
+        levels: np.ndarray = np.array(self.levels, dtype=object if self.is_text or missing.any() else np.bool_)
+        cells = levels[np.where(missing, 0, numbers).astype(np.int64)]
+        if missing.any():
+            cells[missing] = None
+        return cells
 
     def __str__(self) -> str:
         """Return the type as config.json holds it, with its levels as a list of JSON."""
@@ -190,25 +195,26 @@ class Date(ColumnType):
         """Say whether dates are without times.
 
         Args:
-            days: Days since 1970-01-01, shape (n,).
+            days: Days since 1970-01-01, NaN where a date is missing, shape (n,).
 
         Returns:
             True if all are whole days.
         """
-        return bool((days == np.round(days)).all())
+        return bool((np.isnan(days) | (days == np.round(days))).all())
 
     def cells(self, days: np.ndarray) -> np.ndarray:
         """Return the dates of days; with times, to the second, where days are broken.
 
         Args:
-            days: Days since 1970-01-01, shape (n,).
+            days: Days since 1970-01-01, NaN where a date is missing, shape (n,).
 
         Returns:
-            Dates as NumPy holds them, shape (n,).
+            Dates as NumPy holds them, NaT where one is missing, shape (n,).
         """
-        if self.are_whole(days):
-            return days.astype(np.int64).astype("datetime64[D]")
-        return np.round(days * SECONDS).astype(np.int64).astype("datetime64[s]")
+        unit, per_day = ("D", 1) if self.are_whole(days) else ("s", SECONDS)
+        moments = np.round(np.nan_to_num(days) * per_day).astype(np.int64).astype(f"datetime64[{unit}]")
+        moments[np.isnan(days)] = np.datetime64("NaT")
+        return moments
 
 
 def check_level_count(count: int, rows: int, name: str) -> None:

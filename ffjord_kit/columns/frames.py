@@ -49,10 +49,10 @@ def code_frame(frame: Any, types: Types, *, warned: bool = True) -> Any:
         warned: Whether to warn of levels that a fit has not seen.
 
     Returns:
-        A frame of the same library; the same one where nothing is to be done.
+        A frame of the same library, NaN where a cell is missing; the same one where nothing is to be done.
 
     Raises:
-        ValueError: If a cell of a category or a date is missing, or no date.
+        ValueError: If a cell is no date.
     """
     columns: dict[int, np.ndarray] = {}
     for place, name in enumerate(map(str, frame.columns)):
@@ -61,7 +61,6 @@ def code_frame(frame: Any, types: Types, *, warned: bool = True) -> Any:
         if cells is None or not isinstance(kind, (Category, Date)):
             continue
         columns[place] = _coded(name, kind, cells, warned=warned)
-        _refuse_missing(name, columns[place])
     if not columns:
         return frame
     every = {name: columns.get(place, _cells(frame, place)) for place, name in enumerate(frame.columns)}
@@ -96,15 +95,6 @@ def _coded(name: str, kind: Category | Date, cells: np.ndarray, *, warned: bool)
     if warned:
         warn_of_unknown(name, codes, cells)
     return codes
-
-
-def _refuse_missing(name: str, numbers: np.ndarray) -> None:
-    missing = np.isnan(numbers)
-    if missing.any():
-        raise ValueError(
-            f"X: column {name!r} misses {int(missing.sum())} of {len(numbers)} cells (first in row "
-            f"{int(missing.argmax())}, counted from 0): drop such rows, or give these cells a level of their own"
-        )
 
 
 def _dtype(frame: Any, place: int) -> str:

@@ -229,7 +229,7 @@ def inside_support(x: np.ndarray, bounds: Sequence[tuple[float, float]]) -> np.n
     Returns:
         A mask, shape (n, d).
     """
-    lower, upper = np.array(bounds).T
+    lower, upper = np.reshape(bounds, (-1, 2)).T
     return (x > lower) & (x < upper)
 
 

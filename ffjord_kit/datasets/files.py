@@ -126,7 +126,7 @@ def read(
     """
     whole = read_frame(source)
     frame = whole.without(drop, missing_ok=missing_ok)
-    dataset = frame.dataset(missing) if types is None else frame.mixed_dataset(types)
+    dataset = frame.dataset(missing) if types is None else frame.mixed_dataset(types, missing)
     return replace(dataset, dropped=tuple(name for name in whole.columns if name not in frame.columns))
 
 

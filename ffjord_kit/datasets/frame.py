@@ -119,33 +119,37 @@ class Frame:
             image_shape=None,
         )
 
-    def mixed_dataset(self, types: Mapping[str, ColumnType]) -> Dataset:
+    def mixed_dataset(self, types: Mapping[str, ColumnType], missing: Marks | None = None) -> Dataset:
         """Return the table, with numbers in the place of categories and dates.
 
         Args:
             types: Types that are known, by name; what other columns of texts, truth values and dates are is found.
+            missing: Numbers and words that mark missing cells, beside empty ones, NA and their like; None where no cell
+                may be missing.
 
         Returns:
             The table, with the types of these columns.
 
         Raises:
-            ValueError: If a column holds other text, or a value is missing or infinite.
+            ValueError: If a column holds other text, or a value is infinite, or missing where none may be.
         """
-        found = {j: seen for j in range(len(self.columns)) if (seen := self._found(j, types)) is not None}
+        marks = missing or ()
+        found = {j: seen for j in range(len(self.columns)) if (seen := self._found(j, types, marks)) is not None}
         if not found:
-            return self._as_numbers(self.numbers, self.kinds, droppable=True)
+            return self._as_numbers(self.numbers, self.kinds, missing=missing, droppable=True)
         numbers = np.array(self.numbers)
         for j, seen in found.items():
             numbers[:, j] = seen.numbers
         kinds = tuple(NUMBERS if j in found else kind for j, kind in enumerate(self.kinds))
-        dataset = self._as_numbers(numbers, kinds, droppable=True)
+        dataset = self._as_numbers(numbers, kinds, missing=missing, droppable=True)
         named = {self.columns[j]: seen.kind for j, seen in found.items()}
         told = "; ".join(describe(name, kind) for name, kind in named.items())
         return replace(dataset, types=named, found=f"{dataset.found}; {told}")
 
-    def _found(self, j: int, types: Mapping[str, ColumnType]) -> Found | None:
+    def _found(self, j: int, types: Mapping[str, ColumnType], marks: Marks) -> Found | None:
         """Return what a column of texts, truth values or dates is."""
         numbers, kind = self.numbers[:, j], types.get(self.columns[j])
+        numbers = np.where(np.isin(numbers, _numbers(marks)), np.nan, numbers)
         if self.kinds[j] == NUMBERS:
             texts = isinstance(kind, Category) and kind.is_text
             cells: np.ndarray = numbers.astype(object) if texts else numbers
@@ -153,7 +157,9 @@ class Frame:
             truths = set(numbers[~np.isnan(numbers)].tolist()) <= {0.0, 1.0}
             cells = np.array([None if v != v else bool(v) for v in numbers.tolist()], object) if truths else numbers
         elif (cells := self.cells[j]).dtype.kind not in "Mm":
-            cells = np.array([None if is_empty(cell) else cell for cell in cells.tolist()], object)
+            marked, words = np.isin(self.numbers[:, j], _numbers(marks)), _words(marks)
+            empty = [is_empty(cell) or str(cell).strip() in words for cell in cells.tolist()] | marked
+            cells = np.array([None if none else cell for none, cell in zip(empty, cells.tolist(), strict=True)], object)
         if cells is numbers:
             return None
         try:
@@ -163,7 +169,7 @@ class Frame:
 
     def _other_than_numbers(self, positions: list[int], missing: Marks) -> np.ndarray:
         """Return which cells of some columns hold something that is neither number nor missing, shape (n, d)."""
-        other, words = np.zeros(self.numbers.shape, dtype=np.bool_), {str(mark).strip() for mark in missing}
+        other, words = np.zeros(self.numbers.shape, dtype=np.bool_), _words(missing)
         for j in positions:
             empty = (is_empty(cell) or str(cell).strip() in words for cell in self.cells[j])
             other[:, j] = np.isnan(self.numbers[:, j]) & ~np.fromiter(empty, np.bool_, len(self.numbers))
@@ -254,6 +260,10 @@ def _kind_of(name: str, column: str, array: np.ndarray) -> tuple[str, np.ndarray
 
 def _numbers(marks: Marks) -> list[float]:
     return [float(mark) for mark in marks if not isinstance(mark, str)]
+
+
+def _words(marks: Marks) -> set[str]:
+    return {str(mark).strip() for mark in marks}
 
 
 def _decoded(cell: object) -> object:

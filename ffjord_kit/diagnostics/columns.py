@@ -25,7 +25,7 @@ class DegenerateDataWarning(UserWarning):
 
 
 def check_columns(
-    x: np.ndarray, names: Sequence[str], *, heavy_tails: bool = False, angles: Iterable[int] = ()
+    x: np.ndarray, names: Sequence[str], *, heavy_tails: bool = False, angles: Iterable[int] = (), filled: bool = False
 ) -> None:
     """Refuse constant columns, and warn where the likelihood has no bound or follows too few rows.
 
@@ -36,17 +36,20 @@ def check_columns(
         names: Names of the columns.
         heavy_tails: Whether rows far out are expected, so that they are no reason to warn.
         angles: Columns of angles, of which none is far out.
+        filled: Whether rows hold values in the place of missing cells, so that they may be repeated by chance.
 
     Raises:
         ValueError: If columns are constant, or too large for floats; it names them.
     """
+    if not x.shape[1]:  # a table of categories alone
+        return
     _refuse_constant(x, names)
     _refuse_extreme(x, names)
     warned = _warn_of_duplicates(x, names)
     if not warned:
         _warn_of_dependence(x, names)
     tied = _warn_of_ties(x, names, warned)
-    if len(tied) < x.shape[1]:  # rows of ties alone are repeated by chance
+    if len(tied) < x.shape[1] and not filled:  # rows of ties alone are repeated by chance
         _warn_of_repeats(x)
     if not heavy_tails:
         _warn_of_outliers(x, names, warned | tied | set(angles))

@@ -48,7 +48,7 @@ class Grid(NamedTuple):
         """
         grid = cls(**{"counts": [False] * columns, **content})
         sound = all(len(part) == columns and np.isfinite(np.array(part, np.float64)).all() for part in grid)
-        if not sound or min(grid.step) < 0:
+        if not sound or min(grid.step, default=0.0) < 0:
             raise ValueError(f"grid must give a step and an offset for each of {columns} columns; got {content}")
         return grid
 

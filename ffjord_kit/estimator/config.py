@@ -71,7 +71,7 @@ class Config:
         fields: Fields, with the open ones settled.
         train: Options of the training loop.
         objectives: Objectives and their peak learning rates, by word.
-        phases: Schedule of training of the continuous flow.
+        phases: Schedule of training of the continuous flow; none of a flow without weights to learn.
         steps: Phase in which the flow in few explicit steps is trained; None for none.
         transforms: Exact transforms with weights, (word, count).
         network: Maker of a network, from an event's shape and `context_dim`.
@@ -126,6 +126,7 @@ def resolve(fields: CommonFields, domain: Domain, *, seed: int = 0, chosen: Mapp
     objectives, network = _objectives(now, domain, solver), _network(now, domain)
     _check_network_fits(now, domain, transforms)
     phases = _phases(fields.schedule == "auto", phase_specs(now.schedule), objectives, domain, transforms)
+    phases = phases if domain.size else ()  # without columns of numbers nothing is to be trained
     return Config(
         fields=now,
         train=_train_config(now, seed),

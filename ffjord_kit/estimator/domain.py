@@ -400,7 +400,12 @@ class Domain(Forms):
             alternative: Advice.
 
         Raises:
-            ValueError: If the data are images.
+            ValueError: If the data are images, or categories alone.
         """
         if len(self.event_shape) != 1:
             raise ValueError(f"{verb} is for tables, and this model is of images: {alternative}")
+        if not self.size:
+            raise ValueError(
+                f"{verb} is for columns of numbers, and all columns are categories: their probabilities are exact, "
+                "score_samples gives them"
+            )

@@ -39,6 +39,7 @@ from ffjord_kit.estimator.persistence import (
 from ffjord_kit.estimator.scoring import to_data
 from ffjord_kit.estimator.search import LEAST_SHARE, choose, is_small
 from ffjord_kit.estimator.tables.choice import table_domain
+from ffjord_kit.estimator.tables.contexts import categories_of_contexts
 from ffjord_kit.estimator.tables.measurement_errors import with_noise
 from ffjord_kit.estimator.tables.names import column_names, context_names, in_order, refuse_repeated
 from ffjord_kit.estimator.tables.subsets import marked
@@ -53,6 +54,7 @@ from ffjord_kit.run import Run
 from ffjord_kit.threads import training_threads
 from ffjord_kit.training import History, Phase, Workers, fit_flow
 from ffjord_kit.training.history import OnValidation
+from ffjord_kit.training.judge import judge_flow
 from ffjord_kit.training.micro_batches import check_micro_batches
 from ffjord_kit.training.runtime import Timer, pass_on
 
@@ -152,6 +154,8 @@ class DensityEstimator(DensityMixin, BaseEstimator, CommonFields):
         start = Timer(torch.device("cpu"), clock=self.clock)
         arrays, domain = self._read(X, context, columns, context_columns, sample_weight)
         arrays = with_noise(arrays, domain, self, noise_std, resume=resume)
+        if self.verbose and domain.found and "source" not in (data or {}):  # of files, reading them has told it
+            note(domain.found)
         workers, about = Workers.here(), {**domain.record(), **arrays.facts()}
         check_workers(workers, field_values(self), about, resume=resume)
         about = {**about, "data": dict(data or {})}
@@ -159,17 +163,18 @@ class DensityEstimator(DensityMixin, BaseEstimator, CommonFields):
         config, rows, flow = self._prepare(arrays, domain, record, workers)  # errors come before the folder
         if self.verbose and workers.is_first and EFFECTIVE in about:
             note(effective_text(about))
-        threads = training_threads(flow, rows.fitting, config.phases[0].objective, config.train.batch_size)
+        threads = training_threads(flow, rows.fitting, config.phases, config.train.batch_size)
         with run_folder(workers, run, record, force=force, resume=resume) as folder, threads:
             timer = Timer(config.device, *start.read(), config.train.clock)
             before, going_on = None, workers.broadcast(lambda: folder is not None and resume and folder.has_checkpoint)
-            if self.schedule == "auto" and not going_on:
+            if self.schedule == "auto" and config.phases and not going_on:
                 config, flow, record, before = self._search(domain, rows, config, flow, record, folder, workers, timer)
             if self.schedule == "auto" and is_small(domain, rows) and not config.transforms:
                 config = config.judged_at_the_end()
             listeners = [*_watches(self, flow, rows)]
             if on_samples:
-                contexts = rows.fitting.context if domain.code_dim else arrays.contexts(np.arange(len(arrays.x)))
+                coded = domain.has_categories
+                contexts = rows.fitting.context if coded else arrays.contexts(np.arange(len(arrays.x)))
                 listeners.append(_sampler(flow, domain, contexts, config.train.seed, on_samples))
             history = self._train(flow, rows, config, folder, resume, before, timer, on_step, _all_of(listeners))
             steps = None
@@ -352,6 +357,8 @@ class DensityEstimator(DensityMixin, BaseEstimator, CommonFields):
         on_validation: OnValidation | None,
     ) -> History:
         workers = Workers.here()
+        if not config.phases:
+            return judge_flow(flow, rows.held_out, config.validation, config.train.seed, folder, timer)
         shown = self.verbose and workers.is_first
         with (
             training_progress(config.phases, shown=shown, on_step=on_step) as bars,
@@ -449,12 +456,13 @@ class FFJORD(DensityEstimator, TableFields):
         dtype: Any = [np.float64, np.float32] if isinstance(X, np.memmap) else np.float64
         x = marked(validate_data(self, X, dtype=dtype, ensure_min_samples=2, ensure_all_finite=False), self)
         names = getattr(self, "feature_names_in_", None)  # scikit-learn sets it where X carries names
-        contexts, weight = check_context(context, len(x)), check_sample_weight(sample_weight, len(x))
+        context_types, weight = categories_of_contexts(context), check_sample_weight(sample_weight, len(x))
         if weight is not None:
             refuse_beside_weights(self)
         own = column_names(columns if names is None else names, x.shape[1])
-        header = Header(own, names is not None, tuple(context_names(context, context_columns)))
+        header = Header(own, names is not None, tuple(context_names(context, context_columns)), context_types)
         domain = table_domain(self, x, header, found)
+        contexts = check_context(domain.coded_context(context), len(x))
         return Arrays(x, contexts, isinstance(X, np.memmap), weight), domain
 
     def _checked(self, X: Any) -> Any:

@@ -205,11 +205,14 @@ class TableFields(CommonFields):
     columns: Columns = option(
         None, "Table", "types of columns by name: positive, bounded, integer, circle, sphere (a pair), category or date"
     )
-    subsets: bool = option(
-        False, "Table", "learn every question: the density of any columns, given any others; cells may be missing (NaN)"
+    subsets: bool | None = option(
+        None,
+        "Table",
+        "learn every question: the density of any columns, given any others; cells may be missing "
+        "(open: where cells are missing)",
     )
     missing: Missing = option(
-        None, "Table", "marks of missing cells beside NaN and, in files, empty cells and NA, with subsets, e.g. -999"
+        None, "Table", "marks of missing cells beside NaN and, in files, empty cells and NA, e.g. -999"
     )
     watch: str | None = option(
         None, "Validation", f"what validations record, for plot: {', '.join(WATCHES)}; several with commas"

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ffjord_kit.data import Batch
@@ -36,6 +37,17 @@ class Forms(ABC):
             The rows; what has none comes back as it is.
         """
         return x
+
+    def coded_context(self, context: Any) -> Any:
+        """Return contexts with codes in the place of categories.
+
+        Args:
+            context: Contexts; a frame may have columns of texts.
+
+        Returns:
+            The contexts; what has none comes back as it is.
+        """
+        return context
 
     def presented(self, draws: np.ndarray) -> Any:
         """Return draws as a user holds the data: a frame where columns are of text or of dates.
@@ -63,6 +75,35 @@ class Forms(ABC):
             Rows and contexts of the flow.
         """
         return batch
+
+    @property
+    def found(self) -> str:
+        """Types of the columns that were found by looking, in words; empty where all are numbers."""
+        return ""
+
+    @property
+    def has_categories(self) -> bool:
+        """Whether columns are categories."""
+        return False
+
+    def with_drawn_categories(
+        self, flow: Flow, context: Tensor | None, n: int, generator: torch.Generator
+    ) -> Tensor | None:
+        """Return the contexts of draws with the codes of drawn categories.
+
+        Args:
+            flow: Flow to draw from.
+            context: Contexts, shape (n, c), or None.
+            n: Number of draws.
+            generator: Source of the draws.
+
+        Returns:
+            Contexts of the flow; without categories as they are.
+
+        Raises:
+            ValueError: If contexts are missing.
+        """
+        return context
 
     def given_categories(self, flow: Flow) -> Flow:
         """Return a flow without the probability of categories: the density of the other columns, given these.

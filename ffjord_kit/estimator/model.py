@@ -31,6 +31,7 @@ from ffjord_kit.flow import Flow
 from ffjord_kit.objectives import Neighbourhood, Objective
 from ffjord_kit.ode import AdaptiveSolver, FixedSolver
 from ffjord_kit.run import Run
+from ffjord_kit.transforms.categorical import categorical_of
 from ffjord_kit.transforms.cnf import SolveOptions
 
 STEP_COUNTS = (1, 2, 4, 8)
@@ -302,12 +303,10 @@ class DensityModel(DerivingModel, QuestioningModel):
     def _check_categories(self, batch: Batch, seed: int) -> diagnostics.Finding:
         """Compare the probability of rows' categories with that of drawn ones, given the same contexts."""
         generator, user = torch.Generator().manual_seed(seed), cast(Tensor, batch.context)[:, : self.context_dim]
-        drawn = self._with_categories(user if self.context_dim else None, len(batch), generator)
-        probability = [
-            to_numpy(self._categorical.log_prob(self.flow.preprocess.scale_context(each, cast(Tensor, each).double())))
-            for each in (batch.context, drawn)
-        ]
-        return diagnostics.check_categories(*probability)
+        given, categorical = user if self.context_dim else None, categorical_of(self.flow)
+        drawn = self.domain.with_drawn_categories(self.flow, given, len(batch), generator)
+        scaled = (self.flow.preprocess.scale_context(each, batch.x.double()) for each in (batch.context, drawn))
+        return diagnostics.check_categories(*(to_numpy(categorical.log_prob(each)) for each in scaled))
 
     def weight_loss(
         self, X: Any, *, context: Any = None, objective: Objective[Flow] | None = None, seed: int = 0
@@ -503,7 +502,7 @@ class DensityModel(DerivingModel, QuestioningModel):
         """Return reference rows, their log-densities, and the rows with their contexts."""
         if x is None and self.flow.context_dim and not isinstance(self.domain, SubsetDomain):
             raise ValueError("this model is conditional: pass reference=ROWS and reference_context, e.g. of the fit")
-        batch = self._batch(self._draws(REFERENCE_ROWS, random_state=seed) if x is None else x, context)[0]
+        batch = self._batch(self.draw(REFERENCE_ROWS, random_state=seed) if x is None else x, context)[0]
         batch = batch[torch.linspace(0, len(batch) - 1, min(len(batch), REFERENCE_ROWS)).long()]
         return to_numpy(batch.x), self.evaluate_batch(batch).log_prob, batch
 
@@ -562,10 +561,10 @@ class DensityModel(DerivingModel, QuestioningModel):
         Returns:
             Root mean square errors in standard deviations, by (method, steps).
         """
-        truth, errors = self.reporting_by("continuous")._draws(n, context=context, random_state=random_state), {}
+        truth, errors = self.reporting_by("continuous").draw(n, context=context, random_state=random_state), {}
         for method in STEP_METHODS:
             for steps in STEP_COUNTS:
-                rows = self._draws(n, context=context, random_state=random_state, steps=steps, method=method)
+                rows = self.draw(n, context=context, random_state=random_state, steps=steps, method=method)
                 errors[method, steps] = float(np.sqrt((((rows - truth) / truth.std(0)) ** 2).mean()))
         return errors
 

@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from ffjord_kit.columns.base import ColumnType
+from ffjord_kit.columns.categories import Category, Date
+from ffjord_kit.columns.frames import presented
 from ffjord_kit.columns.rows import inside_support, shortened
 from ffjord_kit.estimator.data import refuse_not_finite, seed_from
 from ffjord_kit.estimator.sampling import SamplingModel
 from ffjord_kit.estimator.tables.names import in_order
-from ffjord_kit.estimator.tables.subsets import SubsetDomain, question_of
+from ffjord_kit.estimator.tables.subsets import SubsetDomain
 from ffjord_kit.memory import check_fits
 
 
@@ -91,13 +94,15 @@ class Question:
         Raises:
             ValueError: If the shape does not fit, or a value is infinite.
         """
-        asked = np.asarray(in_order(rows, self.columns), dtype=np.float64)
+        asked = np.asarray(in_order(_domain(self.model).coded(rows), self.columns), dtype=np.float64)
         asked = asked[:, None] if asked.ndim == 1 and len(self.columns) == 1 else asked
         if asked.ndim != 2 or asked.shape[1] != len(self.columns):
             raise ValueError(f"expected rows (n, {len(self.columns)}) of {shortened(self.columns)}; got {asked.shape}")
         x, given = self._laid_out(len(asked))
         x[:, self._places] = asked
-        return self.model.score_samples(x, context=question_of(~np.isnan(x), given, self._values(len(x))))
+        return self.model.score_samples(
+            x, context=_domain(self.model).question(~np.isnan(x), given, self._values(len(x)))
+        )
 
     def sample(self, n_samples: int = 1, *, random_state: Any = None) -> Any:
         """Draw rows of the columns.
@@ -107,15 +112,16 @@ class Question:
             random_state: Seed, or None.
 
         Returns:
-            Draws, shape (n_samples, k); a frame of pandas where the fit had one.
+            Draws, shape (n_samples, k); a frame of pandas where the fit had one, or a column is of texts or of dates.
 
         Raises:
             ValueError: If there are not as many given values as draws.
         """
-        draws = self.model.sample(n_samples, context=self.context(n_samples), random_state=random_state)
-        return (
-            _framed(draws[:, self._places], self.columns) if self.model.record.get("named") else draws[:, self._places]
-        )
+        draws = self.model.draw(n_samples, context=self.context(n_samples), random_state=random_state)
+        types = {own: kind for own, kind in _domain(self.model).all_types.items() if own[0] in self.columns}
+        shown = presented(draws[:, self._places], self.columns, types)
+        framed = isinstance(shown, np.ndarray) and self.model.record.get("named")
+        return _framed(shown, self.columns) if framed else shown
 
     def context(self, rows: int) -> np.ndarray:
         """Return the contexts that ask the question, for all columns asked for.
@@ -129,28 +135,30 @@ class Question:
         _, given = self._laid_out(rows)
         modelled = np.zeros(given.shape, dtype=bool)
         modelled[:, self._places] = True
-        return question_of(modelled, given, self._values(rows))
+        return _domain(self.model).question(modelled, given, self._values(rows))
 
     @property
     def _places(self) -> list[int]:
-        return [_domain(self.model).columns.index(name) for name in self.columns]
+        return [_domain(self.model).all_columns.index(name) for name in self.columns]
 
     def _laid_out(self, rows: int) -> tuple[np.ndarray, np.ndarray]:
         """Return rows without any value, and the mask of the given columns, shape (n, d)."""
-        shape = (rows, _domain(self.model).size)
+        names = _domain(self.model).all_columns
+        shape = (rows, len(names))
         given = np.zeros(shape, dtype=bool)
-        given[:, [_domain(self.model).columns.index(name) for name in self.values]] = True
+        given[:, [names.index(name) for name in self.values]] = True
         return np.full(shape, np.nan), given
 
     def _values(self, rows: int) -> np.ndarray:
         """Return the given values in their places, shape (n, d)."""
-        result = np.zeros((rows, _domain(self.model).size))
+        names = _domain(self.model).all_columns
+        result = np.zeros((rows, len(names)))
         for name, values in self.values.items():
             if values.ndim and len(values) not in (1, rows):
                 raise ValueError(
                     f"{name!r} is given {len(values)} values for {rows} rows: give one, or one for each row"
                 )
-            result[:, _domain(self.model).columns.index(name)] = values
+            result[:, names.index(name)] = values
         return result
 
 
@@ -187,7 +195,7 @@ class QuestioningModel(SamplingModel):
         """
         return _everything(self).marginal(columns)
 
-    def impute(self, X: Any, *, draws: int = 20, random_state: Any = None) -> np.ndarray:
+    def impute(self, X: Any, *, draws: int = 20, random_state: Any = None) -> Any:
         """Fill missing cells by draws, given the observed cells of their rows; for a model of `subsets=True`.
 
         Args:
@@ -196,12 +204,14 @@ class QuestioningModel(SamplingModel):
             random_state: Seed, or None.
 
         Returns:
-            Fillings, shape (draws, n, d); observed cells are as they came.
+            Fillings, shape (draws, n, d); observed cells are as they came. Where a column is of texts or of dates, a
+            list of frames.
 
         Raises:
             ValueError: If rows do not suit the model, or it was not fitted for questions.
         """
-        return np.stack(list(self.fillings(X, draws, random_state)))
+        tables = [self.domain.presented(each) for each in self.fillings(X, draws, random_state)]
+        return np.stack(tables) if isinstance(tables[0], np.ndarray) else tables
 
     def fillings(self, X: Any, draws: int, random_state: Any = None) -> Iterator[np.ndarray]:
         """Fill missing cells as `impute` does, one filling after another.
@@ -219,26 +229,25 @@ class QuestioningModel(SamplingModel):
         """
         domain = _domain(self)
         rows = domain.observed_cells(X)
-        domain.rows(rows)  # which refuses wrong ones
         if draws < 1:
             raise ValueError(f"draws must be at least 1; got {draws}")
         check_fits(f"{draws} fillings of {rows.shape} cells would take", draws * rows.nbytes, "take fewer draws")
-        missing = np.isnan(rows)
-        _check_inside(domain, np.where(missing, domain.inside, rows))
+        missing, (_, inside) = np.isnan(rows), domain.rows(rows)
+        _check_inside(domain, rows, inside)
         some = np.flatnonzero(missing.any(1))
-        contexts = question_of(missing[some], ~missing[some], np.where(missing, 0.0, rows)[some])
+        contexts = domain.question(missing[some], ~missing[some], rows[some])
         seed = seed_from(random_state)
         for number in range(draws):
             filled = rows.copy()
             if len(some):
-                new = self.sample(len(some), context=contexts, random_state=(seed + number) % 2**32)
+                new = self.draw(len(some), context=contexts, random_state=(seed + number) % 2**32)
                 filled[some] = np.where(missing[some], new, rows[some])
             yield filled
 
 
 def _everything(model: QuestioningModel) -> Question:
     """Return the question for all columns of a model."""
-    return Question(model, _domain(model).columns, {})
+    return Question(model, _domain(model).all_columns, {})
 
 
 def _domain(model: QuestioningModel) -> SubsetDomain:
@@ -254,12 +263,16 @@ def _check_known(names: Iterable[str], known: Sequence[str]) -> None:
 
 
 def _checked_values(domain: SubsetDomain, values: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Return given values as numbers within the support of their columns."""
+    """Return given values as numbers within the support of their columns, or as an array of the table has levels."""
     checked = {}
     for name, given in values.items():
-        array = np.asarray(given, dtype=np.float64)
-        if array.ndim > 1:
-            raise ValueError(f"{name!r} must be given one number, or one for each row; got shape {array.shape}")
+        if np.ndim(given) > 1:
+            raise ValueError(f"{name!r} must be given one value, or one for each row; got shape {np.shape(given)}")
+        kind = domain.all_types.get((name,))
+        if isinstance(kind, Category):
+            checked[name] = _level_numbers(name, kind, given)
+            continue
+        array = _numbers(name, kind, given)
         refuse_not_finite(np.atleast_1d(array), f"the given {name!r}")
         low, high = domain.bounds[domain.columns.index(name)]
         if not inside_support(np.atleast_1d(array)[:, None], [(low, high)]).all():
@@ -268,13 +281,42 @@ def _checked_values(domain: SubsetDomain, values: Mapping[str, Any]) -> dict[str
     return checked
 
 
-def _check_inside(domain: SubsetDomain, x: np.ndarray) -> None:
-    outside = np.argwhere(~inside_support(x, domain.bounds))
-    if len(outside):
-        row, column = outside[0]
+def _numbers(name: str, kind: ColumnType | None, given: Any) -> np.ndarray:
+    """Return given numbers, or the days of given dates."""
+    try:
+        if isinstance(kind, Date) and not np.issubdtype(np.asarray(given).dtype, np.number):
+            return kind.days(np.atleast_1d(np.asarray(given, dtype=object))).reshape(np.shape(given))
+        return np.asarray(given, dtype=np.float64)
+    except ValueError as error:
+        wanted = "a date, e.g. 2020-01-31" if isinstance(kind, Date) else "a number"
+        raise ValueError(f"{name!r} must be given {wanted}; got {given!r:.40}") from error
+
+
+def _level_numbers(name: str, kind: Category, given: Any) -> np.ndarray:
+    """Return what an array of the table holds for given levels."""
+    cells = np.atleast_1d(np.asarray(given, dtype=object))
+    texts = any(isinstance(cell, (str, bool, np.bool_)) for cell in cells.tolist())
+    codes = kind.codes(cells if texts and not kind.is_numeric else _numbers(name, None, cells))
+    if not (codes >= 0).all():
         raise ValueError(
-            f"row {row} has {domain.columns[column]!r} outside its support: mend it, or mark it as missing"
+            f"{name!r} is given {cells[int((~(codes >= 0)).argmax())]!r}, which is no level of it: "
+            f"{shortened([str(level) for level in kind.levels or ()])}"
         )
+    return kind.numbers(codes).reshape(np.shape(given))
+
+
+def _check_inside(domain: SubsetDomain, x: np.ndarray, inside: np.ndarray) -> None:
+    """Refuse rows that have no density, by the first column that is to blame."""
+    if inside.all():
+        return
+    row = int((~inside).argmax())
+    names = [name for name in domain.all_columns if not domain.rows(_alone(domain, x[row], name))[1].all()]
+    raise ValueError(f"row {row} has {names[0]!r} outside its support: mend it, or mark it as missing")
+
+
+def _alone(domain: SubsetDomain, row: np.ndarray, name: str) -> np.ndarray:
+    """Return a row of which one cell alone is observed, shape (1, d)."""
+    return np.where([each == name for each in domain.all_columns], row, np.nan)[None]
 
 
 def _framed(draws: np.ndarray, columns: Sequence[str]) -> Any:

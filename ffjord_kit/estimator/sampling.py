@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +20,6 @@ from ffjord_kit.memory import check_fits
 from ffjord_kit.objectives import guided
 from ffjord_kit.ode import SolveError, Solver
 from ffjord_kit.precision import double_precision, single_precision
-from ffjord_kit.transforms import Categorical
 
 MOST_REDRAWN = 0.05  # of the draws
 
@@ -58,13 +57,24 @@ class SamplingModel(ScoringModel):
         Raises:
             ValueError: If a number is out of range, or the context does not fit.
         """
-        draws = self._draws(
+        draws = self.draw(
             n_samples, context=context, random_state=random_state, steps=steps, method=method, guidance=guidance
         )
         return self.domain.presented(draws)
 
-    def _draws(self, n_samples: int, **options: Any) -> np.ndarray:
-        """Return draws as an array, in which categories are their places."""
+    def draw(self, n_samples: int, **options: Any) -> np.ndarray:
+        """Draw as `sample` does, into an array, in which texts are the places of their levels and dates are days.
+
+        Args:
+            n_samples: Number of draws.
+            **options: Those of `sample`.
+
+        Returns:
+            Draws, shape (n_samples, ...).
+
+        Raises:
+            ValueError: If a number is out of range, or the context does not fit.
+        """
         self.check_draws(n_samples)
         draws, done = np.empty(0), 0
         for chunk in self._draw(n_samples, **options):
@@ -99,6 +109,7 @@ class SamplingModel(ScoringModel):
         method: str = "midpoint",
         guidance: float = 1.0,
     ) -> Iterator[np.ndarray]:
+        context = self.domain.coded_context(context)
         one_for_all = not self.is_image and np.size(context) == self.context_dim
         contexts = self._contexts(context, 1 if one_for_all else n_samples)
         generator = torch.Generator().manual_seed(seed_from(random_state))
@@ -107,27 +118,11 @@ class SamplingModel(ScoringModel):
         rows = sampling_batch_size(self.event_shape, self.flow.like.device.type)
         for start in range(0, n_samples, rows):
             z = self.flow.base.sample(min(rows, n_samples - start), generator)
-            given = self._with_categories(_part(contexts, start, len(z), one_for_all), len(z), generator)
+            part = _part(contexts, start, len(z), one_for_all)
+            given = self.domain.with_drawn_categories(self.flow, part, len(z), generator)
             place = Batch(z, given)
             with self._naming_context(place):
                 yield self.domain.drawn(to_numpy(self._moved(flow, place, solver, generator)), given)
-
-    def _with_categories(self, context: Tensor | None, n: int, generator: torch.Generator) -> Tensor | None:
-        """Return the contexts of draws with the codes of drawn categories behind them."""
-        if not self.domain.code_dim:
-            return context
-        if self.context_dim and context is None:
-            raise ValueError(f"this model is conditional: pass context=, {self.context_dim} values for each draw")
-        codes = torch.zeros(n, self.domain.code_dim, dtype=torch.float64)
-        given = codes if context is None else torch.cat([context, codes], dim=1)
-        scaled = cast(Tensor, self.flow.preprocess.scale_context(given, given))
-        given[:, self.context_dim :] = self._categorical.sample(scaled[:, : self.context_dim], generator)
-        return given
-
-    @property
-    def _categorical(self) -> Categorical:
-        """Probability of the categories."""
-        return next(each for each in self.flow.preprocess.transforms if isinstance(each, Categorical))
 
     def _drawing_flow(self, steps: int | None, guidance: float) -> Flow:
         """Return the flow to draw from."""
@@ -174,8 +169,10 @@ class SamplingModel(ScoringModel):
     def _prepare_draws(self, n: int, context: Any, random_state: Any) -> tuple[torch.Generator, Tensor | None]:
         self.check_draws(n)
         contexts = self._contexts(context, n)
-        generator = torch.Generator().manual_seed(seed_from(random_state))
-        return generator, self._with_categories(None if contexts is None else tensor(contexts), n, generator)
+        generator, given = torch.Generator().manual_seed(seed_from(random_state)), None
+        if contexts is not None:
+            given = tensor(contexts)
+        return generator, self.domain.with_drawn_categories(self.flow, given, n, generator)
 
     def _guided(self, guidance: float) -> Flow:
         if not guidance >= 0:

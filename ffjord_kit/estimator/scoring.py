@@ -372,6 +372,7 @@ class ScoringModel(StoredModel):
     def _batch(self, x: Any, context: Any) -> tuple[Batch, np.ndarray]:
         """Return the rows within the support with their contexts, and a mask of these among all rows."""
         rows, inside = self.domain.rows(x)
+        context = self.domain.coded_context(context)
         context = self.domain.implied_context(x) if context is None else context
         contexts = self._contexts(context, self._contexts_given(context) if len(inside) == 1 else len(inside))
         if contexts is None:

@@ -5,7 +5,9 @@ With m the mask of the modelled columns, g that of the given ones, and v the val
     dx/dt = m f(t, m x + g v, [g, m]),    tr J = sum_i m_i df_i/dx_i.
 
 Columns that are not modelled stand still, so for each pair of masks the flow of this field is a flow on the modelled
-columns alone, and its trace is exact. The masks and values of a row are its context, [g, v, m].
+columns alone, and its trace is exact. The masks and values of a row are its context, [g, v, m]. Beside columns of
+categories it is [g, v, m, c, a]: c the one-hot codes of the levels that are known, which f is given with the masks, and
+a which categories are asked for (`transforms/categorical.py`).
 
 References:
     Strauss and Oliva 2021, arbitrary conditional distributions with energy, https://arxiv.org/abs/2102.04426.
@@ -32,35 +34,41 @@ class QuestionContext(NamedTuple):
         given: 1 where a column is given, else 0, shape (batch, d).
         values: Values of the given columns, 0 elsewhere, shape (batch, d).
         modelled: 1 where a column is modelled, else 0, shape (batch, d).
+        categories: Codes of categories, and which of these are asked for, shape (batch, k); None for none.
     """
 
     given: Tensor
     values: Tensor
     modelled: Tensor
+    categories: Tensor | None = None
 
     @classmethod
-    def of_context(cls, context: Tensor) -> QuestionContext:
+    def of_context(cls, context: Tensor, columns: int | None = None) -> QuestionContext:
         """Read the question of a context.
 
         Args:
-            context: Contexts [g, v, m], shape (batch, 3 d).
+            context: Contexts [g, v, m, ...], shape (batch, 3 d + k).
+            columns: Number of columns d; None where there are no categories behind them.
 
         Returns:
             The question.
         """
-        return cls(*context.chunk(3, dim=1))
+        size = context.shape[1] // 3 if columns is None else columns
+        return cls(*context.split([size, size, size, context.shape[1] - 3 * size], dim=1))
 
     @property
     def context(self) -> Tensor:
-        """The context [g, v, m], shape (batch, 3 d)."""
-        return torch.cat(self, dim=1)
+        """The context [g, v, m, ...], shape (batch, 3 d + k)."""
+        return torch.cat([part for part in self if part is not None], dim=1)
 
 
 class MaskedField(VectorField):
     """A field that moves the modelled columns alone, and sees the values of the given ones.
 
     Args:
-        dynamics: Vector field f of d columns, whose contexts are the two masks, shape (batch, 2 d).
+        dynamics: Vector field f of d columns, whose contexts are the two masks and the codes of categories, shape
+            (batch, 2 d + codes).
+        codes: Number of elements of these codes.
 
     Example:
         >>> from ffjord_kit.nn import ResidualDynamics
@@ -75,9 +83,9 @@ class MaskedField(VectorField):
         Strauss and Oliva 2021, https://arxiv.org/abs/2102.04426.
     """
 
-    def __init__(self, dynamics: VectorField) -> None:
+    def __init__(self, dynamics: VectorField, codes: int = 0) -> None:
         super().__init__()
-        self.dynamics = dynamics
+        self.dynamics, self.codes = dynamics, codes
 
     def forward(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return the velocity, 0 of columns that are not modelled.
@@ -85,38 +93,50 @@ class MaskedField(VectorField):
         Args:
             t: Time, () or (batch,).
             x: States, shape (batch, d).
-            context: Contexts [g, v, m], shape (batch, 3 d); None to model all columns.
+            context: Contexts [g, v, m, ...], shape (batch, 3 d + k); None to model all columns.
 
         Returns:
             dx/dt, shape (batch, d).
         """
         question = _question(x, context)
-        return question.modelled * self.dynamics(t, *_seen(x, question))
+        return question.modelled * self.dynamics(t, *self._seen(x, question))
 
     def jvp(self, t: Tensor, x: Tensor, tangents: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         question = _question(x, context)
-        seen, masks = _seen(x, question)
+        seen, masks = self._seen(x, question)
         dx, products = self.dynamics.jvp(t, seen, question.modelled * tangents, masks)
         return question.modelled * dx, question.modelled * products
 
     def divergence(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         question = _question(x, context)
-        seen, masks = _seen(x, question)
+        seen, masks = self._seen(x, question)
         basis = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
         dx, columns = self.dynamics.jvp(t, seen, basis[:, None], masks)
         check_velocity(dx, x)
         return question.modelled * dx, (question.modelled * columns.diagonal(dim1=0, dim2=2)).sum(1)
+
+    def _seen(self, x: Tensor, question: QuestionContext) -> tuple[Tensor, Tensor]:
+        """Return what the network sees: states with the given values in their places, and masks with known levels."""
+        known = [] if question.categories is None else [question.categories[:, : self.codes]]
+        masks = torch.cat([question.given, question.modelled, *known], dim=1)
+        return question.modelled * x + question.given * held(question.values), masks
 
 
 def _question(x: Tensor, context: Tensor | None) -> QuestionContext:
     """Return the question of a context; without one, all columns are modelled."""
     if context is None:
         return QuestionContext(torch.zeros_like(x), torch.zeros_like(x), torch.ones_like(x))
-    return QuestionContext.of_context(context)
+    return QuestionContext.of_context(context, x.shape[1])
 
 
-def _seen(x: Tensor, question: QuestionContext) -> tuple[Tensor, Tensor]:
-    """Return what the network sees: states with the given values in their places, and both masks."""
-    held = question.values.clamp(-EDGE, EDGE)
-    values = held + (question.values - held).tanh()
-    return question.modelled * x + question.given * values, torch.cat([question.given, question.modelled], dim=1)
+def held(values: Tensor) -> Tensor:
+    """Return scaled values that count as little beyond the edge where they are farther out.
+
+    Args:
+        values: Values, of any shape.
+
+    Returns:
+        Values within the edge and 1 more.
+    """
+    inside = values.clamp(-EDGE, EDGE)
+    return inside + (values - inside).tanh()

@@ -10,6 +10,7 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
@@ -31,7 +32,8 @@ class OnQuestions(Objective[Model]):
     """An objective on random questions of the rows of a batch.
 
     Args:
-        objective: Objective, of a flow whose contexts are questions [g, v, m].
+        objective: Objective, of a flow whose contexts are questions [g, v, m, ...].
+        sizes: Number of levels of each column of categories.
 
     Example:
         >>> import torch
@@ -46,6 +48,7 @@ class OnQuestions(Objective[Model]):
     """
 
     objective: Objective[Model]
+    sizes: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
@@ -53,7 +56,7 @@ class OnQuestions(Objective[Model]):
         return self.objective.name
 
     def loss(self, model: Model, batch: Batch, generator: torch.Generator) -> Loss:
-        return self.objective.loss(model, ask(batch, generator), generator)
+        return self.objective.loss(model, ask(batch, generator, self.sizes), generator)
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class SolvedOnQuestions(OnQuestions[Model], SolvedObjective[Model]):
     """An objective on random questions whose loss is the result of a solve."""
 
     objective: SolvedObjective[Model]
+    sizes: tuple[int, ...] = ()
 
     @property
     def solver(self) -> Solver | None:
@@ -68,38 +72,47 @@ class SolvedOnQuestions(OnQuestions[Model], SolvedObjective[Model]):
         return self.objective.solver
 
     def row_losses(self, model: Model, batch: Batch, generator: torch.Generator, solver: Solver) -> Tensor:
-        return self.objective.row_losses(model, ask(batch, generator), generator, solver)
+        return self.objective.row_losses(model, ask(batch, generator, self.sizes), generator, solver)
 
     def with_solver(self, solver: Solver) -> SolvedOnQuestions[Model]:
         return replace(self, objective=self.objective.with_solver(solver))
 
 
-def on_questions(objective: T) -> T:
+def on_questions(objective: T, sizes: Sequence[int] = ()) -> T:
     """Return an objective on random questions of the rows.
 
     Args:
         objective: Objective.
+        sizes: Number of levels of each column of categories.
 
     Returns:
         The new objective.
     """
     kind = SolvedOnQuestions if isinstance(objective, SolvedObjective) else OnQuestions
-    return cast(T, kind(cast(Any, objective)))
+    return cast(T, kind(cast(Any, objective), tuple(sizes)))
 
 
-def ask(batch: Batch, generator: torch.Generator) -> Batch:
+def ask(batch: Batch, generator: torch.Generator, sizes: Sequence[int] = ()) -> Batch:
     """Return rows with random questions, of which the modelled columns remain.
 
     Args:
         batch: Rows, shape (n, d), whose contexts model the observed columns and give none.
         generator: Source of the questions.
+        sizes: Number of levels of each column of categories.
 
     Returns:
-        The rows, 0 where nothing is modelled, and their new contexts.
+        The rows, 0 where nothing is modelled, and their new contexts, in which absent categories have no level.
     """
-    observed = QuestionContext.of_context(cast(Tensor, batch.context)).modelled
-    given, modelled = (mask.to(observed) for mask in random_masks(observed > 0, generator))
-    return Batch(batch.x * modelled, QuestionContext(given, batch.x * given, modelled).context)
+    columns = batch.x.shape[1]
+    known = QuestionContext.of_context(cast(Tensor, batch.context), columns)
+    codes, asked = cast(Tensor, known.categories).split([sum(sizes), len(sizes)], dim=1)
+    masks = random_masks(torch.cat([known.modelled, asked], dim=1) > 0, generator)
+    given, modelled = (mask.to(known.modelled) for mask in masks)
+    there = (given + modelled)[:, columns:].repeat_interleave(torch.tensor(sizes, device=codes.device).long(), dim=1)
+    categories = torch.cat([codes * there, modelled[:, columns:]], dim=1)
+    given, modelled = given[:, :columns], modelled[:, :columns]
+    question = QuestionContext(given, batch.x * given, modelled, categories)
+    return replace(batch, x=batch.x * modelled, context=question.context)
 
 
 def random_masks(observed: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

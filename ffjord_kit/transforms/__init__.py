@@ -10,7 +10,7 @@ from ffjord_kit.transforms.affine import Affine, Standardize, Whiten
 from ffjord_kit.transforms.asinh import Asinh
 from ffjord_kit.transforms.base import Transform
 from ffjord_kit.transforms.bounded import IMAGE_SCALINGS, Logit, Softplus
-from ffjord_kit.transforms.categorical import Categorical
+from ffjord_kit.transforms.categorical import AskedCategorical, Categorical
 from ffjord_kit.transforms.cnf import CNF
 from ffjord_kit.transforms.conditional import ConditionalAffine
 from ffjord_kit.transforms.contexts import ContextScaling
@@ -33,7 +33,7 @@ SCALINGS: dict[str, tuple[Callable[..., Transform], ...]] = {
 }
 
 __all__ = [
-    "CNF", "IMAGE_SCALINGS", "SCALINGS", "Affine", "Angles", "Asinh", "Categorical", "ConditionalAffine",
-    "ContextScaling", "Gaussianize", "Logit", "OnColumns", "Planar", "Preprocess", "Softplus", "Squeeze",
-    "Standardize", "Stepped", "Transform", "Whiten", "multi_scale",
+    "CNF", "IMAGE_SCALINGS", "SCALINGS", "Affine", "Angles", "AskedCategorical", "Asinh", "Categorical",
+    "ConditionalAffine", "ContextScaling", "Gaussianize", "Logit", "OnColumns", "Planar", "Preprocess", "Softplus",
+    "Squeeze", "Standardize", "Stepped", "Transform", "Whiten", "multi_scale",
 ]  # fmt: skip

@@ -11,6 +11,14 @@ so that the flow's density is that of x and c together: with respect to counting
 with q the frequencies of the levels by Laplace's rule, (n_k + 1) / (n + K), and the share s = 1e-3, so that no level
 has the probability 0. A factor of nothing, f = (), is q itself. The codes must come as they are, without scaling
 (`ContextScaling.of(context, plain=...)`).
+
+Where any question is asked (`nn/masked.py`), a category is given, asked for or absent, and f of a factor is what is
+known: the masks g and values v of the given numbers x_G, the codes of the given categories c_G, and those of the
+categories asked for before it,
+
+    log p(c_A | x_G, c_G) = sum over j in A of log p(c_j | x_G, c_G, c_i for i in A, i < j).
+
+All factors are normalised, so for each question the probabilities of all combinations of levels sum to 1.
 """
 
 from __future__ import annotations
@@ -19,8 +27,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ffjord_kit.nn.masked import QuestionContext, held
 from ffjord_kit.transforms.base import Transform
 
 SHARE = 1e-3  # s
@@ -157,3 +166,90 @@ class Categorical(Transform):
             levels = torch.multinomial(factor.log_prob(known).exp(), 1, generator=generator)
             known = torch.cat([known, torch.nn.functional.one_hot(levels[:, 0], size).to(known)], dim=1)
         return known[:, given.shape[1] :]
+
+
+class AskedCategorical(Categorical):
+    """Leave rows as they are, and add the log-probability of the categories that their questions ask for.
+
+    Args:
+        factors: A factor for each category, whose f is [g, v, c] of length 2 d + sum of the sizes.
+        columns: Number of columns d that are no categories.
+
+    Example:
+        >>> coin = AskedCategorical([Factor.of_counts(torch.tensor([2.0, 6.0]), 2)], 0)
+        >>> given, asked = torch.tensor([[0.0, 1.0, 0.0]]), torch.tensor([[0.0, 1.0, 1.0]])
+        >>> [round(coin.log_prob(context.double()).exp().item(), 3) for context in (given, asked)]
+        [1.0, 0.7]
+    """
+
+    def __init__(self, factors: Sequence[Factor], columns: int) -> None:
+        super().__init__(factors)
+        self.columns = columns
+
+    @classmethod
+    def blank_for(cls, sizes: Sequence[int], columns: int) -> AskedCategorical:
+        """Return a transform to load values into.
+
+        Args:
+            sizes: Number of levels of each category.
+            columns: Number of columns that are no categories.
+
+        Returns:
+            The transform.
+        """
+        return cls([Factor.of_counts(torch.zeros(size), 2 * columns + sum(sizes)) for size in sizes], columns)
+
+    def log_prob(self, context: Tensor | None) -> Tensor:
+        if context is None:
+            raise ValueError("rows of a table with categories need their questions; got None: pass context=")
+        numbers, codes, asked = self._parts(context)
+        total = context.new_zeros(len(context))
+        for place, (own, factor) in enumerate(zip(codes.split(self.sizes, dim=1), self.factors, strict=True)):
+            known = torch.cat([numbers, self._known(codes, asked, place)], dim=1)
+            total = total + asked[:, place] * (factor.log_prob(known) * own).sum(1)
+        return total
+
+    def sample(self, given: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Draw the categories that are asked for.
+
+        Args:
+            given: Questions [g, v, m, c, a] with scaled values, shape (batch, 3 d + k).
+            generator: Source of the draws.
+
+        Returns:
+            Codes of all categories, those given as they are, shape (batch, sum of the sizes).
+        """
+        numbers, codes, asked = self._parts(given.double())
+        for place, (size, factor) in enumerate(zip(self.sizes, self.factors, strict=True)):
+            known = torch.cat([numbers, self._known(codes, asked, place)], dim=1)
+            levels = torch.multinomial(factor.log_prob(known).exp(), 1, generator=generator)
+            drawn = torch.nn.functional.one_hot(levels[:, 0], size).to(codes)
+            parts = list(codes.split(self.sizes, dim=1))
+            parts[place] = torch.where(asked[:, place : place + 1] > 0, drawn, parts[place])
+            codes = torch.cat(parts, dim=1)
+        return codes
+
+    def _parts(self, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what is known of the numbers, [g, v], the codes, and which categories are asked for."""
+        question = QuestionContext.of_context(context, self.columns)
+        behind = context[:, 3 * self.columns :]
+        codes, asked = behind.split([sum(self.sizes), len(self.sizes)], dim=1)
+        return torch.cat([question.given, held(question.values)], dim=1), codes, asked
+
+    def _known(self, codes: Tensor, asked: Tensor, place: int) -> Tensor:
+        """Return the codes that a factor is given: none of the categories asked for from its own on."""
+        later = torch.arange(len(self.sizes), device=codes.device) >= place
+        kept = 1 - asked * later
+        return codes * kept.repeat_interleave(torch.tensor(self.sizes, device=codes.device), dim=1)
+
+
+def categorical_of(flow: nn.Module) -> Categorical:
+    """Return the probability of categories among the transforms of a flow.
+
+    Args:
+        flow: Flow.
+
+    Returns:
+        The transform.
+    """
+    return next(each for each in flow.modules() if isinstance(each, Categorical))

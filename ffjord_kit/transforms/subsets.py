@@ -113,26 +113,27 @@ class SubsetScaling(Transform):
 
 
 class QuestionScaling(Transform):
-    """Scale the given values of questions [g, v, m]; the masks stay.
+    """Scale the given values of questions [g, v, m, ...]; all else stays.
 
     Args:
         scaling: Transforms of each column by itself.
+        categories: Number of elements behind [g, v, m].
     """
 
     event_shape: tuple[int, ...]
 
-    def __init__(self, scaling: Elementwise) -> None:
+    def __init__(self, scaling: Elementwise, categories: int = 0) -> None:
         super().__init__()
-        self.scaling, self.event_shape = scaling, (3 * len(scaling.reference),)
+        self.scaling, self.event_shape = scaling, (3 * len(scaling.reference) + categories,)
 
     def to_base(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        question = QuestionContext.of_context(x)
+        question = QuestionContext.of_context(x, len(self.scaling.reference))
         given = question.given > 0
         values, _ = self.scaling.to_base(torch.where(given, question.values, self.scaling.reference.to(x)))
         return question._replace(values=torch.where(given, values, 0.0)).context, x.new_zeros(len(x))
 
     def to_data(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        question = QuestionContext.of_context(z)
+        question = QuestionContext.of_context(z, len(self.scaling.reference))
         values, _ = self.scaling.to_data(question.values)
         values = torch.where(question.given > 0, values, 0.0)
         return question._replace(values=values).context, z.new_zeros(len(z))
@@ -142,4 +143,4 @@ def _modelled(x: Tensor, context: Tensor | None) -> Tensor:
     """Return which columns are modelled, shape (batch, d); all of them without a context."""
     if context is None:
         return torch.ones_like(x, dtype=torch.bool)
-    return QuestionContext.of_context(context).modelled > 0
+    return QuestionContext.of_context(context, x.shape[1]).modelled > 0

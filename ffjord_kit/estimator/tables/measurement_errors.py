@@ -11,6 +11,7 @@ from ffjord_kit.diagnostics.measurement import check_noise_std
 from ffjord_kit.estimator.data import Arrays
 from ffjord_kit.estimator.domain import Domain
 from ffjord_kit.estimator.fields import CommonFields, TableFields, phase_specs
+from ffjord_kit.estimator.tables.subsets import SubsetDomain
 from ffjord_kit.estimator.tables.table import COLUMNWISE, MOST_STEPPED_COLUMNS, TableDomain
 from ffjord_kit.training.distributed import Workers
 
@@ -39,7 +40,7 @@ def with_noise(arrays: Arrays, domain: Domain, fields: CommonFields, noise_std: 
         return arrays
     if not isinstance(domain, TableDomain) or not isinstance(fields, TableFields):
         raise ValueError("noise_std is for tables (FFJORD); images have the noise of their grey levels")
-    if domain.all_types or fields.subsets:
+    if domain.all_types or isinstance(domain, SubsetDomain):
         raise ValueError("noise_std is for real columns: leave out their types (columns), and subsets")
     noise = check_noise_std(noise_std, (len(arrays.x), domain.size), domain.columns)
     if arrays.streamed or Workers.here().size > 1 or resume:

@@ -18,10 +18,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neural_network import MLPClassifier
 from torch import Tensor
 
+from ffjord_kit.nn.masked import held
 from ffjord_kit.transforms.categorical import HIDDEN, Categorical, Factor
 
 FIT_ROWS, HELD_OUT, FEWEST_HELD_OUT = 20_000, 0.15, 20
 EPOCHS, PATIENCE, LEAST_GAIN, BATCH, RATE = 100, 5, 1e-4, 200, 5e-3
+QUESTIONS, JOINT = 4, 0.5  # of a row, up to FIT_ROWS in all; share of those of a joint density
 NETWORK_FROM = 500  # rows: fewer say nothing of a network
 NEVER = -50.0  # logit of a level that a classifier has not seen; the share of the frequencies is left
 
@@ -44,8 +46,70 @@ def fit_categories(given: Tensor, codes: Tensor, sizes: Sequence[int]) -> Catego
     return Categorical(factors)
 
 
-def _factor(given: Tensor, one_hot: Tensor) -> Factor:
-    """Return the factor of one category, fitted to rows in a random order."""
+def fit_asked_factors(
+    values: Tensor, there: Tensor, codes: Tensor, observed: Tensor, sizes: Sequence[int]
+) -> list[Factor]:
+    """Fit the probability of each category given any columns, on random questions of the rows.
+
+    Args:
+        values: Scaled numbers, shape (n, d).
+        there: 1 where a number is observed, shape (n, d).
+        codes: One-hot codes of all categories, shape (n, sum of the sizes).
+        observed: 1 where a category is observed, shape (n, categories).
+        sizes: Number of levels of each category.
+
+    Returns:
+        A factor for each category, of the masks, values and codes that are known.
+    """
+    generator = torch.Generator().manual_seed(0)
+    order = torch.randperm(len(codes), generator=generator)
+    factors = []
+    for place, size in enumerate(sizes):
+        rows = order[observed[order, place] > 0]
+        questions = max(1, min(QUESTIONS, FIT_ROWS // max(1, len(rows))))
+        rows = rows.repeat_interleave(questions)
+        known = _some_known(torch.cat([there, observed], dim=1)[rows], values.shape[1], place, generator)
+        numbers, levels = known.split([values.shape[1], len(sizes)], dim=1)
+        levels = levels.repeat_interleave(torch.tensor(list(sizes)), dim=1)
+        given = torch.cat([numbers, numbers * held(values[rows]), levels * codes[rows]], dim=1)
+        start = sum(sizes[:place])
+        factors.append(_factor(given, codes[rows, start : start + size], questions))
+    return factors
+
+
+def _some_known(there: Tensor, numbers: int, place: int, generator: torch.Generator) -> Tensor:
+    """Draw what questions let a category know: in half of them the categories before it, as in a joint density.
+
+    Args:
+        there: 1 where a number or a category is observed, shape (n, numbers + categories).
+        numbers: Number of columns of numbers.
+        place: Place of the category among the categories.
+        generator: Source of the draws.
+
+    Returns:
+        1 where one is known, shape (n, numbers + categories).
+    """
+    rows, columns = there.shape
+    position = torch.arange(columns)
+    before = ((position >= numbers) & (position < numbers + place)).expand(rows, columns)
+    share, draws = torch.rand(rows, 1, generator=generator), torch.rand(rows, columns, generator=generator)
+    joint = torch.rand(rows, 1, generator=generator) < JOINT
+    chosen = torch.where(joint, before, draws < share)
+    return there * (chosen & (position != numbers + place))
+
+
+def _factor(given: Tensor, one_hot: Tensor, questions: int = 0) -> Factor:
+    """Return the factor of one category, fitted to rows in a random order.
+
+    Args:
+        given: f, shape (n, m).
+        one_hot: Codes of the category, shape (n, K).
+        questions: Number of rows that each row of the data makes, one after another; a network, whose best epoch is
+            chosen among many, must then lead by its standard error. 0 where rows are as they came.
+
+    Returns:
+        The factor.
+    """
     constant, rows = Factor.of_counts(one_hot.sum(0), given.shape[1]), slice(0, FIT_ROWS)
     held_out = int(HELD_OUT * len(given[rows]))
     if not given.shape[1] or held_out < FEWEST_HELD_OUT:
@@ -55,16 +119,24 @@ def _factor(given: Tensor, one_hot: Tensor) -> Factor:
     if len(np.unique(y[held_out:])) < 2:
         return constant
     best, least = constant, _loss(Factor.of_counts(one_hot[held_out:].sum(0), given.shape[1]), *judges)
+    rival = constant
     trial = _regression(x[held_out:], y[held_out:], constant)
     if (loss := _loss(trial, *judges)) < least:
-        best, least = _regression(x, y, constant), loss
+        best, least, rival = _regression(x, y, constant), loss, trial
     trial, loss = _network(x[held_out:], y[held_out:], constant, judges)
-    return trial if loss < least else best
+    margin = _error_of_lead(trial, rival, *judges) * math.sqrt(questions)
+    return trial if loss < least - margin else best
 
 
 def _loss(factor: Factor, given: Tensor, one_hot: Tensor) -> float:
     """Return the mean log-loss."""
     return -float((factor.log_prob(given) * one_hot).sum(1).mean())
+
+
+def _error_of_lead(factor: Factor, other: Factor, given: Tensor, one_hot: Tensor) -> float:
+    """Return the standard error of the difference of two mean log-losses over the same rows."""
+    difference = ((factor.log_prob(given) - other.log_prob(given)) * one_hot).sum(1)
+    return float(difference.std()) / math.sqrt(len(difference))
 
 
 def _regression(x: np.ndarray, y: np.ndarray, constant: Factor) -> Factor:

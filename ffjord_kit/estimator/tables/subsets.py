@@ -16,20 +16,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ffjord_kit.columns.categories import Category, Date
 from ffjord_kit.columns.rows import check_support
-from ffjord_kit.columns.types import Types, read_types
+from ffjord_kit.columns.types import Types
 from ffjord_kit.data import Batch
 from ffjord_kit.diagnostics.columns import check_columns
+from ffjord_kit.diagnostics.sample_weight import split_weights
 from ffjord_kit.estimator.data import Arrays, TrainingData, refuse_not_finite, tensor
 from ffjord_kit.estimator.fields import TableFields
 from ffjord_kit.estimator.tables.names import in_order
-from ffjord_kit.estimator.tables.table import Header, TableDomain
+from ffjord_kit.estimator.tables.table import Header, TableDomain, with_unit_weights
 from ffjord_kit.nn import VectorField
 from ffjord_kit.nn.masked import MaskedField, QuestionContext
 from ffjord_kit.objectives import FlowMatching, Objective
 from ffjord_kit.objectives.subsets import ask, on_questions
-from ffjord_kit.transforms import CNF, ContextScaling, Transform
+from ffjord_kit.transforms import CNF, AskedCategorical, ContextScaling, Transform
 from ffjord_kit.transforms.subsets import Elementwise, QuestionScaling, SubsetScaling
 
 if TYPE_CHECKING:
@@ -51,7 +51,15 @@ FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
 
 @dataclass(frozen=True)
 class SubsetTrainingData(TrainingData):
-    """Training data whose contexts are the questions of all observed columns; rows hold some value where none was."""
+    """Training data whose contexts are the questions of all observed columns; rows hold some value where none was.
+
+    Attributes:
+        sizes: Number of levels of each category.
+        probabilities: Probability of the categories, by the scaling of the numbers that they are given.
+    """
+
+    sizes: tuple[int, ...] = ()
+    probabilities: dict[str, AskedCategorical] = field(default_factory=dict)
 
     @property
     def context_scaling(self) -> ContextScaling | None:  # type: ignore[override]
@@ -65,7 +73,7 @@ class SubsetTrainingData(TrainingData):
 
     def examined(self, judges: Batch) -> Batch:
         """Return the rows, half of them with random questions, since steps may fold for some questions alone."""
-        asked = ask(judges[1::2], torch.Generator().manual_seed(0)) if len(judges) > 1 else judges
+        asked = ask(judges[1::2], torch.Generator().manual_seed(0), self.sizes) if len(judges) > 1 else judges
         whole = judges[::2]
         return Batch(torch.cat([whole.x, asked.x]), torch.cat([cast(Tensor, each.context) for each in (whole, asked)]))
 
@@ -82,7 +90,6 @@ class SubsetDomain(TableDomain):
 
     @classmethod
     def of(cls, fields: TableFields, x: np.ndarray, header: Header, found: Types) -> Self:
-        _check_types(read_types(fields.columns, header.columns), found)
         _check_fields(fields)
         _check_cells(x, header.columns)
         domain = super().of(fields, with_all_cells(x), header, found)
@@ -94,6 +101,9 @@ class SubsetDomain(TableDomain):
     def from_record(cls, fields: TableFields, record: Mapping[str, Any]) -> Self:
         return replace(super().from_record(fields, record), fields=fields)
 
+    def record(self) -> dict[str, Any]:
+        return {**super().record(), "subsets": True}
+
     def search_options(self, data: TrainingData) -> Iterator[tuple[str, tuple[Any, ...]]]:
         for name, values in super().search_options(replace(data, context=None, conditional=None)):
             kept = tuple(value for value in values if name not in FIXED or value in FIXED[name][0])
@@ -101,10 +111,10 @@ class SubsetDomain(TableDomain):
                 yield name, kept
 
     def asked(self, objective: Objective[Any]) -> Objective[Any]:
-        return on_questions(objective)
+        return on_questions(objective, self.sizes)
 
     def matching(self, objective: FlowMatching) -> Objective:
-        return on_questions(objective)
+        return on_questions(objective, self.sizes)
 
     def training_data(self, arrays: Arrays, fraction: float, seed: int) -> TrainingData:
         if arrays.streamed:
@@ -113,20 +123,66 @@ class SubsetDomain(TableDomain):
             raise ValueError(
                 "subsets=True takes no context: leave these columns in the table, and condition on them by given(...)"
             )
-        observed = np.isfinite(arrays.x)
-        x = self.add_noise(with_all_cells(arrays.x), seed)
-        check_columns(x, self.columns)
+        numbers = self.numbers(arrays.x)
+        x = self.add_noise(with_all_cells(numbers), seed)
+        check_columns(x, self.columns, filled=bool(np.isnan(numbers).any()))
         check_support(x, self.bounds, self.columns)
         kept, held_out = self._split(len(x), fraction, seed, streamed=False)
-        parts = [Batch(tensor(x[rows]).double(), tensor(question_of(observed[rows]))) for rows in (kept, held_out)]
-        every, judges = parts
-        return _training_data(every, judges if len(held_out) else None)
+        context = self.questions_of(arrays.x)
+        weights = split_weights(arrays.weight, kept, held_out)
+        every, judges = (
+            Batch(tensor(x[rows]).double(), tensor(context[rows]), weight)
+            for rows, weight in zip((kept, held_out), weights, strict=True)
+        )
+        return self._questioned(every, judges if len(held_out) else None)
 
-    def fold(self, data: TrainingData, rows: Tensor, judges: Tensor) -> TrainingData:
-        return _training_data(data.fitting[rows], data.fitting[judges])
+    def _questioned(self, every: Batch, judges: Batch | None) -> SubsetTrainingData:
+        """Return training data of rows with their questions."""
+        return SubsetTrainingData(every.x, every.context, every, judges, weight=every.weight, sizes=tuple(self.sizes))
+
+    def numbers(self, x: np.ndarray) -> np.ndarray:
+        """Return the columns that are no categories.
+
+        Args:
+            x: Rows of the table, shape (n, d).
+
+        Returns:
+            Their columns of numbers, shape (n, size).
+        """
+        return x
+
+    def questions_of(self, x: np.ndarray) -> np.ndarray:
+        """Return the contexts that model all observed cells of rows.
+
+        Args:
+            x: Rows of the table, NaN where a cell is missing, shape (n, d).
+
+        Returns:
+            Contexts, shape (n, context_dim).
+        """
+        return self.question(~np.isnan(x))
+
+    def question(
+        self, modelled: np.ndarray, given: np.ndarray | None = None, values: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Return the contexts that ask for some columns, given others.
+
+        Args:
+            modelled: Whether a column is modelled, shape (n, d).
+            given: Whether it is given, shape (n, d); None for none.
+            values: Values of the given columns, shape (n, d).
+
+        Returns:
+            Contexts, shape (n, context_dim).
+        """
+        known = None if given is None or values is None else np.where(given, values, 0.0)
+        return question_of(modelled, given, known)
+
+    def fold(self, data: TrainingData, rows: Tensor, judges: Tensor) -> SubsetTrainingData:
+        return with_unit_weights(self._questioned(data.fitting[rows], data.fitting[judges]))
 
     def preprocess(self, data: TrainingData, scaling: str) -> list[Transform]:
-        plain = replace(data, context=None, conditional=None, fitting=Batch(data.fitting.x))
+        plain = replace(data, context=None, conditional=None, fitting=replace(data.fitting, context=None))
         return [SubsetScaling(Elementwise(super().preprocess(plain, scaling), self.size))]
 
     def blank_preprocess(self, scaling: str, context_dim: int) -> list[Transform]:
@@ -135,12 +191,13 @@ class SubsetDomain(TableDomain):
     def context_preprocess(
         self, scaling: ContextScaling | None, preprocess: Sequence[Transform]
     ) -> tuple[Transform | ContextScaling | None, int]:
-        (transform,) = cast("Sequence[SubsetScaling]", preprocess)
-        return QuestionScaling(transform.scaling), 3 * self.size
+        categories = sum(self.sizes) + len(self.sizes)
+        return QuestionScaling(cast(SubsetScaling, preprocess[0]).scaling, categories), 3 * self.size + categories
 
     def continuous(self, network: Callable[..., nn.Module], blocks: int, options: Mapping[str, Any]) -> list[CNF]:
         def masked(shape: tuple[int, ...]) -> nn.Module:
-            return MaskedField(cast(VectorField, network(shape, context_dim=2 * self.size)))
+            codes = sum(self.sizes)
+            return MaskedField(cast(VectorField, network(shape, context_dim=2 * self.size + codes)), codes)
 
         return super().continuous(masked, blocks, options)
 
@@ -150,7 +207,7 @@ class SubsetDomain(TableDomain):
 
     def implied_context(self, x: Any) -> np.ndarray | None:
         x = self.observed_cells(x)
-        return question_of(~np.isnan(x)) if np.isnan(x).any() else None
+        return self.question(~np.isnan(x)) if np.isnan(x).any() else None
 
     def observed_cells(self, x: Any) -> np.ndarray:
         """Return rows with their columns in the order of the fit, and NaN where a cell is missing.
@@ -161,10 +218,10 @@ class SubsetDomain(TableDomain):
         Returns:
             The rows, in float64.
         """
-        return marked(np.asarray(in_order(x, self.columns), dtype=np.float64), self.fields)
+        return marked(np.asarray(in_order(self.coded(x), self.all_columns), dtype=np.float64), self.fields)
 
     def contexts(self, context: Any, rows: int, dim: int | None) -> np.ndarray | None:
-        everything = question_of(np.ones((rows, self.size), dtype=bool))
+        everything = self.question(np.ones((rows, len(self.all_columns)), dtype=bool))
         return everything if context is None else super().contexts(context, rows, dim)
 
     def context_names(self, dim: int) -> list[str]:
@@ -194,8 +251,8 @@ def marked(x: np.ndarray, fields: TableFields) -> np.ndarray:
     if not isinstance(given, Sequence) or isinstance(given, str) or not all(isinstance(m, Real | str) for m in given):
         raise ValueError(f"missing must be numbers and words such as (-999, 'unknown'); got {fields.missing!r}")
     marks = [float(mark) for mark in given if not isinstance(mark, str)]
-    if given and not fields.subsets:
-        raise ValueError(f"missing={fields.missing!r} needs subsets=True (--subsets), which takes missing cells")
+    if given and fields.subsets is False:
+        raise ValueError(f"missing={fields.missing!r} marks cells that subsets=False refuses: leave one of them out")
     found = np.isin(x, marks) if marks else np.zeros(1, dtype=bool)
     return np.where(found, np.nan, x) if found.any() else x
 
@@ -241,10 +298,6 @@ def with_all_cells(x: np.ndarray) -> np.ndarray:
     return x
 
 
-def _training_data(every: Batch, judges: Batch | None) -> SubsetTrainingData:
-    return SubsetTrainingData(every.x, every.context, every, judges)
-
-
 def _check_fields(fields: TableFields) -> None:
     """Refuse fields that questions leave no choice of."""
     for name, (values, reason) in FIXED.items():
@@ -255,16 +308,6 @@ def _check_fields(fields: TableFields) -> None:
 
 def _words(values: Sequence[Any]) -> str:
     return " or ".join(dict.fromkeys(repr(value) for value in values if value not in ((), [])))
-
-
-def _check_types(given: Types, found: Types) -> None:
-    """Refuse columns of texts, truth values and dates."""
-    for own, kind in {**given, **found}.items():
-        if isinstance(kind, (Category, Date)):
-            raise ValueError(
-                f"subsets=True takes columns of numbers alone yet, and {own[0]!r} is of type {kind.word}: leave it out "
-                "(--drop), or fit without subsets"
-            )
 
 
 def _check_cells(x: np.ndarray, names: Sequence[str]) -> None:

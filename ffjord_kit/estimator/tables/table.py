@@ -6,15 +6,15 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ffjord_kit.columns.categories import Date
+from ffjord_kit.columns.categories import Category, Date
 from ffjord_kit.columns.frames import code_frame, presented
-from ffjord_kit.columns.mixed import cells_of
+from ffjord_kit.columns.mixed import cells_of, describe
 from ffjord_kit.columns.rows import (
     Bounds,
     check_support,
@@ -39,6 +39,7 @@ from ffjord_kit.distributions import BASES, Base, ProductBase, outliers_inflate_
 from ffjord_kit.estimator.data import Arrays, TrainingData, check_context, held_out_count, refuse_not_finite, tensor
 from ffjord_kit.estimator.domain import Domain
 from ffjord_kit.estimator.fields import TableFields, choice
+from ffjord_kit.estimator.tables.contexts import coded_contexts, coded_names
 from ffjord_kit.estimator.tables.names import context_in_order, in_order
 from ffjord_kit.geometry import Geometry
 from ffjord_kit.nn import DYNAMICS, ManifoldDynamics, VectorField
@@ -77,6 +78,9 @@ COLUMNWISE = ("standardize", "robust")  # scalings under which the errors of a c
 SCALING_MARGIN = 0.02  # nats a column by which another scaling must win
 
 
+Fold = TypeVar("Fold", bound=TrainingData)
+
+
 class Header(NamedTuple):
     """Names of a table to be fitted.
 
@@ -84,11 +88,13 @@ class Header(NamedTuple):
         columns: Names of the columns.
         named: Whether the data came with these names.
         context_columns: Names of the contexts; none where they have none.
+        context_types: Categories among the contexts, by names.
     """
 
     columns: tuple[str, ...]
     named: bool
     context_columns: tuple[str, ...] = ()
+    context_types: Types = {}
 
 
 @dataclass(frozen=True)
@@ -103,6 +109,7 @@ class TableDomain(Domain):
         base_word: Word of BASES.
         context_columns: Names of the contexts; none where they have none.
         types: Types of columns by names, of those that have one.
+        context_types: Categories among the contexts, by names.
     """
 
     noun: ClassVar[str] = "table"
@@ -117,6 +124,7 @@ class TableDomain(Domain):
     base_word: str
     context_columns: tuple[str, ...] = ()
     types: Types = field(default_factory=dict)
+    context_types: Types = field(default_factory=dict)
 
     @classmethod
     def of(cls, fields: TableFields, x: np.ndarray, header: Header, found: Types) -> Self:
@@ -155,11 +163,11 @@ class TableDomain(Domain):
         Raises:
             ValueError: If support or grid do not suit the columns.
         """
-        names, named, context_columns = header
+        names, named, context_columns, context_types = header
         refuse_on_manifolds(fields, types)
         grid = grid_with_types(fields.dequantize, types, x, names)
         bounds = with_bounds_of_types(support_bounds(fields.support, names), types, names)
-        return cls(names, named, bounds, grid, fields.base, context_columns, types)
+        return cls(names, named, bounds, grid, fields.base, context_columns, types, context_types)
 
     @classmethod
     def from_record(cls, fields: TableFields, record: Mapping[str, Any]) -> Self:
@@ -181,12 +189,11 @@ class TableDomain(Domain):
                 "this run is of an earlier version, in which the columns of base='student' mixed their tails: fit again"
             )
         names = tuple(record["columns"])
-        if not names:
-            raise ValueError("columns must name 1 column or more")
         types, grid = read_types(record.get("types"), names), Grid.from_record(record["grid"], len(names))
         bounds = with_bounds_of_types(support_bounds(fields.support, names), types, names)
         contexts = tuple(record.get("context_columns", ()))
-        return cls(names, bool(record["named"]), bounds, grid, fields.base, contexts, types)
+        context_types = read_types(record.get("context_types"), contexts)
+        return cls(names, bool(record["named"]), bounds, grid, fields.base, contexts, types, context_types)
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -204,7 +211,9 @@ class TableDomain(Domain):
         return len(self.columns) <= FEW_COLUMNS
 
     def record(self) -> dict[str, Any]:
-        contexts = {"context_columns": self.context_columns} if self.context_columns else {}
+        contexts: dict[str, Any] = {"context_columns": self.context_columns} if self.context_columns else {}
+        if self.context_types:
+            contexts["context_types"] = types_as_text(self.context_types)
         tails = {"asinh": True} if self.base_word == "student" else {}
         types = {"types": types_as_text(self.types)} if self.types else {}
         return {"columns": self.columns, "named": self.named, "grid": self.grid._asdict(), **contexts, **tails, **types}
@@ -276,7 +285,7 @@ class TableDomain(Domain):
         if not arrays.streamed:
             every = Batch(tensor(x[kept]).double(), context, weight, noise)
             return self._completed(
-                TrainingData(every.x, context, every[some], judges, weight=weight, noise=noise, codes=self.code_dim)
+                TrainingData(every.x, context, every[some], judges, weight=weight, noise=noise, codes=self._plain)
             )
         streamed = StreamedRows(shared_tensor(x), torch.from_numpy(held_out))
         fitting = Batch(streamed.fetch(some), *(None if part is None else part[some] for part in (context, weight)))
@@ -311,9 +320,11 @@ class TableDomain(Domain):
     def continuous(
         self, network: Callable[[tuple[int, ...]], nn.Module], blocks: int, options: Mapping[str, Any]
     ) -> list[CNF]:
-        return [CNF(self._field(network), self.event_shape, **options) for _ in range(blocks)]
+        return [CNF(self._field(network), self.event_shape, **options) for _ in range(blocks if self.size else 0)]
 
     def largest_weight(self, hidden: Sequence[int], inputs: int, context_dim: int) -> int:
+        if not self.size:  # no network
+            return 0
         widths = [(self.size + context_dim) * inputs, *hidden, self.size]
         return max(a * b for a, b in zip(widths[:-1], widths[1:], strict=True))
 
@@ -326,11 +337,20 @@ class TableDomain(Domain):
         inside = np.all(inside_support(x, self.bounds), axis=1)
         return tensor(to_internal(x, self.types, self.columns)[inside]), inside
 
+    @property
+    def _plain(self) -> int:
+        """Number of elements at the end of the flow's contexts that are codes."""
+        return self.code_dim + sum(kind.size for kind in self.context_types.values() if isinstance(kind, Category))
+
+    def coded_context(self, context: Any) -> Any:
+        return coded_contexts(context, self.context_columns, self.context_types)
+
     def contexts(self, context: Any, rows: int, dim: int | None) -> np.ndarray | None:
-        return check_context(context_in_order(context, self.context_columns), rows, dim)
+        coded = self.coded_context(context)
+        return check_context(context_in_order(coded, self.context_columns), rows, dim)
 
     def context_names(self, dim: int) -> list[str]:
-        return list(self.context_columns) or super().context_names(dim)
+        return coded_names(self.context_columns, self.context_types) or super().context_names(dim)
 
     def coded(self, x: Any) -> Any:
         return code_frame(x, self.all_types) if is_frame(x) else x
@@ -339,8 +359,18 @@ class TableDomain(Domain):
         return presented(draws, self.all_columns, self.all_types)
 
     @property
+    def found(self) -> str:
+        looked = {own[0]: kind for own, kind in self.all_types.items() if isinstance(kind, (Category, Date))}
+        return "; ".join(describe(name, kind) for name, kind in looked.items())
+
+    @property
     def cells(self) -> Mapping[str, Callable[[np.ndarray], np.ndarray]]:
         return cells_of(self.all_types)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Number of levels of each category: none in a table of numbers."""
+        return []
 
     @property
     def all_columns(self) -> tuple[str, ...]:
@@ -372,7 +402,7 @@ class TableDomain(Domain):
 
     def _split(self, rows: int, fraction: float, seed: int, streamed: bool) -> tuple[np.ndarray, np.ndarray]:
         """Return the indices of the rows to train on, ascending, and of those to hold out."""
-        most = min(LARGEST_VALIDATION_SET, max(VALIDATION_ROWS, VALIDATION_ELEMENTS // self.size))
+        most = min(LARGEST_VALIDATION_SET, max(VALIDATION_ROWS, VALIDATION_ELEMENTS // max(1, self.size)))
         count, rng = held_out_count(rows, fraction, most), np.random.default_rng(seed)
         if streamed:
             held_out = np.sort(rng.choice(rows, count, replace=False))
@@ -381,7 +411,7 @@ class TableDomain(Domain):
         return np.sort(order[count:]), order[:count]
 
     def fold(self, data: TrainingData, rows: Tensor, judges: Tensor) -> TrainingData:
-        return self._completed(_with_unit_weights(super().fold(data, rows, judges)))
+        return self._completed(with_unit_weights(super().fold(data, rows, judges)))
 
     def _completed(self, data: TrainingData) -> TrainingData:
         """Return the data with the location and scale that follow their contexts."""
@@ -418,7 +448,7 @@ class TableDomain(Domain):
     def _support_transforms(self) -> list[Transform]:
         """Return the transforms that open the support to the whole line, and bring angles to radians."""
         free = ((-math.inf, math.inf),) * (self.size - len(self.bounds))
-        lower, upper = torch.tensor((*self.bounds, *free), dtype=torch.float64).unbind(1)
+        lower, upper = torch.tensor((*self.bounds, *free), dtype=torch.float64).reshape(-1, 2).unbind(1)
         bounded, positive = upper.isfinite(), lower.isfinite() & ~upper.isfinite()
         circles = [kind for kind in self.types.values() if isinstance(kind, Circle)]
         transforms: list[Transform] = []
@@ -454,8 +484,18 @@ class TableDomain(Domain):
         return some and SCALING_MARGIN * size < gaussian_total_correlation(x) < math.inf
 
 
-def _with_unit_weights(fold: TrainingData) -> TrainingData:
-    """Return a fold of cross-validation whose rows to train on have weights of mean 1."""
+def with_unit_weights(fold: Fold) -> Fold:
+    """Return a fold of cross-validation whose rows to train on have weights of mean 1.
+
+    Args:
+        fold: The fold.
+
+    Returns:
+        The fold; without weights as it is.
+
+    Raises:
+        ValueError: If the weights of a part sum to 0 or less.
+    """
     if fold.weight is None or fold.held_out is None or fold.held_out.weight is None:
         return fold
     if not (fold.weight.sum() > 0 and fold.held_out.weight.sum() > 0):

@@ -15,8 +15,6 @@ def refuse_beside_weights(fields: TableFields) -> None:
     Raises:
         ValueError: If there is such a field.
     """
-    if fields.subsets:
-        raise ValueError("subsets=True takes no weights yet: leave out sample_weight, or subsets")
     if fields.coupling != "independent":
         raise ValueError(
             f"coupling={fields.coupling!r} pairs rows that count alike: with sample_weight leave it at 'independent'"
