@@ -75,7 +75,7 @@ def check_sample(run: str, out: str, given: str | None, force: bool, **_: Any) -
     Raises:
         ValueError: If there is no run, the values cannot be read, or the file cannot be written.
     """
-    parse_given(given)
+    parse_values(given, "--given")
     check_is_run(run)
     check_replaceable(out, force=force)
     if Path(out).suffix.lower() not in IMAGE_SUFFIXES:
@@ -175,11 +175,12 @@ def parse_bounds(text: str | None) -> dict[str, tuple[float, float]]:
     return bounds
 
 
-def parse_given(text: str | None) -> dict[str, float]:
-    """Read the option --given.
+def parse_values(text: str | None, option: str) -> dict[str, float]:
+    """Read an option with values of columns.
 
     Args:
         text: Values of columns, as a=0,b=1.5, or None.
+        option: Name of the option, for the message.
 
     Returns:
         Value of each column.
@@ -188,7 +189,7 @@ def parse_given(text: str | None) -> dict[str, float]:
         ValueError: If it cannot be read.
 
     Example:
-        >>> parse_given("age=40,city=2")
+        >>> parse_values("age=40,city=2", "--given")
         {'age': 40.0, 'city': 2.0}
     """
     values = {}
@@ -197,7 +198,7 @@ def parse_given(text: str | None) -> dict[str, float]:
         try:
             values[name.strip()] = float(value)
         except ValueError as error:
-            raise ValueError(f"--given must read like age=40,city=2; got {part!r}") from error
+            raise ValueError(f"{option} must read like age=40,city=2; got {part!r}") from error
     return values
 
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import click
 import numpy as np
 
 from ffjord_kit import datasets
+from ffjord_kit.cli.checks import parse_values
 from ffjord_kit.columns.base import ColumnType
 from ffjord_kit.columns.categories import Category, Date
 from ffjord_kit.columns.types import read_types
 from ffjord_kit.datasets.dataset import listing
 from ffjord_kit.estimator import DensityModel
 from ffjord_kit.estimator.persistence import check_entry, check_record
+from ffjord_kit.estimator.tables.names import context_in_order
 from ffjord_kit.rows import frame_of
 from ffjord_kit.run import Run
 from ffjord_kit.training.distributed import current_workers
@@ -302,7 +305,13 @@ def find_fitted(run: Run) -> LoadedData | None:
 
 
 def load_for_run(
-    run: Run, source: str, *, rows: int | None = None, seed: int = 0, keep_empty: bool = False
+    run: Run,
+    source: str,
+    *,
+    rows: int | None = None,
+    seed: int = 0,
+    keep_empty: bool = False,
+    context: str | None = None,
 ) -> LoadedData:
     """Read data in the form of a run's: its columns by name, or by position where either side has no names.
 
@@ -314,6 +323,7 @@ def load_for_run(
         rows: Number of rows of a toy, or of a random subset; None for all.
         seed: Seed of a toy's rows, or of the subset.
         keep_empty: Whether rows without any value stay.
+        context: Text of --context, one for all rows of a table; None for that of each row.
 
     Returns:
         The data.
@@ -323,15 +333,21 @@ def load_for_run(
     """
     config = run.config
     if config.get("images") is not None:
+        if context is not None:
+            raise ValueError("--context is one for all rows of a table; images carry their labels: leave it out")
         return _load_images_for_run(config, source, rows, seed)
     if datasets.is_image_source(source):
         raise ValueError(f"{source} holds images, and {run.path} is a run on a table of {listing(config['columns'])}")
     expected, note = tuple(config["columns"]), config["data"]
     data = load(
-        source, rows=rows, seed=seed, context_columns=note.get("context_columns", []), drop=note.get("drop", []),
-        missing_ok=True, types=_types_of(run), missing=marks_of_missing(run), keep_empty=keep_empty,
+        source, rows=rows, seed=seed, context_columns=note.get("context_columns", []) if context is None else [],
+        drop=note.get("drop", []), missing_ok=True, types=_types_of(run), missing=marks_of_missing(run),
+        keep_empty=keep_empty,
     )  # fmt: skip
     data = _without_weights(data, note.get("weight"), expected)
+    if context is not None:
+        given = cast(np.ndarray, parse_context(run, context, len(data.x)))
+        data = replace(data, context=np.broadcast_to(given, (len(data.x), given.shape[1])))
     places = {name: i for i, name in enumerate(data.columns)}
     if set(expected) <= places.keys():
         return replace(data, x=data.x[:, [places[column] for column in expected]], columns=expected)
@@ -398,7 +414,8 @@ def parse_context(run: Run, text: str | None, count: int) -> np.ndarray | None:
 
     Args:
         run: The run.
-        text: Values "1.0,2.5" for all rows, a file with a row for each, or classes of images, used in turn.
+        text: Values "1.0,2.5" or "age=40,kids=2" for all rows, a file with a row for each, or classes of images, used
+            in turn.
         count: Number of rows.
 
     Returns:
@@ -411,14 +428,14 @@ def parse_context(run: Run, text: str | None, count: int) -> np.ndarray | None:
     if run.config.get("images") is not None and run.config["images"]["classes"]:
         return _parse_labels(run, text, count)
     expected = run.config["context_dim"]
-    names = run.config["data"].get("context_columns", [])
+    names = run.config["data"].get("context_columns") or run.config.get("context_columns", [])
     if not expected:
         if text is not None:
             raise ValueError("this run takes no context: leave --context out")
         return None
     if text is None:
         raise ValueError(f"this run is conditional: pass --context with values of {', '.join(names) or expected}")
-    rows = _read_contexts(text)
+    rows = _read_contexts(text, names)
     if rows.shape not in ((1, expected), (count, expected)):
         raise ValueError(
             f"--context must give {expected} values ({', '.join(names)}), or a file of {count} rows of them; "
@@ -512,12 +529,16 @@ def _number_classes(data: LoadedData, classes: Sequence[str], source: str) -> Lo
     return replace(data, context=numbers[data.context], classes=tuple(known))
 
 
-def _read_contexts(text: str) -> np.ndarray:
-    """Return values for all rows, as one row, or else the rows of a file."""
+def _read_contexts(text: str, names: Sequence[str]) -> np.ndarray:
+    """Return values for all rows, as one row, or else the rows of a file; by name where they have the names."""
     try:
         return np.array([[float(part) for part in text.split(",")]])
     except ValueError:
-        return _load_table(text).x
+        if "=" in text and not Path(text).exists():
+            return np.asarray(context_in_order(parse_values(text, "--context"), names))
+    table = _load_table(text)
+    named = [table.columns.index(name) for name in names if name in table.columns]
+    return table.x[:, named] if names and len(named) == len(names) else table.x
 
 
 def _parse_labels(run: Run, text: str | None, count: int) -> np.ndarray:

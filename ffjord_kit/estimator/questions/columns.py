@@ -14,6 +14,7 @@ from ffjord_kit.estimator.sampling import SamplingModel
 from ffjord_kit.estimator.tables.names import in_order
 from ffjord_kit.estimator.tables.subsets import SubsetDomain, question_of
 from ffjord_kit.memory import check_fits
+from ffjord_kit.rows import frame_of
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,9 @@ class Question:
         """
         draws = self.model.sample(n_samples, context=self.context(n_samples), random_state=random_state)
         return (
-            _framed(draws[:, self._places], self.columns) if self.model.record.get("named") else draws[:, self._places]
+            frame_of(dict(zip(self.columns, draws[:, self._places].T, strict=True)))
+            if self.model.record.get("named")
+            else draws[:, self._places]
         )
 
     def context(self, rows: int) -> np.ndarray:
@@ -275,10 +278,3 @@ def _check_inside(domain: SubsetDomain, x: np.ndarray) -> None:
         raise ValueError(
             f"row {row} has {domain.columns[column]!r} outside its support: mend it, or mark it as missing"
         )
-
-
-def _framed(draws: np.ndarray, columns: Sequence[str]) -> Any:
-    """Return draws as a frame of pandas, which is loaded here alone."""
-    import pandas as pd
-
-    return pd.DataFrame(draws, columns=list(columns))
