@@ -28,7 +28,6 @@ from ffjord_kit.estimator.model import DensityModel
 from ffjord_kit.estimator.persistence import (
     check_workers,
     field_values,
-    load_model,
     new_record,
     prepare_reports,
     read_fields,
@@ -38,6 +37,7 @@ from ffjord_kit.estimator.search import LEAST_SHARE, choose, is_small
 from ffjord_kit.estimator.tables.choice import table_domain
 from ffjord_kit.estimator.tables.measurement_errors import with_noise
 from ffjord_kit.estimator.tables.names import column_names, context_names, in_order, refuse_repeated
+from ffjord_kit.estimator.tables.own import named, with_objects
 from ffjord_kit.estimator.tables.subsets import marked
 from ffjord_kit.estimator.tables.table import Header
 from ffjord_kit.estimator.tables.weights import refuse_beside_weights
@@ -145,7 +145,7 @@ class DensityEstimator(DensityMixin, BaseEstimator, CommonFields):
         arrays, domain = self._read(X, context, columns, context_columns, sample_weight)
         arrays = with_noise(arrays, domain, self, noise_std, resume=resume)
         workers, about = Workers.here(), {**domain.record(), **arrays.facts()}
-        check_workers(workers, field_values(self), about, resume=resume)
+        check_workers(workers, named(field_values(self)), about, resume=resume)
         about = {**about, "data": dict(data or {})}
         record = workers.broadcast(lambda: new_record(self, run, about, resume=resume))
         config, rows, flow = self._prepare(arrays, domain, record, workers)  # errors come before the folder
@@ -227,11 +227,13 @@ class DensityEstimator(DensityMixin, BaseEstimator, CommonFields):
     save = _of_model(DensityModel.save)
 
     @classmethod
-    def load(cls, path: str | Path) -> Any:
+    def load(cls, path: str | Path, *, dynamics: Any = None, base: Any = None) -> Any:
         """Load the fitted estimator of a run folder, on the device that its fields name here.
 
         Args:
             path: Run folder.
+            dynamics: Network of your own that it was fitted with, or None.
+            base: Base of your own that it was fitted with, or None.
 
         Returns:
             The estimator.
@@ -240,7 +242,7 @@ class DensityEstimator(DensityMixin, BaseEstimator, CommonFields):
             RunError: If the folder is missing, damaged, without weights yet, or of another version.
             ValueError: If the run is of images and the estimator of tables, or the other way round.
         """
-        estimator = load(path)
+        estimator = load(path, dynamics=dynamics, base=base)
         if not isinstance(estimator, cls):
             name = type(estimator).__name__
             raise ValueError(f"{path} is a run of {name}: load it by {name}.load")
@@ -527,11 +529,13 @@ class ImageFFJORD(DensityEstimator, ImageFields):
         return X
 
 
-def load(path: str | Path) -> FFJORD | ImageFFJORD:
+def load(path: str | Path, *, dynamics: Any = None, base: Any = None) -> FFJORD | ImageFFJORD:
     """Load the fitted estimator of a run folder, of tables or images.
 
     Args:
         path: Run folder.
+        dynamics: Network of your own that it was fitted with, or None.
+        base: Base of your own that it was fitted with, or None.
 
     Returns:
         The estimator.
@@ -539,7 +543,7 @@ def load(path: str | Path) -> FFJORD | ImageFFJORD:
     Raises:
         RunError: If the folder is missing, damaged, without weights yet, or of another version.
     """
-    return _with_model(DensityModel(**vars(load_model(Run.open(path)))))
+    return _with_model(DensityModel.load(path, dynamics=dynamics, base=base))
 
 
 def from_run(run: Run) -> FFJORD | ImageFFJORD:
@@ -554,7 +558,7 @@ def from_run(run: Run) -> FFJORD | ImageFFJORD:
     Raises:
         RunError: If the fields are not an estimator's.
     """
-    return _estimator_of(read_fields(run))
+    return _estimator_of(with_objects(read_fields(run), {}, str(run.path)))
 
 
 def _estimator_of(fields: CommonFields) -> FFJORD | ImageFFJORD:

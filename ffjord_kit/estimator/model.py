@@ -28,6 +28,7 @@ from ffjord_kit.estimator.questions.expectations import ExpectationModel
 from ffjord_kit.estimator.questions.modes import ModeModel
 from ffjord_kit.estimator.scoring import placed, spread, to_data
 from ffjord_kit.estimator.tables.names import in_order
+from ffjord_kit.estimator.tables.own import own_of
 from ffjord_kit.estimator.tables.subsets import SubsetDomain
 from ffjord_kit.estimator.tables.table import TableDomain
 from ffjord_kit.flow import Flow
@@ -90,11 +91,13 @@ class DensityModel(DerivingModel, QuestioningModel, ModeModel, ExpectationModel,
     """
 
     @classmethod
-    def load(cls, path: str | Path) -> DensityModel:
+    def load(cls, path: str | Path, *, dynamics: Any = None, base: Any = None) -> DensityModel:
         """Load the model of a run folder, on the device that its fields name here.
 
         Args:
             path: Run folder.
+            dynamics: Network of your own that it was fitted with, or None.
+            base: Base of your own that it was fitted with, or None.
 
         Returns:
             The model.
@@ -102,7 +105,7 @@ class DensityModel(DerivingModel, QuestioningModel, ModeModel, ExpectationModel,
         Raises:
             RunError: If the folder is missing, damaged, without weights yet, or of another version.
         """
-        return cls(**vars(load_model(Run.open(path))))
+        return cls(**vars(load_model(Run.open(path), dynamics=dynamics, base=base)))
 
     def save(self, path: str | Path, *, force: bool = False) -> None:
         """Write the model as a run folder that `load` and the command line read.
@@ -119,7 +122,7 @@ class DensityModel(DerivingModel, QuestioningModel, ModeModel, ExpectationModel,
     @property
     def requested_fields(self) -> TableFields | ImageFields:
         """Fields of the fit as they were given, open ones included."""
-        return fields_of_record(self.record)
+        return replace(fields_of_record(self.record), **own_of(vars(self.config.fields)))
 
     def with_fields(self, fields: CommonFields) -> DensityModel:
         """Return the model with other fields, e.g. another tolerance of its reports.
