@@ -111,7 +111,6 @@ class _ConditionalDensity:
     def _solved(self, batch: Batch) -> Tensor:
         """Return the log-densities of rows solved at once."""
         inside = self._flow.support.check(batch.x)
-        inside = inside.expand(len(batch)) if inside.dim() < 1 else inside
         result = batch.x.new_full((len(batch),), -math.inf)
         if bool(inside.any()):
             part = batch[inside.nonzero()[:, 0]]

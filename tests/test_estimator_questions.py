@@ -10,8 +10,10 @@ import pytest
 import torch
 from commands import call
 from oracles import LearntAffine, SmoothMLP
+from sklearn.linear_model import LinearRegression
+from sklearn.pipeline import make_pipeline
 
-from ffjord_kit import FFJORD, Flow
+from ffjord_kit import FFJORD, Circle, Flow, Integer, Positive, Sphere
 from ffjord_kit.ode import PerRowSolver
 from ffjord_kit.training.discretize import in_steps
 from ffjord_kit.transforms import CNF, Whiten
@@ -56,6 +58,15 @@ def smooth():
     return Flow([CNF(SmoothMLP(2), (2,), solver=FINE)], preprocess=[Whiten.of(torch.from_numpy(ROWS))])
 
 
+def stirred(model):
+    """A fitted estimator, and its flow with random output weights."""
+    flow = copy.deepcopy(model.flow_)
+    for weight in flow.parameters():
+        if not bool(weight.any()):
+            torch.nn.init.normal_(weight, std=0.1, generator=torch.Generator().manual_seed(1))
+    return model, flow
+
+
 def differences(model, x, h=1e-4, **options):
     """Central differences of the log-density by each column."""
     columns = []
@@ -76,6 +87,59 @@ def test_the_gradient_of_a_normal_law_is_known(normal):
 def test_the_gradient_of_a_continuous_flow_goes_through_its_solve(fitted):
     model = with_flow(fitted, smooth().requires_grad_(False))
     assert model.grad_log_prob(ROWS[:2]) == pytest.approx(differences(model, ROWS[:2]), abs=1e-5)
+
+
+def test_gradients_on_circles_and_spheres_are_tangent_and_per_radian():
+    rng = np.random.default_rng(0)
+    x = np.stack([rng.uniform(0, 24, 40), rng.uniform(10, 50, 40), rng.uniform(-60, 60, 40), rng.normal(size=40)], 1)
+    types = {"x0": Circle(24), "x1+x2": Sphere("deg")}
+    model = with_flow(*stirred(FFJORD(**QUICK, columns=types).fit(x)))
+    few, got = x[:2], model.grad_log_prob(x[:2])
+    slopes = differences(model, few, h=1e-3)
+    cosine = np.cos(np.radians(few[:, 2]))
+    per_radian = [24 / (2 * math.pi), 180 / math.pi, 180 / math.pi, 1.0]
+    expected = slopes * per_radian / np.stack([[1, each, 1, 1] for each in cosine])
+    assert got == pytest.approx(expected, abs=1e-4)
+    top = model.mode(starts=1)
+    assert np.abs(model.grad_log_prob(top.x)).max() < 1e-3
+    with pytest.raises(ValueError, match="transform is for real columns, and x0, x1 and x2 is a circle"):
+        model.transform(x)
+
+
+def test_columns_without_a_derivative_are_nan_and_the_others_are_at_their_values():
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"a": rng.gamma(3, size=60), "kids": rng.integers(0, 4, 60), "city": ["x", "y", "z"] * 20})
+    model = FFJORD(**QUICK, columns={"a": Positive(), "kids": Integer()}).fit(frame)
+    gradient = model.grad_log_prob(frame[:3])
+    ahead, behind = (model.certify(frame[:3].assign(a=frame["a"][:3] + h)).log_prob for h in (1e-3, -1e-3))
+    assert gradient[:, 0] == pytest.approx((ahead - behind) / 2e-3, abs=1e-3)
+    assert np.isnan(gradient[:, 1:]).all()
+    with pytest.raises(ValueError, match="mode climbs by derivatives, and column 'kids' is of equal steps"):
+        model.mode()
+    with pytest.raises(ValueError, match="grad_log_prob takes rows within the support"):
+        model.grad_log_prob(frame[:3].assign(a=-1.0))
+
+
+def test_the_mode_climbs_in_bounded_columns_with_categories():
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"a": rng.gamma(3, size=60), "city": ["x", "y", "z"] * 20})
+    model = FFJORD(**QUICK, columns={"a": Positive()}).fit(frame)
+    top = model.mode(starts=2)
+    assert list(top.x.columns) == ["a", "city"] and top.x["a"][0] > 0
+    assert model.grad_log_prob(top.x)[0, 0] == pytest.approx(0.0, abs=1e-4)
+    assert top.log_prob == pytest.approx(model.score_samples(top.x)[0], abs=1e-4)
+    assert top.log_prob >= model.score_samples(model.sample(200, random_state=1)).max() - 1.5
+
+
+def test_transform_is_scikit_learns(fitted):
+    model = copy.copy(fitted)
+    model.set_output(transform="pandas")
+    frame = model.transform(ROWS)
+    assert list(frame.columns) == ["ffjord0", "ffjord1"] == list(model.get_feature_names_out())
+    assert model.inverse_transform(frame).to_numpy() == pytest.approx(ROWS, abs=1e-4)
+    assert list(model.inverse_transform(frame).columns) == ["x0", "x1"]
+    pipeline = make_pipeline(FFJORD(**QUICK), LinearRegression()).fit(ROWS, ROWS.sum(1))
+    assert pipeline.predict(ROWS).shape == (60,)
 
 
 def test_the_mode_of_a_normal_law_is_its_mean(normal):
