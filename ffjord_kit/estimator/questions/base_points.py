@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,12 @@ from ffjord_kit.estimator.data import refuse_not_finite, tensor, to_numpy
 from ffjord_kit.estimator.sampling import SamplingModel
 from ffjord_kit.estimator.scoring import placed, to_data
 from ffjord_kit.flow import Flow
+from ffjord_kit.ode import PerRowSolver, Solver
 from ffjord_kit.precision import double_precision
 from ffjord_kit.rows import as_rows, frame_of, is_frame
 from ffjord_kit.transforms.cnf import SolveOptions
+
+SHARPER, FINEST = 0.01, 1e-12  # tolerance of a map to the base, in tolerances of reports, and at least
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +29,8 @@ class BasePointModel(SamplingModel):
     def transform(self, X: Any, *, context: Any = None) -> np.ndarray:
         """Map rows of a table to the base, where draws of the model follow the base distribution.
 
-        The map is that of the density that reports.
+        The map is that of the density that reports: exact by few steps; else solved to a hundredth of the field
+        `tolerance`.
 
         Args:
             X: Rows, shape (n, d).
@@ -40,7 +44,7 @@ class BasePointModel(SamplingModel):
         """
         self._require_points("transform")
         batch = self._batch_inside(X, context, "transform")
-        return to_numpy(self._to_base(batch, double_precision(self.reporting_flow)))
+        return to_numpy(self._to_base(batch, double_precision(self.reporting_flow), self._fine_solver))
 
     def inverse_transform(self, Z: Any, *, context: Any = None) -> Any:
         """Map points at the base to rows of a table: the way back of `transform`.
@@ -64,7 +68,7 @@ class BasePointModel(SamplingModel):
         contexts = self._contexts(context, len(z))
         place = Batch(tensor(z), None if contexts is None else tensor(contexts))
         flow = double_precision(self.reporting_flow)
-        parts = [to_numpy(to_data(flow, part, self._solver)) for part in place.split(self._rows_at_once)]
+        parts = [to_numpy(to_data(flow, part, self._fine_solver)) for part in place.split(self._rows_at_once)]
         rows = self.domain.restore(np.concatenate(parts))
         return frame_of(dict(zip(self.record["columns"], rows.T, strict=True))) if is_frame(Z) else rows
 
@@ -94,7 +98,7 @@ class BasePointModel(SamplingModel):
             )
         pairs = zip((start, end), contexts or (None, None), strict=True)
         first, last = (self._batch_inside(x, context, "interpolate") for x, context in pairs)
-        z, z_last = self._to_base(first, self.flow), self._to_base(last, self.flow)
+        z, z_last = (self._to_base(each, self.flow, self._solver) for each in (first, last))
         between = []
         for share in np.linspace(0, 1, steps)[1:-1].tolist():
             c = first.context
@@ -109,10 +113,18 @@ class BasePointModel(SamplingModel):
         self.domain.require_table(verb, "map them by their flow, model.flow_.to_base")
         self.domain.require_real(verb, "map its rows by its flow, model.flow_.to_base")
 
+    @property
+    def _fine_solver(self) -> Solver:
+        """The solver of reports with a hundredth of its tolerance, so that rows come back to more digits."""
+        solver = self._solver
+        if not isinstance(solver, PerRowSolver):
+            return solver
+        return replace(solver, rtol=max(SHARPER * solver.rtol, FINEST), atol=max(SHARPER * solver.atol, FINEST))
+
     @torch.no_grad()
-    def _to_base(self, batch: Batch, flow: Flow) -> Tensor:
+    def _to_base(self, batch: Batch, flow: Flow, solver: Solver) -> Tensor:
         """Map checked rows to the base of a flow, some at a time."""
-        options = SolveOptions(trace=None, solver=self._solver)
+        options = SolveOptions(trace=None, solver=solver)
         parts = [placed(flow, part) for part in batch.split(self._rows_at_once)]
         return torch.cat([flow.to_base(part.x, part.context, options=options)[0] for part in parts])
 
