@@ -81,6 +81,7 @@ def test_the_gradient_of_a_continuous_flow_goes_through_its_solve(fitted):
     assert model.grad_log_prob(ROWS[:2]) == pytest.approx(differences(model, ROWS[:2]), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_gradients_on_circles_and_spheres_are_tangent_and_per_radian():
     rng = np.random.default_rng(0)
     x = np.stack([rng.uniform(0, 24, 40), rng.uniform(10, 50, 40), rng.uniform(-60, 60, 40), rng.normal(size=40)], 1)
@@ -112,6 +113,7 @@ def test_columns_without_a_derivative_are_nan_and_the_others_are_at_their_values
         model.grad_log_prob(frame[:3].assign(a=-1.0))
 
 
+@pytest.mark.slow
 def test_the_mode_climbs_in_bounded_columns_with_categories():
     rng = np.random.default_rng(0)
     frame = pd.DataFrame({"a": rng.gamma(3, size=60), "city": ["x", "y", "z"] * 20})
@@ -193,7 +195,7 @@ def test_a_conditional_model_answers_under_its_context(conditional):
         model.mode(context=[[0.5], [1.0]])
 
 
-@pytest.mark.parametrize("end", ["data", "base"])
+@pytest.mark.parametrize("end", ["data", pytest.param("base", marks=pytest.mark.slow)])
 def test_the_gradient_of_few_steps_goes_through_the_steps(fitted, end):
     flow = smooth()
     steps = in_steps(flow, method="midpoint", steps=3).requires_grad_(False)
@@ -217,9 +219,8 @@ def test_a_context_may_be_given_in_any_form(conditional, form):
     assert np.array_equal(
         conditional.score_samples(ROWS, context=context), conditional.score_samples(ROWS, context=each)
     )
-    expected = conditional.sample(60, context=each, random_state=0)
-    assert conditional.sample(60, context=context, random_state=0) == pytest.approx(expected, abs=1e-9)
-    assert conditional.states(60, [1.0], context=context, random_state=0).shape == (1, 60, 2)
+    expected = conditional.sample(60, context=each, random_state=0, steps=2)
+    assert conditional.sample(60, context=context, random_state=0, steps=2) == pytest.approx(expected, abs=1e-6)
     assert conditional.velocity(ROWS, 0.5, context=context).shape == (60, 2)
     assert conditional.transform(ROWS[:2], context=each[:2] if form == "a row each" else context).shape == (2, 2)
 

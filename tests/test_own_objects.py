@@ -40,7 +40,12 @@ OWN = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", OWN)
+FAST = ("a class", "a distribution")
+
+
+@pytest.mark.parametrize(
+    "kind", [*FAST, *(pytest.param(kind, marks=pytest.mark.slow) for kind in OWN if kind not in FAST)]
+)
 def test_a_model_with_own_objects_is_saved_and_loaded(kind, tmp_path):
     own = OWN[kind]
     model = clone(FFJORD(**QUICK, **own)).fit(ROWS)
