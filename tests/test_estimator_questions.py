@@ -99,6 +99,7 @@ def test_gradients_on_circles_and_spheres_are_tangent_and_per_radian():
         model.transform(x)
 
 
+@pytest.mark.slow
 def test_columns_without_a_derivative_are_nan_and_the_others_are_at_their_values():
     rng = np.random.default_rng(0)
     frame = pd.DataFrame({"a": rng.gamma(3, size=60), "kids": rng.integers(0, 4, 60), "city": ["x", "y", "z"] * 20})
