@@ -34,7 +34,16 @@ def model():
     return FFJORD(**LEARNT, validate_every=50).fit(X)
 
 
-@parametrize_with_checks([FFJORD(schedule=[("flow_matching", 20)], hidden=(16,), random_state=0)])
+# Weights change the random batches of a fit, and so its map to the base, as repeated rows do in another way.
+RANDOM = {
+    f"check_sample_weight_equivalence_on_{kind}_data": "weighted and repeated rows make other random batches"
+    for kind in ("dense", "sparse")
+}
+
+
+@parametrize_with_checks(
+    [FFJORD(schedule=[("flow_matching", 20)], hidden=(16,), random_state=0)], expected_failed_checks=lambda _: RANDOM
+)
 def test_scikit_learn_accepts_the_estimator(estimator, check):
     check(estimator)
 

@@ -75,7 +75,7 @@ def check_sample(run: str, out: str, given: str | None, force: bool, **_: Any) -
     Raises:
         ValueError: If there is no run, the values cannot be read, or the file cannot be written.
     """
-    parse_given(given)
+    parse_values(given, "--given")
     check_is_run(run)
     check_replaceable(out, force=force)
     if Path(out).suffix.lower() not in IMAGE_SUFFIXES:
@@ -175,11 +175,12 @@ def parse_bounds(text: str | None) -> dict[str, tuple[float, float]]:
     return bounds
 
 
-def parse_given(text: str | None) -> dict[str, str]:
-    """Read the option --given.
+def parse_values(text: str | None, option: str) -> dict[str, str]:
+    """Read an option with values of columns.
 
     Args:
         text: Values of columns, as a=0,city=Oslo, or None.
+        option: Name of the option, for the message.
 
     Returns:
         Value of each column, as a text that the model reads by the column's type.
@@ -188,14 +189,14 @@ def parse_given(text: str | None) -> dict[str, str]:
         ValueError: If it cannot be read.
 
     Example:
-        >>> parse_given("age=40,city=Oslo")
+        >>> parse_values("age=40,city=Oslo", "--given")
         {'age': '40', 'city': 'Oslo'}
     """
     values = {}
     for part in text.split(",") if text else []:
         name, _, value = (word.strip() for word in part.rpartition("="))
         if not name or not value:
-            raise ValueError(f"--given must read like age=40,city=Oslo; got {part!r}")
+            raise ValueError(f"{option} must read like age=40,city=Oslo; got {part!r}")
         values[name] = value
     return values
 

@@ -143,7 +143,8 @@ def fit(context: click.Context, **options: Any) -> None:
     help="File: .csv, .tsv, .npy, .npz, .parquet, .feather, .xlsx; images: .npz.",
 )
 @click.option(
-    "--context", help="Context of a conditional run: values 1.0,2.5 for all samples, a file of rows, or classes."
+    "--context",
+    help="Context of a conditional run: values 1.0,2.5 or age=40,kids=2 for all samples, a file of rows, or classes.",
 )
 @click.option(
     "--given", metavar="COLUMN=VALUE,...", help="Values of columns, of a run of fit --subsets: the others are drawn."
@@ -212,6 +213,9 @@ def impute(**options: Any) -> None:
     default=1,
     show_default=True,
     help="Draws of the noise on images.",
+)
+@click.option(
+    "--context", help="One context for all rows, 1.0,2.5 or age=40,kids=2. [default: that of each row, in DATA]"
 )
 @click.option("--outliers", is_flag=True, help="Compute outlier scores: likelihood, typicality, gradient.")
 @click.option("--picture", type=click.Path(), help="PNG of the outlier scores of DATA and OTHER.")
@@ -375,7 +379,9 @@ def condense(**options: Any) -> None:
 @run_argument
 @click.option("--out", type=click.Path(file_okay=False), required=True, help="Folder for the pictures.")
 @click.option(
-    "--context", help="Context of a conditional run: values 1.0,2.5 or classes. [default: the median, or all classes]"
+    "--context",
+    help="Context of a conditional run: values 1.0,2.5 or age=40,kids=2, or classes. "
+    "[default: the median, or all classes]",
 )
 @seed_option("Seed of the samples.", default=0, show_default=True)
 @click.option("--data", "source", help="Data to draw beside the samples. [default: the data of the fit]")

@@ -9,7 +9,7 @@ import click
 import numpy as np
 
 from ffjord_kit import datasets
-from ffjord_kit.cli.checks import check_replaceable, parse_given
+from ffjord_kit.cli.checks import check_replaceable, parse_values
 from ffjord_kit.cli.output import image_files, write_images
 from ffjord_kit.cli.sources import open_run, parse_context
 from ffjord_kit.columns.base import ColumnType
@@ -41,7 +41,7 @@ def sample(
         run: Run folder.
         n_samples: Number of samples; None for a default.
         out: File.
-        context: Values, a file of rows, or classes; None for a run without context.
+        context: Values, also by name, a file of rows, or classes; None for a run without context.
         given: Values of columns, as a=0,b=1.5, of a run that answers questions; None for none.
         random_state: Seed of the noise; None for a random one.
         steps: Number of fixed midpoint steps; None for a converged solve.
@@ -61,7 +61,7 @@ def sample(
         datasets.check_writable(out)
     model = DensityModel.load(run)
     contexts = parse_context(opened, context, n_samples)
-    question = model.given(parse_given(given)) if given else None
+    question = model.given(parse_values(given, "--given")) if given else None
     contexts = contexts if question is None else question.context(1)
     draws: dict[str, Any] = {
         "context": contexts, "random_state": random_state, "steps": steps, "guidance": guidance,

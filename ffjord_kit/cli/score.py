@@ -45,6 +45,7 @@ def score(
     error: float | None,
     probes: int | None,
     draws: int,
+    context: str | None,
     outliers: bool,
     picture: str | None,
     force: bool,
@@ -61,6 +62,7 @@ def score(
         error: Numerical error in nats that every row should meet, or None.
         probes: Number of Hutchinson probes; None for the exact trace, or 2 for images.
         draws: Number of draws of the noise on images.
+        context: One context for all rows of a table; None for that of each row.
         outliers: Whether to compute outlier scores.
         picture: PNG file for the outlier scores of both data, or None.
         force: Whether to replace existing files.
@@ -72,9 +74,9 @@ def score(
     if draws > 1 and not model.is_image:
         raise ValueError("--draws is for runs on images, whose grey levels get noise: leave it out")
     certified = certify or error is not None
-    data = _load(opened, source, rows, most=CERTIFIED_ROWS if certified and out is None else None)
+    data = _load(opened, source, rows, context, most=CERTIFIED_ROWS if certified and out is None else None)
     if outliers:
-        sets = {source: data} if other is None else {source: data, other: _load(opened, other, rows)}
+        sets = {source: data} if other is None else {source: data, other: _load(opened, other, rows, context)}
         columns = _score_outliers(opened, model, sets, picture)
     elif data.is_images and not certified:
         columns = _score_images(model, data, draws, probes)
@@ -87,9 +89,9 @@ def score(
         click.echo(f"each row's {' and '.join(columns)} in {out}")
 
 
-def _load(run: Run, source: str, rows: int | None, most: int | None = None) -> LoadedData:
+def _load(run: Run, source: str, rows: int | None, context: str | None, most: int | None = None) -> LoadedData:
     """Return the data or a random subset, by default one of at most some rows, or of some images."""
-    data = load_for_run(run, source, rows=rows)
+    data = load_for_run(run, source, rows=rows, context=context)
     noun, most = ("images", IMAGES) if data.is_images else ("rows", most or len(data.x))
     if rows is not None or len(data.x) <= most:
         return data

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import click
 import numpy as np
 
 from ffjord_kit import datasets
+from ffjord_kit.cli.checks import parse_values
 from ffjord_kit.columns.base import ColumnType
 from ffjord_kit.columns.categories import Category, Date
 from ffjord_kit.columns.types import read_types
 from ffjord_kit.datasets.dataset import listing
 from ffjord_kit.estimator import DensityModel
 from ffjord_kit.estimator.persistence import check_entry, check_record
+from ffjord_kit.estimator.tables.names import check_same_names
 from ffjord_kit.rows import frame_of
 from ffjord_kit.run import Run
 from ffjord_kit.training.distributed import current_workers
@@ -316,7 +319,13 @@ def find_fitted(run: Run) -> LoadedData | None:
 
 
 def load_for_run(
-    run: Run, source: str, *, rows: int | None = None, seed: int = 0, keep_empty: bool = False
+    run: Run,
+    source: str,
+    *,
+    rows: int | None = None,
+    seed: int = 0,
+    keep_empty: bool = False,
+    context: str | None = None,
 ) -> LoadedData:
     """Read data in the form of a run's: its columns by name, or by position where either side has no names.
 
@@ -328,6 +337,7 @@ def load_for_run(
         rows: Number of rows of a toy, or of a random subset; None for all.
         seed: Seed of a toy's rows, or of the subset.
         keep_empty: Whether rows without any value stay.
+        context: Text of --context, one for all rows of a table; None for that of each row.
 
     Returns:
         The data.
@@ -337,15 +347,21 @@ def load_for_run(
     """
     config = run.config
     if config.get("images") is not None:
+        if context is not None:
+            raise ValueError("--context is one for all rows of a table; images carry their labels: leave it out")
         return _load_images_for_run(config, source, rows, seed)
     if datasets.is_image_source(source):
         raise ValueError(f"{source} holds images, and {run.path} is a run on a table of {listing(config['columns'])}")
     expected, note = tuple(config["columns"]), config["data"]
     data = load(
-        source, rows=rows, seed=seed, context_columns=note.get("context_columns", []), drop=note.get("drop", []),
-        missing_ok=True, types=_types_of(run), missing=marks_of_missing(run), keep_empty=keep_empty,
+        source, rows=rows, seed=seed, context_columns=note.get("context_columns", []) if context is None else [],
+        drop=note.get("drop", []), missing_ok=True, types=_types_of(run), missing=marks_of_missing(run),
+        keep_empty=keep_empty,
     )  # fmt: skip
     data = _without_weights(data, note.get("weight"), expected)
+    if context is not None:
+        given = cast(np.ndarray, parse_context(run, context, len(data.x)))
+        data = replace(data, context=np.broadcast_to(given, (len(data.x), given.shape[1])))
     places = {name: i for i, name in enumerate(data.columns)}
     if set(expected) <= places.keys():
         return replace(data, x=data.x[:, [places[column] for column in expected]], columns=expected)
@@ -412,7 +428,8 @@ def parse_context(run: Run, text: str | None, count: int) -> np.ndarray | None:
 
     Args:
         run: The run.
-        text: Values "1.0,2.5" for all rows, a file with a row for each, or classes of images, used in turn.
+        text: Values "1.0,2.5" or "age=40,kids=2" for all rows, a file with a row for each, or classes of images, used
+            in turn.
         count: Number of rows.
 
     Returns:
@@ -425,7 +442,7 @@ def parse_context(run: Run, text: str | None, count: int) -> np.ndarray | None:
     if run.config.get("images") is not None and run.config["images"]["classes"]:
         return _parse_labels(run, text, count)
     expected = run.config["context_dim"]
-    names = run.config["data"].get("context_columns", [])
+    names = run.config["data"].get("context_columns") or run.config.get("context_columns", [])
     if not expected:
         if text is not None:
             raise ValueError("this run takes no context: leave --context out")
@@ -532,23 +549,43 @@ def _number_classes(data: LoadedData, classes: Sequence[str], source: str) -> Lo
 
 
 def _read_contexts(text: str, names: Sequence[str], types: Mapping[str, ColumnType]) -> np.ndarray:
-    """Return values for all rows, as one row, or else the rows of a file; levels by their places."""
-    parts = [part.strip() for part in text.split(",")]
+    """Return values for all rows, as one row, or else the rows of a file; levels by their places.
+
+    Both go by name where they have the names of the fit.
+    """
+    parts = _values_of_context(text, names)
     kinds = [types.get(name) for name in names] if len(names) == len(parts) else [None] * len(parts)
     try:
         return np.array([[_context_number(part, kind) for part, kind in zip(parts, kinds, strict=True)]])
     except ValueError:
-        if types and not datasets.files.looks_like_path(text):
+        if _is_named(text) or (types and not datasets.files.looks_like_path(text)):
             raise
     table = _load_table(text, types=dict(types) if types else None)
-    named = bool(types) and set(names) <= set(table.columns)
-    return table.x[:, [table.columns.index(name) for name in names]] if named else table.x
+    named = [table.columns.index(name) for name in names if name in table.columns]
+    return table.x[:, named] if names and len(named) == len(names) else table.x
+
+
+def _values_of_context(text: str, names: Sequence[str]) -> list[str]:
+    """Return the values of one context in the order of the fit, from texts like age=40,city=Oslo or 40,Oslo."""
+    if not _is_named(text):
+        return [part.strip() for part in text.split(",")]
+    values = parse_values(text, "--context")
+    check_same_names(values, names)
+    return [values[name] for name in names]
+
+
+def _is_named(text: str) -> bool:
+    """Return whether a text gives values by name, as age=40; a file may have such a name."""
+    return "=" in text and not Path(text).exists()
 
 
 def _context_number(text: str, kind: ColumnType | None) -> float:
     """Return a number, or the place of a level."""
     if not isinstance(kind, Category):
-        return float(TRUTHS.get(text.lower(), text))
+        try:
+            return float(TRUTHS.get(text.lower(), text))
+        except ValueError:
+            raise ValueError(f"--context must give numbers, such as age=40; got {text!r}") from None
     place = float(kind.codes(np.array([text], dtype=object))[0])
     if place < 0:
         levels = listing([str(level) for level in kind.levels or ()])

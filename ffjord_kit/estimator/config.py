@@ -33,6 +33,7 @@ from ffjord_kit.estimator.fields import (
     transform_counts,
     whole,
 )  # fmt: skip
+from ffjord_kit.estimator.tables.own import is_own, network_maker
 from ffjord_kit.flow import Flow
 from ffjord_kit.memory import check_fits
 from ffjord_kit.nn import ACTIVATIONS
@@ -356,7 +357,8 @@ def _network(fields: TableFields | ImageFields, domain: Domain) -> Callable[...,
     hidden = tuple(fields.hidden) if isinstance(fields.hidden, Sequence) else ()
     if not hidden or any(not isinstance(width, Integral) or width < 1 for width in hidden):
         raise ValueError(f"hidden must be one or more positive widths; got {fields.hidden}")
-    network = choice("dynamics", fields.dynamics, domain.networks)
+    own = is_own(fields.dynamics)
+    network = network_maker(fields.dynamics) if own else choice("dynamics", fields.dynamics, domain.networks)
     options: dict[str, Any] = {}
     if fields.activation is not None:
         if fields.dynamics == "unet":
@@ -382,6 +384,8 @@ def _check_network_fits(
     fields: TableFields | ImageFields, domain: Domain, transforms: Sequence[tuple[str, int]]
 ) -> None:
     """Refuse a network whose weights the memory cannot hold, by a lower bound of their number."""
+    if is_own(fields.dynamics):
+        return  # its size is known to the user alone
     inputs = 1 + 2 * (fields.fourier_features or 0) if isinstance(fields, TableFields) else 1
     blocks = whole("blocks", fields.blocks) * domain.depth_factor
     weights = blocks * domain.largest_weight(tuple(map(int, fields.hidden or ())), inputs, 0)

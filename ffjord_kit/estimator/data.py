@@ -128,7 +128,8 @@ def check_context(context: Any, rows: int, dim: int | None = None) -> np.ndarray
     """Return a context as an array with a row for each row of the data.
 
     Args:
-        context: Contexts (rows, c); one for all rows, (c,) if c is `dim`, or (1, c); else (rows,), a single column.
+        context: Contexts (rows, c); one for all rows, (c,) if c is `dim`, or (1, c), or a number; else (rows,), a
+            single column.
         rows: Number of rows.
         dim: Length of a context, if it is known.
 
@@ -141,6 +142,7 @@ def check_context(context: Any, rows: int, dim: int | None = None) -> np.ndarray
     if context is None:
         return None
     array = np.asarray(as_rows(context, "context"), dtype=np.float64)
+    array = array.reshape(1, 1) if not array.ndim else array
     refuse_not_finite(array, "context")
     if array.ndim == 1:
         one_for_all = dim is not None and dim == len(array) and (dim > 1 or rows == 1 or len(array) != rows)

@@ -11,42 +11,38 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, DensityMixin
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, DensityMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
-from torch import Tensor
 
 from ffjord_kit.columns.frames import code_frame, look_at_frame
 from ffjord_kit.columns.types import Types, read_types
-from ffjord_kit.data import Batch
 from ffjord_kit.diagnostics.sample_weight import EFFECTIVE, check_sample_weight, effective_text
-from ffjord_kit.diagnostics.watch import Watch, watch_words
 from ffjord_kit.estimator.config import Config, build_flow, resolve
-from ffjord_kit.estimator.data import Arrays, TrainingData, check_context, tensor, to_numpy
+from ffjord_kit.estimator.data import Arrays, TrainingData, check_context
 from ffjord_kit.estimator.discretize import FOLLOWING_SHARE, amended, fit_steps, follow_steps
 from ffjord_kit.estimator.domain import Domain
 from ffjord_kit.estimator.fields import CommonFields, ImageFields, TableFields, check_kinds
 from ffjord_kit.estimator.image import ImageDomain
+from ffjord_kit.estimator.listeners import OnSamples, all_of, sampler, watches
 from ffjord_kit.estimator.model import DensityModel
 from ffjord_kit.estimator.persistence import (
     check_workers,
     field_values,
-    load_model,
     new_record,
     prepare_reports,
     read_fields,
     run_folder,
 )  # fmt: skip
-from ffjord_kit.estimator.scoring import to_data
 from ffjord_kit.estimator.search import LEAST_SHARE, choose, is_small
 from ffjord_kit.estimator.tables.choice import table_domain
 from ffjord_kit.estimator.tables.contexts import categories_of_contexts
 from ffjord_kit.estimator.tables.measurement_errors import with_noise
 from ffjord_kit.estimator.tables.names import column_names, context_names, in_order, refuse_repeated
+from ffjord_kit.estimator.tables.own import named, with_objects
 from ffjord_kit.estimator.tables.subsets import marked
 from ffjord_kit.estimator.tables.table import Header
 from ffjord_kit.estimator.tables.weights import refuse_beside_weights
 from ffjord_kit.flow import Flow
-from ffjord_kit.ode import FixedSolver
 from ffjord_kit.precision import compiled
 from ffjord_kit.progress import note, training_progress
 from ffjord_kit.rows import as_rows, is_frame
@@ -58,13 +54,9 @@ from ffjord_kit.training.judge import judge_flow
 from ffjord_kit.training.micro_batches import check_micro_batches
 from ffjord_kit.training.runtime import Timer, pass_on
 
-LEAST_COMPARED = 100  # held-out rows with which a flow in training is compared
-SHOWN_SAMPLES = 64  # draws of a flow in training
 RECEIPT_SHARE, RECEIPT_SHARE_OF_MANY, MANY = 0.06, 0.15, 16  # of the seconds; beyond so many columns
-QUICK_SOLVER = FixedSolver("midpoint", 8, grading=2.0)
 
 OnStep = Callable[[dict[str, Any]], None]
-OnSamples = Callable[[dict[str, Any], np.ndarray], None]
 
 
 def _of_model(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -157,7 +149,7 @@ class DensityEstimator(DensityMixin, BaseEstimator, CommonFields):
         if self.verbose and domain.found and "source" not in (data or {}):  # of files, reading them has told it
             note(domain.found)
         workers, about = Workers.here(), {**domain.record(), **arrays.facts()}
-        check_workers(workers, field_values(self), about, resume=resume)
+        check_workers(workers, named(field_values(self)), about, resume=resume)
         about = {**about, "data": dict(data or {})}
         record = workers.broadcast(lambda: new_record(self, run, about, resume=resume))
         config, rows, flow = self._prepare(arrays, domain, record, workers)  # errors come before the folder
@@ -171,12 +163,12 @@ class DensityEstimator(DensityMixin, BaseEstimator, CommonFields):
                 config, flow, record, before = self._search(domain, rows, config, flow, record, folder, workers, timer)
             if self.schedule == "auto" and is_small(domain, rows) and not config.transforms:
                 config = config.judged_at_the_end()
-            listeners = [*_watches(self, flow, rows)]
+            listeners = [*watches(self, flow, rows)]
             if on_samples:
                 coded = domain.has_categories
                 contexts = rows.fitting.context if coded else arrays.contexts(np.arange(len(arrays.x)))
-                listeners.append(_sampler(flow, domain, contexts, config.train.seed, on_samples))
-            history = self._train(flow, rows, config, folder, resume, before, timer, on_step, _all_of(listeners))
+                listeners.append(sampler(flow, domain, contexts, config.train.seed, on_samples))
+            history = self._train(flow, rows, config, folder, resume, before, timer, on_step, all_of(listeners))
             steps = None
             if config.steps is not None and not history.interrupted:
                 steps, history, record = fit_steps(
@@ -240,11 +232,13 @@ class DensityEstimator(DensityMixin, BaseEstimator, CommonFields):
     save = _of_model(DensityModel.save)
 
     @classmethod
-    def load(cls, path: str | Path) -> Any:
+    def load(cls, path: str | Path, *, dynamics: Any = None, base: Any = None) -> Any:
         """Load the fitted estimator of a run folder, on the device that its fields name here.
 
         Args:
             path: Run folder.
+            dynamics: Network of your own that it was fitted with, or None.
+            base: Base of your own that it was fitted with, or None.
 
         Returns:
             The estimator.
@@ -253,7 +247,7 @@ class DensityEstimator(DensityMixin, BaseEstimator, CommonFields):
             RunError: If the folder is missing, damaged, without weights yet, or of another version.
             ValueError: If the run is of images and the estimator of tables, or the other way round.
         """
-        estimator = load(path)
+        estimator = load(path, dynamics=dynamics, base=base)
         if not isinstance(estimator, cls):
             name = type(estimator).__name__
             raise ValueError(f"{path} is a run of {name}: load it by {name}.load")
@@ -384,7 +378,7 @@ class DensityEstimator(DensityMixin, BaseEstimator, CommonFields):
 
 
 @dataclass(eq=False, repr=False)
-class FFJORD(DensityEstimator, TableFields):
+class FFJORD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityEstimator, TableFields):
     """A continuous normalizing flow on the rows of a table, with scikit-learn's verbs.
 
     Fitted to rows x, it holds a density
@@ -419,10 +413,33 @@ class FFJORD(DensityEstimator, TableFields):
     given = _of_model(DensityModel.given)
     marginal = _of_model(DensityModel.marginal)
     impute = _of_model_on_data(DensityModel.impute)
+    grad_log_prob = _of_model_on_data(DensityModel.grad_log_prob)
+    mode = _of_model(DensityModel.mode)
+    expectation = _of_model(DensityModel.expectation)
+    transform = _of_model_on_data(DensityModel.transform)
+    inverse_transform = _of_model(DensityModel.inverse_transform)
     discretize = _deriving(DensityModel.discretize)
     condense = _deriving(DensityModel.condense)
     few_step_sample_errors = _of_model(DensityModel.few_step_sample_errors)
     few_step_score_errors = _of_model_on_data(DensityModel.few_step_score_errors)
+
+    def fit_transform(self, X: Any, y: None = None, **options: Any) -> Any:
+        """Fit to rows, and map them to the base; see `fit` and `DensityModel.transform`.
+
+        Args:
+            X: Rows.
+            y: Ignored.
+            **options: Those of `fit`, `context` among them.
+
+        Returns:
+            Points at the base, shape (n, d).
+        """
+        return self.fit(X, **options).transform(X, context=options.get("context"))
+
+    @property
+    def _n_features_out(self) -> int:
+        """Number of columns of `transform`, which scikit-learn names ffjord0, ffjord1, ..."""
+        return self.model_.domain.size
 
     def reflow(self, X: Any = None, **options: Any) -> FFJORD:
         """Return a new estimator that samples in a few steps; see `DensityModel.reflow`.
@@ -520,11 +537,13 @@ class ImageFFJORD(DensityEstimator, ImageFields):
         return X
 
 
-def load(path: str | Path) -> FFJORD | ImageFFJORD:
+def load(path: str | Path, *, dynamics: Any = None, base: Any = None) -> FFJORD | ImageFFJORD:
     """Load the fitted estimator of a run folder, of tables or images.
 
     Args:
         path: Run folder.
+        dynamics: Network of your own that it was fitted with, or None.
+        base: Base of your own that it was fitted with, or None.
 
     Returns:
         The estimator.
@@ -532,7 +551,7 @@ def load(path: str | Path) -> FFJORD | ImageFFJORD:
     Raises:
         RunError: If the folder is missing, damaged, without weights yet, or of another version.
     """
-    return _with_model(DensityModel(**vars(load_model(Run.open(path)))))
+    return _with_model(DensityModel.load(path, dynamics=dynamics, base=base))
 
 
 def from_run(run: Run) -> FFJORD | ImageFFJORD:
@@ -547,7 +566,7 @@ def from_run(run: Run) -> FFJORD | ImageFFJORD:
     Raises:
         RunError: If the fields are not an estimator's.
     """
-    return _estimator_of(read_fields(run))
+    return _estimator_of(with_objects(read_fields(run), {}, str(run.path)))
 
 
 def _estimator_of(fields: CommonFields) -> FFJORD | ImageFFJORD:
@@ -567,33 +586,3 @@ def _with_model(model: DensityModel) -> Any:
 def _types_of(columns: Any, frame: Any) -> Types:
     """Return the types that a user has given to the columns of a frame."""
     return read_types(columns, [str(name) for name in frame.columns])
-
-
-def _watches(fields: CommonFields, flow: Flow, rows: TrainingData) -> list[OnValidation]:
-    """Return a listener to validations that looks at what the fields ask for, beside the rows that were held out."""
-    words = watch_words(fields.watch if isinstance(fields, TableFields) else None)
-    compared = rows.fitting if rows.held_out is None or len(rows.held_out) < LEAST_COMPARED else rows.held_out
-    return [Watch(flow, compared, words)] if words else []
-
-
-def _all_of(listeners: Sequence[OnValidation]) -> OnValidation | None:
-    """Return one listener in the place of several; None for none."""
-
-    def on_validation(record: dict[str, Any]) -> dict[str, Any]:
-        return {name: value for listen in listeners for name, value in (listen(record) or {}).items()}
-
-    return on_validation if listeners else None
-
-
-def _sampler(flow: Flow, domain: Domain, context: Tensor | None, seed: int, on_samples: OnSamples) -> OnValidation:
-    """Return a listener to validations that draws, always from the same noise, given the first contexts."""
-    if context is None:
-        implied = domain.contexts(None, SHOWN_SAMPLES, flow.context_dim)
-        context = None if implied is None else tensor(implied)
-    contexts = None if context is None else context[torch.arange(SHOWN_SAMPLES) % len(context)]
-
-    def on_validation(record: dict[str, Any]) -> None:
-        z = flow.base.sample(SHOWN_SAMPLES, torch.Generator().manual_seed(seed))
-        on_samples(record, domain.drawn(to_numpy(to_data(flow, Batch(z, contexts), QUICK_SOLVER)), contexts))
-
-    return on_validation

@@ -54,6 +54,8 @@ Support = str | Sequence[Any] | Mapping[str, Any]
 Missing = Sequence[float | str] | None
 Dequantize = str | Sequence[str] | Mapping[str, float | None] | None
 Columns = Mapping[Any, Any] | None
+Network = Any  # a word, or a network of the user's own
+BaseChoice = Any  # a word, or a base of the user's own
 
 
 def option(default: Any, heading: str, text: str, choices: Iterable[str] = ()) -> Any:
@@ -176,7 +178,7 @@ class CommonFields:
 class TableFields(CommonFields):
     """Fields of FFJORD, the estimator of tables."""
 
-    dynamics: str = option("auto", "Network", "network of the velocity field (auto: residual)", ("auto", *DYNAMICS))
+    dynamics: Network = option("auto", "Network", "network of the velocity field (auto: residual)", ("auto", *DYNAMICS))
     fourier_features: int | None = option(
         None, "Network", "octaves of sines and cosines fed to 'residual' (default: tried out, up to 3 columns)"
     )
@@ -187,7 +189,7 @@ class TableFields(CommonFields):
         None, "Network", "exact transforms before the continuous ones, e.g. maf 3 or nsf 2, maf 2 (by zuko)"
     )
     scaling: str = option("auto", "Network", "fitted scaling of the columns; auto: tried out", ("auto", *SCALINGS))
-    base: str = option(
+    base: BaseChoice = option(
         "auto",
         "Network",
         "base distribution (auto: normal, or a mixture where a small table gains by it); "

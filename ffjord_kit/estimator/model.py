@@ -22,9 +22,13 @@ from ffjord_kit.estimator.derived import DerivingModel
 from ffjord_kit.estimator.fields import CommonFields, ImageFields, TableFields
 from ffjord_kit.estimator.image import REPORT_PROBES, ImageDomain
 from ffjord_kit.estimator.persistence import fields_of_record, load_model, save_model
-from ffjord_kit.estimator.questions import QuestioningModel
+from ffjord_kit.estimator.questions.base_points import BasePointModel
+from ffjord_kit.estimator.questions.columns import QuestioningModel
+from ffjord_kit.estimator.questions.expectations import ExpectationModel
+from ffjord_kit.estimator.questions.modes import ModeModel
 from ffjord_kit.estimator.scoring import placed, spread, to_data
 from ffjord_kit.estimator.tables.names import in_order
+from ffjord_kit.estimator.tables.own import own_of
 from ffjord_kit.estimator.tables.subsets import SubsetDomain
 from ffjord_kit.estimator.tables.table import TableDomain
 from ffjord_kit.flow import Flow
@@ -57,7 +61,7 @@ class NumpyTrajectory(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class DensityModel(DerivingModel, QuestioningModel):
+class DensityModel(DerivingModel, QuestioningModel, ModeModel, ExpectationModel, BasePointModel):
     """A fitted flow on arrays.
 
     Rows X of a table are (n, d); images are uint8, (n, h, w) or (n, channels, h, w), and noise and probes belong to
@@ -88,11 +92,13 @@ class DensityModel(DerivingModel, QuestioningModel):
     """
 
     @classmethod
-    def load(cls, path: str | Path) -> DensityModel:
+    def load(cls, path: str | Path, *, dynamics: Any = None, base: Any = None) -> DensityModel:
         """Load the model of a run folder, on the device that its fields name here.
 
         Args:
             path: Run folder.
+            dynamics: Network of your own that it was fitted with, or None.
+            base: Base of your own that it was fitted with, or None.
 
         Returns:
             The model.
@@ -100,7 +106,7 @@ class DensityModel(DerivingModel, QuestioningModel):
         Raises:
             RunError: If the folder is missing, damaged, without weights yet, or of another version.
         """
-        return cls(**vars(load_model(Run.open(path))))
+        return cls(**vars(load_model(Run.open(path), dynamics=dynamics, base=base)))
 
     def save(self, path: str | Path, *, force: bool = False) -> None:
         """Write the model as a run folder that `load` and the command line read.
@@ -117,7 +123,7 @@ class DensityModel(DerivingModel, QuestioningModel):
     @property
     def requested_fields(self) -> TableFields | ImageFields:
         """Fields of the fit as they were given, open ones included."""
-        return fields_of_record(self.record)
+        return replace(fields_of_record(self.record), **own_of(vars(self.config.fields)))
 
     def with_fields(self, fields: CommonFields) -> DensityModel:
         """Return the model with other fields, e.g. another tolerance of its reports.
@@ -215,42 +221,6 @@ class DensityModel(DerivingModel, QuestioningModel):
             batch = placed(self.flow, batch)
             field[inside] = to_numpy(self.flow.velocity(batch.x, time, batch.context))
         return field
-
-    def interpolate(
-        self, start: Any, end: Any, *, steps: int = 9, contexts: tuple[Any, Any] | None = None
-    ) -> np.ndarray:
-        """Return ways between data, along great circles between their places at the base (Shoemake 1985).
-
-        A straight line between two draws of a normal law of many dimensions would pass where it has hardly any mass.
-
-        Args:
-            start: Data, n of them.
-            end: As many other data.
-            steps: Number of places on a way, at least 3.
-            contexts: Contexts of both ends; those between are interpolated.
-
-        Returns:
-            Data on the ways, shape (n, steps, ...), the given ones at the ends.
-
-        Raises:
-            ValueError: If there are too few steps, the data do not pair, or some lie outside the support.
-        """
-        self.domain.require_real("interpolate", "sample it")
-        if steps < 3 or len(start) != len(end):
-            raise ValueError(
-                f"interpolate takes pairs of data and 3 steps or more; got {len(start)}, {len(end)}, {steps}"
-            )
-        pairs = zip((start, end), contexts or (None, None), strict=True)
-        first, last = (self._batch_inside(x, context, "interpolate") for x, context in pairs)
-        z, z_last = self._to_base(first), self._to_base(last)
-        between = []
-        for share in np.linspace(0, 1, steps)[1:-1].tolist():
-            c = first.context
-            if c is not None and last.context is not None:
-                c = torch.lerp(c, last.context, share)
-            place = Batch(_on_great_circle(z, z_last, share), c)
-            between.append(self.domain.restore(to_numpy(to_data(self.flow, place, self._solver))))
-        return np.stack(np.broadcast_arrays(start, *between, end), axis=1)
 
     def diagnose(
         self,
@@ -469,7 +439,7 @@ class DensityModel(DerivingModel, QuestioningModel):
         """
         self.domain.require_table("explain", "score their outliers, and look at their pictures")
         self.domain.require_real("explain", "score its outliers")
-        domain, context = cast(TableDomain, self.domain), None if context is None else np.asarray(context)
+        domain = cast(TableDomain, self.domain)
         self.domain.rows(X)  # which refuses wrong ones
         if self.domain.implied_context(X) is not None:
             raise ValueError("explain takes rows without missing cells: leave the others out, or impute them")
@@ -581,19 +551,3 @@ class DensityModel(DerivingModel, QuestioningModel):
         """
         drafts = {steps: self.draft(X, context=context, steps=steps) for steps in STEP_COUNTS}
         return {steps: float(np.abs(draft - log_prob).mean()) for steps, draft in drafts.items()}
-
-    @torch.no_grad()
-    def _to_base(self, batch: Batch) -> Tensor:
-        batch = placed(self.flow, batch)
-        return self.flow.to_base(batch.x, batch.context, options=SolveOptions(trace=None, solver=self._solver))[0]
-
-
-def _on_great_circle(start: Tensor, end: Tensor, share: float) -> Tensor:
-    """Return points between rows (n, *event), by angle and, in proportion, by length."""
-    a, b = start.flatten(1).double(), end.flatten(1).double()
-    lengths = [part.norm(dim=1, keepdim=True) for part in (a, b)]
-    cosine = ((a / lengths[0]) * (b / lengths[1])).sum(1, keepdim=True).clamp(-1 + 1e-9, 1 - 1e-9)
-    angle = cosine.acos()
-    turned = ((1 - share) * angle).sin() * a / lengths[0] + (share * angle).sin() * b / lengths[1]
-    length = lengths[0] ** (1 - share) * lengths[1] ** share
-    return (turned / angle.sin() * length).reshape(start.shape).to(start)

@@ -30,6 +30,7 @@ from ffjord_kit.estimator.fields import (
 )  # fmt: skip
 from ffjord_kit.estimator.image import ImageDomain
 from ffjord_kit.estimator.tables.choice import stored_table_domain
+from ffjord_kit.estimator.tables.own import is_own, named, with_objects
 from ffjord_kit.flow import Flow
 from ffjord_kit.run import Run, RunError, claimed, damaged, to_json, unfit
 from ffjord_kit.training import History, Workers
@@ -101,7 +102,7 @@ def new_record(
         ValueError: If there is no run to resume.
         RunError: If the run has other fields or data, or is damaged.
     """
-    params = field_values(fields)
+    params = named(field_values(fields))
     if not resume:
         seed = seed_from(params["random_state"])
         return {"estimator": {**params, "random_state": seed}, "seed": seed, **about}
@@ -299,21 +300,22 @@ def read_domain(run: Run, fields: TableFields | ImageFields) -> Domain:
         return stored_table_domain(fields, run.config)
 
 
-def load_model(run: Run) -> StoredModel:
+def load_model(run: Run, **own: Any) -> StoredModel:
     """Load the fitted model of a run.
 
     Args:
         run: The run.
+        **own: Objects of the user's own that it was fitted with, `dynamics` and `base`; None for none.
 
     Returns:
         The model, on the device that its fields name here.
 
     Raises:
         RunError: If the run is damaged, or has no weights yet.
-        ValueError: If this machine does not have the device.
+        ValueError: If this machine does not have the device, or an object of the user's own is lacking.
     """
     check_record(run)
-    record, fields = run.config, read_fields(run)
+    record, fields = run.config, with_objects(read_fields(run), own, str(run.path))
     domain = read_domain(run, fields)
     find_device(fields.device)  # its error does not mean that the run is damaged
     if NOISE in record and NOISE_REMOVED not in record:
@@ -464,6 +466,8 @@ def _check_transforms(run: Run, flow: Flow) -> None:
 
 def _check_size(run: Run, config: Config, domain: Domain, context_dim: int) -> None:
     """Refuse a config that describes a larger flow than the weights are, before any of it is built."""
+    if is_own(config.fields.dynamics):
+        return  # its size is not in config.json
     shapes = run.model_shapes()
     count, elements = len(shapes), sum(math.prod(shape) for shape in shapes.values())
     fields = config.fields

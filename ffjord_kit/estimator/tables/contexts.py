@@ -18,7 +18,7 @@ from ffjord_kit.columns.frames import code_frame, look_at_frame
 from ffjord_kit.columns.rows import shortened
 from ffjord_kit.columns.types import Types
 from ffjord_kit.estimator.tables.names import context_in_order
-from ffjord_kit.rows import as_rows, is_frame
+from ffjord_kit.rows import as_rows, frame_of, is_frame
 
 
 def categories_of_contexts(context: Any) -> Types:
@@ -40,7 +40,8 @@ def coded_contexts(context: Any, columns: Sequence[str], types: Types) -> Any:
     """Return contexts with codes in the place of their categories.
 
     Args:
-        context: Contexts: a frame (n, c), an array (n, c), or one (c,); coded ones (n, C) stay as they are.
+        context: Contexts: a frame (n, c), an array (n, c), one (c,), or values by name, e.g. {"city": "Oslo"}, of one
+            context; coded ones (n, C) stay as they are.
         columns: Names of the c columns.
         types: Categories among them, by names; without any, contexts stay as they are.
 
@@ -53,6 +54,8 @@ def coded_contexts(context: Any, columns: Sequence[str], types: Types) -> Any:
     kinds = {own[0]: kind for own, kind in types.items() if isinstance(kind, Category)}
     if not kinds or context is None:
         return context
+    if isinstance(context, Mapping):
+        context = frame_of({name: np.array([value], dtype=object) for name, value in context.items()})
     if is_frame(context):
         context = code_frame(context_in_order(context, columns), types, warned=False)
     array = np.asarray(as_rows(context, "context"), dtype=np.float64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -72,15 +72,17 @@ def context_in_order(context: Any, columns: Sequence[str]) -> Any:
     """Bring the columns of a frame of contexts into the order of the fit, by their names.
 
     Args:
-        context: Contexts; those of a frame carry names.
+        context: Contexts; those of a frame carry names, as do the values of a mapping, e.g. {"age": 40}: one for all.
         columns: Names of the fit's contexts; none where it had none.
 
     Returns:
         The contexts; an array comes back as it is.
 
     Raises:
-        ValueError: If a frame lacks columns, or has others.
+        ValueError: If a frame or a mapping lacks columns, or has others.
     """
+    if isinstance(context, Mapping):
+        return _values_in_order(context, columns)
     names = names_of(context)
     if not names or not columns:
         return context
@@ -89,6 +91,32 @@ def context_in_order(context: Any, columns: Sequence[str]) -> Any:
             f"context must have the columns of the fit, {', '.join(columns)}; got {', '.join(names)}: name them so"
         )
     return take_columns(context, [names.index(name) for name in columns])
+
+
+def check_same_names(values: Mapping[str, Any], columns: Sequence[str]) -> None:
+    """Refuse values of other contexts than those of the fit.
+
+    Args:
+        values: Values by name.
+        columns: Names of the fit's contexts.
+
+    Raises:
+        ValueError: If names are missing, or others are there.
+    """
+    if sorted(map(str, values)) != sorted(columns):
+        known = ", ".join(columns) or "no names: give values in the order of the fit"
+        raise ValueError(f"context must have the columns of the fit, {known}; got {', '.join(map(str, values))}")
+
+
+def _values_in_order(values: Mapping[str, Any], columns: Sequence[str]) -> np.ndarray:
+    """Return the values of one context in the order of the fit, shape (1, c)."""
+    check_same_names(values, columns)
+    many = [str(name) for name, value in values.items() if np.ndim(value)]
+    if many:
+        raise ValueError(
+            f"context must give {many[0]!r} one number; got {np.shape(values[many[0]])}: pass a frame of rows"
+        )
+    return np.array([[float(values[name]) for name in columns]])
 
 
 def context_names(context: Any, columns: Sequence[str] | None) -> tuple[str, ...]:

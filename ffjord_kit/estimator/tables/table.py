@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -35,12 +35,13 @@ from ffjord_kit.data import Batch, StreamedRows
 from ffjord_kit.diagnostics.columns import check_columns, check_contexts
 from ffjord_kit.diagnostics.grid import Grid, find_grid
 from ffjord_kit.diagnostics.sample_weight import split_weights
-from ffjord_kit.distributions import BASES, Base, ProductBase, outliers_inflate_scale
+from ffjord_kit.distributions import Base, ProductBase, outliers_inflate_scale
 from ffjord_kit.estimator.data import Arrays, TrainingData, check_context, held_out_count, refuse_not_finite, tensor
 from ffjord_kit.estimator.domain import Domain
 from ffjord_kit.estimator.fields import TableFields, choice
 from ffjord_kit.estimator.tables.contexts import coded_contexts, coded_names
 from ffjord_kit.estimator.tables.names import context_in_order, in_order
+from ffjord_kit.estimator.tables.own import base_makers
 from ffjord_kit.geometry import Geometry
 from ffjord_kit.nn import DYNAMICS, ManifoldDynamics, VectorField
 from ffjord_kit.objectives import FlowMatching, ManifoldMatching, Objective
@@ -310,7 +311,7 @@ class TableDomain(Domain):
         return [*self._support_transforms(), *scalings, *self._tail_transforms()]
 
     def base(self, z: Tensor | None, fields: Any, weight: Tensor | None = None) -> Base:
-        fitted, blank = choice("base", fields.base, BASES)
+        fitted, blank = base_makers(fields.base)
         if self.geometry.is_flat:
             return blank(self.event_shape) if z is None else fitted(z, weight)
         size = len(self.geometry.real)
@@ -443,7 +444,9 @@ class TableDomain(Domain):
         if self.geometry.is_flat:
             return network(self.event_shape)
         embedded = network((self.geometry.embedded_size,))
-        return ManifoldDynamics(cast(VectorField, embedded), self.geometry)
+        if not isinstance(embedded, VectorField):
+            raise ValueError(f"{self.curved}: circles and spheres need dynamics derived from VectorField, with jvp")
+        return ManifoldDynamics(embedded, self.geometry)
 
     def _support_transforms(self) -> list[Transform]:
         """Return the transforms that open the support to the whole line, and bring angles to radians."""

@@ -17,6 +17,7 @@ from ffjord_kit.estimator.sampling import SamplingModel
 from ffjord_kit.estimator.tables.names import in_order
 from ffjord_kit.estimator.tables.subsets import SubsetDomain
 from ffjord_kit.memory import check_fits
+from ffjord_kit.rows import frame_of
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ class Question:
         types = {own: kind for own, kind in _domain(self.model).all_types.items() if own[0] in self.columns}
         shown = presented(draws[:, self._places], self.columns, types)
         framed = isinstance(shown, np.ndarray) and self.model.record.get("named")
-        return _framed(shown, self.columns) if framed else shown
+        return frame_of(dict(zip(self.columns, shown.T, strict=True))) if framed else shown
 
     def context(self, rows: int) -> np.ndarray:
         """Return the contexts that ask the question, for all columns asked for.
@@ -317,10 +318,3 @@ def _check_inside(domain: SubsetDomain, x: np.ndarray, inside: np.ndarray) -> No
 def _alone(domain: SubsetDomain, row: np.ndarray, name: str) -> np.ndarray:
     """Return a row of which one cell alone is observed, shape (1, d)."""
     return np.where([each == name for each in domain.all_columns], row, np.nan)[None]
-
-
-def _framed(draws: np.ndarray, columns: Sequence[str]) -> Any:
-    """Return draws as a frame of pandas, which is loaded here alone."""
-    import pandas as pd
-
-    return pd.DataFrame(draws, columns=list(columns))
