@@ -98,10 +98,9 @@ def test_sparse_rows_are_refused_with_advice(x, message):
 
 DAYS = pd.date_range("2020-01-31", periods=20)
 OTHER = {
-    "text": (["1.5", *["red"] * 19], r"column 'b' must hold numbers; got '1.5' in row 0 \(counted from 0\): drop it"),
+    "names": ([f"name {i}" for i in range(20)], r"column 'b' must hold numbers; got 'name 0' in row 0 .*: drop it"),
     "a word among numbers": ([1.0, 2.0, "red", *range(17)], r"column 'b' must hold numbers; got 'red' in row 2 "),
     "dates": (DAYS, r"column 'b' must hold numbers; got '2020-01-31.*' in row 0 "),
-    "categories": (pd.Categorical(["red"] * 20), r"column 'b' must hold numbers; got 'red' in row 0 "),
 }
 
 
@@ -132,7 +131,7 @@ def test_a_missing_cell_is_named_by_row_and_column():
     frame.loc[3, "b"] = pd.NA
     message = r"X contains NaN or infinity \(first in row 3, column 'b'\): drop or mend such rows"
     with pytest.raises(ValueError, match=message):
-        FFJORD(**TINY).fit(frame)
+        FFJORD(**TINY, subsets=False).fit(frame)
     with pytest.raises(ValueError, match=message):
         FFJORD(**TINY).fit(pd.DataFrame(X, columns=["a", "b"])).score_samples(frame)
 
