@@ -379,12 +379,17 @@ def condense(**options: Any) -> None:
 )
 @seed_option("Seed of the samples.", default=0, show_default=True)
 @click.option("--data", "source", help="Data to draw beside the samples. [default: the data of the fit]")
+@click.option(
+    "--format", "picture_format", type=click.Choice(["png", "pdf", "svg"]), default="png", show_default=True,
+    help="Format of the pictures; pdf and svg are vector graphics.",
+)  # fmt: skip
 @force_option
 def plot(**options: Any) -> None:
     """Draw pictures of a RUN.
 
-    They show the training; of a table the density, samples, trajectories and velocity; of images sheets, strips,
-    interpolations, nearest neighbours and extremes.
+    They show the training; of two columns the density, samples, trajectories and velocity; of a table its columns, one
+    by one and in pairs, each as its type has it; of a conditional run a sweep over its contexts; of images sheets,
+    strips, interpolations, nearest neighbours and extremes.
     """
     _call("plot", "plot", **options)
 

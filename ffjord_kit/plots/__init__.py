@@ -6,6 +6,7 @@ figure is drawn; pyplot is not used, and the caller's rcParams do not change.
 """
 
 from ffjord_kit.plots.arrays import grid_points, robust_bounds
+from ffjord_kit.plots.charts import plane_bounds
 from ffjord_kit.plots.columns import column, columns
 from ffjord_kit.plots.comparison import samples
 from ffjord_kit.plots.condensation import directions_over_training, effective_neurons, similarity_matrices
@@ -23,6 +24,7 @@ from ffjord_kit.plots.pairs import pair_plot
 from ffjord_kit.plots.series import PredictedSeries, series_bands
 from ffjord_kit.plots.spectrum import SpectrumHistory, spectrum_errors, watched_spectrum
 from ffjord_kit.plots.stability import stability_regions
+from ffjord_kit.plots.sweep import Sweep, context_sweep
 from ffjord_kit.plots.training import training_curves
 from ffjord_kit.plots.trajectories import trajectories, vector_field
 
@@ -30,8 +32,10 @@ __all__ = [
     "CorrectedRow",
     "PredictedSeries",
     "SpectrumHistory",
+    "Sweep",
     "column",
     "columns",
+    "context_sweep",
     "corrections",
     "density",
     "density_contours",
@@ -54,6 +58,7 @@ __all__ = [
     "nearest_images",
     "outlier_histograms",
     "pair_plot",
+    "plane_bounds",
     "robust_bounds",
     "samples",
     "save",

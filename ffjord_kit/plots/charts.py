@@ -214,6 +214,30 @@ def read_plane(
     return chart, table.x, table.sampled
 
 
+def plane_bounds(x: Any, columns: Sequence[str] | None = None, types: Mapping[Any, Any] | None = None) -> Bounds:
+    """Return bounds that hold nearly all points, stay within the support, and span one period of angles.
+
+    Args:
+        x: Data, shape (n, 2), or a frame of two columns.
+        columns: Names of the columns; None for those of the frame.
+        types: Types of columns by names, as `FFJORD(columns=...)` takes them.
+
+    Returns:
+        Limits ((x0, x1), (y0, y1)).
+
+    Raises:
+        ValueError: If the columns are a sphere, or no numbers.
+
+    Example:
+        >>> plane_bounds([[0.0, 10.0], [2.0, 350.0]], ["a", "phi"], {"a": "positive", "phi": "circle:360"})[1]
+        (0.0, 360.0)
+    """
+    chart, _, _ = read_plane(x, columns=columns, types=types)
+    if isinstance(chart, SphereChart):
+        raise ValueError(f"a sphere has no bounds; got {' and '.join(chart.names)}: draw it by density or samples")
+    return chart.bounds
+
+
 def _axis(kind: Any, values: NDArray) -> tuple[Any, Any, NDArray | None]:
     """Return the limits of an axis, what lies beyond them, and its ticks."""
     if isinstance(kind, Circle):
