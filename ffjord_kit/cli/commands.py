@@ -236,7 +236,7 @@ def score(**options: Any) -> None:
 @cli.command()
 @run_argument
 @click.argument("source", metavar="ROWS")
-@click.option("--allow", metavar="COLUMN,...", help="Columns that may change, by name or number. [default: all]")
+@click.option("--allow", metavar="COLUMN,...", help="Real columns that may change, by name or number. [default: all]")
 @click.option(
     "--stable", type=click.FloatRange(min=0), metavar="FLOAT", default=0.05, show_default=True,
     help="Every change this near must mend the row too, in scales of the columns.",
@@ -255,7 +255,7 @@ def score(**options: Any) -> None:
     help="Most rows to explain, the least likely first.",
 )  # fmt: skip
 @click.option("--out", type=click.Path(), help="File for the corrections.")
-@click.option("--picture", type=click.Path(), help="PNG of the changes, of two columns.")
+@click.option("--picture", type=click.Path(), help="Picture of the changes, of two columns: .png, .pdf or .svg.")
 @seed_option("Seed of all draws.", default=0, show_default=True)
 @force_option
 def explain(**options: Any) -> None:

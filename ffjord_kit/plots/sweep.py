@@ -95,7 +95,8 @@ def _read(sweep: Sweep, x: Any, columns: Sequence[str] | None, types: Mapping[An
 def _draw(panel: Axes, column: Column, values: NDArray, at: NDArray) -> None:
     """Draw one column against the context."""
     draws = column.sampled.reshape(len(values), -1)
-    panel.set_xlim(values[0], values[-1] if values[-1] > values[0] else values[0] + 1)
+    margin = 0.04 * (values[-1] - values[0]) or 0.5
+    panel.set_xlim(values[0] - margin, values[-1] + margin)
     if column.levels:
         return _draw_shares(panel, column, values, draws)
     shown = subset_indices(len(at), MOST_POINTS)

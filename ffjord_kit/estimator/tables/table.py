@@ -326,6 +326,41 @@ class TableDomain(Domain):
         inside = np.all(inside_support(x, self.bounds), axis=1)
         return tensor(to_internal(x, self.types, self.columns)[inside]), inside
 
+    def with_codes(self, x: Any) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return rows as the flow has them, outside the support too, and the codes of their categories.
+
+        Args:
+            x: Rows of the table, shape (n, d), or a frame.
+
+        Returns:
+            Rows, shape (n, size), and codes, shape (n, code_dim); None where there are no categories.
+
+        Raises:
+            ValueError: If a row has a level that the fit has not seen.
+        """
+        rows = np.asarray(in_order(self.coded(x), self.columns), dtype=np.float64)
+        return to_internal(rows, self.types, self.columns), None
+
+    def with_numbers(self, x: Any, rows: np.ndarray) -> np.ndarray:
+        """Return rows of the table with other real numbers.
+
+        Args:
+            x: Rows of the table, shape (n, d), or a frame.
+            rows: Rows as the flow has them, which have the numbers, shape (n, size).
+
+        Returns:
+            Rows of the table, shape (n, d); angles and categories are those of `x`.
+        """
+        table = np.array(in_order(self.coded(x), self.all_columns), dtype=np.float64)
+        for name in self.real_columns:
+            table[:, self.all_columns.index(name)] = rows[:, self.columns.index(name)]
+        return table
+
+    @property
+    def real_columns(self) -> list[str]:
+        """Names of the columns that are neither an angle, nor of a sphere, nor a category."""
+        return [name for place, name in enumerate(self.columns) if place in self.geometry.real]
+
     def contexts(self, context: Any, rows: int, dim: int | None) -> np.ndarray | None:
         return check_context(context_in_order(context, self.context_columns), rows, dim)
 
