@@ -424,7 +424,7 @@ def test_plot_of_more_columns_draws_pairs_and_of_pictures_a_sheet(command, tmp_p
     for name, expected in (("iris", set()), ("digits", {"sheet.png"})):
         run = made(tmp_path / name, "fit", name, "--rows", "60", *TINY)
         command("plot", run, "--out", tmp_path / f"{name}-pictures")
-        assert content(tmp_path / f"{name}-pictures").keys() == {"training.png", "pairs.png"} | expected
+        assert content(tmp_path / f"{name}-pictures").keys() == {"training.png", "columns.png", "pairs.png"} | expected
 
 
 def test_plot_of_a_conditional_run_is_at_the_median_or_at_a_given_context(command, conditional, table, monkeypatch):
