@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from commands import call
 from matplotlib.figure import Figure
 
@@ -212,12 +213,12 @@ def test_vector_graphics_hold_text_as_text(tmp_path):
 def fitted():
     own = ["city", "income", "wind"]
     options = {"schedule": [("flow_matching", 20), ("steps", 3)], "hidden": (8,), "density": "steps", "random_state": 0}
-    return FFJORD(columns={"wind": "circle:360", "income": "positive"}, **options).fit(DATA[own])
+    return FFJORD(columns={"wind": "circle:360", "income": "positive"}, **options).fit(DATA[own][:150])
 
 
 def test_explain_changes_numbers_and_keeps_levels_and_angles(fitted):
     far = pd.DataFrame({"city": ["Rome"], "income": [1e6], "wind": [10.0]})
-    known = DATA[["city", "income", "wind"]]
+    known = DATA[["city", "income", "wind"]][:100]
     found = fitted.explain(far, reference=known, draws=100)
     assert found[0].names == ("income",) and found[0].found
     assert found.rows[0, [0, 2]].tolist() == [2.0, 10.0] and found.rows[0, 1] < 1e6
@@ -231,16 +232,11 @@ def test_explain_changes_numbers_and_keeps_levels_and_angles(fitted):
 
 
 def test_the_support_is_known_beside_angles(fitted):
-    inside = fitted.flow_.support.check(np_tensor([[1.0, 10.0], [-1.0, 10.0]]))
+    inside = fitted.flow_.support.check(torch.tensor([[1.0, 10.0], [-1.0, 10.0]]))
     assert inside.tolist() == [True, False]
 
 
-def np_tensor(rows):
-    import torch
-
-    return torch.tensor(rows, dtype=torch.float64)
-
-
+@pytest.mark.slow
 def test_the_command_draws_a_table_with_categories_in_a_format(tmp_path, capsys):
     DATA[["city", "income", "wind"]].to_csv(tmp_path / "t.csv", index=False)
     options = ("--columns", "wind=circle:360,income=positive", "--schedule", "flow_matching:5", "--hidden", "8")

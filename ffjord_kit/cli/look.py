@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from rich.console import Console
@@ -28,6 +28,7 @@ from ffjord_kit.diagnostics.findings import GOOD, UNSURE, grade
 from ffjord_kit.diagnostics.spectrum import LEARNED
 from ffjord_kit.estimator import DensityModel
 from ffjord_kit.estimator.data import tensor
+from ffjord_kit.estimator.tables.table import TableDomain
 from ffjord_kit.objectives import FlowMatching
 
 PAGE = "index.html"
@@ -82,7 +83,8 @@ def look(run: str, source: str | None, out: str, random_state: int, force: bool)
     opened, model = open_run(run), DensityModel.load(run)
     model.domain.require_table("look", "look at their samples with ffjord-kit plot")
     if model.domain.curved:
-        CONSOLE.print(f"an adversary is for real columns, and is left out beside {model.domain.curved}")
+        parts = "an adversary" if cast(TableDomain, model.domain).geometry.is_flat else "an adversary and scales"
+        CONSOLE.print(f"left out, as for real columns alone: {parts}, beside {model.domain.curved}")
     data = load_fitted(opened, GONE)
     judges = held_out(model, data) if source is None else load_for_run(opened, source)
     trained_on = complete_rows(data.take(model.split_indices(data.x)[0]).drawn(random_state), "look")
@@ -105,7 +107,7 @@ def look(run: str, source: str | None, out: str, random_state: int, force: bool)
 def _parts(model: DensityModel) -> Iterator[tuple[str, Callable[[DensityModel, Rows], Section]]]:
     """Yield what the page is made of."""
     yield "the shape of the loss", _shape
-    domain: Any = model.domain
+    domain = cast(TableDomain, model.domain)
     if not domain.curved and np.isinf(domain.bounds).all():
         yield "an adversary", _adversary
     if domain.geometry.is_flat:

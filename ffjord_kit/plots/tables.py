@@ -218,7 +218,9 @@ def _coded(cells: NDArray, kind: ColumnType) -> NDArray:
 
 def _settled(kind: ColumnType, values: NDArray, name: str) -> ColumnType:
     """Settle a type by the data, where it leaves something open."""
-    is_open = kind == Category() or (isinstance(kind, (Circle, Sphere)) and kind.start is None)
+    if kind == Category():
+        return Category(tuple(np.unique(values).tolist()))
+    is_open = isinstance(kind, (Circle, Sphere)) and kind.start is None
     return kind.settled(values, name) if is_open else kind
 
 
