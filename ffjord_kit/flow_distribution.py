@@ -11,6 +11,7 @@ from torch.distributions import Distribution, constraints
 
 from ffjord_kit.ode import Solver
 from ffjord_kit.transforms.bounded import Logit, Softplus
+from ffjord_kit.transforms.manifold import Angles
 from ffjord_kit.transforms.subsets import SubsetScaling
 
 
@@ -197,6 +198,8 @@ def _bounds(transforms: Iterable[nn.Module], event_shape: Sequence[int]) -> tupl
     upper = torch.full(tuple(event_shape), torch.inf, dtype=torch.float64)
     lower = -upper
     for transform in _one_by_one(transforms):
+        if isinstance(transform, Angles):
+            continue  # which any angle has
         if not isinstance(transform, (Logit, Softplus)):
             break
         low, high = (bound.to(lower) for bound in transform.bounds)

@@ -322,7 +322,7 @@ def test_circles_and_categories_stand_side_by_side(table):
 
 def test_what_is_made_for_numbers_is_refused(fitted, table):
     for verb, use in {
-        "explain": lambda: fitted.explain(table), "attack": lambda: fitted.attack(table, 0.1),
+        "attack": lambda: fitted.attack(table, 0.1),
         "velocity": lambda: fitted.velocity(table, 0.5), "reflow": fitted.reflow,
         "condense": lambda: fitted.condense(table),
     }.items():  # fmt: skip
@@ -423,7 +423,6 @@ def test_the_command_line_fits_scores_and_samples_a_mixed_table(csv, tmp_path, c
     scored = call(capsys, "score", run, out)[1]
     assert "density 0" in scored
     assert "nan" not in scored
-    assert call(capsys, "plot", run, "--out", tmp_path / "p")[0] == 1
     assert call(capsys, "fit", "--resume", run)[0] == 0
 
 

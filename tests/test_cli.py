@@ -421,10 +421,11 @@ def test_a_run_without_its_table_works_on_another(command, bereft, tmp_path, sma
 
 
 def test_plot_of_more_columns_draws_pairs_and_of_pictures_a_sheet(command, tmp_path, small_pictures):
-    for name, expected in (("iris", set()), ("digits", {"sheet.png"})):
+    for name, expected, kind in (("iris", set(), "svg"), ("digits", {"sheet.png"}, "png")):
         run = made(tmp_path / name, "fit", name, "--rows", "60", *TINY)
-        command("plot", run, "--out", tmp_path / f"{name}-pictures")
-        assert content(tmp_path / f"{name}-pictures").keys() == {"training.png", "pairs.png"} | expected
+        command("plot", run, "--out", tmp_path / f"{name}-pictures", "--format", kind)
+        drawn = {f"{picture}.{kind}" for picture in ("training", "columns", "pairs")}
+        assert content(tmp_path / f"{name}-pictures").keys() == drawn | expected
 
 
 def test_plot_of_a_conditional_run_is_at_the_median_or_at_a_given_context(command, conditional, table, monkeypatch):

@@ -276,10 +276,10 @@ def test_every_command_works_on_such_a_run_or_refuses_in_one_line(everything, tm
     code, drawn, _ = call(capsys, "plot", path, "--data", table, "--out", tmp_path / "pictures")
     assert code == 0
     assert "pairs.png" in drawn and "density.png" not in drawn
-    for command in ("explain", "look"):
-        code, _, error = call(capsys, command, path, table, "--out", tmp_path / f"{command}.csv")
-        assert code == 1
-        assert "is for real columns" in error and error.count("\n") == 1
+    code, told, error = call(capsys, "explain", path, table, "--rows", "2", "--allow", "phi")
+    assert code == 1
+    assert "explain changes real columns, and phi is a circle" in error and error.count("\n") == 1
+    assert "real columns may change; phi, ra and dec stay as they are" in told
 
 
 @pytest.mark.slow

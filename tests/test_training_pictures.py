@@ -18,11 +18,11 @@ RECORDS = [
 
 def test_the_log_of_a_watched_run_is_drawn(tmp_path):
     pictures = _training_pictures(RECORDS)
-    assert set(pictures) == {"training.png", "spectrum.png", "condensation.png", "curvature.png"}
+    assert set(pictures) == {"training", "spectrum", "condensation", "curvature"}
     for name, draw in pictures.items():
         draw(tmp_path / name)
         assert (tmp_path / name).stat().st_size > 1000
-    assert set(_training_pictures([{"step": 1, "loss": 1.0}])) == {"training.png"}
+    assert set(_training_pictures([{"step": 1, "loss": 1.0}])) == {"training"}
 
 
 def test_gaps_stay_gaps():

@@ -240,7 +240,7 @@ def score(**options: Any) -> None:
 @cli.command()
 @run_argument
 @click.argument("source", metavar="ROWS")
-@click.option("--allow", metavar="COLUMN,...", help="Columns that may change, by name or number. [default: all]")
+@click.option("--allow", metavar="COLUMN,...", help="Real columns that may change, by name or number. [default: all]")
 @click.option(
     "--stable", type=click.FloatRange(min=0), metavar="FLOAT", default=0.05, show_default=True,
     help="Every change this near must mend the row too, in scales of the columns.",
@@ -259,7 +259,7 @@ def score(**options: Any) -> None:
     help="Most rows to explain, the least likely first.",
 )  # fmt: skip
 @click.option("--out", type=click.Path(), help="File for the corrections.")
-@click.option("--picture", type=click.Path(), help="PNG of the changes, of two columns.")
+@click.option("--picture", type=click.Path(), help="Picture of the changes, of two columns: .png, .pdf or .svg.")
 @seed_option("Seed of all draws.", default=0, show_default=True)
 @force_option
 def explain(**options: Any) -> None:
@@ -385,12 +385,17 @@ def condense(**options: Any) -> None:
 )
 @seed_option("Seed of the samples.", default=0, show_default=True)
 @click.option("--data", "source", help="Data to draw beside the samples. [default: the data of the fit]")
+@click.option(
+    "--format", "picture_format", type=click.Choice(["png", "pdf", "svg"]), default="png", show_default=True,
+    help="Format of the pictures; pdf and svg are vector graphics.",
+)  # fmt: skip
 @force_option
 def plot(**options: Any) -> None:
     """Draw pictures of a RUN.
 
-    They show the training; of a table the density, samples, trajectories and velocity; of images sheets, strips,
-    interpolations, nearest neighbours and extremes.
+    They show the training; of two columns the density, samples, trajectories and velocity; of a table its columns, one
+    by one and in pairs, each as its type has it; of a conditional run a sweep over its contexts; of images sheets,
+    strips, interpolations, nearest neighbours and extremes.
     """
     _call("plot", "plot", **options)
 

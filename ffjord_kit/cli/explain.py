@@ -41,7 +41,7 @@ def explain(
     Args:
         run: Run folder.
         source: Rows.
-        allow: Columns that may change, separated by commas; None for all.
+        allow: Columns that may change, separated by commas; None for all real ones.
         stable: Distance, in scales of the columns, within which every change must mend.
         threshold: Log-density that a row must have, nats; None for a quantile of that of the fit's rows.
         quantile: That quantile.
@@ -57,7 +57,8 @@ def explain(
     """
     opened, model = open_run(run), DensityModel.load(run)
     model.domain.require_table("explain", "score their outliers, and look at their pictures")
-    model.domain.require_real("explain", "score its outliers")
+    if model.domain.curved:
+        click.echo(f"real columns may change; {model.domain.curved} stay as they are")
     data, numbers = _least_likely(model, complete_rows(load_for_run(opened, source), "explain"), rows)
     fitted = find_fitted(opened)
     fitted = None if fitted is None else complete_rows(fitted.drawn(random_state), "explain")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from rich.console import Console
@@ -16,6 +16,7 @@ from ffjord_kit.cli.checks import check_replaceable
 from ffjord_kit.cli.doctor import GONE, print_findings
 from ffjord_kit.cli.output import CONSOLE
 from ffjord_kit.cli.sources import LoadedData, complete_rows, held_out, load_fitted, load_for_run, open_run
+from ffjord_kit.data import Batch
 from ffjord_kit.diagnostics import (
     Finding,
     check_spectrum,
@@ -27,6 +28,7 @@ from ffjord_kit.diagnostics.findings import GOOD, UNSURE, grade
 from ffjord_kit.diagnostics.spectrum import LEARNED
 from ffjord_kit.estimator import DensityModel
 from ffjord_kit.estimator.data import tensor
+from ffjord_kit.estimator.tables.table import TableDomain
 from ffjord_kit.objectives import FlowMatching
 
 PAGE = "index.html"
@@ -80,7 +82,9 @@ def look(run: str, source: str | None, out: str, random_state: int, force: bool)
     check_replaceable(page, force=force)
     opened, model = open_run(run), DensityModel.load(run)
     model.domain.require_table("look", "look at their samples with ffjord-kit plot")
-    model.domain.require_real("look", "score it, and draw it with ffjord-kit plot")
+    if model.domain.curved:
+        parts = "an adversary" if cast(TableDomain, model.domain).geometry.is_flat else "an adversary and scales"
+        CONSOLE.print(f"left out, as for real columns alone: {parts}, beside {model.domain.curved}")
     data = load_fitted(opened, GONE)
     judges = held_out(model, data) if source is None else load_for_run(opened, source)
     trained_on = complete_rows(data.take(model.split_indices(data.x)[0]).drawn(random_state), "look")
@@ -103,17 +107,20 @@ def look(run: str, source: str | None, out: str, random_state: int, force: bool)
 def _parts(model: DensityModel) -> Iterator[tuple[str, Callable[[DensityModel, Rows], Section]]]:
     """Yield what the page is made of."""
     yield "the shape of the loss", _shape
-    if np.isinf(getattr(model.domain, "bounds", ())).all():
+    domain = cast(TableDomain, model.domain)
+    if not domain.curved and np.isinf(domain.bounds).all():
         yield "an adversary", _adversary
-    yield "scales", _scales
+    if domain.geometry.is_flat:
+        yield "scales", _scales
     yield "neurons", _neurons
     yield "the least likely row", _least_likely
 
 
 def _shape(model: DensityModel, rows: Rows) -> Section:
     """Look at the loss of flow matching, which needs no solver, around the weights."""
+    matching = model.domain.matching(FlowMatching())
     losses = [
-        model.weight_loss(x, context=context, objective=FlowMatching(), seed=rows.seed)
+        model.weight_loss(x, context=context, objective=matching, seed=rows.seed)
         for x, context in (_some(rows.fitted, SHAPE_ROWS), _some(rows.judges, SHAPE_ROWS))
     ]
     shape = loss_shape(losses[0], {"held-out rows": losses[1]}, seed=rows.seed)
@@ -145,8 +152,9 @@ def _adversary(model: DensityModel, rows: Rows) -> Section:
 def _scales(model: DensityModel, rows: Rows) -> Section:
     """Look for scales of the data that are not learned yet."""
     x, context = _some(rows.judges, SPECTRUM_ROWS)
-    context = model.domain.contexts(context, len(x), model.flow.context_dim)
-    spectrum = density_spectrum(model.flow, tensor(x), None if context is None else tensor(context), seed=rows.seed)
+    contexts, (numbers, inside) = model.domain.contexts(context, len(x), model.context_dim), model.domain.rows(x)
+    batch = model.domain.joined(Batch(numbers, None if contexts is None else tensor(contexts[inside])))
+    spectrum = density_spectrum(model.flow, batch.x, batch.context, seed=rows.seed)
     errors = spectrum.relative_error.clamp(max=2.0).numpy()
     curve = plots.loss_lines(
         spectrum.frequencies.numpy(), {"this fit": errors, "not learned above": np.full_like(errors, LEARNED)},
@@ -178,7 +186,11 @@ def _least_likely(model: DensityModel, rows: Rows) -> Section:
     log_prob = model.evaluate(x, context=context).log_prob
     usual = float(np.quantile(model.evaluate(fitted, context=fitted_context).log_prob, OUTLYING))
     worst = int(log_prob.argmin())
-    values = ", ".join(f"{name}={value:.4g}" for name, value in zip(rows.judges.columns, x[worst], strict=True))
+    cells = model.domain.cells
+    named = zip(rows.judges.columns, x[worst], strict=True)
+    values = ", ".join(
+        f"{name}={cells[name](np.array([value]))[0] if name in cells else f'{value:.4g}'}" for name, value in named
+    )
     finding = Finding(
         "the least likely row", GOOD if log_prob[worst] >= usual else UNSURE,
         f"{values}, log p {log_prob[worst]:.2f}; {1 - OUTLYING:.0%} of the rows of the fit are above {usual:.2f}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,10 @@ from ffjord_kit.cli.sources import (
     open_run,
     parse_context,
 )
+from ffjord_kit.cli.sweep import PANELS, context_names, context_sweeps, density_sweep
+from ffjord_kit.columns import Bounded, Category, Positive, Sphere
 from ffjord_kit.estimator import DensityModel
+from ffjord_kit.plots.arrays import Bounds
 from ffjord_kit.run import Run
 
 STRIP_TIMES = np.linspace(0.0, 1.0, 8)
@@ -52,6 +56,7 @@ class TableSubject:
         seed: Seed of the samples.
         unseen: Rows that the model was not fitted to and what they are, for the divergence from a known truth; the data
             if None.
+        swept: All rows, between whose contexts a sweep moves; None for no sweep.
     """
 
     model: DensityModel
@@ -59,6 +64,29 @@ class TableSubject:
     context: np.ndarray | None
     seed: int
     unseen: tuple[str, LoadedData] | None = None
+    swept: LoadedData | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the columns."""
+        return tuple(getattr(self.model.domain, "all_columns", self.data.columns))
+
+    @property
+    def types(self) -> dict[tuple[str, ...], Any]:
+        """Types of columns, as pictures take them; a support is one."""
+        domain: Any = self.model.domain
+        supports = {
+            (name,): Bounded(low, high) if np.isfinite(high) else Positive()
+            for name, (low, high) in zip(domain.columns, domain.bounds, strict=True)
+            if np.isfinite(low)
+        }
+        return {**supports, **domain.all_types}
+
+    @property
+    def is_plane(self) -> bool:
+        """Whether the density is one of two numbers, on the plane or with angles."""
+        others = any(isinstance(kind, (Category, Sphere)) for kind in self.types.values())
+        return len(self.names) == 2 and not others
 
     def density(self, x: np.ndarray, time: float = 1.0) -> np.ndarray:
         """Return log-densities, as precise as a picture needs.
@@ -72,14 +100,14 @@ class TableSubject:
         """
         return self.model.draft(x, context=self.contexts(len(x)), time=time)
 
-    def samples(self, n: int) -> np.ndarray:
+    def samples(self, n: int) -> Any:
         """Draw samples.
 
         Args:
             n: Number of samples.
 
         Returns:
-            Samples, shape (n, d).
+            Samples, shape (n, d); a frame where there are texts or dates.
         """
         return self.model.sample(n, context=self.contexts(n), random_state=self.seed)
 
@@ -165,7 +193,15 @@ class ImageSubject:
         return images.reshape(*images.shape[:leading], *self.model.event_shape)
 
 
-def plot(run: str, out: str, context: str | None, random_state: int, source: str | None, force: bool) -> None:
+def plot(
+    run: str,
+    out: str,
+    context: str | None,
+    random_state: int,
+    source: str | None,
+    force: bool,
+    picture_format: str = "png",
+) -> None:
     """Draw every picture that suits a run.
 
     Args:
@@ -175,19 +211,16 @@ def plot(run: str, out: str, context: str | None, random_state: int, source: str
         random_state: Seed of the samples.
         source: Data to draw beside; None for the data of the fit.
         force: Whether to replace existing pictures.
+        picture_format: Format of the pictures: png, pdf or svg.
 
     Raises:
         ValueError: If a picture exists, or the data or the context do not suit the run.
     """
     opened, model = open_run(run), DensityModel.load(run)
-    if model.domain.has_categories:
-        raise ValueError(
-            f"plot is for tables of numbers, and {model.domain.curved} is no number: draw what sample writes"
-        )
     data = load_fitted(opened, GONE) if source is None else load_for_run(opened, source)
     if model.is_image:
         images = ImageSubject(model, data, _labels(opened, context), random_state, fitted=source is None)
-        paths = draw_images(images, opened.records(), Path(out), force=force)
+        paths = draw_images(images, opened.records(), Path(out), force=force, kind=picture_format)
     else:
         if data.noise is not None:
             click.echo("the data beside the model of true values have their measurement errors")
@@ -195,12 +228,15 @@ def plot(run: str, out: str, context: str | None, random_state: int, source: str
         unseen = ("held-out rows" if source is None else f"rows of {source}", complete_rows(rows, "plot"))
         whole = complete_rows(replace(data, noise=None).drawn(random_state), "plot")
         subject = _table_subject(opened, model, whole, context, random_state)
-        paths = draw_table(replace(subject, unseen=unseen), opened.records(), Path(out), force=force)
+        subject = replace(subject, unseen=unseen)
+        paths = draw_table(subject, opened.records(), Path(out), force=force, kind=picture_format)
     for path in paths:
         click.echo(path)
 
 
-def draw_table(subject: TableSubject, records: Records, folder: Path, *, force: bool) -> Iterator[Path]:
+def draw_table(
+    subject: TableSubject, records: Records, folder: Path, *, force: bool, kind: str = "png"
+) -> Iterator[Path]:
     """Draw every picture of a model of a table.
 
     Args:
@@ -208,6 +244,7 @@ def draw_table(subject: TableSubject, records: Records, folder: Path, *, force: 
         records: Log of the training.
         folder: Folder for the pictures.
         force: Whether to replace existing pictures.
+        kind: Format of the pictures: png, pdf or svg.
 
     Yields:
         Path of each picture, once it is written.
@@ -215,10 +252,12 @@ def draw_table(subject: TableSubject, records: Records, folder: Path, *, force: 
     Raises:
         ValueError: If a picture exists, before any is drawn.
     """
-    yield from _draw(_training_pictures(records) | _table_pictures(subject), folder, force=force)
+    yield from _draw(_training_pictures(records) | _table_pictures(subject), folder, force=force, kind=kind)
 
 
-def draw_images(subject: ImageSubject, records: Records, folder: Path, *, force: bool) -> Iterator[Path]:
+def draw_images(
+    subject: ImageSubject, records: Records, folder: Path, *, force: bool, kind: str = "png"
+) -> Iterator[Path]:
     """Draw every picture of a model of images.
 
     Args:
@@ -226,6 +265,7 @@ def draw_images(subject: ImageSubject, records: Records, folder: Path, *, force:
         records: Log of the training.
         folder: Folder for the pictures.
         force: Whether to replace existing pictures.
+        kind: Format of the pictures: png, pdf or svg.
 
     Yields:
         Path of each picture, once it is written.
@@ -233,18 +273,19 @@ def draw_images(subject: ImageSubject, records: Records, folder: Path, *, force:
     Raises:
         ValueError: If a picture exists, before any is drawn.
     """
-    yield from _draw(_training_pictures(records) | _image_pictures(subject), folder, force=force)
+    yield from _draw(_training_pictures(records) | _image_pictures(subject), folder, force=force, kind=kind)
 
 
-def _draw(pictures: Mapping[str, Draw], folder: Path, *, force: bool) -> Iterator[Path]:
-    """Draw pictures into a folder, and yield their paths."""
-    existing = [folder / name for name in pictures if (folder / name).exists()]
+def _draw(pictures: Mapping[str, Draw], folder: Path, *, force: bool, kind: str) -> Iterator[Path]:
+    """Draw pictures into a folder, and yield their paths; a film keeps its own format."""
+    paths = {folder / (name if "." in name else f"{name}.{kind}"): draw for name, draw in pictures.items()}
+    existing = [path for path in paths if path.exists()]
     if existing and not force:
         raise ValueError(f"{existing[0]} exists: choose another folder, or pass --force")
     folder.mkdir(parents=True, exist_ok=True)
-    for name, draw in pictures.items():
-        draw(folder / name)
-        yield folder / name
+    for path, draw in paths.items():
+        draw(path)
+        yield path
 
 
 def _table_subject(run: Run, model: DensityModel, data: LoadedData, text: str | None, seed: int) -> TableSubject:
@@ -253,12 +294,12 @@ def _table_subject(run: Run, model: DensityModel, data: LoadedData, text: str | 
     if context is None:
         return TableSubject(model, data, None, seed)
     near = _near(data, context)
-    names = run.config["data"].get("context_columns", [])
     kinds = data.context_types
-    shown = {name: kinds[name].cells(context[[i]])[0] for i, name in enumerate(names) if name in kinds}
-    values = ", ".join(f"{name} = {shown.get(name, f'{value:g}')}" for name, value in zip(names, context, strict=True))
-    click.echo(f"all pictures are at {values}; the data beside them are the {len(near.x)} rows nearest to it")
-    return TableSubject(model, near, context, seed)
+    shown = {name: kinds[name].cells(context[[i]])[0] for i, name in enumerate(context_names(model)) if name in kinds}
+    named = zip(context_names(model), context, strict=True)
+    values = ", ".join(f"{name} = {shown.get(name, f'{value:g}')}" for name, value in named)
+    click.echo(f"pictures are at {values}, beside the {len(near.x)} rows nearest to it; those of a sweep change it")
+    return TableSubject(model, near, context, seed, swept=None if data.context is None else data)
 
 
 def _one_context(run: Run, data: LoadedData, text: str | None) -> np.ndarray | None:
@@ -298,14 +339,14 @@ def _training_pictures(records: Records) -> dict[str, Draw]:
     """Return the pictures of the training by their files: its curves, and what validations watched."""
     pictures: dict[str, Draw] = {}
     if records:
-        pictures["training.png"] = lambda path: plots.save(plots.training_curves(records), path)
+        pictures["training"] = lambda path: plots.save(plots.training_curves(records), path)
     watched = plots.watched_spectrum(records)
     if watched is not None:
-        pictures["spectrum.png"] = lambda path: plots.save(plots.spectrum_errors({"spectrum": watched}), path)
+        pictures["spectrum"] = lambda path: plots.save(plots.spectrum_errors({"spectrum": watched}), path)
     if any(record.get("condensation") for record in records):
-        pictures["condensation.png"] = lambda path: plots.save(plots.effective_neurons(records), path)
+        pictures["condensation"] = lambda path: plots.save(plots.effective_neurons(records), path)
     if any(record.get("hessian") for record in records):
-        pictures["curvature.png"] = lambda path: plots.save(plots.watched_curvature(records), path)
+        pictures["curvature"] = lambda path: plots.save(plots.watched_curvature(records), path)
     return pictures
 
 
@@ -313,30 +354,77 @@ def _table_pictures(subject: TableSubject) -> dict[str, Draw]:
     """Return the pictures of a table by their files."""
     pictures: dict[str, Draw] = {}
     if subject.data.image_shape is not None:
-        pictures["sheet.png"] = lambda path: _draw_digits(subject, path)
-    if subject.data.x.shape[1] == 2 and not subject.model.domain.curved:
-        return pictures | _plane_pictures(subject)
-    return pictures | {"pairs.png": lambda path: _draw_pairs(subject, path)}
+        pictures["sheet"] = lambda path: _draw_digits(subject, path)
+    pictures |= _sweep_pictures(subject)
+    if subject.is_plane:
+        return pictures | _pictures_of_points(subject) | _plane_pictures(subject)
+    if len(subject.names) == 2 and any(isinstance(kind, Sphere) for kind in subject.types.values()):
+        return pictures | _pictures_of_points(subject)
+    columns = {"columns": plots.columns, "pairs": plots.pair_plot}
+    return pictures | {name: partial(_draw_columns, subject, draw) for name, draw in columns.items()}
 
 
-def _plane_pictures(subject: TableSubject) -> dict[str, Draw]:
-    """Return the pictures of a density on the plane by their files."""
-    data = subject.data
-    x, bounds = data.x[:POINTS], plots.robust_bounds(data.x)
+def _sweep_pictures(subject: TableSubject) -> dict[str, Draw]:
+    """Return the pictures of a sweep over the contexts by their files; none of a run without contexts."""
+    rows, context, model, names = subject.swept, subject.context, subject.model, subject.names
+    contexts = None if rows is None else rows.context
+    if rows is None or contexts is None or context is None:
+        return {}
+    pictures: dict[str, Draw] = {
+        "sweep": lambda path: plots.save(
+            plots.context_sweep(
+                context_sweeps(model, contexts[:POINTS], context, subject.seed), rows.x[:POINTS], names, subject.types
+            ),
+            path,
+        )
+    }
+    if not subject.is_plane:
+        return pictures
+    bounds = plots.plane_bounds(rows.x, names, subject.types)
+    return pictures | {
+        "density_sweep": lambda path: plots.save(
+            plots.density_panels(
+                density_sweep(model, contexts, context, bounds, GRID // 2), bounds, per_row=PANELS, columns=names
+            ),
+            path,
+        )
+    }
+
+
+def _pictures_of_points(subject: TableSubject) -> dict[str, Draw]:
+    """Return the pictures of a density of two numbers, on the plane, a torus or a sphere, by their files."""
+    x = subject.data.x[:POINTS]
+    named: dict[str, Any] = {"columns": subject.names, "types": subject.types}
     return {
-        "density.png": lambda path: plots.save(
+        "density": lambda path: plots.save(
             plots.density(
-                x, subject.density, truth=data.log_prob, bounds=bounds, size=GRID, title=_divergence_title(subject)
+                x, subject.density, truth=subject.data.log_prob, size=GRID, title=_divergence_title(subject), **named
             ),
             path,
         ),
-        "samples.png": lambda path: plots.save(plots.samples(x, subject.samples(len(x)), data.columns), path),
-        "trajectories.png": lambda path: _draw_trajectories(subject, path),
-        "field.png": lambda path: plots.save(plots.vector_field(subject.velocity, FIELD_TIMES, bounds), path),
-        "flow.png": lambda path: plots.save(
-            plots.density_strip(STRIP_TIMES, _densities(subject, STRIP_TIMES, GRID // 2), bounds), path
+        "samples": lambda path: plots.save(plots.samples(x, subject.samples(len(x)), **named), path),
+    }
+
+
+def _plane_pictures(subject: TableSubject) -> dict[str, Draw]:
+    """Return the pictures of a flow on the plane or a torus by their files; its field is shown on the plane alone."""
+    names = subject.names
+    bounds = plots.plane_bounds(subject.data.x, names, subject.types)
+    pictures: dict[str, Draw] = {
+        "flow": lambda path: plots.save(
+            plots.density_strip(STRIP_TIMES, _densities(subject, STRIP_TIMES, bounds, GRID // 2), bounds), path
         ),
-        "flow.gif": lambda path: plots.density_gif(path, GIF_TIMES, _densities(subject, GIF_TIMES, GIF_GRID), bounds),
+        "flow.gif": lambda path: plots.density_gif(
+            path, GIF_TIMES, _densities(subject, GIF_TIMES, bounds, GIF_GRID), bounds
+        ),
+    }
+    if subject.model.domain.curved:
+        return pictures
+    return pictures | {
+        "trajectories": lambda path: _draw_trajectories(subject, path),
+        "field": lambda path: plots.save(
+            plots.vector_field(subject.velocity, FIELD_TIMES, bounds, columns=names), path
+        ),
     }
 
 
@@ -349,9 +437,9 @@ def _divergence_title(subject: TableSubject) -> str | None:
     return f"KL(truth ‖ model) = {kl:.4f} ± {error:.4f} nats over {len(rows.x):,} {name}"
 
 
-def _densities(subject: TableSubject, times: np.ndarray, size: int) -> np.ndarray:
+def _densities(subject: TableSubject, times: np.ndarray, bounds: Bounds, size: int) -> np.ndarray:
     """Return log-densities on a grid at the times, shape (T, size, size)."""
-    points = plots.grid_points(plots.robust_bounds(subject.data.x), size)
+    points = plots.grid_points(bounds, size)
     return np.stack([subject.density(points, time=float(t)).reshape(size, size) for t in times])
 
 
@@ -359,12 +447,14 @@ def _draw_trajectories(subject: TableSubject, path: Path) -> None:
     trajectory = subject.model.trajectory(
         PATHS, frames=FRAMES, context=subject.contexts(PATHS), random_state=subject.seed
     )
-    plots.save(plots.trajectories(trajectory.times, trajectory.x, trajectory.log_prob), path)
+    figure = plots.trajectories(trajectory.times, trajectory.x, trajectory.log_prob, columns=subject.names)
+    plots.save(figure, path)
 
 
-def _draw_pairs(subject: TableSubject, path: Path) -> None:
+def _draw_columns(subject: TableSubject, draw: Callable[..., Any], path: Path) -> None:
+    """Draw the columns one by one, or in pairs."""
     x = subject.data.x[:POINTS]
-    plots.save(plots.pair_plot(x, subject.samples(len(x)), subject.data.columns), path)
+    plots.save(draw(x, subject.samples(len(x)), subject.names, subject.types), path)
 
 
 def _draw_digits(subject: TableSubject, path: Path) -> None:
@@ -380,12 +470,12 @@ def _draw_digits(subject: TableSubject, path: Path) -> None:
 def _image_pictures(subject: ImageSubject) -> dict[str, Draw]:
     """Return the pictures of images by their files; nearest training images only beside the data of the fit."""
     pictures: dict[str, Draw] = {
-        "strip.png": lambda path: _draw_strip(subject, path),
-        "sheet.png": lambda path: _draw_sheet(subject, path),
-        "interpolation.png": lambda path: _draw_interpolation(subject, path),
-        "extremes.png": lambda path: _draw_extremes(subject, path),
+        "strip": lambda path: _draw_strip(subject, path),
+        "sheet": lambda path: _draw_sheet(subject, path),
+        "interpolation": lambda path: _draw_interpolation(subject, path),
+        "extremes": lambda path: _draw_extremes(subject, path),
     }
-    return pictures | ({"nearest.png": lambda path: _draw_nearest(subject, path)} if subject.fitted else {})
+    return pictures | ({"nearest": lambda path: _draw_nearest(subject, path)} if subject.fitted else {})
 
 
 def _draw_strip(subject: ImageSubject, path: Path) -> None:

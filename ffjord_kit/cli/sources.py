@@ -4,27 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, cast
 
 import click
 import numpy as np
 
 from ffjord_kit import datasets
-from ffjord_kit.cli.checks import parse_values
+from ffjord_kit.cli.contexts import is_named, read_labels, read_values
 from ffjord_kit.columns.base import ColumnType
 from ffjord_kit.columns.categories import Category, Date
 from ffjord_kit.columns.types import read_types
 from ffjord_kit.datasets.dataset import listing
 from ffjord_kit.estimator import DensityModel
 from ffjord_kit.estimator.persistence import check_entry, check_record
-from ffjord_kit.estimator.tables.names import check_same_names
 from ffjord_kit.rows import frame_of
 from ffjord_kit.run import Run
 from ffjord_kit.training.distributed import current_workers
 
 LEAST_DRAWN = 20  # rows that remain when they are drawn by their weights
-TRUTHS = {"false": "0", "true": "1"}  # truth values among contexts are numbers
 LABEL = "label"  # the column that images can be conditioned on
 NOTE: dict[str, tuple[type, ...]] = {
     "context_columns": (list,), "classes": (list,), "drop": (list,), "weight": (str,), "noise_columns": (list,),
@@ -440,7 +437,7 @@ def parse_context(run: Run, text: str | None, count: int) -> np.ndarray | None:
         ValueError: If the text does not suit the run.
     """
     if run.config.get("images") is not None and run.config["images"]["classes"]:
-        return _parse_labels(run, text, count)
+        return read_labels(run, text, count)
     expected = run.config["context_dim"]
     names = run.config["data"].get("context_columns") or run.config.get("context_columns", [])
     if not expected:
@@ -549,59 +546,12 @@ def _number_classes(data: LoadedData, classes: Sequence[str], source: str) -> Lo
 
 
 def _read_contexts(text: str, names: Sequence[str], types: Mapping[str, ColumnType]) -> np.ndarray:
-    """Return values for all rows, as one row, or else the rows of a file; levels by their places.
-
-    Both go by name where they have the names of the fit.
-    """
-    parts = _values_of_context(text, names)
-    kinds = [types.get(name) for name in names] if len(names) == len(parts) else [None] * len(parts)
+    """Return values for all rows, as one row, or else the rows of a file, by name where it has the names of the fit."""
     try:
-        return np.array([[_context_number(part, kind) for part, kind in zip(parts, kinds, strict=True)]])
+        return read_values(text, names, types)
     except ValueError:
-        if _is_named(text) or (types and not datasets.files.looks_like_path(text)):
+        if is_named(text) or (types and not datasets.files.looks_like_path(text)):
             raise
     table = _load_table(text, types=dict(types) if types else None)
     named = [table.columns.index(name) for name in names if name in table.columns]
     return table.x[:, named] if names and len(named) == len(names) else table.x
-
-
-def _values_of_context(text: str, names: Sequence[str]) -> list[str]:
-    """Return the values of one context in the order of the fit, from texts like age=40,city=Oslo or 40,Oslo."""
-    if not _is_named(text):
-        return [part.strip() for part in text.split(",")]
-    values = parse_values(text, "--context")
-    check_same_names(values, names)
-    return [values[name] for name in names]
-
-
-def _is_named(text: str) -> bool:
-    """Return whether a text gives values by name, as age=40; a file may have such a name."""
-    return "=" in text and not Path(text).exists()
-
-
-def _context_number(text: str, kind: ColumnType | None) -> float:
-    """Return a number, or the place of a level."""
-    if not isinstance(kind, Category):
-        try:
-            return float(TRUTHS.get(text.lower(), text))
-        except ValueError:
-            raise ValueError(f"--context must give numbers, such as age=40; got {text!r}") from None
-    place = float(kind.codes(np.array([text], dtype=object))[0])
-    if place < 0:
-        levels = listing([str(level) for level in kind.levels or ()])
-        raise ValueError(f"--context gives {text!r}, and the levels of the fit are {levels}")
-    return place
-
-
-def _parse_labels(run: Run, text: str | None, count: int) -> np.ndarray:
-    """Return labels from classes, given by name or number and repeated in turn."""
-    number = run.config["images"]["classes"]
-    classes = [*map(str, run.config["data"].get("classes", []))] or [str(i) for i in range(number)]
-    if text is None:
-        raise ValueError(f"this run is conditional: pass --context with classes, e.g. {listing(classes)}")
-    words = [word.strip() for word in text.split(",")]
-    unknown = [word for word in words if word not in classes and not (word.isdecimal() and int(word) < number)]
-    if unknown:
-        raise ValueError(f"no class {unknown[0]!r}; the classes are {listing(classes, limit=20)}")
-    labels = [classes.index(word) if word in classes else int(word) for word in words]
-    return np.resize(np.array(labels, np.int64), count)

@@ -27,7 +27,7 @@ from ffjord_kit.estimator.questions.columns import QuestioningModel
 from ffjord_kit.estimator.questions.expectations import ExpectationModel
 from ffjord_kit.estimator.questions.modes import ModeModel
 from ffjord_kit.estimator.scoring import placed, spread, to_data
-from ffjord_kit.estimator.tables.names import in_order
+from ffjord_kit.estimator.tables.changeable import changeable_columns, with_numbers
 from ffjord_kit.estimator.tables.own import own_of
 from ffjord_kit.estimator.tables.subsets import SubsetDomain
 from ffjord_kit.estimator.tables.table import TableDomain
@@ -417,7 +417,8 @@ class DensityModel(DerivingModel, QuestioningModel, ModeModel, ExpectationModel,
 
         Args:
             X: Rows of a table.
-            allow: Columns that may change, by name or number; all if None.
+            allow: Columns that may change, by name or number; all real ones if None. Categories, circles and spheres
+                stay as they are.
             stable: Distance e, in scales of the columns (about a standard deviation), within which all changes mend.
             context: Contexts of the rows, which stay.
             reference: Rows as they should be, e.g. those of the fit, which set threshold, scales and bounds; draws of
@@ -438,15 +439,16 @@ class DensityModel(DerivingModel, QuestioningModel, ModeModel, ExpectationModel,
             ValueError: If the data are images, a column is not there, or a number is out of range.
         """
         self.domain.require_table("explain", "score their outliers, and look at their pictures")
-        self.domain.require_real("explain", "score its outliers")
-        domain = cast(TableDomain, self.domain)
+        domain, context = cast(TableDomain, self.domain), None if context is None else np.asarray(context)
         self.domain.rows(X)  # which refuses wrong ones
         if self.domain.implied_context(X) is not None:
             raise ValueError("explain takes rows without missing cells: leave the others out, or impute them")
-        rows = np.asarray(in_order(X, domain.columns), dtype=np.float64)
-        contexts = self._contexts(context, len(rows))
+        names = changeable_columns(domain, allow)
+        rows, codes = domain.with_codes(X)
+        given = [part for part in (self._contexts(context, len(rows)), codes) if part is not None]
+        contexts = tensor(np.concatenate(given, axis=1)) if given else None
         known, scores, batch = self._reference(reference, reference_context, random_state)
-        allowed = diagnostics.Allowed.of(known, domain.columns, allow, bounds)
+        allowed = diagnostics.Allowed.of(known, domain.columns, names, bounds)
         if not 0 < quantile < 1:
             raise ValueError(f"quantile must lie between 0 and 1; got {quantile}")
         threshold = float(np.quantile(scores, quantile) if threshold is None else threshold)
@@ -454,23 +456,19 @@ class DensityModel(DerivingModel, QuestioningModel, ModeModel, ExpectationModel,
         error = self._error_near(threshold, batch, scores) if self.density == "continuous" else 0.0
         threshold += error
         guide, verify = (
-            diagnostics.density_judge(
-                self.reporting_flow,
-                threshold,
-                None if contexts is None else tensor(contexts),
-                SolveOptions(solver=each),
-            )
+            diagnostics.density_judge(self.reporting_flow, threshold, contexts, SolveOptions(solver=each))
             for each in (GUIDE, VERIFY)
         )
-        return diagnostics.correct(
+        found = diagnostics.correct(
             guide, rows, allowed, typical, verify=None if self.density == "steps" else verify, stable=stable,
             slack=SLACK + error, draws=draws, confidence=confidence, threshold=threshold, seed=random_state,
             on_progress=on_progress,
         )  # fmt: skip
+        return replace(found, rows=with_numbers(domain, X, found.rows))
 
     def _reference(self, x: Any, context: Any, seed: int) -> tuple[np.ndarray, np.ndarray, Batch]:
         """Return reference rows, their log-densities, and the rows with their contexts."""
-        if x is None and self.flow.context_dim and not isinstance(self.domain, SubsetDomain):
+        if x is None and self.context_dim and not isinstance(self.domain, SubsetDomain):
             raise ValueError("this model is conditional: pass reference=ROWS and reference_context, e.g. of the fit")
         batch = self._batch(self.draw(REFERENCE_ROWS, random_state=seed) if x is None else x, context)[0]
         batch = batch[torch.linspace(0, len(batch) - 1, min(len(batch), REFERENCE_ROWS)).long()]

@@ -6,21 +6,25 @@ figure is drawn; pyplot is not used, and the caller's rcParams do not change.
 """
 
 from ffjord_kit.plots.arrays import grid_points, robust_bounds
-from ffjord_kit.plots.comparison import pair_plot, samples
+from ffjord_kit.plots.charts import plane_bounds
+from ffjord_kit.plots.columns import column, columns
+from ffjord_kit.plots.comparison import samples
 from ffjord_kit.plots.condensation import directions_over_training, effective_neurons, similarity_matrices
 from ffjord_kit.plots.control import gradients_along_path
 from ffjord_kit.plots.corrections import CorrectedRow, corrections
 from ffjord_kit.plots.cost import error_against_cost
-from ffjord_kit.plots.densities import density, density_gif, density_panels, density_strip
+from ffjord_kit.plots.densities import density, density_contours, density_gif, density_panels, density_strip
 from ffjord_kit.plots.diagnosis import diagnosis
 from ffjord_kit.plots.figure import save
 from ffjord_kit.plots.hessian import spectral_densities
 from ffjord_kit.plots.images import extreme_images, image_sheet, image_strip, interpolation_strip, nearest_images
 from ffjord_kit.plots.landscape import loss_lines, loss_planes, loss_surface, watched_curvature
 from ffjord_kit.plots.outliers import outlier_histograms
+from ffjord_kit.plots.pairs import pair_plot
 from ffjord_kit.plots.series import PredictedSeries, series_bands
 from ffjord_kit.plots.spectrum import SpectrumHistory, spectrum_errors, watched_spectrum
 from ffjord_kit.plots.stability import stability_regions
+from ffjord_kit.plots.sweep import Sweep, context_sweep
 from ffjord_kit.plots.training import training_curves
 from ffjord_kit.plots.trajectories import trajectories, vector_field
 
@@ -28,8 +32,13 @@ __all__ = [
     "CorrectedRow",
     "PredictedSeries",
     "SpectrumHistory",
+    "Sweep",
+    "column",
+    "columns",
+    "context_sweep",
     "corrections",
     "density",
+    "density_contours",
     "density_gif",
     "density_panels",
     "density_strip",
@@ -49,6 +58,7 @@ __all__ = [
     "nearest_images",
     "outlier_histograms",
     "pair_plot",
+    "plane_bounds",
     "robust_bounds",
     "samples",
     "save",

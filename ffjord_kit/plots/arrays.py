@@ -7,13 +7,17 @@ ascend along x; its values belong to the centres of the cells.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Bounds = tuple[tuple[float, float], tuple[float, float]]
+Edge = Literal["constant", "symmetric", "wrap"]  # beyond an end lies: nothing, the mirror image, or the other end
+Edges = tuple[tuple[Edge, Edge], tuple[Edge, Edge]]
 LogDensity = Callable[[NDArray], ArrayLike]
 
+OPEN: Edges = (("constant", "constant"), ("constant", "constant"))
 LARGEST_EXPONENT = 700.0  # exp of it is still a finite float64
 
 
@@ -179,21 +183,6 @@ def checked_log_density(name: str, function: LogDensity, x: NDArray) -> NDArray:
     return checked_array(f"the result of {name}", function(x), (len(x),), minus_infinity=True)
 
 
-def density_on_grid(name: str, function: LogDensity, bounds: Bounds, size: int) -> NDArray:
-    """Evaluate the density exp(function) on a grid.
-
-    Args:
-        name: Name of the function for the error message.
-        function: Log-density in nats, maps (n, 2) to (n,).
-        bounds: Limits ((x0, x1), (y0, y1)).
-        size: Number of cells along each axis.
-
-    Returns:
-        Densities, shape (size, size).
-    """
-    return clipped_exp(checked_log_density(name, function, grid_points(bounds, size))).reshape(size, size)
-
-
 def clipped_exp(values: NDArray) -> NDArray:
     """Return the exponential of values, without overflow.
 
@@ -234,7 +223,9 @@ def subset_indices(count: int, most: int) -> NDArray:
     return np.sort(np.random.default_rng(0).choice(count, most, replace=False))
 
 
-def smooth_histogram(x: NDArray, bounds: Bounds, bins: int, *, smooth: tuple[float, float]) -> NDArray:
+def smooth_histogram(
+    x: NDArray, bounds: Bounds, bins: int, *, smooth: tuple[float, float], edges: Edges = OPEN
+) -> NDArray:
     """Estimate the density of points on a grid by a histogram, blurred by a Gaussian.
 
     Points outside the bounds count in the total, so that the values are those of a density over the whole plane.
@@ -244,6 +235,7 @@ def smooth_histogram(x: NDArray, bounds: Bounds, bins: int, *, smooth: tuple[flo
         bounds: Limits ((x0, x1), (y0, y1)).
         bins: Number of cells along each axis.
         smooth: Standard deviations of the Gaussian, as fractions of the width and the height of the bounds.
+        edges: What lies beyond both ends of each axis; mass stays inside where it is the mirror image or the other end.
 
     Returns:
         Densities, shape (bins, bins).
@@ -251,7 +243,8 @@ def smooth_histogram(x: NDArray, bounds: Bounds, bins: int, *, smooth: tuple[flo
     (x0, x1), (y0, y1) = bounds
     counts, _, _ = np.histogram2d(x[:, 1], x[:, 0], bins=bins, range=((y0, y1), (x0, x1)))
     cell_area = (x1 - x0) * (y1 - y0) / bins**2
-    return _blur_columns(_blur_columns(counts, smooth[1] * bins).T, smooth[0] * bins).T / (len(x) * cell_area)
+    along_y = _blur_columns(counts, smooth[1] * bins, edges[1])
+    return _blur_columns(along_y.T, smooth[0] * bins, edges[0]).T / (len(x) * cell_area)
 
 
 def mass_levels(density: NDArray, masses: tuple[float, ...]) -> list[float]:
@@ -274,17 +267,14 @@ def mass_levels(density: NDArray, masses: tuple[float, ...]) -> list[float]:
     return sorted({float(heights[place]) for place in places if heights[place] > 0})
 
 
-def _blur_columns(values: NDArray, width: float) -> NDArray:
+def _blur_columns(values: NDArray, width: float, edge: tuple[Edge, Edge]) -> NDArray:
     """Blur an array along its first axis by a Gaussian whose standard deviation is `width` cells."""
-    offsets = np.arange(-int(4 * width + 1), int(4 * width + 1) + 1)
-    kernel = np.exp(-0.5 * (offsets / width) ** 2)
-    return np.apply_along_axis(lambda column: _convolve(column, kernel / kernel.sum()), 0, values)
-
-
-def _convolve(values: NDArray, kernel: NDArray) -> NDArray:
-    """Return the central part of the convolution, as long as `values`."""
-    start = len(kernel) // 2
-    return np.convolve(values, kernel)[start : start + len(values)]
+    reach = int(4 * width + 1)
+    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / width) ** 2)
+    below = np.pad(values, ((reach, 0), (0, 0)), mode=edge[0])[:reach]
+    above = np.pad(values, ((0, reach), (0, 0)), mode=edge[1])[len(values) :]
+    padded = np.concatenate([below, values, above])
+    return np.apply_along_axis(lambda column: np.convolve(column, kernel / kernel.sum(), "valid"), 0, padded)
 
 
 def _format_shape(shape: tuple[str | int, ...]) -> str:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ffjord_kit.plots.figure import DATA, FRAME, SAMPLES, new_figure, styled
+from ffjord_kit.plots.figure import DATA, FRAME, SAMPLES, new_figure, single_panel, styled
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 LOWEST = 1e-4  # amplitude that is drawn, relative to the largest of its panel
@@ -83,11 +84,12 @@ def similarity_matrices(matrices: Mapping[str, ArrayLike]) -> Figure:
 
 
 @styled
-def effective_neurons(records: Sequence[Mapping[str, Any]]) -> Figure:
+def effective_neurons(records: Sequence[Mapping[str, Any]], *, ax: Axes | None = None) -> Figure:
     """Draw the effective number of neurons of each hidden layer over training, from a run's log.
 
     Args:
         records: Records, of which those with a key "condensation" count.
+        ax: Axes to draw on; those of a new figure if None.
 
     Returns:
         The figure.
@@ -103,8 +105,7 @@ def effective_neurons(records: Sequence[Mapping[str, Any]]) -> Figure:
     seen = [record for record in records if record.get("condensation")]
     if not seen:
         raise ValueError("no record holds the effective neurons: fit with watch='condensation'")
-    figure = new_figure(4.0, 2.6)
-    axes = figure.subplots()
+    figure, axes = single_panel(ax, 4.0, 2.6)
     steps = [record["step"] for record in seen]
     for number, name in enumerate(seen[0]["condensation"]):
         widths, effective = zip(*(record["condensation"][name] for record in seen), strict=True)

@@ -9,16 +9,19 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ffjord_kit.plots.arrays import checked_array
-from ffjord_kit.plots.figure import ACCENT, DATA, MUTED, SAMPLES, new_figure, styled
+from ffjord_kit.plots.figure import ACCENT, DATA, MUTED, SAMPLES, single_panel, styled
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 COLOURS, MARKS = (DATA, SAMPLES, ACCENT, "#E69F00", "#CC79A7", MUTED), "os^Dv<"
 
 
 @styled
-def error_against_cost(curves: Mapping[str, ArrayLike], *, error: str = "error", scale: str = "log") -> Figure:
+def error_against_cost(
+    curves: Mapping[str, ArrayLike], *, error: str = "error", scale: str = "log", ax: Axes | None = None
+) -> Figure:
     """Draw errors against evaluations, which are on a logarithmic scale.
 
     Args:
@@ -26,6 +29,7 @@ def error_against_cost(curves: Mapping[str, ArrayLike], *, error: str = "error",
             curve of one point is a mark alone.
         error: Label of the errors.
         scale: Scale of the errors, "log" or "linear".
+        ax: Axes to draw on; those of a new figure if None.
 
     Returns:
         The figure, one panel.
@@ -40,8 +44,7 @@ def error_against_cost(curves: Mapping[str, ArrayLike], *, error: str = "error",
     """
     if not curves:
         raise ValueError("curves must have one model or more; got none")
-    figure = new_figure(4.6, 3.4)
-    panel = figure.subplots()
+    figure, panel = single_panel(ax, 4.6, 3.4)
     for i, (name, points) in enumerate(curves.items()):
         nfe, middle, low, high = np.asarray(sorted(checked_array(name, points, ("k", 4)).tolist())).T
         style: dict[str, Any] = {"color": COLOURS[i % len(COLOURS)], "marker": MARKS[i % len(MARKS)], "markersize": 4}

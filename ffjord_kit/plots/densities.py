@@ -1,9 +1,9 @@
-"""Densities in the plane: beside the data and the true density, and along the flow as panels or as an animated GIF."""
+"""Densities of two columns: beside the data and the truth, as contours, and along the flow as panels or as a GIF."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,20 @@ from numpy.typing import ArrayLike, NDArray
 from ffjord_kit.atomic import replacing
 from ffjord_kit.plots import arrays
 from ffjord_kit.plots.arrays import Bounds, LogDensity
-from ffjord_kit.plots.figure import COLOUR_MAP, add_colour_bar, file_format, image_extent, panel_grid, styled
+from ffjord_kit.plots.charts import Chart, read_plane
+from ffjord_kit.plots.figure import (
+    COLOUR_MAP,
+    DATA,
+    MUTED,
+    add_colour_bar,
+    file_format,
+    image_extent,
+    panel_grid,
+    shorten,
+    single_panel,
+    styled,
+)
+from ffjord_kit.plots.regions import LEGEND
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,37 +38,43 @@ GIF_WIDTH, FOOTER_HEIGHT, FOOTER_MARGIN = 256, 30, 12  # pixels
 LAST_FRAME_PAUSE = 1.5  # seconds
 SHADES = (128, 64, 32)  # colours of a GIF: the first number that keeps the file below MAX_BYTES
 MAX_BYTES = 1_900_000
+MAX_POINTS = 2000  # beneath contours
 
 
 @styled
 def density(
-    x: ArrayLike,
+    x: Any,
     log_prob: LogDensity,
     *,
     truth: LogDensity | None = None,
     bounds: Bounds | None = None,
     size: int = 200,
     title: str | None = None,
+    columns: Sequence[str] | None = None,
+    types: Mapping[Any, Any] | None = None,
 ) -> Figure:
     """Draw the data, the learned density and, if known, the true density on one colour scale.
 
-    With `truth`, of which `x` must be a sample, the title states the Kullback-Leibler divergence
+    The plane ends where the support does; angles span one period, and a sphere is a map of all of it. With `truth`, of
+    which `x` must be a sample, the title states the Kullback-Leibler divergence
     KL(truth || model) = E[truth(x) - log_prob(x)] in nats with its standard error, over x. If the model was fitted to
     x, that flatters it: pass a `title` then, with the divergence over other points.
 
     Args:
-        x: Data, shape (n, 2).
+        x: Data, shape (n, 2), or a frame of two columns.
         log_prob: Learned log-density in nats, maps (m, 2) to (m,).
         truth: True log-density in nats, maps (m, 2) to (m,).
-        bounds: Limits ((x0, x1), (y0, y1)); by default `robust_bounds(x)`.
-        size: Number of grid cells along each axis.
+        bounds: Limits ((x0, x1), (y0, y1)) of a plane; by default those that hold nearly all points, in the support.
+        size: Number of grid cells along each axis; of a sphere, from pole to pole.
         title: Title; the divergence over x if None, and none without `truth`.
+        columns: Names of the two columns; None for those of the frame.
+        types: Types of columns by names, as `FFJORD(columns=...)` takes them.
 
     Returns:
         The figure: panels of the data, the learned density and the true density.
 
     Raises:
-        ValueError: If an array has another shape, a value is not finite, or `size` is below 2.
+        ValueError: If an array has another shape, a value is not finite, a column is a category, or `size` is below 2.
 
     Example:
         >>> x = np.random.default_rng(0).normal(size=(100, 2))
@@ -63,21 +82,66 @@ def density(
         >>> figure.axes[1].get_title()
         'learned density'
     """
-    x = arrays.checked_array("x", x, ("n", 2))
-    bounds = arrays.robust_bounds(x) if bounds is None else arrays.check_bounds(bounds)
-    densities = {"learned density": arrays.density_on_grid("log_prob", log_prob, bounds, size)}
+    chart, x, _ = read_plane(x, columns=columns, types=types, bounds=bounds)
+    densities = {"learned density": _on_chart("log_prob", log_prob, chart, size)}
     if truth is not None:
-        densities["true density"] = arrays.density_on_grid("truth", truth, bounds, size)
+        densities["true density"] = _on_chart("truth", truth, chart, size)
     limit = arrays.colour_limit(*densities.values())
-    densities = {f"data ({len(x):,} points, smoothed)": _data_density(x, bounds, size), **densities}
-    figure, axes = panel_grid(len(densities), bounds, per_row=3, side=2.6)
-    _draw_densities(figure, axes, list(densities.values()), bounds, limit)
-    for panel, name in zip(axes, densities, strict=True):
+    densities = {f"data ({len(x):,} points, smoothed)": chart.smoothed(x, size), **densities}
+    figure, axes = chart.panels(len(densities))
+    for panel, (name, values) in zip(axes, densities.items(), strict=True):
+        drawn = chart.draw_field(panel, values, cmap=COLOUR_MAP, vmin=0.0, vmax=limit)
         panel.set_title(name)
+    add_colour_bar(figure, drawn, axes, f"density {chart.per}".strip(), np.stack([*densities.values()]))
     if title is None and truth is not None:
         title = _divergence_title(x, log_prob, truth)
     if title is not None:
         figure.suptitle(title)
+    return figure
+
+
+@styled
+def density_contours(
+    x: Any,
+    log_prob: LogDensity,
+    *,
+    bounds: Bounds | None = None,
+    size: int = 200,
+    columns: Sequence[str] | None = None,
+    types: Mapping[Any, Any] | None = None,
+    ax: Axes | None = None,
+) -> Figure:
+    """Draw the regions of highest density that hold 30, 60 and 90 % of a learned density, over the data.
+
+    Args:
+        x: Data, shape (n, 2), or a frame of two columns.
+        log_prob: Learned log-density in nats, maps (m, 2) to (m,).
+        bounds: Limits ((x0, x1), (y0, y1)) of a plane; by default those that hold nearly all points, in the support.
+        size: Number of grid cells along each axis; of a sphere, from pole to pole.
+        columns: Names of the two columns; None for those of the frame.
+        types: Types of columns by names, as `FFJORD(columns=...)` takes them.
+        ax: Axes to draw on, those of a sphere with projection="mollweide"; those of a new figure if None.
+
+    Returns:
+        The figure: one panel.
+
+    Raises:
+        ValueError: If an array has another shape, a value is not finite, a column is a category, or `ax` has another
+            projection.
+
+    Example:
+        >>> x = np.random.default_rng(0).exponential(size=(100, 2))
+        >>> figure = density_contours(x, lambda x: -x.sum(1), columns=["a", "b"], types={"a": "positive"}, size=20)
+        >>> figure.axes[0].get_xlabel(), figure.axes[0].get_xlim()[0]
+        ('a', 0.0)
+    """
+    chart, x, _ = read_plane(x, columns=columns, types=types, bounds=bounds)
+    values = _on_chart("log_prob", log_prob, chart, size)
+    figure, panel = single_panel(ax, *((4.4, 2.6) if chart.projection else (3.4, 3.2)), projection=chart.projection)
+    shown = x[arrays.subset_indices(len(x), MAX_POINTS)]
+    chart.scatter(panel, shown, s=2, color=MUTED, alpha=0.4, linewidths=0, rasterized=True)
+    chart.draw_regions(panel, values, colour=DATA, filled=False)
+    panel.set_title(LEGEND, fontsize=8)
     return figure
 
 
@@ -111,13 +175,20 @@ def density_strip(times: ArrayLike, log_densities: ArrayLike, bounds: Bounds) ->
 
 
 @styled
-def density_panels(densities: Sequence[tuple[str, ArrayLike]], bounds: Bounds, *, per_row: int) -> Figure:
+def density_panels(
+    densities: Sequence[tuple[str, ArrayLike]],
+    bounds: Bounds,
+    *,
+    per_row: int,
+    columns: Sequence[str] | None = None,
+) -> Figure:
     """Draw densities of different flows and targets, each panel on a colour scale of its own.
 
     Args:
         densities: For each panel its title and its density on `grid_points(bounds, size)`, shape (size, size), >= 0.
         bounds: Limits ((x0, x1), (y0, y1)) of the grid.
         per_row: Number of panels in a row.
+        columns: Names of the two axes, which then have ticks; None for none.
 
     Returns:
         The figure.
@@ -133,11 +204,14 @@ def density_panels(densities: Sequence[tuple[str, ArrayLike]], bounds: Bounds, *
     if not densities:
         raise ValueError("densities must have one panel or more; got none")
     bounds = arrays.check_bounds(bounds)
-    figure, axes = panel_grid(len(densities), bounds, per_row=per_row, side=1.3, colour_bar=False, ticks=False)
+    figure, axes = panel_grid(len(densities), bounds, per_row=per_row, side=1.3, colour_bar=False, ticks=bool(columns))
     for panel, (title, values) in zip(axes, densities, strict=True):
         drawn = arrays.checked_array(title, values, ("n", "m"))
         panel.imshow(drawn, origin="lower", extent=image_extent(bounds), cmap=COLOUR_MAP, vmin=0, aspect="auto")
-        panel.set_title(title, fontsize=8)
+        panel.set_title(title, fontsize=8, parse_math=False)
+    if columns:
+        figure.supxlabel(shorten(str(columns[0]), 40), fontsize=9, parse_math=False)
+        figure.supylabel(shorten(str(columns[1]), 30), fontsize=9, parse_math=False)
     return figure
 
 
@@ -206,9 +280,10 @@ def _draw_densities(
     add_colour_bar(figure, image, axes, "density", np.stack(densities))
 
 
-def _data_density(x: NDArray, bounds: Bounds, size: int) -> NDArray:
-    blur = 0.06 * len(x) ** (-1 / 6)
-    return arrays.smooth_histogram(x, bounds, size, smooth=(blur, blur / arrays.aspect_ratio(bounds)))
+def _on_chart(name: str, function: LogDensity, chart: Chart, size: int) -> NDArray:
+    """Return the density exp(function) on the grid of a chart."""
+    points = chart.points(arrays.check_size(size))
+    return chart.on_grid(arrays.clipped_exp(arrays.checked_log_density(name, function, points)), size)
 
 
 def _divergence_title(x: NDArray, log_prob: LogDensity, truth: LogDensity) -> str:

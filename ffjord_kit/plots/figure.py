@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from functools import partial, wraps
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, cast
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -134,6 +134,32 @@ def new_figure(
     # IPython calls this method; a subclass that defines it would import matplotlib together with this module.
     figure._repr_png_ = partial(_png_bytes, figure)  # type: ignore[attr-defined]
     return figure
+
+
+def single_panel(ax: Axes | None, width: float, height: float, *, projection: str | None = None) -> tuple[Figure, Any]:
+    """Return the panel of a picture that has one: the caller's, or that of a new figure.
+
+    Args:
+        ax: Axes to draw on, or None.
+        width: Width of a new figure in inches.
+        height: Height of a new figure in inches.
+        projection: Projection that the picture needs, as matplotlib calls it; None for plain axes.
+
+    Returns:
+        The figure and the panel.
+
+    Raises:
+        ValueError: If the axes have another projection.
+    """
+    if ax is None:
+        figure = new_figure(width, height)
+        return figure, figure.add_subplot(projection=projection)
+    if ax.name != (projection or "rectilinear"):
+        raise ValueError(
+            f"this picture needs ax with projection {projection or 'rectilinear'!r}; got {ax.name!r}: make it by "
+            f"figure.add_subplot(projection={projection!r})"
+        )
+    return cast("Figure", ax.figure), ax
 
 
 def panel_grid(

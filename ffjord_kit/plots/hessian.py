@@ -10,20 +10,24 @@ from numpy.typing import ArrayLike
 
 from ffjord_kit.plots.arrays import checked_array
 from ffjord_kit.plots.cost import COLOURS
-from ffjord_kit.plots.figure import new_figure, styled
+from ffjord_kit.plots.figure import single_panel, styled
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 LEAST = 1e-6  # of a density, relative to the largest, that is drawn
 
 
 @styled
-def spectral_densities(densities: Mapping[str, tuple[ArrayLike, ArrayLike, ArrayLike]]) -> Figure:
+def spectral_densities(
+    densities: Mapping[str, tuple[ArrayLike, ArrayLike, ArrayLike]], *, ax: Axes | None = None
+) -> Figure:
     """Draw densities of eigenvalues on a logarithmic scale, each with a band of two standard errors.
 
     Args:
         densities: By name the eigenvalues (g,), the density there (g,), and its standard errors (g,).
+        ax: Axes to draw on; those of a new figure if None.
 
     Returns:
         The figure, one panel.
@@ -38,8 +42,7 @@ def spectral_densities(densities: Mapping[str, tuple[ArrayLike, ArrayLike, Array
     """
     if not densities:
         raise ValueError("densities must have one or more; got none")
-    figure = new_figure(4.6, 3.2)
-    panel = figure.subplots()
+    figure, panel = single_panel(ax, 4.6, 3.2)
     for i, (name, parts) in enumerate(densities.items()):
         grid = checked_array(name, parts[0], ("g",))
         density, error = (checked_array(name, part, (len(grid),)) for part in parts[1:])

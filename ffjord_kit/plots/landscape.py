@@ -10,9 +10,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from ffjord_kit.plots.arrays import checked_array
 from ffjord_kit.plots.cost import COLOURS
-from ffjord_kit.plots.figure import COLOUR_MAP_ON_WHITE, INK, SAMPLES, new_figure, styled
+from ffjord_kit.plots.figure import COLOUR_MAP_ON_WHITE, INK, SAMPLES, new_figure, single_panel, styled
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 LEVELS = 12  # contours
@@ -21,7 +22,12 @@ Plane = tuple[ArrayLike, ArrayLike, ArrayLike]
 
 @styled
 def loss_lines(
-    steps: ArrayLike, losses: Mapping[str, ArrayLike], *, along: str = "step along the direction", label: str = "loss"
+    steps: ArrayLike,
+    losses: Mapping[str, ArrayLike],
+    *,
+    along: str = "step along the direction",
+    label: str = "loss",
+    ax: Axes | None = None,
 ) -> Figure:
     """Draw losses along a line.
 
@@ -30,6 +36,7 @@ def loss_lines(
         losses: Losses by name, each (A,); where one is NaN or infinite its curve has a gap.
         along: Label of the steps.
         label: Label of the losses.
+        ax: Axes to draw on; those of a new figure if None.
 
     Returns:
         The figure, one panel.
@@ -45,8 +52,7 @@ def loss_lines(
     if not losses:
         raise ValueError("losses must have one curve or more; got none")
     x = checked_array("steps", steps, ("A",))
-    figure = new_figure(4.6, 3.2)
-    panel = figure.subplots()
+    figure, panel = single_panel(ax, 4.6, 3.2)
     for i, (name, values) in enumerate(losses.items()):
         panel.plot(x, _with_gaps(name, values, x.shape), color=COLOURS[i % len(COLOURS)], label=name)
     panel.set(xlabel=along, ylabel=label)
@@ -108,13 +114,16 @@ def loss_planes(
 
 
 @styled
-def loss_surface(steps: Sequence[ArrayLike], losses: ArrayLike, *, label: str = "loss") -> Figure:
+def loss_surface(
+    steps: Sequence[ArrayLike], losses: ArrayLike, *, label: str = "loss", ax: Axes | None = None
+) -> Figure:
     """Draw the loss on a plane as a surface.
 
     Args:
         steps: Steps along the first direction, (A,), and along the second one, (B,).
         losses: Losses, shape (A, B).
         label: Label of the losses.
+        ax: Axes to draw on, with projection="3d"; those of a new figure if None.
 
     Returns:
         The figure.
@@ -129,19 +138,22 @@ def loss_surface(steps: Sequence[ArrayLike], losses: ArrayLike, *, label: str = 
     """
     x, y = checked_array("first steps", steps[0], ("A",)), checked_array("second steps", steps[1], ("B",))
     values = checked_array("losses", losses, (len(x), len(y)))
-    figure = new_figure(4.2, 3.6, layout=None)
-    panel = figure.add_subplot(projection="3d", position=(0.0, 0.05, 0.9, 0.92))
+    figure, panel = single_panel(ax, 4.2, 3.6, projection="3d")
+    if ax is None:  # the constrained layout leaves no room for the label of the height
+        figure.set_layout_engine("none")
+        panel.set_position((0.0, 0.05, 0.9, 0.92))
     panel.plot_surface(x[:, None], y[None], values, cmap=COLOUR_MAP_ON_WHITE, linewidth=0.15, edgecolor=INK)
     panel.set(xlabel="first direction", ylabel="second direction", zlabel=label)
     return figure
 
 
 @styled
-def watched_curvature(records: Sequence[Mapping[str, Any]]) -> Figure:
+def watched_curvature(records: Sequence[Mapping[str, Any]], *, ax: Axes | None = None) -> Figure:
     """Draw the largest eigenvalue of the Hessian over training, one curve for each loss, from a run's log.
 
     Args:
         records: Records, of which those with a key "hessian" count.
+        ax: Axes to draw on; those of a new figure if None.
 
     Returns:
         The figure.
@@ -157,8 +169,7 @@ def watched_curvature(records: Sequence[Mapping[str, Any]]) -> Figure:
     seen = [(record["step"], record["hessian"]) for record in records if record.get("hessian")]
     if not seen:
         raise ValueError("no record holds the curvature of the loss: fit with watch='hessian'")
-    figure = new_figure(4.0, 2.6)
-    panel = figure.subplots()
+    figure, panel = single_panel(ax, 4.0, 2.6)
     for i, loss in enumerate(dict.fromkeys(look["loss"] for _, look in seen)):
         points = [(step, look["top"], look["error"]) for step, look in seen if look["loss"] == loss]
         steps, tops, errors = zip(*points, strict=True)

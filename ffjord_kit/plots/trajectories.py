@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,16 +10,35 @@ from numpy.typing import ArrayLike, NDArray
 
 from ffjord_kit.plots import arrays
 from ffjord_kit.plots.arrays import Bounds
-from ffjord_kit.plots.figure import COLOUR_MAP_ON_WHITE, INK, MUTED, add_colour_bar, panel_grid, styled
+from ffjord_kit.plots.figure import (
+    COLOUR_MAP_ON_WHITE,
+    INK,
+    MUTED,
+    add_colour_bar,
+    panel_grid,
+    shorten,
+    single_panel,
+    styled,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.cm import ScalarMappable
     from matplotlib.figure import Figure
 
+NAMES = ("x₁", "x₂")
+
 
 @styled
-def trajectories(times: ArrayLike, path: ArrayLike, log_density: ArrayLike, *, most: int = 200) -> Figure:
+def trajectories(
+    times: ArrayLike,
+    path: ArrayLike,
+    log_density: ArrayLike,
+    *,
+    most: int = 200,
+    columns: Sequence[str] = NAMES,
+    ax: Axes | None = None,
+) -> Figure:
     """Draw the paths of points from base to data, coloured by the log-density along the path.
 
     Args:
@@ -27,6 +46,8 @@ def trajectories(times: ArrayLike, path: ArrayLike, log_density: ArrayLike, *, m
         path: Positions of n points at the times, shape (T, n, 2).
         log_density: Log-densities in nats at the positions, shape (T, n).
         most: Largest number of paths drawn.
+        columns: Names of the two axes.
+        ax: Axes to draw on; those of a new figure if None.
 
     Returns:
         The figure: one panel.
@@ -48,17 +69,24 @@ def trajectories(times: ArrayLike, path: ArrayLike, log_density: ArrayLike, *, m
     order = np.argsort(times)
     times, path, values = times[order], path[order][:, shown], values[order][:, shown]
     bounds = _joint_bounds(path[0], path[-1])
-    figure, axes = panel_grid(1, bounds, per_row=1, side=4.2)
+    figure, axes = _panels(1, bounds, 4.2, ax)
     lines = _draw_paths(axes[0], path, values)
     _draw_ends(axes[0], times, path)
     axes[0].set_title(f"{len(shown):,} paths from base to data", loc="left")
+    _name_axes(axes, columns)
     add_colour_bar(figure, lines, axes, "log-density along the path (nats)", values)
     return figure
 
 
 @styled
 def vector_field(
-    velocity: Callable[[float, NDArray], ArrayLike], times: ArrayLike, bounds: Bounds, *, size: int = 20
+    velocity: Callable[[float, NDArray], ArrayLike],
+    times: ArrayLike,
+    bounds: Bounds,
+    *,
+    size: int = 20,
+    columns: Sequence[str] = NAMES,
+    ax: Axes | None = None,
 ) -> Figure:
     """Draw the velocity field at several times: streamlines for its direction, colours for its speed.
 
@@ -67,12 +95,15 @@ def vector_field(
         times: Times, shape (T,).
         bounds: Limits ((x0, x1), (y0, y1)).
         size: Number of grid cells along each axis at whose centres the velocity is evaluated.
+        columns: Names of the two axes.
+        ax: Axes to draw one time on; those of a new figure if None.
 
     Returns:
         The figure: T panels with one colour scale, four in a row.
 
     Raises:
-        ValueError: If an array has another shape, a value is not finite, or `size` is below 2.
+        ValueError: If an array has another shape, a value is not finite, `size` is below 2, or `ax` is passed for
+            several times.
 
     Example:
         >>> figure = vector_field(lambda t, x: -x, [0.0], ((-1, 1), (-1, 1)), size=5)
@@ -80,16 +111,38 @@ def vector_field(
         't = 0'
     """
     times = arrays.checked_array("times", times, ("T",))
+    if ax is not None and len(times) > 1:
+        raise ValueError(f"ax takes the field at one time; got {len(times)} times: leave ax out, or pass one")
     bounds, points = arrays.check_bounds(bounds), arrays.grid_points(bounds, size)
     fields = [arrays.checked_array("the result of velocity", velocity(float(t), points), (size**2, 2)) for t in times]
     speeds = np.linalg.norm(fields, axis=-1)
     limit = arrays.colour_limit(*speeds)
-    figure, axes = panel_grid(len(times), bounds, per_row=4, side=2.4)
+    figure, axes = _panels(len(times), bounds, 2.4, ax)
     for panel, t, field in zip(axes, times, fields, strict=True):
         lines = _draw_streamlines(panel, points, field, limit)
         panel.set_title(f"t = {t:.3g}")
+    _name_axes(axes, columns)
     add_colour_bar(figure, lines, axes, "speed |dx/dt|", speeds)
     return figure
+
+
+def _panels(count: int, bounds: Bounds, side: float, ax: Axes | None) -> tuple[Figure, list[Axes]]:
+    """Return panels over the same bounds, four in a row, or the caller's one."""
+    if ax is None:
+        return panel_grid(count, bounds, per_row=4, side=side)
+    figure, panel = single_panel(ax, side, side)
+    panel.set(xlim=bounds[0], ylim=bounds[1])
+    return figure, [panel]
+
+
+def _name_axes(axes: Sequence[Axes], columns: Sequence[str]) -> None:
+    """Write the names of the columns, the second one on the outer panels alone."""
+    if len(columns) != 2:
+        raise ValueError(f"columns must be 2 names; got {len(columns)}")
+    for number, panel in enumerate(axes):
+        panel.set_xlabel(shorten(str(columns[0]), 40), parse_math=False)
+        if number % 4 == 0:
+            panel.set_ylabel(shorten(str(columns[1]), 30), parse_math=False)
 
 
 def _draw_paths(panel: Axes, path: NDArray, values: NDArray) -> ScalarMappable:

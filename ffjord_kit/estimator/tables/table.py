@@ -346,6 +346,21 @@ class TableDomain(Domain):
     def coded_context(self, context: Any) -> Any:
         return coded_contexts(context, self.context_columns, self.context_types)
 
+    def with_codes(self, x: Any) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return rows as the flow has them, outside the support too, and the codes of their categories.
+
+        Args:
+            x: Rows of the table, shape (n, d), or a frame.
+
+        Returns:
+            Rows, shape (n, size), and codes, shape (n, code_dim); None where there are no categories.
+
+        Raises:
+            ValueError: If a row has a level that the fit has not seen.
+        """
+        rows = np.asarray(in_order(self.coded(x), self.columns), dtype=np.float64)
+        return to_internal(rows, self.types, self.columns), None
+
     def contexts(self, context: Any, rows: int, dim: int | None) -> np.ndarray | None:
         coded = self.coded_context(context)
         return check_context(context_in_order(coded, self.context_columns), rows, dim)
