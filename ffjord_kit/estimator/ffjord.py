@@ -13,15 +13,13 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator, DensityMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
-from torch import Tensor
 
 from ffjord_kit.columns.frames import code_frame, look_at_frame
 from ffjord_kit.columns.types import Types, read_types
-from ffjord_kit.data import Batch
 from ffjord_kit.diagnostics.sample_weight import EFFECTIVE, check_sample_weight, effective_text
 from ffjord_kit.diagnostics.watch import Watch, watch_words
 from ffjord_kit.estimator.config import Config, build_flow, resolve
-from ffjord_kit.estimator.data import Arrays, TrainingData, check_context, tensor, to_numpy
+from ffjord_kit.estimator.data import Arrays, TrainingData, check_context
 from ffjord_kit.estimator.discretize import FOLLOWING_SHARE, amended, fit_steps, follow_steps
 from ffjord_kit.estimator.domain import Domain
 from ffjord_kit.estimator.fields import CommonFields, ImageFields, TableFields, check_kinds
@@ -36,7 +34,7 @@ from ffjord_kit.estimator.persistence import (
     read_fields,
     run_folder,
 )  # fmt: skip
-from ffjord_kit.estimator.scoring import to_data
+from ffjord_kit.estimator.sampling import OnSamples, training_sampler
 from ffjord_kit.estimator.search import LEAST_SHARE, choose, is_small
 from ffjord_kit.estimator.tables.choice import table_domain
 from ffjord_kit.estimator.tables.measurement_errors import with_noise
@@ -45,11 +43,11 @@ from ffjord_kit.estimator.tables.subsets import marked
 from ffjord_kit.estimator.tables.table import Header
 from ffjord_kit.estimator.tables.weights import refuse_beside_weights
 from ffjord_kit.flow import Flow
-from ffjord_kit.ode import FixedSolver
 from ffjord_kit.precision import compiled
 from ffjord_kit.progress import note, training_progress
 from ffjord_kit.rows import as_rows, is_frame
 from ffjord_kit.run import Run
+from ffjord_kit.run_folder import PRETRAINED
 from ffjord_kit.threads import training_threads
 from ffjord_kit.training import History, Phase, Workers, fit_flow
 from ffjord_kit.training.history import OnValidation
@@ -57,12 +55,9 @@ from ffjord_kit.training.micro_batches import check_micro_batches
 from ffjord_kit.training.runtime import Timer, pass_on
 
 LEAST_COMPARED = 100  # held-out rows with which a flow in training is compared
-SHOWN_SAMPLES = 64  # draws of a flow in training
 RECEIPT_SHARE, RECEIPT_SHARE_OF_MANY, MANY = 0.06, 0.15, 16  # of the seconds; beyond so many columns
-QUICK_SOLVER = FixedSolver("midpoint", 8, grading=2.0)
 
 OnStep = Callable[[dict[str, Any]], None]
-OnSamples = Callable[[dict[str, Any], np.ndarray], None]
 
 
 def _of_model(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -170,7 +165,7 @@ class DensityEstimator(DensityMixin, BaseEstimator, CommonFields):
             listeners = [*_watches(self, flow, rows)]
             if on_samples:
                 contexts = rows.fitting.context if domain.code_dim else arrays.contexts(np.arange(len(arrays.x)))
-                listeners.append(_sampler(flow, domain, contexts, config.train.seed, on_samples))
+                listeners.append(training_sampler(flow, domain, contexts, config.train.seed, on_samples))
             history = self._train(flow, rows, config, folder, resume, before, timer, on_step, _all_of(listeners))
             steps = None
             if config.steps is not None and not history.interrupted:
@@ -239,7 +234,7 @@ class DensityEstimator(DensityMixin, BaseEstimator, CommonFields):
         """Load the fitted estimator of a run folder, on the device that its fields name here.
 
         Args:
-            path: Run folder.
+            path: Run folder, or pretrained:NAME for a run that comes with the package.
 
         Returns:
             The estimator.
@@ -253,6 +248,22 @@ class DensityEstimator(DensityMixin, BaseEstimator, CommonFields):
             name = type(estimator).__name__
             raise ValueError(f"{path} is a run of {name}: load it by {name}.load")
         return estimator
+
+    @classmethod
+    def pretrained(cls, name: str) -> Any:
+        """Load a fitted estimator that comes with the package (docs/howto/pretrained.md lists them).
+
+        Args:
+            name: Name, e.g. "moons".
+
+        Returns:
+            The estimator.
+
+        Raises:
+            RunError: If there is none of that name.
+            ValueError: If it is of images and the estimator of tables, or the other way round.
+        """
+        return cls.load(f"{PRETRAINED}{name}")
 
     def set_params(self, **params: Any) -> Any:
         """Set fields; those that concern reports take effect at once on a fitted estimator.
@@ -292,6 +303,17 @@ class DensityEstimator(DensityMixin, BaseEstimator, CommonFields):
     def event_shape_(self) -> tuple[int, ...]:
         """Shape of a row or an image."""
         return self.model_.event_shape
+
+    def _repr_html_inner(self) -> str:
+        return self._with_result(super()._repr_html_inner())
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, str]:
+        bundle = super()._repr_mimebundle_(**kwargs)
+        return {kind: self._with_result(text) if kind == "text/html" else text for kind, text in bundle.items()}
+
+    def _with_result(self, html: str) -> str:
+        """Return scikit-learn's view of the estimator, and below it what the fit has given."""
+        return html + self.model_._repr_html_() if "model_" in vars(self) else html
 
     @abstractmethod
     def _read(
@@ -575,17 +597,3 @@ def _all_of(listeners: Sequence[OnValidation]) -> OnValidation | None:
         return {name: value for listen in listeners for name, value in (listen(record) or {}).items()}
 
     return on_validation if listeners else None
-
-
-def _sampler(flow: Flow, domain: Domain, context: Tensor | None, seed: int, on_samples: OnSamples) -> OnValidation:
-    """Return a listener to validations that draws, always from the same noise, given the first contexts."""
-    if context is None:
-        implied = domain.contexts(None, SHOWN_SAMPLES, flow.context_dim)
-        context = None if implied is None else tensor(implied)
-    contexts = None if context is None else context[torch.arange(SHOWN_SAMPLES) % len(context)]
-
-    def on_validation(record: dict[str, Any]) -> None:
-        z = flow.base.sample(SHOWN_SAMPLES, torch.Generator().manual_seed(seed))
-        on_samples(record, domain.drawn(to_numpy(to_data(flow, Batch(z, contexts), QUICK_SOLVER)), contexts))
-
-    return on_validation

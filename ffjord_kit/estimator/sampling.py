@@ -3,26 +3,54 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ffjord_kit.data import Batch, sampling_batch_size
+from ffjord_kit.display import html_table, svg_paths
 from ffjord_kit.estimator.data import seed_from, tensor, to_numpy
+from ffjord_kit.estimator.domain import Domain
 from ffjord_kit.estimator.image import ImageDomain
 from ffjord_kit.estimator.scoring import ScoringModel, to_data
 from ffjord_kit.flow import Flow
 from ffjord_kit.memory import check_fits
 from ffjord_kit.objectives import guided
-from ffjord_kit.ode import SolveError, Solver
+from ffjord_kit.ode import FixedSolver, SolveError, Solver
 from ffjord_kit.precision import double_precision, single_precision
+from ffjord_kit.training.history import OnValidation
 from ffjord_kit.transforms import Categorical
 
 MOST_REDRAWN = 0.05  # of the draws
+SHOWN_SAMPLES = 64  # draws of a flow in training
+QUICK_SOLVER = FixedSolver("midpoint", 8, grading=2.0)
+
+OnSamples = Callable[[dict[str, Any], np.ndarray], None]
+
+
+class NumpyTrajectory(NamedTuple):
+    """States along the way and their log-densities.
+
+    Attributes:
+        times: Times, shape (T,).
+        x: States, shape (T, n, d).
+        log_prob: Log-densities under p_t, nats, shape (T, n).
+    """
+
+    times: np.ndarray
+    x: np.ndarray
+    log_prob: np.ndarray
+
+    def _repr_html_(self) -> str:
+        frames, n, d = self.x.shape
+        means = (f"{values.mean():.4f} nats" for values in (self.log_prob[0], self.log_prob[-1]))
+        rows = {"paths": f"{n} of {d} columns, {frames} times from {self.times[0]:g} to {self.times[-1]:g}"}
+        rows |= dict(zip(("mean log-density at the base", "mean log-density at the data"), means, strict=True))
+        return html_table("Trajectory", rows) + svg_paths(self.times, self.x)
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,3 +225,30 @@ def _part(contexts: np.ndarray | None, start: int, count: int, one_for_all: bool
     if contexts is None:
         return None
     return tensor(np.broadcast_to(contexts, (count, contexts.shape[1])) if one_for_all else contexts[start:][:count])
+
+
+def training_sampler(
+    flow: Flow, domain: Domain, context: Tensor | None, seed: int, on_samples: OnSamples
+) -> OnValidation:
+    """Return a listener to validations that draws, always from the same noise, given the first contexts.
+
+    Args:
+        flow: Flow in training.
+        domain: Domain of the data.
+        context: Contexts of rows of the fit, or None.
+        seed: Seed of the noise.
+        on_samples: Called with the record of each validation, and the draws.
+
+    Returns:
+        The listener.
+    """
+    if context is None:
+        implied = domain.contexts(None, SHOWN_SAMPLES, flow.context_dim)
+        context = None if implied is None else tensor(implied)
+    contexts = None if context is None else context[torch.arange(SHOWN_SAMPLES) % len(context)]
+
+    def on_validation(record: dict[str, Any]) -> None:
+        z = flow.base.sample(SHOWN_SAMPLES, torch.Generator().manual_seed(seed))
+        on_samples(record, domain.drawn(to_numpy(to_data(flow, Batch(z, contexts), QUICK_SOLVER)), contexts))
+
+    return on_validation
