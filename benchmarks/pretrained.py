@@ -1,11 +1,11 @@
 """The models that come with the package: train them again, and print the table of docs/howto/pretrained.md.
 
-    FFJORD_KIT_DATA=FOLDER python benchmarks/pretrained.py [--only moons,digits] [--out ffjord_kit/pretrained]
+    FFJORD_KIT_DATA=FOLDER python benchmarks/pretrained.py [--only moons,digits] [--table] [--out ffjord_kit/pretrained]
 
 Each is a run of `ffjord-kit fit` by the options in RECIPES, on one thread, CPU seconds. What is kept of it is what is
 needed to use it: config.json, the weights, and a short log. Held-out rows are a split that no fit has seen: fresh
 draws of a toy, the test images of MNIST, a fifth of the rows of the others. FOLDER holds mnist.npz, uci_regression.npz
-and earth.npz; the tables in them are not kept, and a run does not name them.
+and earth.npz; tables in them are not kept, and a run says in words what they are. --table prints the table alone.
 """
 
 from __future__ import annotations
@@ -40,12 +40,14 @@ TEST_IMAGES = 256
 class Recipe(NamedTuple):
     """What a model is fitted to, and how.
 
-    `source` is a named set of data, or a table FILE.npz:KEY of the folder, whose `columns` get these names.
+    `source` is a named set of data, or a table FILE.npz:KEY of the folder, whose `columns` get these names, and which
+    is, in words, `about`.
     """
 
     source: str
     options: str
     columns: tuple[str, ...] = ()
+    about: str = ""
 
 
 RECIPES = {
@@ -55,27 +57,32 @@ RECIPES = {
     "power_plant": Recipe(
         "uci_regression.npz:power_plant", "--max-seconds 120",
         ("temperature", "vacuum", "pressure", "humidity", "power"),
+        "hourly means of a power plant (P. Tufekci and H. Kaya, UCI 294, CC BY 4.0)",
     ),
-    "earthquakes": Recipe("earth.npz:earthquake", "--columns lon+lat=sphere:deg --max-seconds 120", ("lat", "lon")),
+    "earthquakes": Recipe(
+        "earth.npz:earthquake", "--columns lon+lat=sphere:deg --max-seconds 60", ("lat", "lon"),
+        "places of significant earthquakes, degrees (NOAA, doi 10.7289/V5TD9V7K)",
+    ),
 }  # fmt: skip
 
 
-def make(name: str, folder: Path, work: Path) -> str:
-    """Train a model, keep it in a folder, and return its line of the table."""
+def train(name: str, source: str, folder: Path, work: Path) -> None:
+    """Train a model, and keep it in a folder."""
     recipe = RECIPES[name]
-    train, test = f"{recipe.source}:train", f"{recipe.source}:test"
-    if recipe.columns:
-        train, test = _tables(recipe, work)
-    command = ["fit", train, "--out", str(work / name), "--seed", "0", *recipe.options.split()]
+    command = ["fit", source, "--out", str(work / name), "--seed", "0", *recipe.options.split()]
     subprocess.run([sys.executable, "-m", "ffjord_kit", *command], check=True, stdout=sys.stderr)
-    keep(Run.open(work / name), folder / name)
-    return line(name, folder / name, test)
+    keep(Run.open(work / name), folder / name, recipe.about)
 
 
-def _tables(recipe: Recipe, work: Path) -> list[str]:
-    """Write the train and test rows of a table of the folder as CSV files with names."""
+def splits(recipe: Recipe, work: Path) -> list[str]:
+    """Return the sources of the train and test rows; tables of the folder become CSV files with names."""
+    if not recipe.columns:
+        return [f"{recipe.source}:train", f"{recipe.source}:test"]
     file, _, key = recipe.source.partition(":")
-    with np.load(Path(os.environ.get("FFJORD_KIT_DATA", ".")) / file, allow_pickle=False) as content:
+    path = Path(os.environ.get("FFJORD_KIT_DATA", ".")) / file
+    if not path.exists():
+        raise ValueError(f"{path} is not there: set FFJORD_KIT_DATA to the folder that holds {file}")
+    with np.load(path, allow_pickle=False) as content:
         rows = content[key]
     paths = []
     for split in ("train", "test"):
@@ -87,12 +94,12 @@ def _tables(recipe: Recipe, work: Path) -> list[str]:
     return paths
 
 
-def keep(run: Run, folder: Path) -> None:
-    """Copy of a run what is needed to use it; a source that others do not have is not named."""
+def keep(run: Run, folder: Path, about: str) -> None:
+    """Copy of a run what is needed to use it; `about` stands for a source that others do not have."""
     shutil.rmtree(folder, ignore_errors=True)
     config = run.config
-    if os.path.isabs(config["data"]["source"]):
-        config["data"] = {"context_columns": []}
+    if about:
+        config["data"] = {"about": about, "context_columns": []}
     kept = Run.create(folder, config)
     for part in ("", "steps"):
         source, target = run.within(part), kept.within(part)
@@ -137,6 +144,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default=",".join(RECIPES), help="models (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=PACKAGE, help="folder of the models (default: %(default)s)")
+    parser.add_argument("--table", action="store_true", help="print the table of models that are there")
     given = parser.parse_args()
     unknown = [name for name in given.only.split(",") if name not in RECIPES]
     if unknown:
@@ -145,7 +153,10 @@ def main() -> None:
     print("| model | weights | held-out NLL | receipt | options |", "|---|---|---|---|---|", sep="\n", flush=True)
     with tempfile.TemporaryDirectory() as work:
         for name in given.only.split(","):
-            print(make(name, given.out, Path(work)), flush=True)
+            fitted, test = splits(RECIPES[name], Path(work))
+            if not given.table:
+                train(name, fitted, given.out, Path(work))
+            print(line(name, given.out / name, test), flush=True)
 
 
 if __name__ == "__main__":

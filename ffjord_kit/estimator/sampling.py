@@ -48,7 +48,7 @@ class NumpyTrajectory(NamedTuple):
     def _repr_html_(self) -> str:
         frames, n, d = self.x.shape
         means = (f"{values.mean():.4f} nats" for values in (self.log_prob[0], self.log_prob[-1]))
-        rows = {"paths": f"{n} of {d} columns, {frames} times from {self.times[0]:g} to {self.times[-1]:g}"}
+        rows = {"paths": f"{n}, in {d} columns, at {frames} times from {self.times[0]:g} to {self.times[-1]:g}"}
         rows |= dict(zip(("mean log-density at the base", "mean log-density at the data"), means, strict=True))
         return html_table("Trajectory", rows) + svg_paths(self.times, self.x)
 
