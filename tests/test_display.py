@@ -1,4 +1,4 @@
-"""What a notebook shows of a fitted model, a certificate and a trajectory: HTML that parses and carries the numbers."""
+"""What is shown of a fitted model, a certificate and a trajectory: HTML that parses and carries the numbers."""
 
 from html.parser import HTMLParser
 from xml.etree import ElementTree
@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from ffjord_kit import FFJORD
+from ffjord_kit.cli.output import print_rows
 from ffjord_kit.display import PATHS, html_table, svg_paths
 
 VOID = {"input", "br", "img", "link", "meta", "hr"}
@@ -105,3 +106,9 @@ def test_a_drawing_is_light_and_stays_in_its_frame(d):
 
 def test_a_table_escapes_what_it_holds():
     assert "&lt;script&gt;" in html_table("<script>", {})
+
+
+def test_a_terminal_shows_a_long_name_whole(capsys):
+    name = "a" * 300
+    print_rows([("columns", name)])
+    assert "".join(capsys.readouterr().out.split()) == f"columns{name}"

@@ -65,7 +65,7 @@ def test_a_notebook_shows_one_bar_that_is_renewed_and_full_at_the_end(monkeypatc
     monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(display=display))
     with progress("rows") as on_progress:
         on_progress(3, 10)
-    assert FULL not in shown[0]
+    assert "--:-- left" in shown[0]
     assert FULL in shown[-1]
-    assert "00:00 left" in shown[-1]
+    assert "10/10 00:00 left" in shown[-1]
     assert capsys.readouterr().err == ""
