@@ -79,7 +79,7 @@ def test_a_certificate_shows_the_mean_and_the_errors(model):
 def test_a_certificate_of_a_row_outside_the_support_shows_minus_infinity(model):
     certified = model.certify(np.zeros((3, 2)))
     outside = certified._replace(log_prob=np.array([-1.0, -np.inf, -2.0]))
-    assert read(outside._repr_html_())["mean log-density"] == "-inf, nats"
+    assert read(outside._repr_html_())["mean log-density"] == "-inf nats"
 
 
 def test_a_trajectory_shows_its_ends_and_its_paths(model):
@@ -92,7 +92,7 @@ def test_a_trajectory_shows_its_ends_and_its_paths(model):
     assert len(drawing.findall(".//{*}circle")) == 10
 
 
-@pytest.mark.parametrize("d", [1, 2, 64])
+@pytest.mark.parametrize("d", [1, 2, 5])
 def test_a_drawing_is_light_and_stays_in_its_frame(d):
     drawing = ElementTree.fromstring(
         svg_paths(np.linspace(0, 1, 50), np.random.default_rng(0).normal(size=(500, 999, d)))

@@ -77,10 +77,10 @@ class LogDensities(NamedTuple):
     def _repr_html_(self) -> str:
         count, mean = len(self.log_prob), self.log_prob.mean()
         known = count > 1 and np.isfinite(mean)
-        spread = f" ± {self.log_prob.std(ddof=1) / math.sqrt(count):.4f}, over rows" if known else ""
+        spread = f" ± {self.log_prob.std(ddof=1) / math.sqrt(count):.4f}" if known else ""
         rows = {
             "rows": str(count),
-            "mean log-density": f"{mean:.4f}{spread}, nats",
+            "mean log-density": f"{mean:.4f}{spread} nats",
             "error of a row": f"median {np.median(self.error):.1e}, largest {self.error.max():.1e} nats (99 % of rows)",
             "requested error": f"met by {self.met.sum()} rows",
             "steps of a row": f"median {np.median(self.accepted):.0f}, largest {self.accepted.max()}",
