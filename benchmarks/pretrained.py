@@ -4,7 +4,7 @@
 
 Each is a run of `ffjord-kit fit` by the options in RECIPES, on one thread, CPU seconds. What is kept of it is what is
 needed to use it: config.json, the weights, and a short log. Held-out rows are a split that no fit has seen: fresh
-draws of a toy, the test images of MNIST, a fifth of the rows of the others. FOLDER holds mnist.npz and
+draws of a toy, 64 test images of MNIST, a fifth of the rows of the others. FOLDER holds mnist.npz and
 uci_regression.npz; a table in it is not kept, and a run says in words what it is. --table prints the table alone.
 """
 
@@ -34,7 +34,7 @@ from ffjord_kit.run import Run
 PACKAGE = Path(__file__).parent.parent / "ffjord_kit" / "pretrained"
 RECORDS = 100  # of a log that is kept
 LIMIT = 300 * 1024  # bytes of a model
-TEST_IMAGES = 256
+TEST_IMAGES = 64
 
 
 class Recipe(NamedTuple):
