@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -9,7 +10,10 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
 from rich.console import Console
+from rich.live import Live
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+
+NOTEBOOK_WIDTH = 110  # columns of characters
 
 OnStep = Callable[[dict[str, Any]], None]
 OnProgress = Callable[[int, int], None]
@@ -106,7 +110,7 @@ def progress(label: str, *, shown: bool | None = None) -> Iterator[OnProgress]:
         A function to call with the part done and the whole.
     """
     bar = _bar(TextColumn("{task.completed:.0f}/{task.total:.0f}"))
-    if shown is False or (shown is None and not (sys.stderr.isatty() or bar.console.is_jupyter)):
+    if shown is False or (shown is None and not (sys.stderr.isatty() or _in_notebook())):
         yield lambda done, total: None
         return
     task = bar.add_task(label, total=1, start=False)
@@ -133,12 +137,51 @@ def note(text: str) -> None:
     Console(stderr=True, markup=False, highlight=False).print(text, soft_wrap=True)
 
 
+class NotebookLive(Live):
+    """A display in a cell of a notebook, by IPython alone, where rich's own needs ipywidgets.
+
+    Args:
+        bar: Bars to show.
+
+    Attributes:
+        cell: IPython's handle of the display; None before it is first shown.
+    """
+
+    def __init__(self, bar: Progress) -> None:
+        super().__init__(console=_page(), get_renderable=bar.get_renderable)
+        self.cell: Any = None
+
+    def refresh(self) -> None:
+        from IPython.display import display  # here, as only a notebook has it
+
+        page = _page()
+        page.print(self.get_renderable())
+        html = page.export_html(inline_styles=True, code_format="<pre>{code}</pre>", clear=False)
+        forms = {"text/plain": page.export_text(), "text/html": html}
+        if self.cell is None:
+            self.cell = display(forms, raw=True, display_id=True)
+        else:
+            self.cell.update(forms, raw=True)
+
+
+def _page() -> Console:
+    """Return a console that keeps what is printed."""
+    return Console(file=io.StringIO(), record=True, width=NOTEBOOK_WIDTH, force_jupyter=False)
+
+
+def _in_notebook() -> bool:
+    return Console().is_jupyter
+
+
 def _bar(*columns: ProgressColumn) -> Progress:
-    bar = BarColumn(bar_width=8, finished_style="green")  # rich's own looks empty where there are 16 colours
-    return Progress(
-        TextColumn("{task.description:>13}"), bar, *columns, TimeRemainingColumn(compact=True), TextColumn("left"),
+    blocks = BarColumn(bar_width=8, finished_style="green")  # rich's own looks empty where there are 16 colours
+    bar = Progress(
+        TextColumn("{task.description:>13}"), blocks, *columns, TimeRemainingColumn(compact=True), TextColumn("left"),
         console=Console(stderr=True), refresh_per_second=4,
     )  # fmt: skip
+    if _in_notebook():
+        bar.live = NotebookLive(bar)
+    return bar
 
 
 def _complete(bar: Progress) -> None:

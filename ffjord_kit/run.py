@@ -33,7 +33,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ffjord_kit.atomic import flush, replacing, write_text
-from ffjord_kit.run_folder import RunError, check_is_run, check_room
+from ffjord_kit.run_folder import RunError, check_is_run, check_room, locate_run, refuse_pretrained
 from ffjord_kit.version import __version__
 
 fcntl: ModuleType | None
@@ -169,7 +169,7 @@ class Run:
         """Open an existing run.
 
         Args:
-            path: Path of the folder.
+            path: Path of the folder, or pretrained:NAME for a run that comes with the package.
 
         Returns:
             The run.
@@ -178,7 +178,7 @@ class Run:
             RunError: If its config cannot be read.
         """
         check_is_run(path)
-        run = cls(Path(path))
+        run = cls(locate_run(path))
         run.config  # noqa: B018  reads and checks it
         return run
 
@@ -499,8 +499,9 @@ def claimed(path: str | Path | None) -> Iterator[None]:
         Nothing.
 
     Raises:
-        RunError: If another process holds the lock.
+        RunError: If another process holds the lock, or the run is one of the package.
     """
+    refuse_pretrained(path)
     handle = _folder_handle(path)
     try:
         if handle is not None:

@@ -1,10 +1,12 @@
 """Progress bars: full at the end of what has ended, and not where it was interrupted."""
 
 import math
+import sys
 from types import SimpleNamespace
 
 import pytest
 
+from ffjord_kit import progress as bars
 from ffjord_kit.progress import progress, training_progress
 
 FULL = "━" * 8
@@ -45,3 +47,25 @@ def test_a_loop_that_ends_early_fills_its_bar_and_one_that_fails_does_not(capsys
         on_progress(3, 10)
         raise ValueError("stop")
     assert FULL not in capsys.readouterr().err
+
+
+def test_a_notebook_shows_one_bar_that_is_renewed_and_full_at_the_end(monkeypatch, capsys):
+    shown = []
+
+    class Cell:
+        def update(self, forms, *, raw):
+            shown.append(forms["text/plain"])
+
+    def display(forms, *, raw, display_id):
+        Cell().update(forms, raw=raw)
+        return Cell()
+
+    monkeypatch.setattr(bars, "_in_notebook", lambda: True)
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(display=display))
+    with progress("rows") as on_progress:
+        on_progress(3, 10)
+    assert "--:-- left" in shown[0]
+    assert FULL in shown[-1]
+    assert "10/10 00:00 left" in shown[-1]
+    assert capsys.readouterr().err == ""

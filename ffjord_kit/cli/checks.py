@@ -14,7 +14,7 @@ from ffjord_kit.cli.parsing import parse_fields
 from ffjord_kit.datasets.series import TEXT_SUFFIXES, check_series_source
 from ffjord_kit.estimator.fields import ImageFields, TableFields
 from ffjord_kit.models.fields import LatentODEFields, check_fields
-from ffjord_kit.run_folder import RunError, check_is_run, check_room
+from ffjord_kit.run_folder import RunError, check_is_run, check_room, locate_run, refuse_pretrained
 
 IMAGE_SUFFIXES = (".npz", ".png")  # samples of images make the folder of these themselves
 
@@ -58,8 +58,9 @@ def check_resume(path: str, **_: Any) -> None:
         path: Run folder.
 
     Raises:
-        RunError: If it is none.
+        RunError: If it is none, or one of the package.
     """
+    refuse_pretrained(path)
     check_is_run(path)
 
 
@@ -229,7 +230,7 @@ def check_successor(run: str, source: str | None, out: str, force: bool, **_: An
         ValueError: If something is not there, or the folder cannot be used.
     """
     folder = Path(out)
-    if folder.resolve() == Path(run).resolve():
+    if folder.resolve() == locate_run(run).resolve():
         raise RunError(f"{out} is the run to begin with, which stays as it is: choose another folder")
     content = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
     if content and not (force and "config.json" in content):
@@ -248,7 +249,7 @@ def check_fit_series(options: Mapping[str, Any]) -> None:
         ValueError: If something is not there, or cannot be read or written.
     """
     if options["resume"] is not None:
-        return check_is_run(options["resume"])
+        return check_resume(options["resume"])
     check_series_source(options["source"])
     check_fields(LatentODEFields(**{each.name: options[each.name] for each in fields(LatentODEFields)}))
     return check_room(options["out"], force=options["force"])

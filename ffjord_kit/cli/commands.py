@@ -14,6 +14,7 @@ from ffjord_kit.cli.options import (
     Count,
     HeadedCommand,
     Numbers,
+    RunPath,
     Widths,
     command_line_options,
     field_options,
@@ -26,7 +27,7 @@ MAIN, TABLE = "Main", "Table"
 AHEAD = click.FloatRange(min=0)
 SEED = click.IntRange(0, 2**32 - 1)
 
-run_argument = click.argument("run", type=click.Path())
+run_argument = click.argument("run", type=RunPath())
 level_option = click.option(
     "--level", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.9, show_default=True,
     metavar="FLOAT", help="Probability of the bands.",

@@ -121,7 +121,8 @@ def _typed(entry: Any) -> str:
 
 def _data(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield the data of a run."""
-    yield "data", f"{config['data'].get('source', 'from Python')}, {config['rows']} rows"
+    note = config["data"]
+    yield "data", f"{note.get('source', note.get('about', 'from Python'))}, {config['rows']} rows"
     columns, images = config["columns"], config.get("images")
     if images is None:
         more = f", ... {len(columns)} in all" if len(columns) > COLUMNS_SHOWN else ""

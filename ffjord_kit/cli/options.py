@@ -7,9 +7,11 @@ from dataclasses import MISSING, Field, fields
 from typing import Any, NamedTuple, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from ffjord_kit.estimator.fields import HEADINGS, ImageFields, TableFields
 from ffjord_kit.models.fields import LatentODEFields
+from ffjord_kit.run_folder import pretrained_runs
 from ffjord_kit.words import PRIORS, RECOGNITIONS
 
 C = TypeVar("C", bound=Callable[..., Any])
@@ -27,6 +29,14 @@ TEXT_FORMS = {
     "columns": ("NAME=TYPE,...", "z=bounded:0:1,kids=integer,phi=circle:360,ra+dec=sphere:deg"),
     "missing": ("MARK,...", "-999,unknown"),
 }
+
+
+class RunPath(click.Path):
+    """A run folder, or the word of a run that comes with the package; a shell completes both."""
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        words = [CompletionItem(word) for word in pretrained_runs() if incomplete and word.startswith(incomplete)]
+        return words or super().shell_complete(ctx, param, incomplete)
 
 
 class Widths(click.ParamType):

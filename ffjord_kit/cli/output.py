@@ -23,24 +23,24 @@ def plain_table(*titles: str) -> Table:
     """Return a table without lines.
 
     Args:
-        titles: Titles of the columns; none for a list of names and values.
+        titles: Titles of the columns; empty ones are not shown.
 
     Returns:
         The table, still empty.
     """
-    table = Table(show_header=bool(titles), box=None, pad_edge=False)
+    table = Table(show_header=any(titles), box=None, pad_edge=False)
     for title in titles:
         table.add_column(title, overflow="fold")
     return table
 
 
 def print_rows(rows: Iterable[tuple[str, str]]) -> None:
-    """Print names and values in two columns, long values on one line.
+    """Print names and values in two columns; a word that is longer than a line goes on in the next one, uncut.
 
     Args:
         rows: Names and values.
     """
-    table = plain_table()
+    table = plain_table("", "")
     for name, value in rows:
         table.add_row(name, value)
     CONSOLE.print(table, soft_wrap=True)

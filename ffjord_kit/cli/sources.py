@@ -25,6 +25,7 @@ LEAST_DRAWN = 20  # rows that remain when they are drawn by their weights
 LABEL = "label"  # the column that images can be conditioned on
 NOTE: dict[str, tuple[type, ...]] = {
     "context_columns": (list,), "classes": (list,), "drop": (list,), "weight": (str,), "noise_columns": (list,),
+    "about": (str,),
 }  # fmt: skip
 SOURCE_NOTE: dict[str, tuple[type, ...]] = {
     "source": (str,), "rows": (int, type(None)), "seed": (int,), "size": (int, type(None)), "grey": (bool,),
@@ -292,7 +293,8 @@ def load_fitted(run: Run, advice: str = "put it back there") -> LoadedData:
     """
     note = run.config["data"]
     if "source" not in note:
-        raise ValueError(f"{run.path} was made in Python and does not name its data: {advice}")
+        origin = "comes without its data" if "about" in note else "was made in Python and does not name its data"
+        raise ValueError(f"{run.path} {origin}: {advice}")
     try:
         known = {name: note[name] for name in RECORDED if name in note}
         return load(note["source"], told=False, types=_types_of(run), missing=marks_of_missing(run), **known)

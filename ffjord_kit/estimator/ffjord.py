@@ -33,6 +33,7 @@ from ffjord_kit.estimator.persistence import (
     read_fields,
     run_folder,
 )  # fmt: skip
+from ffjord_kit.estimator.questions.verbs import of_model, of_model_on_data
 from ffjord_kit.estimator.search import LEAST_SHARE, choose, is_small
 from ffjord_kit.estimator.tables.choice import table_domain
 from ffjord_kit.estimator.tables.contexts import categories_of_contexts
@@ -47,6 +48,7 @@ from ffjord_kit.precision import compiled
 from ffjord_kit.progress import note, training_progress
 from ffjord_kit.rows import as_rows, is_frame
 from ffjord_kit.run import Run
+from ffjord_kit.run_folder import PRETRAINED
 from ffjord_kit.threads import training_threads
 from ffjord_kit.training import History, Phase, Workers, fit_flow
 from ffjord_kit.training.history import OnValidation
@@ -59,35 +61,13 @@ RECEIPT_SHARE, RECEIPT_SHARE_OF_MANY, MANY = 0.06, 0.15, 16  # of the seconds; b
 OnStep = Callable[[dict[str, Any]], None]
 
 
-def _of_model(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Make an estimator's method of a model's, whose first argument is no data."""
-
-    @wraps(method)
-    def call(self: DensityEstimator, *args: Any, **options: Any) -> Any:
-        check_is_fitted(self, "model_")
-        return method(self.model_, *args, **options)
-
-    return call
-
-
 def _deriving(method: Callable[..., Any]) -> Callable[..., Any]:
     """Make an estimator's method of a model's on data that returns another model: it returns another estimator."""
-    derive = _of_model_on_data(method)
+    derive = of_model_on_data(method)
 
     @wraps(method)
     def call(self: DensityEstimator, X: Any, *args: Any, **options: Any) -> Any:
         return _with_model(derive(self, X, *args, **options))
-
-    return call
-
-
-def _of_model_on_data(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Make an estimator's method of a model's, whose first argument is data like the fit's."""
-
-    @wraps(method)
-    def call(self: DensityEstimator, X: Any, *args: Any, **options: Any) -> Any:
-        check_is_fitted(self, "model_")
-        return method(self.model_, self._checked(X), *args, **options)
 
     return call
 
@@ -218,25 +198,25 @@ class DensityEstimator(DensityMixin, BaseEstimator, CommonFields):
         arrays = with_noise(arrays, domain, self, noise_std)
         self._prepare(arrays, domain, {"seed": 0}, Workers())
 
-    score_samples = _of_model_on_data(DensityModel.score_samples)
-    score = _of_model_on_data(DensityModel.score)
-    evaluate = _of_model_on_data(DensityModel.evaluate)
-    certify = _of_model_on_data(DensityModel.certify)
-    draft = _of_model_on_data(DensityModel.draft)
-    solver_error = _of_model_on_data(DensityModel.solver_error)
-    outlier_scores = _of_model_on_data(DensityModel.outlier_scores)
-    sample = _of_model(DensityModel.sample)
-    states = _of_model(DensityModel.states)
-    interpolate = _of_model(DensityModel.interpolate)
-    split = _of_model(DensityModel.split)
-    save = _of_model(DensityModel.save)
+    score_samples = of_model_on_data(DensityModel.score_samples)
+    score = of_model_on_data(DensityModel.score)
+    evaluate = of_model_on_data(DensityModel.evaluate)
+    certify = of_model_on_data(DensityModel.certify)
+    draft = of_model_on_data(DensityModel.draft)
+    solver_error = of_model_on_data(DensityModel.solver_error)
+    outlier_scores = of_model_on_data(DensityModel.outlier_scores)
+    sample = of_model(DensityModel.sample)
+    states = of_model(DensityModel.states)
+    interpolate = of_model(DensityModel.interpolate)
+    split = of_model(DensityModel.split)
+    save = of_model(DensityModel.save)
 
     @classmethod
     def load(cls, path: str | Path, *, dynamics: Any = None, base: Any = None) -> Any:
         """Load the fitted estimator of a run folder, on the device that its fields name here.
 
         Args:
-            path: Run folder.
+            path: Run folder, or pretrained:NAME for a run that comes with the package.
             dynamics: Network of your own that it was fitted with, or None.
             base: Base of your own that it was fitted with, or None.
 
@@ -252,6 +232,22 @@ class DensityEstimator(DensityMixin, BaseEstimator, CommonFields):
             name = type(estimator).__name__
             raise ValueError(f"{path} is a run of {name}: load it by {name}.load")
         return estimator
+
+    @classmethod
+    def pretrained(cls, name: str) -> Any:
+        """Load a fitted estimator that comes with the package (docs/howto/pretrained.md lists them).
+
+        Args:
+            name: Name, e.g. "moons".
+
+        Returns:
+            The estimator.
+
+        Raises:
+            RunError: If there is none of that name.
+            ValueError: If it is of images and the estimator of tables, or the other way round.
+        """
+        return cls.load(f"{PRETRAINED}{name}")
 
     def set_params(self, **params: Any) -> Any:
         """Set fields; those that concern reports take effect at once on a fitted estimator.
@@ -291,6 +287,17 @@ class DensityEstimator(DensityMixin, BaseEstimator, CommonFields):
     def event_shape_(self) -> tuple[int, ...]:
         """Shape of a row or an image."""
         return self.model_.event_shape
+
+    def _repr_html_inner(self) -> str:
+        return self._with_result(super()._repr_html_inner())
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, str]:
+        bundle = super()._repr_mimebundle_(**kwargs)
+        return {kind: self._with_result(text) if kind == "text/html" else text for kind, text in bundle.items()}
+
+    def _with_result(self, html: str) -> str:
+        """Return scikit-learn's view of the estimator, and below it what the fit has given."""
+        return html + self.model_._repr_html_() if "model_" in vars(self) else html
 
     @abstractmethod
     def _read(
@@ -404,24 +411,24 @@ class FFJORD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityEstimator
         https://arxiv.org/abs/2210.02747.
     """
 
-    trajectory = _of_model(DensityModel.trajectory)
-    velocity = _of_model_on_data(DensityModel.velocity)
-    diagnose = _of_model_on_data(DensityModel.diagnose)
-    weight_loss = _of_model_on_data(DensityModel.weight_loss)
-    attack = _of_model_on_data(DensityModel.attack)
-    explain = _of_model_on_data(DensityModel.explain)
-    given = _of_model(DensityModel.given)
-    marginal = _of_model(DensityModel.marginal)
-    impute = _of_model_on_data(DensityModel.impute)
-    grad_log_prob = _of_model_on_data(DensityModel.grad_log_prob)
-    mode = _of_model(DensityModel.mode)
-    expectation = _of_model(DensityModel.expectation)
-    transform = _of_model_on_data(DensityModel.transform)
-    inverse_transform = _of_model(DensityModel.inverse_transform)
+    trajectory = of_model(DensityModel.trajectory)
+    velocity = of_model_on_data(DensityModel.velocity)
+    diagnose = of_model_on_data(DensityModel.diagnose)
+    weight_loss = of_model_on_data(DensityModel.weight_loss)
+    attack = of_model_on_data(DensityModel.attack)
+    explain = of_model_on_data(DensityModel.explain)
+    given = of_model(DensityModel.given)
+    marginal = of_model(DensityModel.marginal)
+    impute = of_model_on_data(DensityModel.impute)
+    grad_log_prob = of_model_on_data(DensityModel.grad_log_prob)
+    mode = of_model(DensityModel.mode)
+    expectation = of_model(DensityModel.expectation)
+    transform = of_model_on_data(DensityModel.transform)
+    inverse_transform = of_model(DensityModel.inverse_transform)
     discretize = _deriving(DensityModel.discretize)
     condense = _deriving(DensityModel.condense)
-    few_step_sample_errors = _of_model(DensityModel.few_step_sample_errors)
-    few_step_score_errors = _of_model_on_data(DensityModel.few_step_score_errors)
+    few_step_sample_errors = of_model(DensityModel.few_step_sample_errors)
+    few_step_score_errors = of_model_on_data(DensityModel.few_step_score_errors)
 
     def fit_transform(self, X: Any, y: None = None, **options: Any) -> Any:
         """Fit to rows, and map them to the base; see `fit` and `DensityModel.transform`.
@@ -507,8 +514,8 @@ class ImageFFJORD(DensityEstimator, ImageFields):
         Theis et al. 2016, https://arxiv.org/abs/1511.01844, on noise and bits per dimension.
     """
 
-    bits_per_dim = _of_model_on_data(DensityModel.bits_per_dim)
-    class_probabilities = _of_model_on_data(DensityModel.class_probabilities)
+    bits_per_dim = of_model_on_data(DensityModel.bits_per_dim)
+    class_probabilities = of_model_on_data(DensityModel.class_probabilities)
 
     def _read(
         self,

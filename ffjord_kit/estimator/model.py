@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from ffjord_kit.estimator.questions.base_points import BasePointModel
 from ffjord_kit.estimator.questions.columns import QuestioningModel
 from ffjord_kit.estimator.questions.expectations import ExpectationModel
 from ffjord_kit.estimator.questions.modes import ModeModel
+from ffjord_kit.estimator.sampling import NumpyTrajectory
 from ffjord_kit.estimator.scoring import placed, spread, to_data
 from ffjord_kit.estimator.tables.changeable import changeable_columns, with_numbers
 from ffjord_kit.estimator.tables.own import own_of
@@ -44,20 +45,6 @@ ERROR_ROWS = 32  # of the solver's error that a reflow records
 REFERENCE_ROWS, COMPARED_ROWS = 5000, 256  # of corrections: for threshold and scales, and for the error below
 GUIDE = FixedSolver("rk4", 16, grading=2.0)  # of a continuous flow, for the search of corrections
 VERIFY = AdaptiveSolver(rtol=1e-4, atol=1e-4)  # of thousands of draws, with an error that is measured
-
-
-class NumpyTrajectory(NamedTuple):
-    """States along the way and their log-densities.
-
-    Attributes:
-        times: Times, shape (T,).
-        x: States, shape (T, n, d).
-        log_prob: Log-densities under p_t, nats, shape (T, n).
-    """
-
-    times: np.ndarray
-    x: np.ndarray
-    log_prob: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +83,7 @@ class DensityModel(DerivingModel, QuestioningModel, ModeModel, ExpectationModel,
         """Load the model of a run folder, on the device that its fields name here.
 
         Args:
-            path: Run folder.
+            path: Run folder, or pretrained:NAME for a run that comes with the package.
             dynamics: Network of your own that it was fitted with, or None.
             base: Base of your own that it was fitted with, or None.
 

@@ -15,6 +15,7 @@ import torch
 
 from ffjord_kit.columns.types import read_types, types_as_text
 from ffjord_kit.diagnostics.measurement import NOISE
+from ffjord_kit.display import html_table
 from ffjord_kit.estimator.config import Config, blank_flow, find_device, report_dtype, resolve
 from ffjord_kit.estimator.data import seed_from
 from ffjord_kit.estimator.discretize import NOISE_REMOVED, SteppedNote, stepped
@@ -34,9 +35,11 @@ from ffjord_kit.estimator.tables.own import is_own, named, with_objects
 from ffjord_kit.flow import Flow
 from ffjord_kit.run import Run, RunError, claimed, damaged, to_json, unfit
 from ffjord_kit.training import History, Workers
+from ffjord_kit.training.history import of_density
 from ffjord_kit.training.reflow import with_alignment
 from ffjord_kit.transforms import CNF, Affine, Transform
 
+COLUMNS_SHOWN = 8
 FREE_ON_RESUME = ("verbose", "device", "random_state")
 FACTS: dict[str, type] = {
     "version": str, "sha256": str, "estimator": dict, "data": dict, "columns": list, "seed": int, "rows": int,
@@ -82,6 +85,42 @@ class StoredModel:
     def reporting_flow(self) -> Flow:
         """Flow whose density reports."""
         return self.steps if self.density == "steps" and self.steps is not None else self.flow
+
+    def summary(self) -> dict[str, str]:
+        """Describe the model in a few lines.
+
+        Returns:
+            Texts by name: the data, the density that reports, its held-out NLL, and its receipt.
+        """
+        note, nll = self.note, self._held_out_nll()
+        steps = note if self.density == "steps" else None
+        return {
+            "data": f"{self.record['rows']} {self._events()}",
+            "density": "of the continuous flow" if steps is None else f"of {steps.scheme}",
+            **({} if nll is None else {"held-out NLL": nll}),
+            **({} if note is None else {"receipt": str(note.receipt)}),
+        }
+
+    def _events(self) -> str:
+        """Return the columns of the rows, or the shape of the images."""
+        columns = self.record["columns"]
+        if not columns:
+            return f"images of {' x '.join(map(str, self.domain.event_shape))}"
+        more = f", ... {len(columns)} in all" if len(columns) > COLUMNS_SHOWN else ""
+        return f"rows of {', '.join(columns[:COLUMNS_SHOWN])}{more}"
+
+    def _held_out_nll(self) -> str | None:
+        """Return the best validation of the density that reports; None where none was made."""
+        records = of_density(self.history.records, self.density)
+        validations = [record for record in records if "validation_nll" in record]
+        if not validations:
+            return None
+        best = min(validations, key=lambda record: record["validation_nll"])
+        nll, error = best["validation_nll"], best["validation_standard_error"]
+        return f"{nll:.4f} ± {error:.4f} nats (± is over rows, not over fits)"
+
+    def _repr_html_(self) -> str:
+        return html_table("Fitted model", self.summary())
 
 
 def new_record(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ffjord_kit.data import Batch, sampling_batch_size
+from ffjord_kit.display import html_table, svg_paths
 from ffjord_kit.estimator.data import seed_from, tensor, to_numpy
 from ffjord_kit.estimator.image import ImageDomain
 from ffjord_kit.estimator.scoring import ScoringModel, to_data
@@ -22,6 +23,27 @@ from ffjord_kit.ode import SolveError, Solver
 from ffjord_kit.precision import double_precision, single_precision
 
 MOST_REDRAWN = 0.05  # of the draws
+
+
+class NumpyTrajectory(NamedTuple):
+    """States along the way and their log-densities.
+
+    Attributes:
+        times: Times, shape (T,).
+        x: States, shape (T, n, d).
+        log_prob: Log-densities under p_t, nats, shape (T, n).
+    """
+
+    times: np.ndarray
+    x: np.ndarray
+    log_prob: np.ndarray
+
+    def _repr_html_(self) -> str:
+        frames, n, d = self.x.shape
+        means = (f"{values.mean():.4f} nats" for values in (self.log_prob[0], self.log_prob[-1]))
+        rows = {"paths": f"{n}, in {d} columns, at {frames} times from {self.times[0]:g} to {self.times[-1]:g}"}
+        rows |= dict(zip(("mean log-density at the base", "mean log-density at the data"), means, strict=True))
+        return html_table("Trajectory", rows) + svg_paths(self.times, self.x)
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,6 +16,7 @@ from ffjord_kit.accuracy import LogDensity
 from ffjord_kit.data import Batch, scoring_batch_size
 from ffjord_kit.diagnostics.columns import warn_of_unlearnt_contexts
 from ffjord_kit.diagnostics.sample_weight import check_sample_weight
+from ffjord_kit.display import html_table
 from ffjord_kit.estimator.data import tensor, to_numpy
 from ffjord_kit.estimator.image import ImageDomain
 from ffjord_kit.estimator.persistence import StoredModel
@@ -72,6 +73,19 @@ class LogDensities(NamedTuple):
     accepted: np.ndarray
     rejected: np.ndarray
     longest_step: np.ndarray
+
+    def _repr_html_(self) -> str:
+        count, mean = len(self.log_prob), self.log_prob.mean()
+        known = count > 1 and np.isfinite(mean)
+        spread = f" ± {self.log_prob.std(ddof=1) / math.sqrt(count):.4f}" if known else ""
+        rows = {
+            "rows": str(count),
+            "mean log-density": f"{mean:.4f}{spread} nats",
+            "error of a row": f"median {np.median(self.error):.1e}, largest {self.error.max():.1e} nats (99 % of rows)",
+            "requested error": f"met by {self.met.sum()} rows",
+            "steps of a row": f"median {np.median(self.accepted):.0f}, largest {self.accepted.max()}",
+        }
+        return html_table("Certificate", rows)
 
 
 @dataclass(frozen=True, eq=False)
