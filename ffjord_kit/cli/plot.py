@@ -22,6 +22,7 @@ from ffjord_kit.cli.sources import (
     parse_context,
 )
 from ffjord_kit.estimator import DensityModel
+from ffjord_kit.report import nearest
 from ffjord_kit.run import Run
 
 STRIP_TIMES = np.linspace(0.0, 1.0, 8)
@@ -35,7 +36,6 @@ DIGITS = 50  # on the sheet of a table of pixels
 SHEET, STRIPS, STEPS, NEIGHBOURS = 100, 8, 9, 5
 SCORED, EXTREMES = 64, 10
 GONE = "pass rows to draw beside it by --data"
-NEAR_ROWS = 200  # least number of rows beside a picture at one context
 
 Records = Sequence[Mapping[str, Any]]
 Draw = Callable[[Path], object]
@@ -268,13 +268,8 @@ def _one_context(run: Run, data: LoadedData, text: str | None) -> np.ndarray | N
 
 
 def _near(data: LoadedData, context: np.ndarray) -> LoadedData:
-    """Return the tenth of the rows, at least 200, whose contexts are nearest in standard deviations, ties included."""
-    if data.context is None:
-        return data
-    scale = np.where(np.ptp(data.context, axis=0) > 0, data.context.std(axis=0), 1.0)
-    distance = np.linalg.norm((data.context - context) / scale, axis=1)
-    count = min(len(distance), max(NEAR_ROWS, len(distance) // 10))
-    return data.take(distance <= np.partition(distance, count - 1)[count - 1])
+    """Return the rows whose contexts are nearest."""
+    return data if data.context is None else data.take(nearest(data.context, context))
 
 
 def _labels(run: Run, text: str | None) -> np.ndarray | None:
