@@ -110,7 +110,7 @@ HEAVY = "matplotlib", "numpy", "pandas", "scipy", "sklearn", "torch"
 
 def test_without_arguments_three_things_to_do_next_are_shown(command):
     shown = command()
-    assert all(f"ffjord-kit {line}" in shown for line in ("demo", "fit table.csv", "doctor runs/mine", "--help"))
+    assert all(f"ffjord-kit {line}" in shown for line in ("demo", "fit table.csv", "report runs/mine", "--help"))
 
 
 @pytest.mark.parametrize(
@@ -457,15 +457,17 @@ def test_score_of_a_conditional_run_takes_the_context_from_its_column(command, c
     assert np.load(tmp_path / "scores.npy")[:, 0] == pytest.approx(scores, abs=1e-12)
 
 
-def test_the_demo_fits_compares_and_draws(command, tmp_path, monkeypatch, small_pictures):
+def test_the_demo_fits_compares_draws_and_reports(command, tmp_path, monkeypatch, small_pictures):
     demo = importlib.import_module("ffjord_kit.cli.demo")
     exhibit = replace(demo.EXHIBITS[-1], name="iris", train_rows=60)  # of so few, repeated values are no warning
     monkeypatch.setattr(demo, "EXHIBITS", (exhibit,))
     monkeypatch.setattr(demo, "FFJORD", lambda **options: FFJORD(**{**options, **QUICK, "verbose": False}))
+    monkeypatch.setattr(demo, "report", lambda run, source, out, *_: print(f"report of {run} in {out}"))
     out = command("demo", "--out", tmp_path / "demo")
     assert all(part in out for part in ("ffjord_kit flow", "Gaussian mixture", "KDE", "2 pictures"))
     assert (tmp_path / "demo/iris/model.safetensors").exists()
     assert (tmp_path / "demo/iris-pictures/pairs.png").exists()
+    assert out.splitlines()[-1] == f"report of {tmp_path / 'demo/iris'} in {tmp_path / 'demo/report.html'}"
 
 
 def test_nothing_is_overwritten_without_force(capsys, command, conditional, moons, tmp_path):

@@ -17,6 +17,7 @@ from ffjord_kit.models.fields import LatentODEFields, check_fields
 from ffjord_kit.run_folder import RunError, check_is_run, check_room, locate_run, refuse_pretrained
 
 IMAGE_SUFFIXES = (".npz", ".png")  # samples of images make the folder of these themselves
+PAGE_SUFFIXES = (".html", ".htm")
 
 
 def check_replaceable(path: str | Path, *, force: bool) -> None:
@@ -217,6 +218,24 @@ def check_use(run: str, source: str | None = None, **_: Any) -> None:
         datasets.check_source(source)
 
 
+def check_report(run: str, source: str | None, out: str, force: bool, **_: Any) -> None:
+    """Check the run, the data and the file of a report.
+
+    Args:
+        run: Run folder.
+        source: Data, or None.
+        out: HTML file.
+        force: Whether an existing file may be replaced.
+
+    Raises:
+        ValueError: If something is not there, or the file cannot be written.
+    """
+    check_replaceable(out, force=force)
+    if Path(out).suffix.lower() not in PAGE_SUFFIXES:
+        raise ValueError(f"a report goes to a .html file; got {out}")
+    check_use(run, source)
+
+
 def check_successor(run: str, source: str | None, out: str, force: bool, **_: Any) -> None:
     """Check a run, its data, and the folder of a run made from it, which must be another one.
 
@@ -312,6 +331,7 @@ CHECKS: dict[str, Callable[..., None]] = {
     "condense": check_successor,
     "discretize": check_successor,
     "plot": check_use,
+    "report": check_report,
     "describe_run": check_use,
     "fit_series": check_fit_series,
     "predict_series": check_predict_series,

@@ -50,9 +50,9 @@ def seed_option(text: str, **options: Any) -> Callable[[Any], Any]:
 
 FIRST_STEPS = """ffjord-kit fits a density to data. Three things to do next:
 
-  ffjord-kit demo                               see it at work, in a few minutes: pictures in the folder demo/
+  ffjord-kit demo                               see it at work, in a few minutes: then open demo/report.html
   ffjord-kit fit table.csv --out runs/mine      fit your own table, or moons, a built-in set
-  ffjord-kit doctor runs/mine --out pictures    see whether the model is good
+  ffjord-kit report runs/mine --out mine.html   see the model on one page, and with doctor whether it is good
 
 ffjord-kit --help lists all commands."""
 
@@ -401,6 +401,25 @@ def plot(**options: Any) -> None:
     _call("plot", "plot", **options)
 
 
+@cli.command()
+@run_argument
+@click.argument("source", metavar="[DATA]", required=False)
+@click.option("--out", type=click.Path(dir_okay=False), required=True, help="File of the page, e.g. report.html.")
+@click.option(
+    "--context", help="Context of a conditional run: values 1.0,2.5 or classes. [default: the median, or all classes]"
+)
+@seed_option("Seed of all random draws.", default=0, show_default=True)
+@force_option
+def report(**options: Any) -> None:
+    """Report a RUN on one page, in one file that a browser shows without a network.
+
+    It holds what was fitted, the density with data and draws, the flow under a slider, calibration and verdicts, the
+    most and the least likely rows, and the error of every number. DATA are rows that the run has not seen.
+    [default: those that it held out]
+    """
+    _call("report", "report", **options)
+
+
 @cli.group()
 def series() -> None:
     """Fit latent ODEs to irregular series, predict them, and draw them.
@@ -474,7 +493,7 @@ def data() -> None:
 @seed_option("Seed of everything.", default=0, show_default=True)
 @force_option
 def demo(**options: Any) -> None:
-    """Fit, compare and draw two data sets.
+    """Fit, compare and draw two data sets, and report the first on one page.
 
     The data are two moons and the 8x8 digits; the comparison is with a Gaussian mixture and a KDE.
     """

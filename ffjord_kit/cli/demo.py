@@ -13,6 +13,7 @@ import numpy as np
 from ffjord_kit import metrics
 from ffjord_kit.cli.output import CONSOLE, plain_table, with_error
 from ffjord_kit.cli.plot import TableSubject, draw_table
+from ffjord_kit.cli.report import report
 from ffjord_kit.cli.sources import LoadedData, load
 from ffjord_kit.estimator import FFJORD
 
@@ -33,14 +34,15 @@ class Exhibit:
 
 
 ERROR_ROWS = 16  # rows that the solver's error is measured on
+REPORT = "report.html"  # of the first exhibit
 EXHIBITS = (Exhibit("moons", 40_000, 5_000), Exhibit("digits"))
 
 
 def demo(out: str, random_state: int, force: bool) -> None:
-    """Fit each data set of the demo, compare the flow with baselines, and draw it.
+    """Fit each data set of the demo, compare the flow with baselines, draw it, and report the first.
 
     Args:
-        out: Folder of the runs and pictures.
+        out: Folder of the runs, the pictures and the report.
         random_state: Seed of everything.
         force: Whether to replace an earlier demo.
 
@@ -51,6 +53,7 @@ def demo(out: str, random_state: int, force: bool) -> None:
     for exhibit in EXHIBITS:
         _show(exhibit, folder, random_state, force=force)
     click.echo(f"runs and pictures are in {folder.resolve()}   ({time.monotonic() - start:.0f} s)")
+    report(str(folder / EXHIBITS[0].name), None, str(folder / REPORT), None, random_state, force)
 
 
 def _show(exhibit: Exhibit, folder: Path, seed: int, *, force: bool) -> None:

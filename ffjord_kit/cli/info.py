@@ -33,9 +33,22 @@ def describe_run(run: str) -> None:
     Raises:
         RunError: If the folder holds no run, or a file of it is damaged.
     """
-    opened = open_run(run)
-    config = opened.config
-    print_rows([*_data(config), *_origin(config), *_outcome(opened), *_fields(config)])
+    print_rows(facts(open_run(run)))
+
+
+def facts(run: Run) -> list[tuple[str, str]]:
+    """Return the data, options, progress and result of a run.
+
+    Args:
+        run: The run.
+
+    Returns:
+        Names and values.
+
+    Raises:
+        RunError: If a file of the run is damaged.
+    """
+    return [*_data(run.config), *_origin(run.config), *_outcome(run), *_fields(run.config)]
 
 
 def list_data() -> None:

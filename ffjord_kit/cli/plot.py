@@ -26,6 +26,7 @@ from ffjord_kit.cli.sweep import PANELS, context_names, context_sweeps, density_
 from ffjord_kit.columns import Bounded, Category, Positive, Sphere
 from ffjord_kit.estimator import DensityModel
 from ffjord_kit.plots.arrays import Bounds
+from ffjord_kit.report import nearest, typical
 from ffjord_kit.run import Run
 
 STRIP_TIMES = np.linspace(0.0, 1.0, 8)
@@ -39,7 +40,6 @@ DIGITS = 50  # on the sheet of a table of pixels
 SHEET, STRIPS, STEPS, NEIGHBOURS = 100, 8, 9, 5
 SCORED, EXTREMES = 64, 10
 GONE = "pass rows to draw beside it by --data"
-NEAR_ROWS = 200  # least number of rows beside a picture at one context
 
 Records = Sequence[Mapping[str, Any]]
 Draw = Callable[[Path], object]
@@ -305,27 +305,21 @@ def _table_subject(run: Run, model: DensityModel, data: LoadedData, text: str | 
 def _one_context(run: Run, data: LoadedData, text: str | None) -> np.ndarray | None:
     """Return the context of all pictures: that of the option, or the median, of texts the most frequent one."""
     if data.context is not None and text is None:
-        names = zip(data.note["context_columns"], data.context.T, strict=True)
-        return np.array([_middle(column, text=name in data.context_types) for name, column in names])
+        return typical(data.context, _texts(data))
     context = parse_context(run, text, 1)
     return None if context is None else context[0]
 
 
-def _middle(values: np.ndarray, *, text: bool) -> float:
-    """Return the median of numbers, or the most frequent place of a level."""
-    return float(np.bincount(values.astype(np.int64)).argmax() if text else np.median(values))
-
-
 def _near(data: LoadedData, context: np.ndarray) -> LoadedData:
-    """Return the tenth of the rows, at least 200, whose contexts are nearest in standard deviations, ties included."""
+    """Return the rows whose contexts are nearest."""
     if data.context is None:
         return data
-    scale = np.where(np.ptp(data.context, axis=0) > 0, data.context.std(axis=0), 1.0)
-    apart = np.abs(data.context - context)
-    texts = [name in data.context_types for name in data.note["context_columns"]]
-    distance = np.linalg.norm(np.where(texts, apart > 0, apart / scale), axis=1)
-    count = min(len(distance), max(NEAR_ROWS, len(distance) // 10))
-    return data.take(distance <= np.partition(distance, count - 1)[count - 1])
+    return data.take(nearest(data.context, context, _texts(data)))
+
+
+def _texts(data: LoadedData) -> list[bool]:
+    """Return whether each context is a text."""
+    return [name in data.context_types for name in data.note["context_columns"]]
 
 
 def _labels(run: Run, text: str | None) -> np.ndarray | None:
