@@ -29,6 +29,7 @@ suppress_warnings = ["ref.python"]  # one class under two names: where it lives,
 autosummary_generate = True
 autosummary_ignore_module_all = False
 autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"  # attributes of a record are told once
 autodoc_member_order = "bysource"
 napoleon_google_docstring = True
 napoleon_use_ivar = True

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+import ffjord_kit
+
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "howto").glob("*.md")])
 RUN = [page for page in PAGES if page.parent.name == "howto" or page.name == "start.md"]
@@ -38,3 +40,19 @@ def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
     for long, short in SHORT:
         code = re.sub(long, short, code)
     exec(compile(code, name(page), "exec"), {})
+
+
+@pytest.mark.parametrize("word", ffjord_kit.__all__)
+def test_what_the_top_of_the_package_offers_has_an_example(word):
+    thing = getattr(ffjord_kit, word)
+    assert not callable(thing) or ">>>" in (thing.__doc__ or "")
+
+
+def test_every_notebook_is_in_the_gallery():
+    shown = re.findall(r"\(gallery/(\w+)\.png\)", (ROOT / "docs" / "gallery.md").read_text(encoding="utf-8"))
+    assert sorted(shown) == sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+
+
+def test_thumbnails_are_small():
+    sizes = {path.name: path.stat().st_size for path in (ROOT / "docs" / "gallery").glob("*.png")}
+    assert {name: size for name, size in sizes.items() if size > 60_000} == {}
