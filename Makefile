@@ -19,7 +19,7 @@ lint: $(READY)
 	$(BIN)/lint-imports
 
 notebooks: $(READY)
-	$(BIN)/python -m pytest -q -m notebook tests
+	$(BIN)/python -m pytest -q -n auto -m notebook tests
 
 demo: $(READY)
 	$(BIN)/ffjord-kit demo --out demo --force
