@@ -463,7 +463,7 @@ def test_the_demo_fits_compares_and_draws(command, tmp_path, monkeypatch, small_
     monkeypatch.setattr(demo, "EXHIBITS", (exhibit,))
     monkeypatch.setattr(demo, "FFJORD", lambda **options: FFJORD(**{**options, **QUICK, "verbose": False}))
     out = command("demo", "--out", tmp_path / "demo")
-    assert all(part in out for part in ("ffjord_kit flow", "Gaussian mixture", "KDE", "2 pictures"))
+    assert all(part in out for part in ("ffjord_kit flow", "Gaussian mixture", "KDE", "3 pictures"))
     assert (tmp_path / "demo/iris/model.safetensors").exists()
     assert (tmp_path / "demo/iris-pictures/pairs.png").exists()
 
