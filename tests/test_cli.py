@@ -464,7 +464,7 @@ def test_the_demo_fits_compares_draws_and_reports(command, tmp_path, monkeypatch
     monkeypatch.setattr(demo, "FFJORD", lambda **options: FFJORD(**{**options, **QUICK, "verbose": False}))
     monkeypatch.setattr(demo, "report", lambda run, source, out, *_: print(f"report of {run} in {out}"))
     out = command("demo", "--out", tmp_path / "demo")
-    assert all(part in out for part in ("ffjord_kit flow", "Gaussian mixture", "KDE", "2 pictures"))
+    assert all(part in out for part in ("ffjord_kit flow", "Gaussian mixture", "KDE", "3 pictures"))
     assert (tmp_path / "demo/iris/model.safetensors").exists()
     assert (tmp_path / "demo/iris-pictures/pairs.png").exists()
     assert out.splitlines()[-1] == f"report of {tmp_path / 'demo/iris'} in {tmp_path / 'demo/report.html'}"

@@ -20,8 +20,8 @@ def test_the_log_of_a_watched_run_is_drawn(tmp_path):
     pictures = _training_pictures(RECORDS)
     assert set(pictures) == {"training", "spectrum", "condensation", "curvature"}
     for name, draw in pictures.items():
-        draw(tmp_path / name)
-        assert (tmp_path / name).stat().st_size > 1000
+        draw(tmp_path / f"{name}.png")
+        assert (tmp_path / f"{name}.png").stat().st_size > 1000
     assert set(_training_pictures([{"step": 1, "loss": 1.0}])) == {"training"}
 
 
