@@ -262,6 +262,7 @@ def test_a_solve_that_cannot_be_made_finer_leaves_the_coarser_one():
         flow.evaluate(x, max_nfe=7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", DYNAMICS)
 def test_context_and_several_continuous_layers_go_through(word):
     torch.manual_seed(0)
@@ -316,6 +317,7 @@ def test_preprocessing_changes_no_error_and_adds_its_log_determinant():
         assert torch.equal(getattr(outer, name), getattr(inner, name))
 
 
+@pytest.mark.slow
 def test_the_estimator_gives_the_same_with_its_support():
     x = datasets.load("moons", rows=200, seed=0).x
     model = FFJORD(schedule=[("flow_matching", 30)], hidden=(8,), random_state=0, support=("bounded", -9, 9)).fit(x)

@@ -37,6 +37,7 @@ def events(model):
     return [record["event"] for record in model.history_.records if "event" in record]
 
 
+@pytest.mark.slow
 def test_every_word_left_open_is_tried_and_the_best_is_kept_and_told():
     model = FFJORD(**FIELDS).fit(moons())
     tried = [text for text in events(model) if text.startswith("tried")]
@@ -50,6 +51,7 @@ def test_every_word_left_open_is_tried_and_the_best_is_kept_and_told():
     assert events(model)[-1].startswith("kept step")
 
 
+@pytest.mark.slow
 def test_a_later_word_must_win_by_a_margin(monkeypatch):
     monkeypatch.setattr(auto, "MARGINS", dict.fromkeys(auto.MARGINS, 1e9))
     chosen = FFJORD(**FIELDS).fit(moons()).config_["chosen"]
@@ -118,6 +120,7 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(tmp_path, at):
     assert [text for text in events(again) if text.startswith("chosen")]
 
 
+@pytest.mark.slow
 def test_a_small_set_has_so_many_epochs_and_no_more(monkeypatch):
     monkeypatch.setattr(auto, "MOST_EPOCHS", 3)
     chosen = FFJORD(**FIELDS).fit(moons()).config_["chosen"]  # 270 rows to train on, in batches of 64
@@ -133,6 +136,7 @@ def without_steps(monkeypatch):
     monkeypatch.setattr(auto.Search, "in_steps", lambda *_: None)
 
 
+@pytest.mark.slow
 def test_a_finish_by_likelihood_ends_where_it_does_not_help_and_the_better_weights_are_kept(monkeypatch, without_steps):
     monkeypatch.setattr(auto.Search, "finish", lambda *_: FINISH)
     model = FFJORD(**FIELDS, mle_learning_rate=0.2).fit(moons())
@@ -176,6 +180,7 @@ def test_the_finished_model_is_no_worse_than_the_trial_that_it_began_with(monkey
     assert -model.score(moons()[held_out]) == pytest.approx(scores[0], abs=0.01)
 
 
+@pytest.mark.slow
 def test_a_finish_that_diverges_leaves_what_was_there(monkeypatch, without_steps):
     monkeypatch.setattr(auto.Search, "finish", lambda *_: FINISH)
     model = FFJORD(**FIELDS, mle_learning_rate=1e6).fit(moons())
@@ -198,6 +203,7 @@ def test_a_finish_is_tried_where_the_seconds_buy_enough_of_it_and_left_out_with_
     assert "20% of the time left would buy" in reason
 
 
+@pytest.mark.slow
 def test_a_trial_that_diverges_is_told_and_passed_over(monkeypatch):
     monkeypatch.setitem(SCALINGS, "gaussianize", (lambda x: Standardize(x.mean(0), 0 * x[0]), None))
     model = FFJORD(**FIELDS).fit(moons())
@@ -269,6 +275,7 @@ def two_clusters(rows=60):
     return x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("context", [None, np.linspace(-1, 1, 60)[:, None]])
 def test_few_rows_are_cross_validated_from_one_step_on(monkeypatch, context):
     monkeypatch.setattr(table, "SMALL", 1000)
@@ -296,6 +303,7 @@ def test_held_out_rows_do_not_shorten_a_length_that_all_rows_have_chosen(monkeyp
     assert [step for step, _ in model.history_.validations] == [steps]
 
 
+@pytest.mark.slow
 def test_few_rows_are_no_worse_than_a_mixture_of_theirs(monkeypatch, tmp_path):
     monkeypatch.setattr(table, "SMALL", 1000)
     monkeypatch.setattr(cross_validation, "LENGTHS", (1, 20))

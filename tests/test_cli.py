@@ -188,6 +188,7 @@ def test_ctrl_c_while_a_library_is_loaded_ends_in_one_line(line, library, tmp_pa
     assert ended.stderr.split() == ["interrupted"]
 
 
+@pytest.mark.slow
 def test_a_terminal_of_ascii_alone_gets_plain_characters(moons):
     shown = subprocess.run(
         [sys.executable, "-m", "ffjord_kit", "info", moons],
@@ -361,6 +362,7 @@ def small_pictures(monkeypatch):
 PLANE = {"density.png", "samples.png", "trajectories.png", "field.png", "flow.png", "flow.gif", "training.png"}
 
 
+@pytest.mark.slow
 def test_plot_of_a_plane_draws_everything(command, moons, tmp_path, small_pictures):
     out = command("plot", moons, "--out", tmp_path / "new" / "pictures")
     drawn = content(tmp_path / "new" / "pictures")
@@ -369,6 +371,7 @@ def test_plot_of_a_plane_draws_everything(command, moons, tmp_path, small_pictur
     assert all(data.startswith((b"\x89PNG", b"GIF8")) for data in drawn.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("data", "name"), [((), "6 held-out rows"), (("--data", "moons:test"), "50 rows of moons:test")]
 )
@@ -411,6 +414,7 @@ def test_a_run_without_its_table_says_how_to_pass_another(capsys, bereft, tmp_pa
     assert re.search(rf"table\.csv: no such file.*; .*moved was fitted to it: {advice}", err)
 
 
+@pytest.mark.slow
 def test_a_run_without_its_table_works_on_another(command, bereft, tmp_path, small_pictures):
     run, other = bereft
     assert "density.png" in command("plot", run, "--data", other, "--out", tmp_path / "pictures")
@@ -420,6 +424,7 @@ def test_a_run_without_its_table_works_on_another(command, bereft, tmp_path, sma
     assert "the data of the fit are gone" in command("score", run, other, "--outliers")
 
 
+@pytest.mark.slow
 def test_plot_of_more_columns_draws_pairs_and_of_pictures_a_sheet(command, tmp_path, small_pictures):
     for name, expected, kind in (("iris", set(), "svg"), ("digits", {"sheet.png"}, "png")):
         run = made(tmp_path / name, "fit", name, "--rows", "60", *TINY)
@@ -457,6 +462,7 @@ def test_score_of_a_conditional_run_takes_the_context_from_its_column(command, c
     assert np.load(tmp_path / "scores.npy")[:, 0] == pytest.approx(scores, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_the_demo_fits_compares_draws_and_reports(command, tmp_path, monkeypatch, small_pictures):
     demo = importlib.import_module("ffjord_kit.cli.demo")
     exhibit = replace(demo.EXHIBITS[-1], name="iris", train_rows=60)  # of so few, repeated values are no warning

@@ -216,6 +216,7 @@ def fitted():
     return FFJORD(columns={"wind": "circle:360", "income": "positive"}, **options).fit(DATA[own][:150])
 
 
+@pytest.mark.slow
 def test_explain_changes_numbers_and_keeps_levels_and_angles(fitted):
     far = pd.DataFrame({"city": ["Rome"], "income": [1e6], "wind": [10.0]})
     known = DATA[["city", "income", "wind"]][:100]

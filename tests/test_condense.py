@@ -61,6 +61,7 @@ def fitted(steps, **fields):
     return FFJORD(**options, **fields, random_state=0).fit(ROWS)
 
 
+@pytest.mark.slow
 def test_a_fit_is_condensed_saved_and_loaded(tmp_path):
     model = fitted(60)
     narrow = model.condense(ROWS, loss=0.05, steps=60)
@@ -100,6 +101,7 @@ def test_bad_input_is_refused_in_one_line(call, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_the_command_condenses_a_run_and_compares_both(tmp_path, capsys):
     np.savetxt(tmp_path / "rows.csv", ROWS, delimiter=",", header="a,b", comments="")
     fields = ["--hidden", "8,8", "--schedule", "flow_matching:20", "--base", "normal", "--scaling", "standardize"]

@@ -46,6 +46,7 @@ def test_draws_have_the_decimals_of_the_data(step, decimals, kind):
         assert [float(value) for value in draws[:, 0]] == [float(f"{value:.{decimals}f}") for value in x[:, 0]]
 
 
+@pytest.mark.slow
 def test_counts_are_never_below_0_and_other_steps_may_be():
     x = np.random.default_rng(0).poisson(0.7, (2000, 1)).astype(float)
     assert FFJORD(dequantize="auto", **QUICK).fit(x).sample(3000, random_state=0).min() == 0
@@ -64,6 +65,7 @@ def test_noise_is_as_wide_as_a_step_and_rounding_takes_it_away():
     assert np.array_equal(noisy, grid.add_noise(x, 0)) and not np.array_equal(noisy, grid.add_noise(x, 1))
 
 
+@pytest.mark.slow
 def test_a_discrete_law_is_learned_with_its_probabilities(tmp_path, recwarn):
     x = table()[:, :1]
     model = FFJORD(dequantize="auto", **QUICK).fit(x)

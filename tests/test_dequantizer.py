@@ -111,6 +111,7 @@ def test_what_does_not_fit_is_refused():
         VariationalDequantizer((4,))
 
 
+@pytest.mark.slow
 def test_draws_share_their_probes_so_that_an_estimated_trace_does_not_flatter_the_figure():
     """Of linear dynamics the error of the trace is the same for all draws, and its mean is zero."""
     flow = Flow([pixel_logit((1, 2, 2)), CNF(linear(4), (1, 2, 2))]).double()

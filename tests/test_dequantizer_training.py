@@ -123,6 +123,7 @@ def test_the_loss_is_the_bound_of_the_flow_in_grey_levels():
     close(rows.mean(), expected, 1e-8)
 
 
+@pytest.mark.slow
 def test_the_flow_learns_too_where_they_are_joint():
     shape, rng = (1, 4, 4), np.random.default_rng(0)
     law = dequantizer(shape)

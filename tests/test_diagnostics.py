@@ -70,6 +70,7 @@ def test_a_well_trained_flow_passes(trained, held_out):
     assert {finding.verdict for finding in diagnosis.findings} <= set(VERDICTS)
 
 
+@pytest.mark.slow
 def test_an_undertrained_flow_is_a_density_but_not_that_of_the_data(held_out):
     diagnosis = diagnose(fitted(FlowMatching(), 20), held_out, solvers=REPORTS)
     assert verdicts(diagnosis, SOUND_CHECKS) == ["good"] * 4
@@ -138,6 +139,7 @@ def test_training_that_ended_while_it_still_improved_is_named():
     assert "too short" in falling.remedy
 
 
+@pytest.mark.slow
 def test_preprocessing_gives_what_a_first_transform_gives():
     field, units = linear(2), Standardize.of(3 + 2 * randn(80, 2))
     flows = Flow([units, CNF(field, (2,))]).double(), Flow([CNF(field, (2,))], preprocess=[units]).double()
@@ -238,6 +240,7 @@ def flow_of(dynamics, **options):
     return flow
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", DYNAMICS)
 def test_every_dynamics_has_right_gradients_by_every_adjoint(word):
     flow = flow_of(DYNAMICS[word]((2,), context_dim=1, hidden=(8,)), context_dim=1)

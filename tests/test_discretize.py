@@ -46,6 +46,7 @@ def test_many_steps_are_the_continuous_flow(flow):
         assert torch.allclose(many, flow.log_prob(rows(50, 1)), atol=2e-3)
 
 
+@pytest.mark.slow
 def test_training_lowers_the_held_out_nll_and_leaves_the_flow_as_it_is(flow):
     held_out, weights = Batch(rows(500, 1)), [p.clone() for p in flow.parameters()]
     frozen = copy.deepcopy(flow).requires_grad_(False)  # as a fitted model's

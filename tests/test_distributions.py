@@ -115,6 +115,7 @@ def test_the_tails_of_a_mixture_are_those_of_its_components():
     assert bool(fit_tails(torch.zeros(50, 2)).isfinite().all())
 
 
+@pytest.mark.slow
 def test_each_of_two_cauchy_columns_keeps_the_power_of_its_tail_and_a_run_of_before_is_refused(tmp_path):
     """A field that acts on the columns themselves mixes their tails: the log-density falls twice as fast."""
     x = stats.cauchy.rvs(size=(4000, 2), random_state=0)
@@ -148,6 +149,7 @@ def test_heavy_tails_are_learned_saved_and_drawn(tmp_path):
     assert np.abs(model.sample(2000, random_state=0)).max() > 20
 
 
+@pytest.mark.slow
 def test_an_outlier_of_a_million_deviations_is_reported_and_does_not_hide_the_rest():
     rng = np.random.default_rng(0)
     x, test = rng.normal(size=(1000, 2)), rng.normal(size=(500, 2))

@@ -35,6 +35,7 @@ def frame(x):
     return pd.DataFrame(x, columns=["dose", "age"])
 
 
+@pytest.mark.slow
 def test_an_outlier_of_a_model_is_mended_and_an_ordinary_row_is_not(model, x):
     found = model.explain(frame(FAR), reference=frame(x))
     assert found.threshold == pytest.approx(np.quantile(model.score_samples(frame(x)), 0.01))
@@ -48,12 +49,14 @@ def test_only_an_allowed_column_changes_and_draws_of_the_model_stand_in_for_its_
     assert found[0].found and found.rows[0, 0] == 0.0 and found.rows[0, 1] < 3.5
 
 
+@pytest.mark.slow
 def test_a_continuous_flow_is_verified_by_an_adaptive_solve(model, x):
     continuous = model.model_.reporting_by("continuous")
     found = continuous.explain(FAR[:1], reference=x, draws=300)
     assert found[0].found and continuous.score_samples(found.rows)[0] >= np.quantile(continuous.score_samples(x), 0.01)
 
 
+@pytest.mark.slow
 def test_a_row_outside_the_support_is_mended_into_it():
     x = np.random.default_rng(0).exponential(size=(300, 2))
     model = FFJORD(**QUICK, support="positive").fit(x)
@@ -63,6 +66,7 @@ def test_a_row_outside_the_support_is_mended_into_it():
     assert not kept[0].found and kept[0].in_words() == "no change within the bounds leads into the support"
 
 
+@pytest.mark.slow
 def test_the_context_of_a_row_stays_and_counts(x):
     context = np.sign(x[:, :1])
     model = FFJORD(**QUICK).fit(x, context=context)
@@ -107,6 +111,7 @@ def test_images_are_refused():
         model.model_.explain(images)
 
 
+@pytest.mark.slow
 def test_the_command_prints_writes_and_draws(files, capsys):
     out, picture = files / "mended.csv", files / "mended.png"
     argv = ("explain", files / "run", files / "rows.csv", "--allow", "dose,age", "--out", out, "--picture", picture)
@@ -119,6 +124,7 @@ def test_the_command_prints_writes_and_draws(files, capsys):
     assert call(capsys, *argv)[2] == f"error: {out} exists: choose another name, or pass --force\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -96,6 +96,7 @@ def test_the_table_of_planar_flows_has_the_range_over_seeds():
     assert planar.cell([]) == "-"
 
 
+@pytest.mark.slow
 def test_a_trained_flow_is_scored_by_fewer_steps_integrated_and_exact(monkeypatch, tmp_path):
     monkeypatch.setattr(cost_curve, "TOLERANCES", [1e-1, 1e-5])
     monkeypatch.setattr(cost_curve, "STEPS", {"rk4": (1, 8)})

@@ -57,6 +57,7 @@ def _tensor(x):
     return torch.as_tensor(x)
 
 
+@pytest.mark.slow
 def test_the_density_of_the_steps_integrates_to_one(fitted):
     grid = np.linspace(-6, 6, 241), np.linspace(-3, 22, 501)
     places = np.stack(np.meshgrid(*grid, indexing="ij"), -1).reshape(-1, 2)
@@ -131,6 +132,7 @@ def test_draws_are_like_the_data(fitted):
     assert np.abs(draws.mean(0) - banana(20_000, 2).mean(0)).max() < 0.3
 
 
+@pytest.mark.slow
 def test_one_word_chooses_the_density(fitted, run):
     model, x = load(run), banana(50, 1)
     exact = model.score_samples(x)
@@ -206,6 +208,7 @@ def test_a_worse_or_unsound_density_of_steps_does_not_report():
     assert SteppedNote.of_record(json.loads(json.dumps(note.record()))) == note
 
 
+@pytest.mark.slow
 def test_a_fitted_model_is_discretized(tmp_path):
     x = banana(1500, 0)
     plain = estimator(schedule=SCHEDULE[:1]).fit(x)
@@ -244,6 +247,7 @@ def test_many_columns_are_refused():
         estimator().fit(np.random.default_rng(0).normal(size=(50, 65)))
 
 
+@pytest.mark.slow
 def test_the_command_gives_a_run_a_density_in_few_steps(capsys, tmp_path):
     run, fast = tmp_path / "run", tmp_path / "fast"
     tiny = ["--schedule", "flow_matching:60", "--hidden", "16", "--seed", "0", "--no-verbose"]
@@ -262,6 +266,7 @@ def test_the_command_gives_a_run_a_density_in_few_steps(capsys, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.slow
 def test_the_doctor_examines_the_steps_anew(fitted):
     found = {finding.name: finding for finding in fitted.diagnose(banana(300, 1), rows=100).findings}
     assert found["explicit steps"].verdict == "good"

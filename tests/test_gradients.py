@@ -105,6 +105,7 @@ class Ripples(torch.nn.Module):
         return (8 * t.reshape(-1, 1) * torch.arange(1, 41)).sin() @ self.k - x
 
 
+@pytest.mark.slow
 def test_the_seminorm_takes_fewer_evaluations_back_where_parameters_are_many():
     count, fields = {}, {"ripples": Ripples(), "network": ConcatSquashDynamics((2,), hidden=(64, 64)).double()}
     for adjoint in ("adjoint", "seminorm"):

@@ -51,6 +51,7 @@ def gap(flow, x, solver):
         return float(flow.log_prob(x, solver=solver).mean() - flow.log_prob(x, solver=CONVERGED).mean())
 
 
+@pytest.mark.slow
 def test_without_a_guard_training_exploits_the_solvers_error_and_with_it_does_not():
     x = torch.tensor(datasets.load("checkerboard", rows=1500, seed=0).x)
     x = ((x - x.mean(0)) / x.std(0)).float()

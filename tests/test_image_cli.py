@@ -51,6 +51,7 @@ def fitted(source, out, *options):
     assert not ended.value.code
 
 
+@pytest.mark.slow
 def test_a_run_remembers_its_images_and_shows_samples_as_training_goes(run, capsys):
     config = json.loads((run / "config.json").read_text())
     assert config["images"] == {"shape": [3, 4, 4], "channels": True, "bits": 8, "classes": 2}
@@ -78,6 +79,7 @@ def test_samples_are_an_archive_and_a_sheet_that_can_be_read_as_data(run, capsys
     assert code == 1 and "samples of images go to a .npz and a .png" in err
 
 
+@pytest.mark.slow
 def test_score_states_every_error_of_bits_per_dimension(grey, folder, capsys, tmp_path):
     out = call(capsys, "score", grey, folder, "--rows", 6, "--draws", 2, "--out", tmp_path / "bits.csv")[1]
     for part in ("6 of 1 x 4 x 4, 8 bits", "uniform, 2 draws", "logit with alpha 1e-06", "2 probes", "rk4 with"):
@@ -134,6 +136,7 @@ def test_a_model_made_in_python_is_used_like_any_other(capsys, tmp_path):
     assert call(capsys, "plot", tmp_path / "run", "--data", tmp_path / "x.npz", "--out", tmp_path / "pictures")[0] == 0
 
 
+@pytest.mark.slow
 def test_classes_are_known_by_their_names(run, folder, capsys, tmp_path):
     shutil.copytree(folder / "light", tmp_path / "few" / "light")
     _, out, _ = call(capsys, "score", run, tmp_path / "few", "--out", tmp_path / "few.csv")
@@ -145,6 +148,7 @@ def test_classes_are_known_by_their_names(run, folder, capsys, tmp_path):
     assert code == 1 and "has the class 'bright', which the run has not; its classes are dark, light" in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -169,12 +173,14 @@ def test_digits_come_with_their_five_bits(capsys):
     assert json.loads(call(capsys, "fit", "digits8", "--dry-run", *TINY)[1])["estimator"]["bits"] == 5
 
 
+@pytest.mark.slow
 def test_a_complete_run_is_resumed_without_a_step(folder, capsys, tmp_path):
     fitted(folder, tmp_path / "run", "--size", "4")
     code, out, _ = call(capsys, "fit", "--resume", tmp_path / "run")
     assert code == 0 and "no steps were left" in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("argv", "text"),
     [

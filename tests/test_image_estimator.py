@@ -37,6 +37,7 @@ def conditional(tmp_path_factory):
     return ImageFFJORD(**TINY, context_dropout=0.2, flip=True).fit(x, context=labels, run=run), run
 
 
+@pytest.mark.slow
 def test_defaults_suit_the_shape(grey):
     now = grey.model_.config.fields
     assert (now.dynamics, now.scaling, now.time_density, now.batch_size) == ("unet", "logit", "likelihood", 16)
@@ -45,6 +46,7 @@ def test_defaults_suit_the_shape(grey):
     assert grey.event_shape_ == (1, 5, 4) and grey.n_features_in_ == 20
 
 
+@pytest.mark.slow
 def test_samples_are_images_of_the_shape_of_the_fits(grey, conditional):
     drawn = grey.sample(6, random_state=1)
     assert drawn.dtype == np.uint8 and drawn.shape == (6, 5, 4)
@@ -54,6 +56,7 @@ def test_samples_are_images_of_the_shape_of_the_fits(grey, conditional):
     assert not (coarse.sample(5, random_state=0) % 32).any()
 
 
+@pytest.mark.slow
 def test_scores_are_each_images_own(grey):
     x = pictures(seed=5)[0][:7]
     scores = grey.score_samples(x)
@@ -70,6 +73,7 @@ def test_more_draws_never_raise_the_bound_by_more_than_chance(grey):
     assert "6 draws of uniform noise, 8 probes" in str(many)
 
 
+@pytest.mark.slow
 def test_errors_are_those_of_solver_and_trace(grey):
     x = pictures(seed=7)[0][:5]
     found = grey.certify(x)
@@ -152,6 +156,7 @@ def test_a_few_images_hold_none_out():
     assert len(model.split(pictures(12)[0])[1]) == 0 and model.history_.best_nll is None
 
 
+@pytest.mark.slow
 def test_a_conditional_model_is_a_classifier(conditional, grey):
     x, labels = pictures(10, (3, 4, 4), seed=12)
     found = conditional[0].class_probabilities(x)

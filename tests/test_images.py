@@ -86,6 +86,7 @@ def test_the_trace_of_dynamics_is_that_of_autograds_jacobian(word):
     assert point.dx.shape == x.shape
 
 
+@pytest.mark.slow
 def test_multi_scale_determinants_are_those_of_autograd_and_it_is_undone():
     shape = (1, 4, 4)
     flow = Flow(multi_scale(shape, lambda inner: make("convolution", inner), scales=2, solver=FINE)).double()
@@ -106,6 +107,7 @@ def test_channels_left_out_stand_still_and_the_rest_moves():
     assert len(fine.dynamics.indices) == 16 and sorted(fine.dynamics.indices.tolist()) == list(range(16))
 
 
+@pytest.mark.slow
 def test_a_multi_scale_flow_learns_by_likelihood():
     torch.manual_seed(0)
     small = partial(IMAGE_DYNAMICS["convolution"], hidden=(8,))
@@ -180,6 +182,7 @@ def test_the_fewest_steps_that_hold_an_error_are_found():
         bits_per_dim(flow, pixels, max_error=0)
 
 
+@pytest.mark.slow
 def test_draws_lower_the_bound_and_none_are_refused():
     flow = Flow([pixel_logit((1, 2, 2)), CNF(IMAGE_DYNAMICS["unet"]((1, 2, 2), hidden=(8,)), (1, 2, 2))]).double()
     pixels = Pixels(levels(200, (1, 2, 2)) // 250)  # noise matters most at the edge

@@ -180,6 +180,7 @@ def test_pictures_refuse_what_they_cannot_draw():
         plots.spectral_densities({})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("study", ["skips", "batches", "robust"])
 def test_each_study_gets_its_rows(study, monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))

@@ -36,6 +36,7 @@ def run(tmp_path_factory):
     return folder, call_ok
 
 
+@pytest.mark.slow
 def test_the_page_holds_every_finding_and_its_pictures(run, capsys):
     folder, fit = run
     assert call(capsys, *fit)[0] == 0

@@ -224,6 +224,7 @@ def everything(tmp_path_factory) -> tuple[FFJORD, np.ndarray, object]:
     return model, x, path
 
 
+@pytest.mark.slow
 def test_a_table_of_every_type_is_fitted_scored_and_drawn(everything):
     model, x, _ = everything
     assert model.n_features_in_ == 5

@@ -114,6 +114,7 @@ def test_probabilities_are_those_of_the_predictions(nets):
     assert nets[1].score(x, y) == nets[1].evaluate(x, y).score
 
 
+@pytest.mark.slow
 def test_fewer_steps_cost_less_and_in_the_end_accuracy(nets):
     solvers = [AdaptiveSolver("dopri5", 1e-4, 1e-4), FixedSolver("rk4", 8), FixedSolver("euler", 1)]
     fine, steps, crude = nets[0].cost_curve(*annuli(2000, 3), solvers)
@@ -123,6 +124,7 @@ def test_fewer_steps_cost_less_and_in_the_end_accuracy(nets):
     assert crude.solver == "1 euler step"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", BLOCKS)
 def test_every_block_regresses(word):
     x = np.linspace(-2, 2, 120)[:, None]

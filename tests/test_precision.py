@@ -133,6 +133,7 @@ def compilations(monkeypatch):
 COMPILED = {"schedule": [("flow_matching", 6), ("mle", 2)], "hidden": (8,), "random_state": 0, "batch_size": 32}
 
 
+@pytest.mark.slow
 def test_compiled_training_is_the_same_and_the_flow_is_plain_again(compilations, tmp_path):
     x = datasets.load("moons", rows=80, seed=0).x
     plain = FFJORD(**COMPILED).fit(x)

@@ -68,6 +68,7 @@ def test_training_with_the_penalty_gains_and_holds(matched):
         assert -flow.log_prob(test).mean() > 3.466 - 0.03  # nats: the entropy of the law
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("explicit_from", ["data", "base"])
 def test_the_steps_of_a_smooth_field_hold_both_ways(matched, explicit_from):
     receipt = check_steps(

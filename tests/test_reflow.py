@@ -62,6 +62,7 @@ def test_samples_by_a_few_steps_are_several_times_better_and_the_likelihood_hard
     assert loss.mean() < 0.1 + 3 * loss.std() / np.sqrt(len(loss))
 
 
+@pytest.mark.slow
 def test_a_smaller_network_learns_the_pairs_and_is_a_run_like_any(model, tmp_path):
     small = model.reflow(X, hidden=(16, 16), **FEW)
     (block,) = (layer for layer in transforms(small) if isinstance(layer, CNF))
@@ -206,6 +207,7 @@ def test_the_rows_that_the_fit_held_out_validate_it(model, straight):
     assert {record["phase"] for record in straight.history_.records} == {"reflow"}
 
 
+@pytest.mark.slow
 def test_the_seed_gives_the_same_weights_again():
     model = FFJORD(schedule=[("flow_matching", 5)], **QUICK).fit(X)
     a, b, other = (model.reflow(pairs=50, steps=3, random_state=seed) for seed in (0, 0, 1))
@@ -275,6 +277,7 @@ def test_sampling_by_fixed_steps_converges_to_the_solve_by_tolerance(model):
         model.sample(3, steps=0)
 
 
+@pytest.mark.slow
 def test_the_command_compares_both_and_leaves_a_run(capsys, tmp_path):
     run, out = tmp_path / "run", tmp_path / "straight"
     tiny = ["--schedule", "flow_matching:8", "--hidden", "8", "--seed", "0", "--no-verbose"]

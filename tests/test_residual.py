@@ -157,6 +157,7 @@ def test_a_residual_without_variance_changes_nothing(tmp_path, fitted):
         assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
 
 
+@pytest.mark.slow
 def test_a_saved_residual_predicts_the_same(tmp_path, fitted):
     fitted.save(tmp_path / "run")
     loaded, series = LatentODE.load(tmp_path / "run"), thinned(*rough(3, 5)[:2])[0]

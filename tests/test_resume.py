@@ -216,6 +216,7 @@ def crashing(monkeypatch):
     return arm
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("restless", [False, True])
 def test_a_crash_at_any_write_is_forgotten_on_resume(tmp_path, crashing, restless):
     crashing(-1)

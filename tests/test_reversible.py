@@ -92,6 +92,7 @@ def test_a_reversible_method_makes_the_same_steps_by_every_way_back(method):
             assert torch.allclose(one, others, rtol=0, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", EXPLICIT_SCHEMES)
 def test_a_coupled_scheme_keeps_its_order(method):
     rhs, errors = Joint(), []
@@ -148,6 +149,7 @@ def test_what_is_saved_does_not_grow_with_the_steps():
     assert saved("backprop", 100)[1] > 5 * saved("backprop", 10)[1] > 5 * few[1]
 
 
+@pytest.mark.slow
 def test_no_graph_is_alive_beyond_one_step_on_the_way_back(monkeypatch):
     """The tensors that autograd saves at any time of the way back, which is where the local graphs are."""
     alive, most = set(), {}

@@ -329,6 +329,7 @@ def test_an_array_whose_header_lies_is_refused(tmp_path):
             datasets.load(tmp_path / name)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, **CALM)
 @given(place=st.floats(0, 1, exclude_max=True), byte=st.integers(0, 255), cut=st.booleans(), which=st.integers(0, 3))
 def test_a_run_with_any_byte_changed_or_its_end_cut_is_read_or_refused(fitted, tmp_path, place, byte, cut, which):

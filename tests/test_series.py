@@ -184,6 +184,7 @@ def test_slopes_are_those_of_automatic_differentiation(events, prior):
     torch.testing.assert_close(model.slopes(start, batch.x, batch.context)[0], truth)
 
 
+@pytest.mark.slow
 def test_the_posterior_of_a_series_does_not_depend_on_the_others():
     model, series = network(events=True), waves(3)
     together, alone = (laplace(model, batch_of(part)) for part in (series, series[:1]))
@@ -227,6 +228,7 @@ def test_a_trained_bound_stays_below_the_log_likelihood():
     assert log_prob.mean() - bound.mean() < 0.7
 
 
+@pytest.mark.slow
 def test_a_flow_as_prior_is_fitted_saved_and_sampled(tmp_path):
     model = LatentODE(**SMALL, prior="flow").fit(waves(8), run=tmp_path / "run")
     draws = [each.sample([0.0, 1.0], 5, random_state=0) for each in (model, LatentODE.load(tmp_path / "run"))]
@@ -332,6 +334,11 @@ def fitted():
     return LatentODE(**options, random_state=0).fit(waves(200))
 
 
+@pytest.fixture(scope="module")
+def small():
+    return LatentODE(**SMALL).fit(waves(20))
+
+
 def curve(times):
     return np.stack([np.sin(times + 1), np.cos(times)], axis=-1)
 
@@ -359,6 +366,7 @@ def test_imputed_values_are_near_and_seen_ones_stay(fitted):
     assert np.sqrt(np.mean(np.concatenate(errors) ** 2)) < 0.15
 
 
+@pytest.mark.slow
 def test_samples_are_series_like_those_of_the_fit(fitted):
     draws = fitted.sample(np.linspace(0, 4, 9), 300, random_state=0)
     assert draws.shape == (300, 9, 2)
@@ -366,14 +374,15 @@ def test_samples_are_series_like_those_of_the_fit(fitted):
     assert 0.4 < draws.std() < 1.1
 
 
-def test_predictions_are_the_same_again_and_in_any_order_of_times(fitted):
+def test_predictions_are_the_same_again_and_in_any_order_of_times(small):
     new, times = waves(3, seed=4), np.array([27.0, 22.5, 27.0, 26.2])
-    first, second = (fitted.extrapolate(times, new) for _ in range(2))
+    first, second = (small.extrapolate(times, new) for _ in range(2))
     assert all(np.array_equal(a.low, b.low) for a, b in zip(first, second, strict=True))
     assert np.array_equal(first[0].times, times)
     assert np.array_equal(first[0].mean[0], first[0].mean[2])
 
 
+@pytest.mark.slow
 def test_coarse_steps_are_told():
     with pytest.warns(UserWarning, match="steps are coarse"):
         LatentODE(**{**SMALL, "steps": 1, "max_steps": 250, "learning_rate": 2e-2, "hidden": 24}).fit(waves(40))
@@ -468,20 +477,20 @@ def test_bad_fields_are_refused(options, message):
         LatentODE(**{**SMALL, **options}).fit(waves(2))
 
 
-def test_bad_predictions_are_refused(fitted):
+def test_bad_predictions_are_refused(small):
     new = waves(2, seed=3)
     with pytest.raises(ValueError, match="begins at 1.*; got time 3: ask for times from there on"):
-        fitted.extrapolate([3.0], new)
+        small.extrapolate([3.0], new)
     with pytest.raises(ValueError, match="expected 2 channels; got 1"):
-        fitted.reconstruct([([0.0, 1.0], [1.0, 2.0])])
+        small.reconstruct([([0.0, 1.0], [1.0, 2.0])])
     with pytest.raises(ValueError, match="level must be between 0 and 1"):
-        fitted.reconstruct(new, level=90)
+        small.reconstruct(new, level=90)
     with pytest.raises(ValueError, match="times must be finite numbers"):
-        fitted.extrapolate([np.nan], new)
+        small.extrapolate([np.nan], new)
     with pytest.raises(ValueError, match="expected times within 20 times the longest series of the fit"):
-        fitted.extrapolate([1e9], new)
+        small.extrapolate([1e9], new)
     with pytest.raises(ValueError, match="expected times within 20 times"):
-        fitted.sample([0.0, 1e9])
+        small.sample([0.0, 1e9])
     with pytest.raises(ValueError, match="not fitted yet"):
         LatentODE().reconstruct(new)
 

@@ -77,6 +77,7 @@ def test_channels_are_found_by_name_and_unknown_ones_refused():
         select_channels(table, ["a", "c"])
 
 
+@pytest.mark.slow
 def test_fit_predict_plot_and_resume(capsys, tmp_path, data):
     run, out = tmp_path / "run", tmp_path / "out.csv"
     code, shown, _ = call(capsys, "series", "fit", data, "--out", run, *FEW)

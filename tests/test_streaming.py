@@ -36,6 +36,7 @@ def test_streamed_rows_are_all_but_those_left_out():
     assert rows.fetch(slice(2)).dtype is torch.float64
 
 
+@pytest.mark.slow
 def test_a_mapped_table_is_learned_as_one_in_memory(mapped, tmp_path):
     test = np.random.default_rng(1).normal(size=(200, 3)) * [1, 10, 0.1] + [0, 5, 0]
     streamed, held = (

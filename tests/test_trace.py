@@ -257,6 +257,7 @@ def linear_derivatives(field, t, x):
     return [part.square().sum(1) for part in parts]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adjoint", ["backprop", "adjoint"])
 @pytest.mark.parametrize("times", [(0.0, 0.3, 0.7), (0.7, 0.3, 0.0)], ids=["upward", "downward"])
 def test_the_costs_of_a_way_are_their_closed_form_integrals_and_positive_in_both_directions(times, adjoint):

@@ -139,6 +139,7 @@ def test_weight_decay_is_of_matrices_alone_and_of_no_step_that_is_not_finite():
     assert parameters[0].tolist() == [[pytest.approx(0.97)] * 2] * 2
 
 
+@pytest.mark.slow
 def test_the_first_validations_come_at_doubled_numbers_of_steps_after_an_epoch():
     def validated(rows, **options):
         history = fit_flow(

@@ -248,6 +248,7 @@ def test_the_number_of_rows_goes_by_the_weights():
     assert any("folds" in event for event in events)  # as of a small table
 
 
+@pytest.mark.slow
 def test_a_mapped_table_takes_weights(tmp_path):
     x, w = table(1000)
     np.save(tmp_path / "x.npy", x)

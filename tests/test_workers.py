@@ -71,6 +71,7 @@ def train_all(folder):
     return {word: train(objective, flow(blocks=2)) for word, objective in OBJECTIVES.items()}
 
 
+@pytest.mark.slow
 def test_two_workers_make_what_one_makes_in_two_parts(tmp_path):
     first, second = Group(train_all, tmp_path).results()
     assert first == second

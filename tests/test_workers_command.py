@@ -130,6 +130,7 @@ def whole(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_only_the_first_worker_writes_and_prints(whole):
     assert not (whole / "run1").exists()
     out, *others = texts(whole)
@@ -142,6 +143,7 @@ def test_the_command_makes_what_one_process_makes(whole, tmp_path):
     assert_same_end(whole / "run0", tmp_path / "one", exact=False)
 
 
+@pytest.mark.slow
 def test_a_killed_worker_ends_the_other_and_all_go_on_from_the_checkpoint(whole, tmp_path):
     run = str(tmp_path / "run")
     began = time.monotonic()
@@ -156,6 +158,7 @@ def test_a_killed_worker_ends_the_other_and_all_go_on_from_the_checkpoint(whole,
     assert_same_end(tmp_path / "run", whole / "run0")
 
 
+@pytest.mark.slow
 def test_a_request_to_end_on_any_worker_ends_all_with_a_checkpoint_and_fewer_may_go_on(whole, tmp_path):
     run = str(tmp_path / "run")
     assert Group(command, tmp_path, [*SMALL, "--out", run], signal.SIGTERM, 7).codes() == [130, 130]
@@ -174,6 +177,7 @@ def test_another_number_of_parts_is_refused_on_resume(tmp_path):
         FFJORD(**fields, micro_batches=3).fit(rows(), run=tmp_path / "run", resume=True)
 
 
+@pytest.mark.slow
 def test_a_restart_before_the_first_checkpoint_begins_anew_and_a_first_start_overwrites_nothing(whole, tmp_path):
     run = str(tmp_path / "run")
     assert Group(command, tmp_path, [*SMALL, "--out", run], signal.SIGKILL, 2).codes() == [1, -9]

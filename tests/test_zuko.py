@@ -101,6 +101,7 @@ def bent(n, seed=0):
     return np.stack([x[:, 0], 0.3 * x[:, 1] + x[:, 0] ** 2], 1)
 
 
+@pytest.mark.slow
 def test_the_default_schedule_begins_with_the_transforms_and_a_run_of_it_is_complete(tmp_path, monkeypatch):
     monkeypatch.setattr(search, "TRANSFORMS_STEPS", 150)
     monkeypatch.setattr(search, "STEPS", 40)

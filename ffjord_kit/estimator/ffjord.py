@@ -443,6 +443,11 @@ class FFJORD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityEstimator
         """
         return self.fit(X, **options).transform(X, context=options.get("context"))
 
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = self.subsets is not False
+        return tags
+
     @property
     def _n_features_out(self) -> int:
         """Number of columns of `transform`, which scikit-learn names ffjord0, ffjord1, ..."""

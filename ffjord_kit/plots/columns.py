@@ -56,7 +56,7 @@ def column(
 
     Example:
         >>> figure = column([0, 1, 1, 1], [0, 1], "owner", 'category:["no", "yes"]')
-        >>> [round(bar.get_height(), 2) for bar in figure.axes[0].patches]
+        >>> [round(float(bar.get_height()), 2) for bar in figure.axes[0].patches]
         [0.25, 0.75, 0.5, 0.5]
     """
     rows, draws = (np.asarray(values).reshape(-1, 1) for values in (x, sampled))

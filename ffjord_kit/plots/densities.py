@@ -132,7 +132,7 @@ def density_contours(
     Example:
         >>> x = np.random.default_rng(0).exponential(size=(100, 2))
         >>> figure = density_contours(x, lambda x: -x.sum(1), columns=["a", "b"], types={"a": "positive"}, size=20)
-        >>> figure.axes[0].get_xlabel(), figure.axes[0].get_xlim()[0]
+        >>> figure.axes[0].get_xlabel(), float(figure.axes[0].get_xlim()[0])
         ('a', 0.0)
     """
     chart, x, _ = read_plane(x, columns=columns, types=types, bounds=bounds)

@@ -118,7 +118,10 @@ class SubsetDomain(TableDomain):
 
     def training_data(self, arrays: Arrays, fraction: float, seed: int) -> TrainingData:
         if arrays.streamed:
-            raise ValueError("subsets=True takes a table in memory; got a numpy.memmap: pass np.array(X), or some rows")
+            raise ValueError(
+                "missing cells (NaN) and subsets=True need a table in memory; got a numpy.memmap: pass np.array(X), or "
+                "some rows"
+            )
         if arrays.context is not None:
             raise ValueError(
                 "subsets=True takes no context: leave these columns in the table, and condition on them by given(...)"
