@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -130,11 +131,15 @@ class Examination:
             tolerance: Relative and absolute tolerance.
 
         Returns:
-            Log-densities, nats, shape (m,); NaN where a solve fails.
+            Log-densities, nats, shape (m,); minus infinity outside the support, NaN where a solve fails.
         """
-        rows, solver = max(1, CHUNK_ELEMENTS // self.size), lenient_solver(tolerance)
-        chunks = batch.split(rows)
-        return torch.cat([self.flow.log_prob(chunk.x, chunk.context, solver=solver) for chunk in chunks])
+        inside = self.flow.support.check(batch.x)
+        result = batch.x.new_full((len(batch),), -math.inf)
+        chunks, solver = batch[inside].split(max(1, CHUNK_ELEMENTS // self.size)), lenient_solver(tolerance)
+        if inside.any():
+            parts = [self.flow.log_prob(chunk.x, chunk.context, solver=solver) for chunk in chunks]
+            result[inside] = torch.cat(parts).to(result)
+        return result
 
     def evaluate(self, count: int, *, tolerance: float, probes: int | None = None) -> LogDensity:
         """Return log-densities of the first rows with their errors.

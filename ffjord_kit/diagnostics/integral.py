@@ -86,7 +86,9 @@ def check_determinant(exam: Examination) -> Finding:
     """
     if exam.size > MAX_SIZE:
         return Finding("determinant", UNSURE, f"not computed above {MAX_SIZE} dimensions")
-    batch = exam.batch[:DETERMINANT_ROWS]
+    batch = _away_from_bounds(exam)[:DETERMINANT_ROWS]
+    if not len(batch):
+        return Finding("determinant", UNSURE, "not computed: every row lies at the bounds of the support")
     log_base = exam.flow.base.log_prob(_to_base(exam, batch))
     log_prob = exam.log_prob(batch, REFERENCE_TOLERANCE)
     log_det = log_prob - log_base.to(log_prob)
@@ -239,10 +241,21 @@ def _to_base(exam: Examination, batch: Batch) -> Tensor:
     return exam.flow.to_base(batch.x, batch.context, options=states_only(REFERENCE_TOLERANCE))[0]
 
 
+def _away_from_bounds(exam: Examination) -> Batch:
+    """Return the rows whose shifts by the largest step stay within the support."""
+    inside = exam.flow.support.check(_shifted(exam, exam.batch.x, max(STEPS)))
+    return exam.batch[inside.reshape(-1, len(exam.batch)).all(0)]
+
+
+def _shifted(exam: Examination, x: Tensor, step: float) -> Tensor:
+    """Return rows shifted up and then down in each element, shape (2 d batch, *event)."""
+    shifts = (step * exam.scale).diag().reshape(exam.size, 1, *x.shape[1:])
+    return torch.cat([x + shifts, x - shifts]).reshape(-1, *x.shape[1:])
+
+
 def _log_det_by_differences(exam: Examination, batch: Batch, step: float) -> Tensor:
     """Return log|det dz/dx|, (batch,), by central differences."""
     size, scale, x = exam.size, exam.scale, batch.x
-    shifts = (step * scale).diag().reshape(size, 1, *x.shape[1:])
-    shifted = torch.cat([x + shifts, x - shifts]).reshape(-1, *x.shape[1:])
+    shifted = _shifted(exam, x, step)
     z = flat(_to_base(exam, batch.repeat(2 * size).with_x(shifted))).to(x).reshape(2, size, len(x), size)
     return torch.linalg.slogdet((z[0] - z[1]).movedim(1, 0) / (2 * step * scale)[:, None]).logabsdet

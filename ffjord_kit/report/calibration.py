@@ -32,6 +32,8 @@ def examine(subject: Subject, on_progress: OnProgress) -> dict[str, Any]:
     """
     if subject.model.is_image:
         return {"missing": IMAGES}
+    if not subject.model.domain.size:
+        return {"missing": "All columns are categories, whose probabilities are exact: there is nothing to check."}
     if len(subject.log_prob) < LEAST:
         return {"missing": f"The checks need {LEAST} held-out rows; there are {len(subject.log_prob)}."}
     fitted, done = subject.fitted or Rows(None), count()
