@@ -115,6 +115,9 @@ def _evaluate(model: DensityModel, data: LoadedData) -> Columns:
 
 def _solve(model: DensityModel, data: LoadedData, evaluations: int) -> Rows:
     """Yield what the continuous flow's solve took, and its error."""
+    if not model.domain.size:
+        yield "density", "of categories alone: exact probabilities"
+        return
     solver, tolerance = model.solver_error(data.x, context=data.context), model.config.fields.tolerance
     yield "density", f"of the continuous flow{_true_values(model)}"
     yield "evaluations", f"{evaluations} (exact trace, each row to tolerance {tolerance:g})"
