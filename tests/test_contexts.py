@@ -103,6 +103,14 @@ def test_a_frame_of_contexts_is_taken_by_name(named):
         assert np.array_equal(*draws)
 
 
+def test_an_explained_row_has_its_score_under_contexts_by_name(named):
+    model, rows, around = named[0], Y[:1], {"reference": Y, "reference_context": TABLE, "draws": 20}
+    expected = model.score_samples(rows, context=TABLE[:1])
+    for context in (TABLE[:1], TABLE[["dose", "age"]][:1], dict(TABLE.iloc[0])):
+        found = model.explain(rows, context=context, threshold=float(expected[0]) - 1, **around)
+        assert found[0].before + found.threshold == pytest.approx(expected[0], abs=1e-3)
+
+
 @pytest.mark.parametrize("names", [["age"], ["age", "size"], ["age", "dose", "size"]], ids=str)
 def test_a_frame_of_other_contexts_is_refused(named, names):
     frame = TABLE.assign(size=1.0)[names]

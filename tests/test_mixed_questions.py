@@ -125,6 +125,14 @@ def test_a_row_with_gaps_has_the_density_of_its_observed_cells(fitted):
     assert fitted.score_samples(row.assign(city="Paris"))[0] == -np.inf
 
 
+def test_an_explained_row_has_its_score_and_keeps_its_levels(fitted):
+    rows, known = people(3, seed=5), people(60, seed=6)
+    scores = fitted.score_samples(rows)
+    found = fitted.explain(rows, reference=known, threshold=float(scores.min()) - 1, draws=20)
+    assert [each.before + found.threshold for each in found] == pytest.approx(scores, abs=1e-2)
+    assert found[0].names == ("x",) and found.rows == pytest.approx(fitted.model_.domain.observed_cells(rows))
+
+
 def test_frames_come_back_with_their_levels(fitted):
     gaps = with_gaps(people(30, seed=5))
     filled = fitted.impute(gaps, draws=1, random_state=0)[0]

@@ -10,18 +10,16 @@ import torch
 from torch import Tensor
 
 from ffjord_kit.data import Batch
-from ffjord_kit.diagnostics.watch import Watch, watch_words
+from ffjord_kit.diagnostics.watch import QUICK_SOLVER, Watch, watch_words
 from ffjord_kit.estimator.data import TrainingData, tensor, to_numpy
 from ffjord_kit.estimator.domain import Domain
 from ffjord_kit.estimator.fields import CommonFields, TableFields
 from ffjord_kit.estimator.scoring import to_data
 from ffjord_kit.flow import Flow
-from ffjord_kit.ode import FixedSolver
 from ffjord_kit.training.history import OnValidation
 
 LEAST_COMPARED = 100  # held-out rows with which a flow in training is compared
 SHOWN_SAMPLES = 64  # draws of a flow in training
-QUICK_SOLVER = FixedSolver("midpoint", 8, grading=2.0)
 
 OnSamples = Callable[[dict[str, Any], np.ndarray], None]
 

@@ -255,7 +255,9 @@ class DensityModel(DerivingModel, QuestioningModel, ModeModel, ExpectationModel,
         )
         if self.domain.code_dim:
             found = found.with_finding(self._check_categories(batch, seed))
-        return found if self.density == "continuous" else found.with_finding(self.receipt(X, context=context).finding)
+        if self.density == "continuous":
+            return found
+        return found.with_finding(self.receipt(X, context=context, rows=rows, seed=seed).finding)
 
     def _check_categories(self, batch: Batch, seed: int) -> diagnostics.Finding:
         """Compare the probability of rows' categories with that of drawn ones, given the same contexts."""
@@ -426,14 +428,14 @@ class DensityModel(DerivingModel, QuestioningModel, ModeModel, ExpectationModel,
             ValueError: If the data are images, a column is not there, or a number is out of range.
         """
         self.domain.require_table("explain", "score their outliers, and look at their pictures")
-        domain, context = cast(TableDomain, self.domain), None if context is None else np.asarray(context)
+        domain = cast(TableDomain, self.domain)
         self.domain.rows(X)  # which refuses wrong ones
         if self.domain.implied_context(X) is not None:
             raise ValueError("explain takes rows without missing cells: leave the others out, or impute them")
         names = changeable_columns(domain, allow)
-        rows, codes = domain.with_codes(X)
-        given = [part for part in (self._contexts(context, len(rows)), codes) if part is not None]
-        contexts = tensor(np.concatenate(given, axis=1)) if given else None
+        x = domain.all_rows(X)
+        contexts = self._contexts(context, len(x))
+        judged = domain.joined(Batch(x, None if contexts is None else tensor(contexts)))
         known, scores, batch = self._reference(reference, reference_context, random_state)
         allowed = diagnostics.Allowed.of(known, domain.columns, names, bounds)
         if not 0 < quantile < 1:
@@ -443,13 +445,13 @@ class DensityModel(DerivingModel, QuestioningModel, ModeModel, ExpectationModel,
         error = self._error_near(threshold, batch, scores) if self.density == "continuous" else 0.0
         threshold += error
         guide, verify = (
-            diagnostics.density_judge(self.reporting_flow, threshold, contexts, SolveOptions(solver=each))
+            diagnostics.density_judge(self.reporting_flow, threshold, judged.context, SolveOptions(solver=each))
             for each in (GUIDE, VERIFY)
         )
         found = diagnostics.correct(
-            guide, rows, allowed, typical, verify=None if self.density == "steps" else verify, stable=stable,
-            slack=SLACK + error, draws=draws, confidence=confidence, threshold=threshold, seed=random_state,
-            on_progress=on_progress,
+            guide, to_numpy(judged.x), allowed, typical, verify=None if self.density == "steps" else verify,
+            stable=stable, slack=SLACK + error, draws=draws, confidence=confidence, threshold=threshold,
+            seed=random_state, on_progress=on_progress,
         )  # fmt: skip
         return replace(found, rows=with_numbers(domain, X, found.rows))
 

@@ -17,10 +17,12 @@ from torch import Tensor
 
 from ffjord_kit.columns.categories import MOST_LEVELS, Category
 from ffjord_kit.columns.mixed import warn_of_unknown
-from ffjord_kit.columns.rows import refuse_two_supports, settled_types, support_bounds
+from ffjord_kit.columns.rows import refuse_two_supports, settled_types, support_bounds, to_internal
 from ffjord_kit.columns.types import Types, read_types, types_as_text
 from ffjord_kit.diagnostics.grid import Grid
+from ffjord_kit.estimator.data import tensor
 from ffjord_kit.estimator.fields import TableFields
+from ffjord_kit.estimator.tables.names import in_order
 from ffjord_kit.estimator.tables.table import Header, TableDomain
 from ffjord_kit.flow import Flow
 from ffjord_kit.transforms import Categorical, Preprocess, Transform
@@ -132,6 +134,19 @@ class CategoriesDomain(TableDomain):
             cast("list[Transform]", list(flow.transforms)), base=flow.base,
             preprocess=Preprocess(kept, flow.preprocess.context), context_dim=flow.context_dim,
         )  # fmt: skip
+
+    def all_rows(self, x: Any) -> Tensor:
+        rows = np.asarray(in_order(self.coded(x), self.table), dtype=np.float64)
+        places = self._codes(rows[:, self.category_places])
+        unknown = np.flatnonzero((places < 0).any(1))
+        if len(unknown):
+            name = list(self.categories)[int((places[unknown[0]] < 0).argmax())]
+            raise ValueError(
+                f"row {unknown[0]} has a level of {name!r} that the fit has not seen: no change of numbers mends it; "
+                "leave such rows out"
+            )
+        numbers = to_internal(rows[:, self.places], self.types, self.columns)
+        return tensor(np.concatenate([numbers, places], axis=1))
 
     def _with_levels(self, numbers: np.ndarray, codes: Tensor) -> np.ndarray:
         """Return rows of the table, shape (n, d), from the columns of numbers and the codes of all categories."""

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ffjord_kit.columns.rows import to_internal
 from ffjord_kit.columns.types import Types
 from ffjord_kit.data import Batch
 from ffjord_kit.estimator.data import Arrays, TrainingData, refuse_not_finite, tensor
@@ -95,18 +94,6 @@ class MixedDomain(CategoriesDomain):
         known = np.all(codes >= 0, axis=1)
         places = torch.from_numpy(codes[inside & known])
         return torch.cat([rows[torch.from_numpy(known[inside])], places], dim=1), inside & known
-
-    def with_codes(self, x: Any) -> tuple[np.ndarray, np.ndarray | None]:
-        rows = np.asarray(in_order(self.coded(x), self.table), dtype=np.float64)
-        codes = self._codes(rows[:, self.category_places])
-        unknown = np.flatnonzero((codes < 0).any(1))
-        if len(unknown):
-            name = list(self.categories)[int((codes[unknown[0]] < 0).argmax())]
-            raise ValueError(
-                f"row {unknown[0]} has a level of {name!r} that the fit has not seen: no change of numbers mends it; "
-                "leave such rows out"
-            )
-        return to_internal(rows[:, self.places], self.types, self.columns), self._one_hot_of(codes)
 
     def joined(self, batch: Batch) -> Batch:
         places = batch.x[:, self.size :].numpy()

@@ -346,20 +346,20 @@ class TableDomain(Domain):
     def coded_context(self, context: Any) -> Any:
         return coded_contexts(context, self.context_columns, self.context_types)
 
-    def with_codes(self, x: Any) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return rows as the flow has them, outside the support too, and the codes of their categories.
+    def all_rows(self, x: Any) -> Tensor:
+        """Return rows in the form of `rows`, those outside the support too.
 
         Args:
-            x: Rows of the table, shape (n, d), or a frame.
+            x: Rows of the table without missing cells, shape (n, d), or a frame.
 
         Returns:
-            Rows, shape (n, size), and codes, shape (n, code_dim); None where there are no categories.
+            The rows, followed by the places of their levels, shape (n, size + categories).
 
         Raises:
             ValueError: If a row has a level that the fit has not seen.
         """
         rows = np.asarray(in_order(self.coded(x), self.columns), dtype=np.float64)
-        return to_internal(rows, self.types, self.columns), None
+        return tensor(to_internal(rows, self.types, self.columns))
 
     def contexts(self, context: Any, rows: int, dim: int | None) -> np.ndarray | None:
         coded = self.coded_context(context)
