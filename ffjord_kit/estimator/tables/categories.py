@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ffjord_kit.columns.categories import MOST_LEVELS, Category
@@ -147,6 +148,12 @@ class CategoriesDomain(TableDomain):
             )
         numbers = to_internal(rows[:, self.places], self.types, self.columns)
         return tensor(np.concatenate([numbers, places], axis=1))
+
+    def _with_places(self, rows: Tensor, inside: np.ndarray, codes: np.ndarray) -> tuple[Tensor, np.ndarray]:
+        """Return the rows whose levels are all known, followed by their places, and a mask of these among all rows."""
+        known = np.all(codes >= 0, axis=1)
+        places = torch.from_numpy(codes[inside & known])
+        return torch.cat([rows[torch.from_numpy(known[inside])], places], dim=1), inside & known
 
     def _with_levels(self, numbers: np.ndarray, codes: Tensor) -> np.ndarray:
         """Return rows of the table, shape (n, d), from the columns of numbers and the codes of all categories."""

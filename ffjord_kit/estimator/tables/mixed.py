@@ -90,10 +90,7 @@ class MixedDomain(CategoriesDomain):
             raise ValueError(f"expected rows of shape (n >= 1, {self.n_features}); got {x.shape}")
         refuse_not_finite(x, "X", self.table)
         rows, inside = super().rows(x[:, self.places])
-        codes = self._codes(x[:, self.category_places])
-        known = np.all(codes >= 0, axis=1)
-        places = torch.from_numpy(codes[inside & known])
-        return torch.cat([rows[torch.from_numpy(known[inside])], places], dim=1), inside & known
+        return self._with_places(rows, inside, self._codes(x[:, self.category_places]))
 
     def joined(self, batch: Batch) -> Batch:
         places = batch.x[:, self.size :].numpy()

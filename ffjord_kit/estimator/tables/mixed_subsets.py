@@ -94,10 +94,7 @@ class MixedSubsetDomain(SubsetDomain, CategoriesDomain):
             raise ValueError(f"expected rows of shape (n >= 1, {self.n_features}); got {x.shape}")
         numbers = self.numbers(x)
         rows, inside = TableDomain.rows(self, np.where(np.isnan(numbers), self.inside, numbers))
-        codes = self._codes(self._with_some_level(x[:, self.category_places]))
-        known = np.all(codes >= 0, axis=1)
-        places = torch.from_numpy(codes[inside & known])
-        return torch.cat([rows[torch.from_numpy(known[inside])], places], dim=1), inside & known
+        return self._with_places(rows, inside, self._codes(self._with_some_level(x[:, self.category_places])))
 
     def joined(self, batch: Batch) -> Batch:
         context = cast(Tensor, batch.context).clone()
