@@ -17,3 +17,5 @@ mkdir -p "$(dirname "$json")"
 "$python" benchmarks/tables.py --device cuda --budgets 60 --json "$json"
 "$python" benchmarks/solves.py --device cuda --json "$json"
 "$python" benchmarks/memory.py --device cuda --json "$json"
+"$python" benchmarks/odenet.py --device cuda --rows 60000 --epochs 20 --seeds 5 --json "$json"
+"$python" benchmarks/gpu_steps.py
