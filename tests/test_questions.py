@@ -283,6 +283,25 @@ def test_numbers_mark_missing_cells():
         FFJORD(**{**QUICK, "subsets": False}, missing=(-999,)).fit(x)
 
 
+@pytest.mark.parametrize("library", ["pandas", "polars"])
+def test_words_mark_missing_cells_of_a_frame(library):
+    frame = pytest.importorskip(library).DataFrame
+    city = RNG.choice(["Oslo", "Rome"], 60).astype(object)
+    age = np.round(RNG.normal(40, 9, 60), 1)
+    age[::5], city[1::5] = np.nan, None
+    marked = {"city": ["?" if c is None else c for c in city], "age": ["-" if a != a else str(a) for a in age]}
+    if library == "pandas":  # which holds texts and numbers in one column
+        marked["age"] = ["-" if a != a else a for a in age.tolist()]
+    else:
+        marked["age"] = age
+    empty = {"city": city, "age": age}
+    model = FFJORD(**QUICK, missing=("?", "-")).fit(frame(marked))
+    plain = FFJORD(**QUICK).fit(frame(empty))
+    assert model.model_.domain.found == "city: category of 2 levels"
+    assert np.array_equal(model.score_samples(frame(marked)), plain.score_samples(frame(empty)))
+    assert set(model.impute(frame(marked), draws=1)[0]["city"]) == {"Oslo", "Rome"}
+
+
 @pytest.mark.parametrize("fields, word", [
     ({"scaling": "whiten"}, "scaling='auto' or 'standardize'"), ({"base": "student"}, "base='auto' or 'normal'"),
     ({"coupling": "minibatch"}, "coupling='independent'"), ({"dynamics": "potential"}, "dynamics="),

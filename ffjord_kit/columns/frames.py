@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ffjord_kit.columns.categories import Category, Date
 from ffjord_kit.columns.mixed import Found, as_known, cells_of, is_missing, is_number, warn_of_unknown
-from ffjord_kit.columns.types import Types
-from ffjord_kit.rows import frame_of, take_columns
+from ffjord_kit.columns.types import Types, read_types
+from ffjord_kit.rows import frame_of, is_frame, take_columns
+
+
+def read_frame(x: Any, columns: Any, marks: Any = None) -> tuple[Any, Types]:
+    """Return rows with numbers in the place of categories and dates, and the types that a frame shows.
+
+    Args:
+        x: Rows; a frame of pandas or polars may hold texts, truth values and dates.
+        columns: Types that the user has given, as the field `columns` takes them.
+        marks: Marks of missing cells, words and numbers, or None.
+
+    Returns:
+        The rows, what is no frame as it is, and types by names.
+
+    Raises:
+        ValueError: If a type cannot be read, or a category has one level, or too many.
+    """
+    if not is_frame(x):
+        return x, {}
+    frame = unmarked(x, marks)
+    found = look_at_frame(frame, read_types(columns, [str(name) for name in frame.columns]))
+    return code_frame(frame, found, warned=False), found
 
 
 def look_at_frame(frame: Any, types: Types) -> Types:
@@ -40,6 +61,28 @@ def look_at_frame(frame: Any, types: Types) -> Types:
     return found
 
 
+def unmarked(x: Any, marks: Any) -> Any:
+    """Return rows without the words that mark missing cells.
+
+    Args:
+        x: Rows; a frame of pandas or polars may hold words.
+        marks: Marks of missing cells, words and numbers, or None.
+
+    Returns:
+        A frame of the same library with None in the place of the words; what holds none comes back as it is.
+    """
+    words = {mark.strip() for mark in marks or () if isinstance(mark, str)}
+    if not words or not is_frame(x):
+        return x
+    columns: dict[int, np.ndarray] = {}
+    for place in range(len(x.columns)):
+        cells = _cells(x, place).astype(object)
+        found = np.array([isinstance(cell, str) and cell.strip() in words for cell in cells.tolist()])
+        if found.any():
+            columns[place] = np.where(found, np.array(None), cells)
+    return _with_columns(x, columns)
+
+
 def code_frame(frame: Any, types: Types, *, warned: bool = True) -> Any:
     """Return a frame with numbers in the place of categories and dates.
 
@@ -61,10 +104,7 @@ def code_frame(frame: Any, types: Types, *, warned: bool = True) -> Any:
         if cells is None or not isinstance(kind, (Category, Date)):
             continue
         columns[place] = _coded(name, kind, cells, warned=warned)
-    if not columns:
-        return frame
-    every = {name: columns.get(place, _cells(frame, place)) for place, name in enumerate(frame.columns)}
-    return type(frame)(every, index=frame.index) if hasattr(frame, "index") else type(frame)(every)
+    return _with_columns(frame, columns)
 
 
 def presented(draws: np.ndarray, names: Sequence[str], types: Types) -> Any:
@@ -83,6 +123,14 @@ def presented(draws: np.ndarray, names: Sequence[str], types: Types) -> Any:
     cells = cells_of(types)
     named = zip(names, draws.T, strict=True)
     return frame_of({name: cells[name](column) if name in cells else column for name, column in named})
+
+
+def _with_columns(frame: Any, columns: Mapping[int, np.ndarray]) -> Any:
+    """Return a frame with other cells in some columns, by their places; the same one where there are none."""
+    if not columns:
+        return frame
+    every = {name: columns.get(place, _cells(frame, place)) for place, name in enumerate(frame.columns)}
+    return type(frame)(every, index=frame.index) if hasattr(frame, "index") else type(frame)(every)
 
 
 def _coded(name: str, kind: Category | Date, cells: np.ndarray, *, warned: bool) -> np.ndarray:

@@ -14,8 +14,7 @@ import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, DensityMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from ffjord_kit.columns.frames import code_frame, look_at_frame
-from ffjord_kit.columns.types import Types, read_types
+from ffjord_kit.columns.frames import read_frame
 from ffjord_kit.diagnostics.sample_weight import EFFECTIVE, check_sample_weight, effective_text
 from ffjord_kit.estimator.config import Config, build_flow, resolve
 from ffjord_kit.estimator.data import Arrays, TrainingData, check_context
@@ -46,7 +45,7 @@ from ffjord_kit.estimator.tables.weights import refuse_beside_weights
 from ffjord_kit.flow import Flow
 from ffjord_kit.precision import compiled
 from ffjord_kit.progress import note, training_progress
-from ffjord_kit.rows import as_rows, is_frame
+from ffjord_kit.rows import as_rows
 from ffjord_kit.run import Run
 from ffjord_kit.run_folder import PRETRAINED
 from ffjord_kit.threads import training_threads
@@ -478,8 +477,8 @@ class FFJORD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityEstimator
         sample_weight: Any = None,
     ) -> tuple[Arrays, Domain]:
         refuse_repeated(getattr(X, "columns", ()))
-        found = look_at_frame(X, _types_of(self.columns, X)) if is_frame(X) else {}
-        X = as_rows(code_frame(X, found, warned=False) if found else X)
+        X, found = read_frame(X, self.columns, self.missing)
+        X = as_rows(X)
         if getattr(X, "ndim", 2) in (3, 4):
             raise ValueError(f"FFJORD is for tables (n, d); got shape {np.shape(X)}: use ImageFFJORD for images")
         dtype: Any = [np.float64, np.float32] if isinstance(X, np.memmap) else np.float64
@@ -593,8 +592,3 @@ def _with_model(model: DensityModel) -> Any:
     if model.record.get("named"):
         estimator.feature_names_in_ = np.array(model.record["columns"], dtype=object)
     return estimator
-
-
-def _types_of(columns: Any, frame: Any) -> Types:
-    """Return the types that a user has given to the columns of a frame."""
-    return read_types(columns, [str(name) for name in frame.columns])

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ffjord_kit.columns.frames import unmarked
 from ffjord_kit.columns.rows import check_support
 from ffjord_kit.columns.types import Types
 from ffjord_kit.data import Batch
@@ -212,6 +213,9 @@ class SubsetDomain(TableDomain):
         x = self.observed_cells(x)
         return self.question(~np.isnan(x)) if np.isnan(x).any() else None
 
+    def coded(self, x: Any) -> Any:
+        return super().coded(unmarked(x, self.fields.missing))
+
     def observed_cells(self, x: Any) -> np.ndarray:
         """Return rows with their columns in the order of the fit, and NaN where a cell is missing.
 
@@ -242,7 +246,7 @@ def marked(x: np.ndarray, fields: TableFields) -> np.ndarray:
 
     Args:
         x: Rows, shape (n, d).
-        fields: Fields, whose words mark cells of files alone.
+        fields: Fields; their words mark cells of files and frames, which hold none here any more.
 
     Returns:
         The rows, in a new array if they have such cells.
