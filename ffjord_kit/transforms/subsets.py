@@ -4,9 +4,9 @@ A scaling s is applied column by column. Of a row with modelled columns M, given
 
     z_i = s_i(x_i) in M, and 0 elsewhere;    log|det| = sum over M of log s_i'(x_i).
 
-The flow behind has d columns always: those not modelled are standard normal noise that stands still, and independent of
-all else. Dividing by the density of this noise leaves that of the modelled columns; the log-determinants below contain
-the division, so log-densities are those of the modelled columns alone.
+The flow behind has d columns always: those not modelled are noise that stands still, and independent of all else:
+standard normal, of angles uniform. Dividing by the density of this noise leaves that of the modelled columns; the
+log-determinants below contain the division, so log-densities are those of the modelled columns alone.
 """
 
 from __future__ import annotations
@@ -30,13 +30,16 @@ class Elementwise(nn.Module):
     Args:
         transforms: Transforms, from data to base, none of which mixes columns.
         size: Number of columns d.
+        circles: Columns that are angles, in radians on the side of the base.
     """
 
     reference: Tensor
     log_slope: Tensor
+    on_line: Tensor
 
-    def __init__(self, transforms: Sequence[Transform], size: int) -> None:
+    def __init__(self, transforms: Sequence[Transform], size: int, circles: Sequence[int] = ()) -> None:
         super().__init__()
+        self.register_buffer("on_line", torch.tensor([i not in circles for i in range(size)]), persistent=False)
         self.transforms = cast(Sequence[Transform], nn.ModuleList(transforms))
         reference, _ = self.to_data(torch.zeros(1, size, dtype=torch.float64))
         with torch.inference_mode(False), torch.enable_grad():
@@ -75,6 +78,17 @@ class Elementwise(nn.Module):
             log_det = log_det + step
         return z, log_det
 
+    def noise_log_prob(self, z: Tensor) -> Tensor:
+        """Return the log-density of the noise in the columns that are not modelled.
+
+        Args:
+            z: Noise, shape (batch, d).
+
+        Returns:
+            Log-densities of each element, shape (batch, d).
+        """
+        return torch.where(self.on_line, -0.5 * z.square() - HALF_LOG_2PI, -2 * HALF_LOG_2PI)
+
 
 class SubsetScaling(Transform):
     """Scale the modelled columns of each row; its context says which they are.
@@ -101,14 +115,14 @@ class SubsetScaling(Transform):
     def to_base(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         modelled = _modelled(x, context)
         z, log_det = self.scaling.to_base(torch.where(modelled, x, self.scaling.reference.to(x)))
-        absent = torch.where(modelled, 0.0, HALF_LOG_2PI - self.scaling.log_slope.to(x))
-        return torch.where(modelled, z, 0.0), log_det + absent.sum(1)
+        z = torch.where(modelled, z, 0.0)
+        absent = torch.where(modelled, 0.0, -self.scaling.noise_log_prob(z) - self.scaling.log_slope.to(x))
+        return z, log_det + absent.sum(1)
 
     def to_data(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         modelled = _modelled(z, context)
         x, log_det = self.scaling.to_data(torch.where(modelled, z, 0.0))
-        noise = -0.5 * z.square() - HALF_LOG_2PI
-        absent = torch.where(modelled, 0.0, self.scaling.log_slope.to(z) + noise)
+        absent = torch.where(modelled, 0.0, self.scaling.log_slope.to(z) + self.scaling.noise_log_prob(z))
         return torch.where(modelled, x, self.scaling.reference.to(x)), log_det + absent.sum(1)
 
 

@@ -12,6 +12,7 @@ from ffjord_kit.columns.base import ColumnType
 from ffjord_kit.columns.categories import Category, Date
 from ffjord_kit.columns.frames import presented
 from ffjord_kit.columns.rows import inside_support, shortened
+from ffjord_kit.columns.types import Circle
 from ffjord_kit.estimator.data import refuse_not_finite, seed_from
 from ffjord_kit.estimator.sampling import SamplingModel
 from ffjord_kit.estimator.tables.names import in_order
@@ -278,7 +279,7 @@ def _checked_values(domain: SubsetDomain, values: Mapping[str, Any]) -> dict[str
         low, high = domain.bounds[domain.columns.index(name)]
         if not inside_support(np.atleast_1d(array)[:, None], [(low, high)]).all():
             raise ValueError(f"{name!r} is given a value outside its support, {low:g} to {high:g}: give one within")
-        checked[name] = array
+        checked[name] = kind.wrap(array) if isinstance(kind, Circle) else array
     return checked
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ffjord_kit.columns.frames import unmarked
-from ffjord_kit.columns.rows import check_support
+from ffjord_kit.columns.rows import check_support, to_internal
 from ffjord_kit.columns.types import Types
 from ffjord_kit.data import Batch
 from ffjord_kit.diagnostics.columns import check_columns
@@ -30,7 +30,7 @@ from ffjord_kit.nn import VectorField
 from ffjord_kit.nn.masked import MaskedField, QuestionContext
 from ffjord_kit.objectives import FlowMatching, Objective
 from ffjord_kit.objectives.subsets import ask, on_questions
-from ffjord_kit.transforms import CNF, AskedCategorical, ContextScaling, Transform
+from ffjord_kit.transforms import AskedCategorical, ContextScaling, Transform
 from ffjord_kit.transforms.subsets import Elementwise, QuestionScaling, SubsetScaling
 
 if TYPE_CHECKING:
@@ -94,8 +94,8 @@ class SubsetDomain(TableDomain):
         _check_fields(fields)
         _check_cells(x, header.columns)
         domain = super().of(fields, with_all_cells(x), header, found)
-        if not domain.geometry.is_flat:
-            raise ValueError("subsets=True takes no circles and spheres yet: leave out their types, or subsets")
+        if domain.geometry.spheres:
+            raise ValueError("subsets=True takes no spheres, only circles: leave out their type, or subsets")
         return replace(domain, fields=fields)
 
     @classmethod
@@ -115,7 +115,7 @@ class SubsetDomain(TableDomain):
         return on_questions(objective, self.sizes)
 
     def matching(self, objective: FlowMatching) -> Objective:
-        return on_questions(objective, self.sizes)
+        return on_questions(super().matching(objective), self.sizes)
 
     def training_data(self, arrays: Arrays, fraction: float, seed: int) -> TrainingData:
         if arrays.streamed:
@@ -129,8 +129,9 @@ class SubsetDomain(TableDomain):
             )
         numbers = self.numbers(arrays.x)
         x = self.add_noise(with_all_cells(numbers), seed)
-        check_columns(x, self.columns, filled=bool(np.isnan(numbers).any()))
+        check_columns(x, self.columns, filled=bool(np.isnan(numbers).any()), angles=self.geometry.circles)
         check_support(x, self.bounds, self.columns)
+        x = to_internal(x, self.types, self.columns)
         kept, held_out = self._split(len(x), fraction, seed, streamed=False)
         context = self.questions_of(arrays.x)
         weights = split_weights(arrays.weight, kept, held_out)
@@ -187,10 +188,14 @@ class SubsetDomain(TableDomain):
 
     def preprocess(self, data: TrainingData, scaling: str) -> list[Transform]:
         plain = replace(data, context=None, conditional=None, fitting=replace(data.fitting, context=None))
-        return [SubsetScaling(Elementwise(super().preprocess(plain, scaling), self.size))]
+        return [self._of_subsets(super().preprocess(plain, scaling))]
 
     def blank_preprocess(self, scaling: str, context_dim: int) -> list[Transform]:
-        return [SubsetScaling(Elementwise(super().blank_preprocess(scaling, 0), self.size))]
+        return [self._of_subsets(super().blank_preprocess(scaling, 0))]
+
+    def _of_subsets(self, transforms: Sequence[Transform]) -> SubsetScaling:
+        """Return transforms of each column by itself as one of the modelled columns."""
+        return SubsetScaling(Elementwise(transforms, self.size, self.geometry.circles))
 
     def context_preprocess(
         self, scaling: ContextScaling | None, preprocess: Sequence[Transform]
@@ -198,12 +203,10 @@ class SubsetDomain(TableDomain):
         categories = sum(self.sizes) + len(self.sizes)
         return QuestionScaling(cast(SubsetScaling, preprocess[0]).scaling, categories), 3 * self.size + categories
 
-    def continuous(self, network: Callable[..., nn.Module], blocks: int, options: Mapping[str, Any]) -> list[CNF]:
-        def masked(shape: tuple[int, ...]) -> nn.Module:
-            codes = sum(self.sizes)
-            return MaskedField(cast(VectorField, network(shape, context_dim=2 * self.size + codes)), codes)
-
-        return super().continuous(masked, blocks, options)
+    def _field(self, network: Callable[..., nn.Module]) -> nn.Module:
+        codes = sum(self.sizes)
+        inner = super()._field(lambda shape: network(shape, context_dim=2 * self.size + codes))
+        return MaskedField(cast(VectorField, inner), codes)
 
     def rows(self, x: Any) -> tuple[Tensor, np.ndarray]:
         x = self.observed_cells(x)
