@@ -20,7 +20,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from command import run
 from scipy.stats import binomtest
+from sets import FOLDER
 
 from ffjord_kit import FFJORD, datasets, plots
 from ffjord_kit.diagnostics import Allowed, Corrections
@@ -158,7 +160,10 @@ def moons() -> Task:
 
 def uci(name: str, allow: int) -> Task:
     """A table of the file uci_regression.npz, whose first columns may change."""
-    with np.load(Path(os.environ["FFJORD_KIT_DATA"]) / "uci_regression.npz") as file:
+    path = Path(os.environ.get(FOLDER, ".")) / "uci_regression.npz"
+    if not path.exists():
+        raise ValueError(f"{path} is not there: set {FOLDER} to the folder that holds it, or pass --only moons")
+    with np.load(path) as file:
         x = file[name].astype(np.float64)
     if name == "protein":
         x = np.delete(x, 1, axis=1)  # nearly a copy of the first column
@@ -170,4 +175,4 @@ TASKS = {"moons": moons, "power_plant": lambda: uci("power_plant", 2), "protein"
 
 
 if __name__ == "__main__":
-    main()
+    run(main)
