@@ -20,11 +20,13 @@ from ffjord_kit.nn import ResidualDynamics
 from ffjord_kit.objectives import FlowMatching, Loss, MaximumLikelihood, Objective, Reflow
 from ffjord_kit.objectives.reflow import stack_pairs
 from ffjord_kit.ode import ADJOINTS, FixedSolver, SolveError
+from ffjord_kit.ode.time_limit import check_time
 from ffjord_kit.run import Run
 from ffjord_kit.trace import ExactTrace, HutchinsonTrace
 from ffjord_kit.training import Phase, StreamedData, TensorData, TrainConfig, TrainingDiverged, fit, fit_flow
 from ffjord_kit.training.data import Batches, preprocessed
 from ffjord_kit.training.optim import MovingAverage, Optimizer
+from ffjord_kit.training.runtime import Timer
 from ffjord_kit.training.validation import ValidationScore
 from ffjord_kit.transforms import CNF, Standardize, Transform
 from ffjord_kit.transforms.cnf import SolveOptions
@@ -555,6 +557,35 @@ def test_a_phase_of_seconds_ends_in_time_and_its_rate_falls_to_nothing():
     assert any("its time was up" in r.get("event", "") for r in history.records)
     assert 3 <= sum("validation_nll" in r for r in history.records) <= 31  # twenty, the last, and the early ones
     assert rates[-1] < 0.2 * max(rates)
+
+
+@pytest.mark.parametrize("costs, cut", [((1.0, 2.0), False), ((1.0, 6.0), True)])
+def test_what_a_phase_has_learnt_is_judged_though_its_last_validation_takes_longer_than_the_first(
+    monkeypatch, costs, cut
+):
+    """On a clock that steps and validations advance: 10 s, and a tenth more for a validation that takes too long."""
+    now, left = [0.0], iter(costs)
+    monkeypatch.setattr(Timer, "read", lambda self: (now[0], now[0]))
+
+    class Timed(LeastSquares):
+        def loss(self, model, batch, generator):
+            now[0] += 0.1
+            return super().loss(model, batch, generator)
+
+    def validate(workers, pieces):
+        cost = next(left)
+        for _ in range(100):  # evaluations
+            now[0] += cost / 100
+            check_time()
+        return ValidationScore(-now[0], 0.0, None)
+
+    data = TensorData(Batch(torch.ones(8, 1), torch.ones(8, 1)))
+    history = fit(
+        nn.Linear(1, 1), data, [Phase(Timed(), math.inf, 0.1, 10.0)], config=TrainConfig(batch_size=8, ema_decay=0.0),
+        validate=validate,
+    )  # fmt: skip
+    assert history.work_seconds < 11.2
+    assert (history.best_step == history.step) != cut
 
 
 # Rows that are fetched batch by batch.

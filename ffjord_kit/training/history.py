@@ -17,6 +17,7 @@ from ffjord_kit.training.config import Phase
 
 VALIDATIONS, TRIAL_VALIDATIONS = 20, 3  # in a phase with a limit of time
 TRIAL_PATIENCE = 2
+UNKNOWN_COST_VALIDATIONS = 4  # until the first one has told what a validation costs
 MAX_VALIDATION_SHARE = 1 / 8  # of the time of such a phase
 EARLIEST = 10  # steps before the first validation
 RESERVE = 1.25  # time reserved for the last validation, relative to the one before
@@ -180,8 +181,22 @@ class History:
             interval = min(every, max(1, phase.steps // phase.validations))
             return self.phase_step % interval == 0 or (early and self.phase_step < interval)
         count = TRIAL_VALIDATIONS if phase.trial and not phase.from_start else VALIDATIONS
+        if not self.validation_cost:  # of weights that begin it would say little
+            count = UNKNOWN_COST_VALIDATIONS
         since = self.work_seconds - max(self.validated_at, self.phase_start)
         return since >= self.validation_cost / MAX_VALIDATION_SHARE and (early or since >= phase.seconds / count)
+
+    def is_judged(self, phase: Phase) -> bool:
+        """Return whether a validation has seen the second half of a phase that has a limit of time.
+
+        Args:
+            phase: The present phase.
+
+        Returns:
+            True if one has, or if the phase has another that will do: it is an attempt, or has no limit of time.
+        """
+        attempt = phase.trial or phase.validations == 1 or phase.seconds == math.inf
+        return attempt or self.validated_at >= self.phase_start + phase.seconds / 2
 
     def begin_phase(self, phase: int) -> None:
         """Begin a phase.

@@ -38,6 +38,7 @@ from ffjord_kit.transforms import Stepped
 from ffjord_kit.transforms.cnf import SolveOptions
 
 LATEST = 1.04  # end of a last validation, relative to the seconds of a phase
+LATEST_OF_ALL = 1.1  # where no other validation has judged what was trained: the training would be lost
 
 
 @enable_grad()
@@ -297,9 +298,10 @@ class _Trainer:
         try:
             with self._limited(phase):
                 self._step(phase)
-                if self.history.is_validation_due(phase, self.config.validate_every, self.batches.per_epoch):
+            if self.history.is_validation_due(phase, self.config.validate_every, self.batches.per_epoch):
+                with self._limited(phase, LATEST if self.history.is_judged(phase) else LATEST_OF_ALL):
                     self._validate(phase)
-                    self.checkpoints.save()
+                self.checkpoints.save()
         except OutOfTime:
             self.history.seconds, self.history.work_seconds = self.timer.read()
             self.recorder.add(phase, {"event": "the time was up before the end of a step or validation"})
@@ -323,11 +325,11 @@ class _Trainer:
         (here.seconds, here.work_seconds), self.stopped = clock, stop > 0
         self.recorder.add_step(phase, loss, {"learning_rate": rate, "gradient_norm": norm}, share)
 
-    def _limited(self, phase: Phase) -> AbstractContextManager[None]:
-        """Limit a step and its validation to the time of the phase; several workers cannot end at once."""
+    def _limited(self, phase: Phase, latest: float = LATEST) -> AbstractContextManager[None]:
+        """Limit a step or a validation to some times the seconds of the phase; several workers cannot end at once."""
         if phase.seconds == math.inf or self.workers.size > 1:
             return nullcontext()
-        end = self.history.phase_start + max(LATEST * phase.seconds, phase.seconds + phase.overtime)
+        end = self.history.phase_start + max(latest * phase.seconds, phase.seconds + phase.overtime)
         return time_limit(lambda: self.timer.read()[1] > end)
 
     def _status(self) -> tuple[float, ...]:
