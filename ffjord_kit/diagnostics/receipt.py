@@ -58,6 +58,12 @@ class Receipt:
         rounding: Largest difference of a row's log-density as the flow computes it from that in float64, nats.
         integral: Integral of the density, by a grid or importance sampling; NaN where it was not computed.
         integral_error: Its standard error.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> receipt = Receipt(1000, 0.5, 0.6, 0.0, 0.0, 0.0, 0.0, 0.0, 1e-12, 1e-7, integral=1.0, integral_error=1e-4)
+        >>> receipt.holds, replace(receipt, unreached=0.02).holds
+        (True, False)
     """
 
     points: int

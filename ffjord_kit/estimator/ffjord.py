@@ -15,7 +15,7 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Density
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ffjord_kit.columns.frames import code_frame, look_at_frame
-from ffjord_kit.columns.types import Types, read_types
+from ffjord_kit.columns.types import read_types
 from ffjord_kit.diagnostics.sample_weight import EFFECTIVE, check_sample_weight, effective_text
 from ffjord_kit.estimator.config import Config, build_flow, resolve
 from ffjord_kit.estimator.data import Arrays, TrainingData, check_context
@@ -478,7 +478,7 @@ class FFJORD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityEstimator
         sample_weight: Any = None,
     ) -> tuple[Arrays, Domain]:
         refuse_repeated(getattr(X, "columns", ()))
-        found = look_at_frame(X, _types_of(self.columns, X)) if is_frame(X) else {}
+        found = look_at_frame(X, read_types(self.columns, [str(name) for name in X.columns])) if is_frame(X) else {}
         X = as_rows(code_frame(X, found, warned=False) if found else X)
         if getattr(X, "ndim", 2) in (3, 4):
             raise ValueError(f"FFJORD is for tables (n, d); got shape {np.shape(X)}: use ImageFFJORD for images")
@@ -562,6 +562,10 @@ def load(path: str | Path, *, dynamics: Any = None, base: Any = None) -> FFJORD 
 
     Raises:
         RunError: If the folder is missing, damaged, without weights yet, or of another version.
+
+    Example:
+        >>> load("pretrained:moons").sample(5, random_state=0).shape
+        (5, 2)
     """
     return _with_model(DensityModel.load(path, dynamics=dynamics, base=base))
 
@@ -593,8 +597,3 @@ def _with_model(model: DensityModel) -> Any:
     if model.record.get("named"):
         estimator.feature_names_in_ = np.array(model.record["columns"], dtype=object)
     return estimator
-
-
-def _types_of(columns: Any, frame: Any) -> Types:
-    """Return the types that a user has given to the columns of a frame."""
-    return read_types(columns, [str(name) for name in frame.columns])
