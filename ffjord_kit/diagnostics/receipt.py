@@ -22,7 +22,7 @@ from torch import Tensor
 from ffjord_kit.data import Batch
 from ffjord_kit.diagnostics.examination import flat, preprocessed
 from ffjord_kit.diagnostics.findings import BAD, GOOD, Finding
-from ffjord_kit.diagnostics.integral import GRIDS, Integral, by_grid, by_importance_sampling, over_turns
+from ffjord_kit.diagnostics.integral import GRID_FIRST, Integral, by_grid, by_importance_sampling, over_turns
 from ffjord_kit.flow import Flow
 from ffjord_kit.noise import standard_normal
 from ffjord_kit.objectives.stepped import lowest_eigenvalues
@@ -281,6 +281,6 @@ def _integral(inner: Flow, batch: Batch, seed: int) -> Integral:
     rows, geometry = flat(batch.x), inner.base.geometry
     if not geometry.is_flat:
         return over_turns(geometry, log_density)
-    if rows.shape[1] in GRIDS:
+    if rows.shape[1] <= GRID_FIRST:
         return by_grid(rows, log_density)
     return by_importance_sampling(rows, log_density, count=4 * ROWS, seed=seed)
