@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: test slow lint notebooks demo docs clean
+.PHONY: test slow lint notebooks demo docs release clean
 
 test: $(READY)
 	$(BIN)/python -m pytest -q -n auto --dist worksteal -m "not slow and not notebook" --doctest-modules tests ffjord_kit
@@ -28,6 +28,9 @@ docs: $(READY)
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[docs]"
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
+
+release:
+	.ci/release $(PYTHON)
 
 $(READY): setup.cfg constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -190,6 +190,10 @@ def as_base(base: Base | Distribution) -> Base:
 
     Returns:
         The base itself, or the wrapped distribution.
+
+    Example:
+        >>> as_base(torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2))).log_prob(torch.zeros(1, 2))
+        tensor([-1.8379])
     """
     return base if isinstance(base, Base) else DistributionBase(base)
 
@@ -286,6 +290,12 @@ def fit_mixture(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     Returns:
         Weights (k,), means (k, d) and covariances (k, d, d).
+
+    Example:
+        >>> x = torch.randn(400, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        >>> weights, means, _ = fit_mixture(torch.cat([x / 10 - 1, x / 10 + 1]))
+        >>> [round(weight, 3) for weight in weights.tolist()], means.flatten().sort().values.round(decimals=1).tolist()
+        ([0.5, 0.5], [-1.0, 1.0])
     """
     from sklearn.mixture import GaussianMixture as Mixture  # only here: torch alone starts faster
     from threadpoolctl import threadpool_limits
@@ -361,6 +371,11 @@ class StudentFit(NamedTuple):
         loc: Locations, shape (d,).
         scale: Scales, shape (d,).
         df: Degrees of freedom, shape (d,).
+
+    Example:
+        >>> x = torch.distributions.StudentT(torch.tensor([2.0])).sample((100,))
+        >>> fit_student(x)._fields, fit_student(x).df.shape
+        (('loc', 'scale', 'df'), torch.Size([1]))
     """
 
     loc: Tensor
@@ -477,6 +492,12 @@ def fit_student(x: Tensor) -> StudentFit:
 
     Returns:
         Location, scale and degrees of freedom of each column; a constant column gets scale 1.
+
+    Example:
+        >>> levels = torch.linspace(0, 1, 1001, dtype=torch.float64)[1:-1, None]
+        >>> cauchy = 3 + 2 * (math.pi * (levels - 0.5)).tan()
+        >>> [round(float(part), 1) for part in fit_student(cauchy)]  # location, scale and degrees of freedom
+        [3.0, 2.0, 1.0]
     """
     rows = x[:: max(1, -(-len(x) // FIT_ROWS))]
     loc, quartiles = rows.median(0).values, rows.quantile(torch.tensor([0.25, 0.75], dtype=x.dtype), dim=0)
@@ -501,6 +522,11 @@ def fit_tails(x: Tensor) -> Tensor:
 
     Returns:
         Powers among DF_GRID, shape (d,).
+
+    Example:
+        >>> levels = torch.linspace(0, 1, 10_002, dtype=torch.float64)[1:-1, None]
+        >>> fit_tails(levels**-0.5).tolist()  # P(x > w) = w^-2
+        [2.0]
 
     References:
         Pickands 1975, Statistical inference using extreme order statistics, Annals of Statistics 3.
@@ -529,6 +555,11 @@ def outliers_inflate_scale(x: Tensor) -> bool:
 
     Returns:
         Whether the standard deviation of any column exceeds 10 times the scale of its Student fit.
+
+    Example:
+        >>> x = torch.linspace(-2, 2, 100)[:, None]
+        >>> outliers_inflate_scale(x), outliers_inflate_scale(torch.cat([x, torch.tensor([[1e4]])]))
+        (False, True)
     """
     return bool((x.std(0, correction=0) > OUTLIER_INFLATION * fit_student(x).scale).any())
 

@@ -53,6 +53,13 @@ class Trajectory:
         x: States, shape (T, batch, *event).
         log_prob: Log-densities under p_t, shape (T, batch).
         nfe: Evaluations of the dynamics.
+
+    Example:
+        >>> from ffjord_kit import CNF, Flow, ResidualDynamics
+        >>> flow = Flow([CNF(ResidualDynamics((1,)), (1,))])  # untrained: nothing moves
+        >>> path = flow.trajectory(torch.ones(2, 1), [0.0, 0.5, 1.0])
+        >>> path.x.shape, bool((path.x == 1).all())
+        (torch.Size([3, 2, 1]), True)
     """
 
     times: Tensor
@@ -511,6 +518,12 @@ def with_transforms(flow: Flow, transforms: Sequence[Transform]) -> Flow:
 
     Returns:
         The new flow; modules are shared, not copied.
+
+    Example:
+        >>> from ffjord_kit import Standardize
+        >>> flow = Flow([Standardize.of(torch.tensor([[1.0], [3.0]]))])
+        >>> with_transforms(flow, []).log_prob(torch.zeros(1, 1))  # of the base alone: -log sqrt(2 pi)
+        tensor([-0.9189])
     """
     return Flow(transforms, base=flow.base, preprocess=flow.preprocess, context_dim=flow.context_dim)
 

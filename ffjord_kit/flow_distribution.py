@@ -189,6 +189,12 @@ def support_of(transforms: Iterable[nn.Module], event_shape: Sequence[int]) -> c
 
     Returns:
         A constraint on events.
+
+    Example:
+        >>> from ffjord_kit.transforms import Logit
+        >>> unit_interval = Logit(torch.zeros(1), torch.ones(1))
+        >>> support_of([unit_interval], (1,)).check(torch.tensor([[0.5], [2.0]]))
+        tensor([ True, False])
     """
     return constraints.independent(_constraint(*_bounds(transforms, event_shape)), len(event_shape))
 

@@ -39,6 +39,13 @@ def kinetic_energy(point: FieldPoint) -> Tensor:
 
     Returns:
         The cost's integrand, shape (batch,).
+
+    Example:
+        >>> from ffjord_kit.trace import ExactTrace, evaluate_field
+        >>> x = torch.tensor([[3.0, 4.0]])
+        >>> point = evaluate_field(lambda t, x, context: x, torch.tensor(0.0), x, ExactTrace().draw(x))
+        >>> kinetic_energy(point).tolist()  # 3^2 + 4^2
+        [25.0]
     """
     return _squared_norm(point.dx)
 
@@ -51,6 +58,13 @@ def jacobian_norm(point: FieldPoint) -> Tensor:
 
     Returns:
         The cost's integrand, shape (batch,).
+
+    Example:
+        >>> from ffjord_kit.trace import ExactTrace, evaluate_field
+        >>> x = torch.tensor([[3.0, 4.0]])
+        >>> point = evaluate_field(lambda t, x, context: 2 * x, torch.tensor(0.0), x, ExactTrace().draw(x))
+        >>> jacobian_norm(point)  # of the Jacobian diag(2, 2)
+        tensor([8.])
     """
     return point.products.square().reshape(*point.products.shape[:2], -1).sum(dim=(0, 2))
 
@@ -63,6 +77,13 @@ def acceleration(point: FieldPoint) -> Tensor:
 
     Returns:
         The cost's integrand, shape (batch,).
+
+    Example:
+        >>> from ffjord_kit.trace import ExactTrace, evaluate_field
+        >>> x = torch.tensor([[3.0, 4.0]])
+        >>> point = evaluate_field(lambda t, x, context: 2 * x, torch.tensor(0.0), x, ExactTrace().draw(x))
+        >>> acceleration(point)  # x'' = 4 x
+        tensor([400.])
     """
     field = _field_of(point)
     return _squared_norm(_evaluate(point, _derivative_along(field, field)))
@@ -76,6 +97,13 @@ def jerk(point: FieldPoint) -> Tensor:
 
     Returns:
         The cost's integrand, shape (batch,).
+
+    Example:
+        >>> from ffjord_kit.trace import ExactTrace, evaluate_field
+        >>> x = torch.tensor([[3.0, 4.0]])
+        >>> point = evaluate_field(lambda t, x, context: 2 * x, torch.tensor(0.0), x, ExactTrace().draw(x))
+        >>> jerk(point)  # x''' = 8 x
+        tensor([1600.])
     """
     field = _field_of(point)
     return _squared_norm(_evaluate(point, _derivative_along(_derivative_along(field, field), field)))
@@ -92,6 +120,14 @@ def hjb(point: FieldPoint) -> Tensor:
 
     Raises:
         ValueError: If the field has no potential.
+
+    Example:
+        >>> from ffjord_kit.nn.potential import PotentialDynamics
+        >>> from ffjord_kit.trace import ExactTrace, evaluate_field
+        >>> field, x = PotentialDynamics((2,)), torch.ones(1, 2)
+        >>> _ = [torch.nn.init.zeros_(weight) for weight in field.parameters()]  # at rest, which is optimal
+        >>> hjb(evaluate_field(field, torch.tensor(0.5), x, ExactTrace().draw(x))).tolist()
+        [0.0]
     """
     potential = potential_of(point.field)
 

@@ -218,6 +218,12 @@ def evaluate_field(
 
     Raises:
         ValueError: If the velocity has not the shape of the states.
+
+    Example:
+        >>> x = torch.tensor([[3.0, 4.0]])
+        >>> point = evaluate_field(lambda t, x, context: t * x, torch.tensor(2.0), x, ExactTrace().draw(x))
+        >>> point.dx.tolist(), point.trace.tolist()
+        ([[6.0, 8.0]], [4.0])
     """
     if isinstance(dynamics, VectorField):
         dx, products = dynamics.jvp(t, x, probes, context)

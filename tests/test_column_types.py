@@ -23,7 +23,7 @@ from ffjord_kit import (
 )
 from ffjord_kit.cli.parsing import parse_columns
 from ffjord_kit.columns.base import ColumnTypeWarning
-from ffjord_kit.columns.types import parse_type, read_types, types_as_text
+from ffjord_kit.columns.types import parse_type, read_types, types_as_text, units_of
 
 SHORT = {"schedule": [("flow_matching", 20)], "hidden": (8,), "random_state": 0}
 TEXTS = {
@@ -209,3 +209,10 @@ def test_a_table_without_circles_is_made_of_what_it_was_made_of(table):
     assert type(plain.model_.config.objectives["flow_matching"][0]) is FlowMatching
     assert [type(each) for each in plain.flow_.preprocess.transforms] == [Standardize]
     assert np.array_equal(real.score_samples(x), plain.score_samples(x))
+
+
+def test_units_name_columns_without_a_type_too():
+    types = read_types({"kids": "integer"})
+    assert units_of({}, ["a", "b"]) == ""
+    assert units_of(types, ["kids", "age"]) == "per whole number of kids, unit of age"
+    assert units_of(types, ["kids", *"abcdefg"]) == "per whole number of kids, unit of each of the 7 others"

@@ -1,5 +1,7 @@
 """The pages of the documentation: their links lead somewhere, and their code runs."""
 
+import importlib
+import inspect
 import re
 from pathlib import Path
 
@@ -12,6 +14,17 @@ PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "doc
 RUN = [page for page in PAGES if page.parent.name == "howto" or page.name == "start.md"]
 # Trainings and data of the pages, made short.
 SHORT = ((r"max_seconds=\d+", 'schedule=[("flow_matching", 5)]'), (r"rows=\d{3,}", "rows=60"), (r"n=\d{3,}", "n=20"))
+
+WITHOUT_EXAMPLE = {  # public classes, and why
+    "Base": "abstract: see StandardNormal",
+    "ColumnType": "abstract: see Positive",
+    "Objective": "abstract: see ffjord_kit.training.fit",
+    "SolvedObjective": "abstract: see MaximumLikelihood",
+    "Solver": "abstract: see AdaptiveSolver",
+    "SupervisedLoss": "abstract: see CrossEntropy",
+    "TraceEstimator": "abstract: see ExactTrace",
+    "WorkersError": "takes two processes",
+}
 
 
 def name(page):
@@ -46,6 +59,25 @@ def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
 def test_what_the_top_of_the_package_offers_has_an_example(word):
     thing = getattr(ffjord_kit, word)
     assert not callable(thing) or ">>>" in (thing.__doc__ or "")
+
+
+def public_classes(package):
+    """Names and classes that the page of a package lists."""
+    module = importlib.import_module(f"ffjord_kit.{package}")
+    names = getattr(module, "__all__", [name for name, thing in vars(module).items()
+                                        if getattr(thing, "__module__", "") == module.__name__])  # fmt: skip
+    things = {name: getattr(module, name) for name in names if not name.startswith("_")}
+    return {name: thing for name, thing in things.items() if inspect.isclass(thing)}
+
+
+def test_every_public_class_has_an_example():
+    page = (ROOT / "docs" / "api" / "index.md").read_text(encoding="utf-8")
+    packages = page.partition(":toctree: generated")[2].partition("```")[0].split()[1:]
+    assert {"estimator", "diagnostics", "transforms"} <= set(packages)
+    classes = {}
+    for package in [*packages, "columns"]:
+        classes |= public_classes(package)
+    assert {name for name, thing in classes.items() if ">>>" not in (thing.__doc__ or "")} == set(WITHOUT_EXAMPLE)
 
 
 def test_every_notebook_is_in_the_gallery():

@@ -197,7 +197,7 @@ def test_a_complete_run_is_resumed_without_a_step(folder, capsys, tmp_path):
         (["fit", "FOLDER", "--scaling", "whiten"], "scaling must be one of logit, plain; got 'whiten'"),
         (["score", "RUN", "moons"], "moons holds no images, and this run is on images of 3 x 4 x 4"),
         (["reflow", "RUN"], "reflow is for tables, and this model is of images"),
-        (["doctor", "RUN"], "diagnose is for tables, and this model is of images"),
+        (["doctor", "RUN"], "doctor is for tables, and this model is of images"),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_one_line(argv, text, run, folder, capsys, tmp_path):

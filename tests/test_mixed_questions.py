@@ -76,6 +76,17 @@ def test_categories_alone_are_validated_kept_and_loaded(alone, tmp_path):
         FFJORD(random_state=0).fit(people(60)[["city", "ok"]], run=tmp_path / "run", resume=True)
     with pytest.raises(ValueError, match="diagnose is for columns of numbers, and all columns are categories"):
         alone.diagnose(EVERY)
+    assert loaded.model_.summary()["density"] == "of categories alone: exact probabilities"
+
+
+def test_the_doctor_says_why_it_does_not_examine_categories_alone(alone, tmp_path, capsys):
+    alone.save(tmp_path / "run")
+    EVERY.to_csv(tmp_path / "every.csv", index=False)
+    code, out, err = call(capsys, "doctor", tmp_path / "run", tmp_path / "every.csv")
+    assert (code, out) == (1, "")
+    assert "doctor is for columns of numbers, and all columns are categories" in err
+    assert "so score rows instead" in err
+    assert err.count("\n") == 1
 
 
 def test_categories_alone_follow_a_context_and_weights():

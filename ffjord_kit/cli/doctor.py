@@ -35,12 +35,15 @@ def doctor(run: str, source: str | None, rows: int, out: str | None, random_stat
         force: Whether to replace an existing picture.
 
     Raises:
-        ValueError: If the picture exists, the run is on images, or the data do not suit it.
+        ValueError: If the picture exists, the run is on images or categories alone, or the data do not suit it.
     """
     picture = None if out is None else Path(out) / PICTURE
     if picture is not None:
         check_replaceable(picture, force=force)
     opened, model = open_run(run), DensityModel.load(run)
+    model.domain.require_table(
+        "doctor", "score their bits per dimension, and look at their samples with ffjord-kit plot"
+    )
     fitted = find_fitted(opened)
     data = held_out(model, load_fitted(opened, GONE)) if source is None else load_for_run(opened, source)
     data = complete_rows(data.drawn(random_state), "doctor")

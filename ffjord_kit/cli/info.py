@@ -142,7 +142,7 @@ def _data(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "columns", ", ".join(columns[:COLUMNS_SHOWN]) + more
         if config.get("types"):
             yield "types", option_text(config["types"]).replace(",", ", ")
-            yield "nats", units_of(read_types(config["types"]))
+            yield "nats", units_of(read_types(config["types"]), columns)
     else:
         yield "images", " x ".join(map(str, images["shape"])) + f", {images['bits']} bits"
     yield "context", _context(config)

@@ -187,7 +187,7 @@ def _units(model: DensityModel) -> Rows:
     """Yield what the density is one of, where columns have types."""
     types = read_types(model.record.get("types"))
     if types:
-        yield "nats", units_of(types)
+        yield "nats", units_of(types, model.record["columns"])
 
 
 def _divergence(data: LoadedData, log_prob: np.ndarray) -> Rows:

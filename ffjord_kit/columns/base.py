@@ -14,7 +14,16 @@ Bounds = tuple[float, float]
 
 
 class ColumnTypeWarning(UserWarning):
-    """Warn of values that suit a column's type badly."""
+    """Warn of values that suit a column's type badly.
+
+    Example:
+        >>> from ffjord_kit.columns import Bounded
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
+        ...     _ = Bounded(0, 1).settled(np.array([0.0, 0.5]), "share")
+        >>> str(caught[0].message).partition(":")[0]
+        "column 'share' has 1 of 2 rows at 0 or 1 itself"
+    """
 
 
 @dataclass(frozen=True)

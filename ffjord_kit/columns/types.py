@@ -33,6 +33,7 @@ FORMS = (
     "real, positive, bounded:LOW:HIGH, integer[:LOW[:HIGH]], circle:PERIOD, sphere:deg, sphere:rad, category or date"
 )
 FEW_ROWS = 10  # that say nothing of a unit
+NAMED = 4  # columns without a type that the units list by name
 
 Types = dict[tuple[str, ...], "ColumnType"]
 
@@ -419,21 +420,28 @@ def types_as_text(columns: Any) -> dict[str, str] | None:
     return {name: str(_read_type(name, value)) for name, value in texts.items()}
 
 
-def units_of(types: Types) -> str:
+def units_of(types: Types, columns: Sequence[str]) -> str:
     """Return the units of a table's density, where its columns have types.
 
     Args:
         types: Types by names.
+        columns: Names of all columns; those without a type are real.
 
     Returns:
         The text; empty without types.
 
     Example:
-        >>> units_of(read_types({"ra+dec": "sphere:deg", "z": "positive", "kids": "integer"}))
-        'per steradian of ra and dec, unit of z, whole number of kids'
+        >>> types = read_types({"ra+dec": "sphere:deg", "kids": "integer"})
+        >>> units_of(types, ["ra", "dec", "kids", "mass", "age"])
+        'per steradian of ra and dec, whole number of kids, unit of mass, unit of age'
     """
-    units = ", ".join(f"{kind.unit} of {' and '.join(own)}" for own, kind in types.items())
-    return f"per {units}" if units else ""
+    if not types:
+        return ""
+    typed = {name for own in types for name in own}
+    real = [name for name in columns if name not in typed]
+    units = [f"{kind.unit} of {' and '.join(own)}" for own, kind in types.items()]
+    each = [f"unit of {name}" for name in real] if len(real) <= NAMED else [f"unit of each of the {len(real)} others"]
+    return f"per {', '.join([*units, *each])}"
 
 
 def _parse_category(text: str) -> Category:

@@ -81,6 +81,11 @@ class Description(NamedTuple):
         rows: Number of rows; None for a toy, which draws any number.
         truth_known: Whether the exact density is known.
         source: Author and licence.
+
+    Example:
+        >>> moons = {found.name: found for found in describe()}["moons"]
+        >>> moons.dimensions, moons.rows, moons.truth_known  # a toy draws any number of rows
+        (2, None, True)
     """
 
     name: str
@@ -244,6 +249,12 @@ def check_source(source: str) -> None:
 
     Raises:
         ValueError: If there is none.
+
+    Example:
+        >>> check_source("moons")
+        >>> check_source("moon")
+        Traceback (most recent call last):
+        ValueError: no data set and no file 'moon' (did you mean 'moons'?); ...
     """
     name, _ = _name_and_split(source)
     if name in DATASETS:
@@ -266,6 +277,10 @@ def locate(source: str) -> str:
 
     Returns:
         The absolute path of a file or picture, or the name unchanged.
+
+    Example:
+        >>> locate("moons:test"), os.path.isabs(locate("table.csv"))
+        ('moons:test', True)
     """
     name, split = _name_and_split(source)
     if name.startswith("image:"):
@@ -278,6 +293,10 @@ def describe() -> list[Description]:
 
     Returns:
         A description of each data set, in the order of DATASETS.
+
+    Example:
+        >>> [found.name for found in describe()][:3]
+        ['moons', 'circles', 'rings']
     """
     return [dataset.describe(name) for name, dataset in DATASETS.items()]
 

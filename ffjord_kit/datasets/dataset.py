@@ -17,7 +17,18 @@ HORIZON = 1e100  # beyond it squared distances overflow, and log p is -inf in fl
 
 
 class DataWarning(UserWarning):
-    """Data that can be read, but whose density is likely to be misjudged."""
+    """Data that can be read, but whose density is likely to be misjudged.
+
+    Example:
+        >>> import tempfile, warnings
+        >>> from ffjord_kit.datasets import load
+        >>> with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
+        ...     np.savetxt(f"{folder}/pairs.csv", np.eye(2), delimiter=",", header="a,7", comments="")
+        ...     _ = load(f"{folder}/pairs.csv")
+        >>> print(str(caught[0].message).split(": ")[1].partition(";")[0])
+        line 1 is read as the header, yet it holds '7'
+    """
 
 
 class Density(ABC):
@@ -147,7 +158,13 @@ class ImageSet:
 
 
 class Columns(NamedTuple):
-    """A table divided into data `x` (n, d - k) and context (n, k), each with the names of its columns."""
+    """A table divided into data `x` (n, d - k) and context (n, k), each with the names of its columns.
+
+    Example:
+        >>> parts = split_columns(Dataset("people", np.eye(3), ("age", "sex", "size")), ["sex"])
+        >>> parts.columns, parts.x.tolist()
+        (('age', 'size'), [[1.0, 0.0], [0.0, 0.0], [0.0, 1.0]])
+    """
 
     x: np.ndarray
     context: np.ndarray
@@ -220,6 +237,10 @@ def default_columns(count: int) -> tuple[str, ...]:
 
     Returns:
         The names x0, x1, ...
+
+    Example:
+        >>> default_columns(3)
+        ('x0', 'x1', 'x2')
     """
     return tuple(f"x{i}" for i in range(count))
 

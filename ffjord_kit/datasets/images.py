@@ -39,6 +39,11 @@ class ImageDescription(NamedTuple):
         train: Number of train images.
         test: Number of test images.
         source: Author and licence.
+
+    Example:
+        >>> digits = {found.name: found for found in describe_images()}["mnist"]
+        >>> digits.shape, digits.train, digits.test
+        ('1 x 28 x 28', 60000, 10000)
     """
 
     name: str
@@ -130,6 +135,10 @@ def is_image_source(source: str) -> bool:
 
     Returns:
         True for a word in IMAGE_SETS, a folder of pictures, or an NPZ file with x_train.
+
+    Example:
+        >>> is_image_source("mnist:test"), is_image_source("moons")
+        (True, False)
     """
     if source.partition(":")[0] in IMAGE_SETS:
         return True
@@ -160,6 +169,10 @@ def locate_images(source: str) -> str:
 
     Returns:
         The absolute path with its split, or the name unchanged.
+
+    Example:
+        >>> locate_images("mnist:test"), os.path.isabs(locate_images("pictures:train"))
+        ('mnist:test', True)
     """
     name, split = _name_and_split(source)
     if name in IMAGE_SETS:
@@ -172,6 +185,10 @@ def describe_images() -> list[ImageDescription]:
 
     Returns:
         A description of each set, in the order of IMAGE_SETS.
+
+    Example:
+        >>> [found.name for found in describe_images()]
+        ['digits8', 'mnist', 'fashion_mnist', 'cifar10', 'svhn']
     """
     return [
         ImageDescription(name, images.summary, " x ".join(map(str, images.shape)), *images.rows, images.source)

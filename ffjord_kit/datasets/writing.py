@@ -127,6 +127,14 @@ def write_chunks(
         ValueError: If the file cannot be written there (see `check_writable`) or holds numbers alone, or two names are
             the same.
         ImportError: If a library is missing that the file needs.
+
+    Example:
+        >>> import tempfile
+        >>> chunks = (np.full((1, 2), i) for i in (0.5, 1.0))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_chunks(f"{folder}/pairs.csv", chunks, ["a", "b"], rows=2)
+        ...     print(Path(folder, "pairs.csv").read_text().splitlines())
+        ['a,b', '0.5,0.5', '1.0,1.0']
     """
     check_writable(path)
     check_distinct_names(str(path), columns)
@@ -147,6 +155,12 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     Raises:
         ValueError: If the extension is unknown, or the folder does not exist or may not be written.
         ImportError: If a library is missing that the file needs.
+
+    Example:
+        >>> check_writable("draws.csv")
+        >>> check_writable("draws.doc")
+        Traceback (most recent call last):
+        ValueError: draws.doc: unknown extension '.doc'; known: .csv, .tsv, .npy, .npz, .parquet, .feather, .xlsx
     """
     suffix, folder = Path(path).suffix.lower(), Path(os.path.realpath(path)).parent
     if suffix not in WRITERS:
@@ -171,6 +185,12 @@ def check_disk(path: str | os.PathLike[str], rows: int, widths: Sequence[int]) -
 
     Raises:
         ValueError: If it has not.
+
+    Example:
+        >>> check_disk("draws.npy", rows=1000, widths=[18, 18])  # 16 kB, for which there is room
+        >>> check_disk("draws.npy", rows=10**18, widths=[18, 18])
+        Traceback (most recent call last):
+        ValueError: draws.npy: 1000000000000000000 rows take about ...
     """
     text = Path(path).suffix.lower() in (".csv", ".tsv")
     size = rows * (sum(widths) if text else NUMBER_BYTES * len(widths))

@@ -54,6 +54,12 @@ class BitsPerDim:
         solver: Solver.
         noise: Word for the noise: "uniform" or "variational".
         nfe: Evaluations of the dynamics in the solve that took most.
+
+    Example:
+        >>> values = torch.tensor([3.0, 3.5])
+        >>> bits = BitsPerDim(3.25, 0.25, 1e-5, values, bits=8, draws=2, probes=0, solver=FixedSolver("rk4", steps=8))
+        >>> bits.setting, str(bits)[:24]
+        ('rk4 with 8 steps', '3.2500 ± 0.2500 bits/dim')
     """
 
     mean: float

@@ -21,7 +21,15 @@ TIED, FEW_ROWS = 0.05, 100  # the share of rows with one value; fewer rows show 
 
 
 class DegenerateDataWarning(UserWarning):
-    """Warn of data for which the likelihood has no bound, or of too few rows to trust one."""
+    """Warn of data for which the likelihood has no bound, or of too few rows to trust one.
+
+    Example:
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
+        ...     check_columns(np.array([[0.0, 0.0], [1.0, 1.0], [3.0, 3.0]]), ["a", "b"])
+        >>> print(caught[0].message)
+        columns 'a' and 'b' are equal: the likelihood has no bound; drop one of them
+    """
 
 
 def check_columns(

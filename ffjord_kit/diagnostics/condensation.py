@@ -48,6 +48,12 @@ class Condensation:
         similarity: Cosines between orientations, shape (m, m).
         groups: Number of each neuron's group; -1 for a silent one, shape (m,).
         order: Neurons in the order in which like ones are neighbours, shape (m,).
+
+    Example:
+        >>> weights = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 3.0]])  # of three neurons, two of one orientation
+        >>> layer = layer_condensation(weights)
+        >>> layer.width, layer.effective, layer.amplitudes.tolist()
+        (3, 2, [1.0, 2.0, 3.0])
     """
 
     name: str
@@ -124,6 +130,11 @@ def layer_condensation(
 
     Raises:
         ValueError: If the threshold is not in (0, 1].
+
+    Example:
+        >>> opposite = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+        >>> layer_condensation(opposite).effective, layer_condensation(opposite, odd=True).effective
+        (2, 1)
     """
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold must be in (0, 1], a cosine; got {threshold}")

@@ -50,6 +50,12 @@ class ControlPath:
         costate: |a(t)| of each row, shape (T, n).
         largest: Largest singular value of dx(t)/dx(1), shape (T, n).
         smallest: Smallest singular value, shape (T, n).
+
+    Example:
+        >>> times, one = torch.tensor([1.0, 0.0]), torch.ones(2, 1)
+        >>> path = ControlPath(times, costate=torch.tensor([[1.0], [2.0]]), largest=3 * one, smallest=one)
+        >>> path.costate_ratio, path.worst
+        (2.0, 3.0)
     """
 
     times: Tensor

@@ -59,6 +59,12 @@ class Correction:
         names: Names of the allowed columns.
         stability: Certificate of the changes within e.
         certificate: Certificate of the box.
+
+    Example:
+        >>> allowed = Allowed.of(np.array([[-9.0], [9.0]]), ["dose"])
+        >>> found = correct(lambda x, row: 1 - x[:, 0], np.array([[0.0], [3.0]]), allowed, np.zeros((1, 1)), stable=0)
+        >>> [item.in_words({"dose": "mg"}) for item in found]
+        ['passes as it is', 'lower dose to at most 0.99 mg']
     """
 
     row: int
@@ -114,6 +120,12 @@ class Corrections:
         items: One for each row, in their order.
         threshold: Score that a row must reach.
         rows: The corrected rows, those that cannot be corrected as they were, shape (n, d).
+
+    Example:
+        >>> allowed = Allowed.of(np.array([[-9.0], [9.0]]), ["dose"])
+        >>> found = correct(lambda x, row: 1 - x[:, 0], np.array([[3.0]]), allowed, np.zeros((1, 1)), stable=0)
+        >>> len(found), found.table()["dose"].round(2).tolist()
+        (1, [1.0])
     """
 
     items: tuple[Correction, ...]
@@ -223,6 +235,12 @@ def density_judge(
 
     Returns:
         The judge.
+
+    Example:
+        >>> from ffjord_kit.distributions import StandardNormal
+        >>> judge = density_judge(Flow([], base=StandardNormal((1,))), threshold=-1.0)
+        >>> judge(torch.tensor([[0.0], [3.0]]), torch.tensor([0, 1]))  # log p + 1
+        tensor([ 0.0811, -4.4189])
     """
 
     def judge(points: Tensor, row: Tensor) -> Tensor:

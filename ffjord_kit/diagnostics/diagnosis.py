@@ -35,6 +35,13 @@ class Diagnosis:
         drawn_log_densities: Log-densities of samples of the flow, nats, shape (n,).
         steps: Accepted steps of each row, shape (n,).
         spectrum: Spectrum of the Jacobian along the paths; None where it was not computed.
+
+    Example:
+        >>> from ffjord_kit.transforms import Standardize
+        >>> x = torch.randn(100, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        >>> found = diagnose(Flow([Standardize.of(x)]), x)
+        >>> found.verdict == worst_verdict(found.findings), found.at_base.shape
+        (True, torch.Size([100, 1]))
     """
 
     findings: tuple[Finding, ...]

@@ -41,6 +41,11 @@ class GradientCheck:
         seconds: Seconds of the way forward and back.
         saved_bytes: Bytes that the way forward saves for the way back.
         failure: Why there is no gradient; empty where there is one.
+
+    Example:
+        >>> solver = FixedSolver("rk4", steps=4)
+        >>> GradientCheck(solver, error=1e-9).good, GradientCheck(solver, failure="no inverse").good
+        (True, False)
     """
 
     solver: Solver

@@ -44,6 +44,13 @@ class Eigenvalues:
         vectors: Eigenvectors of length one, shape (k, p).
         errors: Largest error of each eigenvalue: |H v - lambda v|, shape (k,).
         products: Number of products with the Hessian that this took.
+
+    Example:
+        >>> model = torch.nn.Linear(2, 1, bias=False).double()
+        >>> loss = WeightLoss(model, lambda net: (net.weight**2 * torch.tensor([1.0, 3.0])).sum())
+        >>> found = top_eigenvalues(loss, 2)
+        >>> found.values.tolist(), found.vectors.shape
+        ([6.0, 2.0], torch.Size([2, 2]))
     """
 
     values: np.ndarray
@@ -61,6 +68,11 @@ class SpectralDensity:
         weights: Their weights, which sum to one, shape (n, m).
         size: Number p of eigenvalues.
         products: Number of products with the Hessian that this took.
+
+    Example:
+        >>> found = SpectralDensity(np.array([[-1.0, 2.0]] * 2), np.array([[0.25, 0.75]] * 2), 8, 4)
+        >>> found.trace  # 8 eigenvalues, a quarter of them -1 and the others 2
+        (10.0, 0.0)
     """
 
     nodes: np.ndarray
@@ -172,6 +184,11 @@ def hessian_matrix(loss: WeightLoss) -> Tensor:
 
     Raises:
         ValueError: If the loss cannot be differentiated twice.
+
+    Example:
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> hessian_matrix(WeightLoss(model, lambda net: net.weight[0, 0] * net.weight[0, 1])).tolist()
+        [[0.0, 1.0], [1.0, 0.0]]
     """
     rows = [loss.hessian_product(basis) for basis in torch.eye(loss.size).to(loss.weights)]
     return torch.stack(rows)
@@ -194,6 +211,12 @@ def spectral_density(
 
     Raises:
         ValueError: If the loss is not twice differentiable, or a number is not a positive whole one.
+
+    Example:
+        >>> model = torch.nn.Linear(3, 1, bias=False).double()
+        >>> spectrum = spectral_density(WeightLoss(model, lambda net: net.weight.square().sum()), steps=1)
+        >>> [round(value, 6) for value in spectrum.trace]  # three eigenvalues of 2, without a standard error
+        [6.0, 0.0]
     """
     for name, value in (("steps", steps), ("vectors", vectors)):
         _check_whole(name, value)

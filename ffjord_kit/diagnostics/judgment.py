@@ -31,6 +31,12 @@ class Allowed:
         scale: Their scales in the units of the data, shape (k,).
         lower: Least values that a change may lead to, shape (k,).
         upper: Greatest values, shape (k,).
+
+    Example:
+        >>> rows = np.array([[0.0, 10.0], [1.0, 20.0]])
+        >>> allowed = Allowed.of(rows, ["dose", "age"], ["dose"], {"dose": (0, 3)})
+        >>> allowed.names, allowed.lower.tolist(), allowed.upper.tolist()
+        (('dose',), [0.0], [3.0])
     """
 
     names: tuple[str, ...]

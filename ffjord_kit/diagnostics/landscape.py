@@ -44,6 +44,12 @@ class PrincipalPlane:
         directions: Two orthogonal directions of length one, shape (2, p).
         path: Coordinates of the weights in the plane, shape (T, 2); the last weights are the origin.
         shares: Share of the squared distances to the last weights along each direction, shape (2,).
+
+    Example:
+        >>> weights = torch.tensor([[4.0, 0.0, 1.0], [2.0, 0.0, 1.0], [0.0, 0.0, 1.0]])  # along a line to (0, 0, 1)
+        >>> plane = principal_plane(weights)
+        >>> plane.shares.round(6).tolist(), np.abs(plane.path[:, 0]).round(6).tolist()
+        ([1.0, 0.0], [4.0, 2.0, 0.0])
     """
 
     directions: Tensor
@@ -59,6 +65,12 @@ class Curvature:
         lowest: Lowest eigenvalue at each point, shape (A, B).
         highest: Highest eigenvalue, shape (A, B).
         products: Number of products with the Hessian that this took.
+
+    Example:
+        >>> net = nn.Linear(2, 1, bias=False).double()
+        >>> loss = WeightLoss(net, lambda net: net.weight[0, 0] ** 2 - 0.5 * net.weight[0, 1] ** 2)  # a saddle
+        >>> curvature_on_plane(loss, torch.eye(2, dtype=torch.float64), [[0.0], [0.0]]).ratio.round(6).tolist()
+        [[0.5]]
     """
 
     lowest: np.ndarray
@@ -165,6 +177,12 @@ def loss_along(loss: WeightLoss, direction: Tensor, steps: ArrayLike) -> np.ndar
 
     Raises:
         ValueError: If the direction is not one for these weights.
+
+    Example:
+        >>> net = nn.Linear(1, 1, bias=False)
+        >>> _ = nn.init.ones_(net.weight)
+        >>> loss_along(WeightLoss(net, lambda net: net.weight.square().sum()), torch.ones(1), [-1, 0, 1]).tolist()
+        [0.0, 1.0, 4.0]
     """
     _check_directions(loss, direction[None])
     return np.array([loss.value(loss.weights + step * direction) for step in np.asarray(steps, float).tolist()])
@@ -183,6 +201,13 @@ def loss_on_plane(loss: WeightLoss, directions: Tensor, steps: Sequence[ArrayLik
 
     Raises:
         ValueError: If the directions are not two for these weights.
+
+    Example:
+        >>> net = nn.Linear(2, 1, bias=False)
+        >>> _ = nn.init.zeros_(net.weight)
+        >>> loss = WeightLoss(net, lambda net: net.weight.square().sum())
+        >>> loss_on_plane(loss, torch.eye(2), [[0, 1], [0, 2]]).tolist()
+        [[0.0, 4.0], [1.0, 5.0]]
     """
     points = _points(loss, directions, steps)
     return np.array([[loss.value(point) for point in row] for row in points])
@@ -201,6 +226,13 @@ def curvature_on_plane(loss: WeightLoss, directions: Tensor, steps: Sequence[Arr
 
     Raises:
         ValueError: If the directions are not two for these weights, or the loss is not twice differentiable.
+
+    Example:
+        >>> net = nn.Linear(2, 1, bias=False).double()
+        >>> loss = WeightLoss(net, lambda net: net.weight[0, 0] ** 2 + 3 * net.weight[0, 1] ** 2)
+        >>> found = curvature_on_plane(loss, torch.eye(2, dtype=torch.float64), [[0.0], [0.0, 1.0]])
+        >>> found.lowest.round(6).tolist(), found.highest.round(6).tolist()
+        ([[2.0, 2.0]], [[6.0, 6.0]])
     """
     points = _points(loss, directions, steps)
     loss.check_smooth()
@@ -223,6 +255,11 @@ def principal_plane(weights: Tensor) -> PrincipalPlane:
 
     Raises:
         ValueError: If there are fewer than three, or they did not move.
+
+    Example:
+        >>> weights = torch.tensor([[3.0, 0.0], [0.0, 4.0], [0.0, 0.0]])
+        >>> principal_plane(weights).shares.round(2).tolist()  # 16 and 9 of 25
+        [0.64, 0.36]
     """
     if weights.dim() != 2 or len(weights) < 3 or weights.shape[1] < 2:
         raise ValueError(f"expected the weights of three steps or more, shape (T, p); got {tuple(weights.shape)}")

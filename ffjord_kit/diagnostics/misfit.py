@@ -134,6 +134,10 @@ def check_training(validations: Sequence[tuple[int, float]], size: int) -> Findi
 
     Returns:
         The finding; None for fewer than three validations.
+
+    Example:
+        >>> check_training([(100, 2.0), (200, 1.5), (1000, 1.0)], size=2).verdict  # it still falls
+        'fair'
     """
     if len(validations) < 3:
         return None
@@ -153,6 +157,11 @@ def check_categories(rows: np.ndarray, draws: np.ndarray) -> Finding:
 
     Returns:
         The finding.
+
+    Example:
+        >>> rows = np.random.default_rng(0).normal(size=200)
+        >>> check_categories(rows, rows).verdict, check_categories(rows - 9, rows).verdict
+        ('good', 'bad')
     """
     difference, p_value = _compare(torch.from_numpy(rows), torch.from_numpy(draws))
     measured = (

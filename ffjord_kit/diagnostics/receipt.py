@@ -22,7 +22,7 @@ from torch import Tensor
 from ffjord_kit.data import Batch
 from ffjord_kit.diagnostics.examination import flat, preprocessed
 from ffjord_kit.diagnostics.findings import BAD, GOOD, Finding
-from ffjord_kit.diagnostics.integral import GRIDS, Integral, by_grid, by_importance_sampling, over_turns
+from ffjord_kit.diagnostics.integral import GRID_FIRST, Integral, by_grid, by_importance_sampling, over_turns
 from ffjord_kit.flow import Flow
 from ffjord_kit.noise import standard_normal
 from ffjord_kit.objectives.stepped import lowest_eigenvalues
@@ -58,6 +58,12 @@ class Receipt:
         rounding: Largest difference of a row's log-density as the flow computes it from that in float64, nats.
         integral: Integral of the density, by a grid or importance sampling; NaN where it was not computed.
         integral_error: Its standard error.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> receipt = Receipt(1000, 0.5, 0.6, 0.0, 0.0, 0.0, 0.0, 0.0, 1e-12, 1e-7, integral=1.0, integral_error=1e-4)
+        >>> receipt.holds, replace(receipt, unreached=0.02).holds
+        (True, False)
     """
 
     points: int
@@ -275,6 +281,6 @@ def _integral(inner: Flow, batch: Batch, seed: int) -> Integral:
     rows, geometry = flat(batch.x), inner.base.geometry
     if not geometry.is_flat:
         return over_turns(geometry, log_density)
-    if rows.shape[1] in GRIDS:
+    if rows.shape[1] <= GRID_FIRST:
         return by_grid(rows, log_density)
     return by_importance_sampling(rows, log_density, count=4 * ROWS, seed=seed)

@@ -26,6 +26,10 @@ class Attack:
         x: Rows, shape (n, *event).
         before: Loss of the given rows, nats, shape (n,).
         after: Loss of the worst rows, nats, shape (n,); at least `before`.
+
+    Example:
+        >>> Attack(np.zeros((2, 1)), before=np.array([1.0, 1.0]), after=np.array([2.0, 4.0])).cost
+        (2.0, 1.0)
     """
 
     x: np.ndarray

@@ -29,6 +29,13 @@ class Shape:
         lowest: Lowest eigenvalue of the Hessian.
         largest: Largest eigenvalue.
         density: Distribution of the eigenvalues.
+
+    Example:
+        >>> net = torch.nn.Linear(2, 1, bias=False).double()
+        >>> _ = torch.nn.init.ones_(net.weight)
+        >>> shape = loss_shape(WeightLoss(net, lambda net: net.weight.square().sum()))
+        >>> shape.plane.shape, float(shape.plane[4, 4])  # the loss at the fit itself stands in the middle
+        ((9, 9), 2.0)
     """
 
     steps: np.ndarray

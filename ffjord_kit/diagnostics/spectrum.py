@@ -50,6 +50,12 @@ class DensitySpectrum:
         size: Root mean square of the reference's |phi| over directions, shape (K,).
         error: Root mean square of |phi_learned - phi_reference|, shape (K,).
         noise: Error that noise alone leaves after the subtraction of its mean, shape (K,); 0 where both are exact.
+
+    Example:
+        >>> half = torch.tensor([1.0, 0.5])
+        >>> spectrum = DensitySpectrum(torch.tensor([1.0, 2.0]), half, 0.1 * half, torch.tensor([0.0, 1.0]))
+        >>> spectrum.visible.tolist(), spectrum.record()["errors"]
+        ([True, False], [0.1, None])
     """
 
     frequencies: Tensor
@@ -319,6 +325,11 @@ def check_spectrum(spectrum: DensitySpectrum) -> Finding:
 
     Returns:
         The finding.
+
+    Example:
+        >>> k, one, zero = torch.tensor([1.0, 2.0]), torch.ones(2), torch.zeros(2)
+        >>> check_spectrum(DensitySpectrum(k, one, torch.tensor([0.01, 0.9]), zero)).verdict
+        'bad'
     """
     name, errors = "scales", spectrum.relative_error
     if not bool(spectrum.visible.any()):

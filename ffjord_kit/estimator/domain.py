@@ -406,6 +406,6 @@ class Domain(Forms):
             raise ValueError(f"{verb} is for tables, and this model is of images: {alternative}")
         if not self.size:
             raise ValueError(
-                f"{verb} is for columns of numbers, and all columns are categories: their probabilities are exact, "
-                "score_samples gives them"
+                f"{verb} is for columns of numbers, and all columns are categories: their probabilities are exact, so "
+                "score rows instead"
             )

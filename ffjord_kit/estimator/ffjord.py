@@ -561,6 +561,10 @@ def load(path: str | Path, *, dynamics: Any = None, base: Any = None) -> FFJORD 
 
     Raises:
         RunError: If the folder is missing, damaged, without weights yet, or of another version.
+
+    Example:
+        >>> load("pretrained:moons").sample(5, random_state=0).shape
+        (5, 2)
     """
     return _with_model(DensityModel.load(path, dynamics=dynamics, base=base))
 

@@ -93,13 +93,17 @@ class StoredModel:
             Texts by name: the data, the density that reports, its held-out NLL, and its receipt.
         """
         note, nll = self.note, self._held_out_nll()
-        steps = note if self.density == "steps" else None
         return {
             "data": f"{self.record['rows']} {self._events()}",
-            "density": "of the continuous flow" if steps is None else f"of {steps.scheme}",
+            "density": self._density_in_words(),
             **({} if nll is None else {"held-out NLL": nll}),
             **({} if note is None else {"receipt": str(note.receipt)}),
         }
+
+    def _density_in_words(self) -> str:
+        if not self.domain.size:
+            return "of categories alone: exact probabilities"
+        return f"of {self.note.scheme}" if self.note and self.density == "steps" else "of the continuous flow"
 
     def _events(self) -> str:
         """Return the columns of the rows, or the shape of the images."""

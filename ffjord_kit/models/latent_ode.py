@@ -49,6 +49,10 @@ class Bands(NamedTuple):
         mean: Mean, shape (T, channels).
         low: Lower end of the band, shape (T, channels).
         high: Upper end, shape (T, channels).
+
+    Example:
+        >>> Bands(np.arange(3.0), *np.zeros((3, 3, 1))).mean.shape
+        (3, 1)
     """
 
     times: np.ndarray

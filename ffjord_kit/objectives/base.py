@@ -22,6 +22,10 @@ class Loss(NamedTuple):
         value: Differentiable value, shape ().
         terms: Terms for the log, name -> shape ().
         stats: Counts of each solve; evaluations on the way back are added while the gradient is computed.
+
+    Example:
+        >>> Loss(torch.tensor(1.5), {"nll": torch.tensor(1.0)}, (SolverStats(nfe=8),)).record({"learning_rate": 0.01})
+        {'loss': 1.5, 'learning_rate': 0.01, 'nll': 1.0, 'nfe_forward': 8, 'nfe_backward': 0}
     """
 
     value: Tensor

@@ -81,6 +81,10 @@ class Evidence:
         log_evidence_error: Its standard error, nats.
         effective_sample_size: Number of independent draws of the target that the weighted draws are worth.
         draws: Number of draws.
+
+    Example:
+        >>> print(Evidence(0.9189, 0.0, 0.9189, 0.0, 1000, 1000))
+        ELBO 0.9189 ± 0.0000 nats, log Z 0.9189 ± 0.0000, 1000 effective of 1000 draws
     """
 
     elbo: float

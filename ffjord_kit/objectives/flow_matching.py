@@ -122,6 +122,12 @@ def split_transforms(flow: Flow) -> tuple[list[Transform], list[CNF], list[Trans
 
     Raises:
         ValueError: If the continuous transforms are not side by side.
+
+    Example:
+        >>> from ffjord_kit import ConcatDynamics, Standardize
+        >>> scale, cnf = Standardize.of(torch.tensor([[1.0], [3.0]])), CNF(ConcatDynamics((1,)), (1,))
+        >>> [len(part) for part in split_transforms(Flow([scale, cnf, cnf]))]
+        [1, 2, 0]
     """
     transforms = cast(list[Transform], list(flow.transforms))  # a ModuleList says Module
     places = [i for i, transform in enumerate(transforms) if isinstance(transform, CNF)]

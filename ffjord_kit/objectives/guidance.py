@@ -41,6 +41,10 @@ def one_hot(labels: Tensor, classes: int) -> Tensor:
 
     Raises:
         ValueError: If the labels have another shape or range.
+
+    Example:
+        >>> one_hot(torch.tensor([2, 0]), 3).tolist()
+        [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
     """
     if labels.dim() != 1 or not bool(((labels >= 0) & (labels < classes)).all()):
         raise ValueError(f"labels must have shape (n,) and lie in 0 .. {classes - 1}; got {tuple(labels.shape)}")
@@ -137,6 +141,13 @@ def guided(flow: Flow, strength: float) -> Flow:
 
     Raises:
         ValueError: If the flow takes no context.
+
+    Example:
+        >>> from ffjord_kit import ConcatDynamics
+        >>> flow = Flow([CNF(ConcatDynamics((2,), context_dim=1), (2,))], context_dim=1)
+        >>> z, c = torch.zeros(1, 2), torch.ones(1, 1)
+        >>> torch.allclose(guided(flow, 1.0).to_data(z, c)[0], flow.to_data(z, c)[0])
+        True
     """
     if not flow.context_dim:
         raise ValueError("guidance needs a conditional flow: this one takes no context")
@@ -163,6 +174,12 @@ def class_log_probs(
 
     Returns:
         Log-probabilities, shape (n, classes).
+
+    Example:
+        >>> def log_prob(x, c):  # of classes around -1 and 1, with deviation 1
+        ...     return -0.5 * (x - c @ torch.tensor([[-1.0], [1.0]])).square().sum(1)
+        >>> class_log_probs(log_prob, torch.tensor([[0.0], [1.0]]), 2)[:, 1].exp()  # 1 / (1 + e^-2x)
+        tensor([0.5000, 0.8808])
     """
     contexts = one_hot(torch.arange(classes), classes).to(x)
     joint = torch.stack([log_prob(x, context.expand(len(x), -1)) for context in contexts], dim=1)

@@ -190,6 +190,12 @@ def made_robust(objective: T, eps: float, *, steps: int = 1, norm: str = "inf") 
 
     Raises:
         ValueError: If a number is not positive, or the norm is unknown.
+
+    Example:
+        >>> from ffjord_kit import FlowMatching
+        >>> objective = made_robust(FlowMatching(), eps=0.1, steps=3)
+        >>> objective.near, objective.name
+        (Neighbourhood(eps=0.1, steps=3, norm='inf'), 'flow_matching')
     """
     near = Neighbourhood(eps, steps, norm)
     kind = RobustSolved if isinstance(objective, SolvedObjective) else Robust

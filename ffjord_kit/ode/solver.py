@@ -62,6 +62,12 @@ class Solution(NamedTuple):
     Attributes:
         states: Parts of the state, each (T, batch, ...).
         stats: Counts of evaluations and steps.
+
+    Example:
+        >>> times = torch.tensor([0.0, 0.5, 1.0])
+        >>> states, stats = FixedSolver("euler", steps=2).solve(lambda t, x: (x[0],), (torch.ones(1, 1),), times)
+        >>> states[0].flatten().tolist(), stats.nfe
+        ([1.0, 1.5, 2.25], 2)
     """
 
     states: State

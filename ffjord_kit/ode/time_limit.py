@@ -12,7 +12,14 @@ _is_up: ContextVar[Clock | None] = ContextVar("_is_up", default=None)
 
 
 class OutOfTime(Exception):
-    """Signal that the time allowed to a computation is up; no fault of the field."""
+    """Signal that the time allowed to a computation is up; no fault of the field.
+
+    Example:
+        >>> with time_limit(lambda: True):  # the time is up
+        ...     check_time()
+        Traceback (most recent call last):
+        ffjord_kit.ode.time_limit.OutOfTime
+    """
 
 
 @contextmanager

@@ -29,6 +29,11 @@ class CorrectedRow(NamedTuple):
         end: Corrected values, shape (2,).
         lower: Lower ends of the box of changes, shape (2,).
         upper: Upper ends, shape (2,).
+
+    Example:
+        >>> row = CorrectedRow("row 0", lambda x: -(x**2).sum(1), [3, 0], [1, 0], lower=[-1, -1], upper=[1, 1])
+        >>> row.log_prob(np.array([row.start, row.end])).tolist()
+        [-9, -1]
     """
 
     title: str

@@ -241,6 +241,13 @@ def density_gif(
     Raises:
         ValueError: If the suffix is not .gif, the duration is not positive, an array has another shape, or a value is
             nan or plus infinity.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = density_gif(f"{folder}/flow.gif", [0, 1], np.zeros((2, 8, 8)), ((0, 1), (0, 1)))
+        ...     print(path.name, path.read_bytes()[:6])
+        flow.gif b'GIF89a'
     """
     path = Path(path)
     file_format(path, ("gif",))

@@ -230,6 +230,13 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
 
     Raises:
         ValueError: If the suffix is not .png, .jpg, .pdf or .svg.
+
+    Example:
+        >>> import tempfile
+        >>> figure = new_figure(1, 1)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     print(save(figure, f"{folder}/pictures/empty.png").read_bytes()[1:4])
+        b'PNG'
     """
     path = Path(path)
     kind = file_format(path, tuple(FORMATS))

@@ -27,6 +27,11 @@ class PredictedSeries(NamedTuple):
         mean: Mean, shape (P, channels).
         low: Lower end of the band, shape (P, channels).
         high: Upper end, shape (P, channels).
+
+    Example:
+        >>> t, x = np.arange(3.0), np.zeros((3, 1))
+        >>> PredictedSeries("a", t, x, at=t, mean=x, low=x - 1, high=x + 1).high.ravel().tolist()
+        [1.0, 1.0, 1.0]
     """
 
     name: str

@@ -23,6 +23,10 @@ class SpectrumHistory(NamedTuple):
         steps: Steps, ascending, shape (T,).
         frequencies: Frequencies, positive, ascending, shape (K,).
         errors: Relative errors, shape (T, K); NaN where there is no reading.
+
+    Example:
+        >>> SpectrumHistory(steps=[100, 200], frequencies=[1.0, 2.0], errors=[[0.3, 0.9], [0.1, 0.4]]).errors[-1]
+        [0.1, 0.4]
     """
 
     steps: ArrayLike
@@ -38,6 +42,11 @@ def watched_spectrum(records: Sequence[Mapping[str, Any]]) -> SpectrumHistory | 
 
     Returns:
         The history; None where nothing was recorded.
+
+    Example:
+        >>> record = {"step": 100, "spectrum": {"frequencies": [1.0, 2.0], "errors": [0.3, None]}}
+        >>> watched_spectrum([{"step": 50}, record]).errors
+        array([[0.3, nan]])
     """
     seen = [record for record in records if "spectrum" in record]
     if not seen:

@@ -31,6 +31,11 @@ class Sweep(NamedTuple):
         values: Values of the context, ascending, shape (k,).
         draws: Draws at each of them, shape (k, n, d).
         at: Values of the context that the rows of the data have, shape (m,).
+
+    Example:
+        >>> draws = np.random.default_rng(0).normal(size=(2, 100, 1)) + np.array([20.0, 60.0])[:, None, None]
+        >>> Sweep("age", values=[20, 60], draws=draws, at=[25, 31, 58]).draws.mean(axis=1).round().ravel().tolist()
+        [20.0, 60.0]
     """
 
     name: str

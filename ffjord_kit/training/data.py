@@ -82,6 +82,14 @@ class StreamedData(TrainingRows):
         context: Contexts, shape (n, context_dim), or None.
         flow: Flow whose preprocessing is applied.
         weight: Weights of the rows, shape (n,), or None.
+
+    Example:
+        >>> from ffjord_kit.data import Pixels
+        >>> from ffjord_kit.transforms import Standardize
+        >>> images = Pixels(torch.tensor([[[[90]]], [[[110]]]], dtype=torch.uint8))
+        >>> data = StreamedData(images, None, Flow([], preprocess=[Standardize.of(images.fetch(slice(None)))]))
+        >>> len(data), data.take(torch.tensor([1]), torch.Generator()).x.sign().item()  # the lighter one
+        (2, 1.0)
     """
 
     rows: Rows

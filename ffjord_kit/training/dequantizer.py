@@ -66,6 +66,13 @@ def fit_dequantizer(
     Raises:
         ValueError: If the pixels do not fit the flow.
         TrainingDiverged: If numbers are not finite, and lower learning rates do not help.
+
+    Example:
+        >>> from ffjord_kit.transforms.bounded import pixel_scaling
+        >>> images = Pixels(torch.full((4, 1, 2, 2), 127, dtype=torch.uint8))
+        >>> noise = VariationalDequantizer((1, 2, 2), hidden=2)
+        >>> fit_dequantizer(noise, Flow([pixel_scaling((1, 2, 2))]), images, steps=1).step
+        1
     """
     first = sample_rows(pixels, context)
     flow.check(first.x, first.context)

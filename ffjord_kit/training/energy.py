@@ -26,6 +26,12 @@ class BaseDraws(TrainingRows):
     Args:
         base: Base distribution.
         size: Number of rows of a batch.
+
+    Example:
+        >>> from ffjord_kit.distributions import StandardNormal
+        >>> draws = BaseDraws(StandardNormal((2,)), size=512)
+        >>> len(draws), draws.take(torch.arange(3), torch.Generator()).x.shape
+        (512, torch.Size([3, 2]))
     """
 
     base: Base

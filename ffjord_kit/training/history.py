@@ -55,6 +55,11 @@ class History:
         solver_grading: Grading of the guarded solver's steps.
         micro_batches: Number of parts of a batch.
         records: Records of some steps, and of all validations and events.
+
+    Example:
+        >>> history = History(seed=0, records=[{"step": 10, "validation_nll": 2.5}, {"step": 20, "loss": 2.0}])
+        >>> history.validations
+        [(10, 2.5)]
     """
 
     seed: int

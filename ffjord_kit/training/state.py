@@ -22,6 +22,12 @@ class TrainingDiverged(RuntimeError):
 
     It is raised at the fourth such failure in a phase. At the first three, the weights of the last finite validation,
     or of the start of the phase, are restored, and the learning rate is multiplied by 0.3.
+
+    Example:
+        >>> with explain_divergence(7, "in validation", checkpoint=""):
+        ...     raise ZeroDivisionError("the loss is not finite")
+        Traceback (most recent call last):
+        ffjord_kit.training.state.TrainingDiverged: training diverged at step 7, in validation: ...
     """
 
 

@@ -158,6 +158,12 @@ def multi_scale(
 
     Raises:
         ValueError: If the height or the width is not a multiple of 2^scales.
+
+    Example:
+        >>> from ffjord_kit.nn import ConcatDynamics
+        >>> transforms = multi_scale((1, 4, 4), lambda shape: ConcatDynamics(shape), scales=2)
+        >>> [transform.dynamics.shape for transform in transforms]  # squeezed; half of the channels stay behind
+        [(4, 2, 2), (8, 1, 1)]
     """
     channels, height, width = event_shape
     if scales < 1 or height % 2**scales or width % 2**scales:
