@@ -25,6 +25,7 @@ import importlib.util
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -228,7 +229,8 @@ def first_program(name: str, program: str) -> str:
     lines = [each for each in program.splitlines() if each.strip() and not each.lstrip().startswith("#")]
     if importlib.util.find_spec(name) is None:
         return f"{name}: {len(lines)} lines; not installed"
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    with tempfile.TemporaryDirectory() as folder:  # some leave logs where they run
+        ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=folder)
     last = (ended.stdout if ended.returncode == 0 else ended.stderr).strip().splitlines()[-1:]
     return f"{name}: {len(lines)} lines; {'ran' if ended.returncode == 0 else 'FAILED'}: {' '.join(last)[:80]}"
 

@@ -183,6 +183,18 @@ def test_the_gain_of_a_column_is_that_of_its_best_value():
     assert gains_of([1.0, 1.0, 9.0]) == ("c = 9 rooms: log p rises by 100.0 at 2 rooms",)
 
 
+def test_categories_and_the_least_count_are_not_outside():
+    domain = SimpleNamespace(categories={"city": None})
+    subject = Subject(
+        SimpleNamespace(domain=domain, record={"columns": ["kids", "city"]}), None, None, None, 0, None, 0
+    )
+    usual = np.column_stack([[0, 0, 0, 1, 2], [1, 2, 2, 2, 2]])
+    said = extremes._outside(subject, *extremes._shares(usual, np.array([0.0, 0.0])))
+    assert said == "no column is unusual by itself, but their combination is"
+    assert extremes._outside(subject, *extremes._shares(usual, np.array([3.0, 0.0]))) == "kids is above all usual rows"
+    assert extremes._outside(subject, *extremes._shares(usual, np.array([-1.0, 0.0]))) == "kids is below all usual rows"
+
+
 @pytest.mark.slow
 def test_images_have_a_page(tmp_path, monkeypatch):
     monkeypatch.setattr(report.page, "SCORED", 6)

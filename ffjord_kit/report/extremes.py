@@ -17,7 +17,8 @@ from ffjord_kit.report.subject import Rows, Subject
 COUNT = 5
 USUAL = 0.01  # share of the usual rows that are less likely than the threshold
 REFERENCE = 1_000  # usual rows
-TRIED = np.linspace(0.01, 0.99, 29)  # quantiles of a column that are tried in a row
+FAR = 0.99  # share of the usual rows on one side of a value that is far out
+FEWEST, TRIED, BUDGET = 9, 29, 800  # quantiles of a column that are tried: fewest, most, and of all columns together
 NAMED, LEAST = 3, 0.1  # columns of an unlikely row that are named; least share of the greatest gain
 
 
@@ -44,10 +45,12 @@ class Changes(NamedTuple):
     """A row with one column changed, for each column and each value tried.
 
     Attributes:
-        values: Values of the column, shape (tries, d).
+        quantiles: Quantiles of the usual rows that are tried, shape (tries,).
+        values: Values of the column there, shape (tries, d).
         log_prob: Log-density of the row with it, nats, shape (tries, d); -inf beyond the support.
     """
 
+    quantiles: np.ndarray
     values: np.ndarray
     log_prob: np.ndarray
 
@@ -63,13 +66,15 @@ class Changes(NamedTuple):
         Returns:
             The changes.
         """
-        values = np.quantile(usual.x, TRIED, axis=0, method="nearest").astype(np.float64)  # values that occur
-        tries, columns = values.shape
+        tries = int(np.clip(BUDGET // usual.x.shape[1], FEWEST, TRIED))
+        quantiles = np.linspace(0.01, 0.99, tries)
+        values = np.quantile(usual.x, quantiles, axis=0, method="nearest").astype(np.float64)  # values that occur
+        columns = values.shape[1]
         rows = np.tile(np.asarray(subject.unseen.x[place], dtype=np.float64), (tries, columns, 1))
         rows[:, np.arange(columns), np.arange(columns)] = values
         context = None if subject.unseen.context is None else subject.unseen.context[[place] * values.size]
         found = subject.model.evaluate(rows.reshape(-1, columns), context=context).log_prob
-        return cls(values, np.where(np.isnan(found), -np.inf, found).reshape(tries, columns))
+        return cls(quantiles, values, np.where(np.isnan(found), -np.inf, found).reshape(tries, columns))
 
     def in_words(self, subject: Subject, row: np.ndarray, log_prob: float) -> tuple[str, ...]:
         """Say by how many nats the most plausible value of one column raises a row's log-density.
@@ -136,37 +141,53 @@ def _row(subject: Subject, place: int, reason: str, gains: tuple[str, ...] = ())
 
 def _unlikely(subject: Subject, place: int, usual: Usual) -> dict[str, Any]:
     """Return an unlikely row: which change of one column would make it a usual one, and what each column gains."""
-    if subject.log_prob[place] >= usual.threshold:
-        return _row(subject, place, "usual: at least 1 % of the usual rows are less likely")
-    row = np.asarray(subject.unseen.x[place], dtype=np.float64)
-    ranks = (usual.x < row).mean(0)
+    row, log_prob = np.asarray(subject.unseen.x[place], dtype=np.float64), float(subject.log_prob[place])
     changes = Changes.of(subject, place, usual)
-    gains = changes.in_words(subject, row, subject.log_prob[place])
+    gains = changes.in_words(subject, row, log_prob)
+    if log_prob >= usual.threshold:
+        return _row(subject, place, "usual: at least 1 % of the usual rows are less likely", gains)
+    below, above = _shares(usual.x, row)
+    outside = _outside(subject, below, above)
     mended = changes.log_prob >= usual.threshold
     if not mended.any():
-        return _row(subject, place, f"{_outside(subject, ranks)}; no change of one column makes it usual", gains)
-    size = np.abs(TRIED[:, None] - ranks)
-    try_, column = np.unravel_index(np.argmin(np.where(mended, size, np.inf)), size.shape)
-    before, after = (_cell(subject, int(column), value) for value in (row[column], changes.values[try_, column]))
+        return _row(subject, place, f"{outside}; no change of one column makes it usual", gains)
+    size = np.abs(changes.quantiles[:, None] - (1 + below - above) / 2)
+    tried, column = np.unravel_index(np.argmin(np.where(mended, size, np.inf)), size.shape)
+    before, after = (_cell(subject, int(column), value) for value in (row[column], changes.values[tried, column]))
     change = f"usual if {subject.columns[column]} were {after} instead of {before}"
-    return _row(subject, place, f"{_outside(subject, ranks)}; {change}", gains)
+    return _row(subject, place, f"{outside}; {change}", gains)
 
 
-def _outside(subject: Subject, ranks: np.ndarray) -> str:
-    """Name the column in which a row is farthest out."""
-    column = int(np.abs(ranks - 0.5).argmax())
-    if abs(ranks[column] - 0.5) < 0.49:
+def _shares(x: np.ndarray, row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the shares of rows that lie below and above a row, by column; equal ones are neither."""
+    return (x < row).mean(0), (x > row).mean(0)
+
+
+def _ordered(subject: Subject) -> np.ndarray:
+    """Return which columns have an order, shape (d,): all but categories."""
+    categories = getattr(subject.model.domain, "categories", {})
+    return np.array([name not in categories for name in subject.columns])
+
+
+def _outside(subject: Subject, below: np.ndarray, above: np.ndarray) -> str:
+    """Name the column in which a row is farthest out, from the shares of the usual rows on either side."""
+    farthest = np.where(_ordered(subject), np.maximum(below, above), 0.0)
+    column = int(farthest.argmax())
+    share = farthest[column]
+    if share < FAR:
         return "no column is unusual by itself, but their combination is"
-    side, share = "above" if ranks[column] > 0.5 else "below", max(ranks[column], 1 - ranks[column])
+    side = "above" if below[column] > above[column] else "below"
     return f"{subject.columns[column]} is {side} {'all' if share == 1 else f'{share:.1%} of the'} usual rows"
 
 
 def _why_likely(subject: Subject, place: int, usual: Usual) -> str:
     """Say how central a row is."""
-    ranks = (usual.x < np.asarray(subject.unseen.x[place], dtype=np.float64)).mean(0)
-    central, count = int((np.abs(ranks - 0.5) <= 0.25).sum()), len(ranks)
+    below, above = _shares(usual.x, np.asarray(subject.unseen.x[place], dtype=np.float64))
+    ordered = _ordered(subject)
+    central, count = int((np.maximum(below, above) <= 0.75)[ordered].sum()), int(ordered.sum())
     share = (usual.log_prob < subject.log_prob[place]).mean()
-    return f"more likely than {share:.1%} of the usual rows; {central} of {count} columns lie in their middle half"
+    said = f"more likely than {share:.1%} of the usual rows"
+    return f"{said}; {central} of {count} columns lie in their middle half" if count else said
 
 
 def _cell(subject: Subject, column: int, value: float) -> str:
