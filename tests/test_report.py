@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from commands import call
 
 from ffjord_kit import FFJORD, ImageFFJORD, report
 from ffjord_kit.cli import main
+from ffjord_kit.estimator.scoring import Evaluation
 from ffjord_kit.report import calibration, density, extremes, rounding
 from ffjord_kit.report.subject import Rows, Subject
 
@@ -143,7 +145,54 @@ def test_an_unlikely_row_is_mended_by_one_column():
     assert (worst["row"], worst["cells"]) == (400, ["0", "9"])
     assert "usual if b were" in worst["reason"]
     assert "b is above all usual rows" in worst["reason"]
+    assert worst["gains"][0].startswith("b = 9: log p rises by ")
+    assert found["most"][0]["gains"] == []
     assert found["most"][0]["log_prob"] >= found["most"][1]["log_prob"] > found["threshold"]
+
+
+class Line:
+    """A model whose log-density is known: b follows a, and c, a number of rooms, is 2 or 3; a is positive."""
+
+    def evaluate(self, x, context=None):
+        a, b, c = np.asarray(x).T
+        log_prob = -0.5 * a**2 - 50 * (b - a) ** 2 - 100 * (np.abs(c - 2.5) > 0.5)
+        return Evaluation(np.where(a > 0, log_prob, -np.inf), np.zeros(len(x)))
+
+
+def gains_of(row):
+    """Words for the gains of a row under `Line`."""
+    rng, row = np.random.default_rng(0), np.array(row)
+    a = np.abs(rng.normal(size=500))
+    usual = np.column_stack([a, a + 0.1 * rng.normal(size=500), rng.integers(2, 4, 500)])
+    domain = SimpleNamespace(cells={"c": lambda values: np.array([f"{value:.0f} rooms" for value in values])})
+    model = SimpleNamespace(domain=domain, evaluate=Line().evaluate, record={"columns": ["a", "b", "c"]})
+    log_prob = Line().evaluate(row[None]).log_prob
+    subject = Subject(model, Rows(row[None]), None, log_prob, 0, None, 0)
+    known = extremes.Usual(usual, Line().evaluate(usual).log_prob, "rows of the fit")
+    return extremes.Changes.of(subject, 0, known).in_words(subject, row, log_prob[0])
+
+
+def test_the_gain_of_a_column_is_that_of_its_best_value():
+    said = gains_of([1.0, 3.0, 2.0])
+    gains = [float(re.search(r"rises by ([0-9.]+)", text)[1]) for text in said]
+    assert len(said) == 2  # rooms gain nothing
+    assert said[0].startswith("b = 3: log p rises by ")
+    assert gains[0] == pytest.approx(200, abs=1)  # b at a, all of its square
+    assert said[1].startswith("a = 1: ")
+    assert gains[1] == pytest.approx(197, abs=2)  # a near b, but less likely by itself
+    assert gains_of([1.0, 1.0, 9.0]) == ("c = 9 rooms: log p rises by 100.0 at 2 rooms",)
+
+
+def test_categories_and_the_least_count_are_not_outside():
+    domain = SimpleNamespace(categories={"city": None})
+    subject = Subject(
+        SimpleNamespace(domain=domain, record={"columns": ["kids", "city"]}), None, None, None, 0, None, 0
+    )
+    usual = np.column_stack([[0, 0, 0, 1, 2], [1, 2, 2, 2, 2]])
+    said = extremes._outside(subject, *extremes._shares(usual, np.array([0.0, 0.0])))
+    assert said == "no column is unusual by itself, but their combination is"
+    assert extremes._outside(subject, *extremes._shares(usual, np.array([3.0, 0.0]))) == "kids is above all usual rows"
+    assert extremes._outside(subject, *extremes._shares(usual, np.array([-1.0, 0.0]))) == "kids is below all usual rows"
 
 
 @pytest.mark.slow

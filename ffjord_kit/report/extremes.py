@@ -1,7 +1,9 @@
 """The most and the least likely held-out rows, each with a reason.
 
 The reason of an unlikely row is the smallest change of one column, in quantiles of the usual rows, after which its
-log-density is a usual one. It says what the model takes for usual, not what causes what.
+log-density is a usual one. Beside it stands which columns make the row unlikely: by how much log p rises where one
+column takes the most plausible of the values tried, all others staying. Both say what the model takes for usual, not
+what causes what.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ from ffjord_kit.report.subject import Rows, Subject
 COUNT = 5
 USUAL = 0.01  # share of the usual rows that are less likely than the threshold
 REFERENCE = 1_000  # usual rows
-TRIED = np.linspace(0.01, 0.99, 29)  # quantiles of a column that are tried in a row
+FAR = 0.99  # share of the usual rows on one side of a value that is far out
+FEWEST, TRIED, BUDGET = 9, 29, 800  # quantiles of a column that are tried: fewest, most, and of all columns together
+NAMED, LEAST = 3, 0.1  # columns of an unlikely row that are named; least share of the greatest gain
 
 
 class Usual(NamedTuple):
@@ -37,6 +41,62 @@ class Usual(NamedTuple):
         return float(np.quantile(self.log_prob, USUAL))
 
 
+class Changes(NamedTuple):
+    """A row with one column changed, for each column and each value tried.
+
+    Attributes:
+        quantiles: Quantiles of the usual rows that are tried, shape (tries,).
+        values: Values of the column there, shape (tries, d).
+        log_prob: Log-density of the row with it, nats, shape (tries, d); -inf beyond the support.
+    """
+
+    quantiles: np.ndarray
+    values: np.ndarray
+    log_prob: np.ndarray
+
+    @classmethod
+    def of(cls, subject: Subject, place: int, usual: Usual) -> Changes:
+        """Score the changes of a row.
+
+        Args:
+            subject: Subject of the report.
+            place: Place of the row among the unseen ones.
+            usual: Usual rows, whose quantiles are tried.
+
+        Returns:
+            The changes.
+        """
+        tries = int(np.clip(BUDGET // usual.x.shape[1], FEWEST, TRIED))
+        quantiles = np.linspace(0.01, 0.99, tries)
+        values = np.quantile(usual.x, quantiles, axis=0, method="nearest").astype(np.float64)  # values that occur
+        columns = values.shape[1]
+        rows = np.tile(np.asarray(subject.unseen.x[place], dtype=np.float64), (tries, columns, 1))
+        rows[:, np.arange(columns), np.arange(columns)] = values
+        context = None if subject.unseen.context is None else subject.unseen.context[[place] * values.size]
+        found = subject.model.evaluate(rows.reshape(-1, columns), context=context).log_prob
+        return cls(quantiles, values, np.where(np.isnan(found), -np.inf, found).reshape(tries, columns))
+
+    def in_words(self, subject: Subject, row: np.ndarray, log_prob: float) -> tuple[str, ...]:
+        """Say by how many nats the most plausible value of one column raises a row's log-density.
+
+        Args:
+            subject: Subject of the report.
+            row: The row, shape (d,).
+            log_prob: Its log-density, nats.
+
+        Returns:
+            The columns that gain most, at most three, each with at least a tenth of the greatest gain.
+        """
+        best = self.log_prob.argmax(0)
+        gains = self.log_prob.max(0) - log_prob
+        order = [int(column) for column in np.argsort(-gains)[:NAMED] if gains[column] > max(LEAST * gains.max(), 0.0)]
+        return tuple(
+            f"{subject.columns[column]} = {_cell(subject, column, row[column])}: log p rises by {gains[column]:.1f} "
+            f"at {_cell(subject, column, self.values[best[column], column])}"
+            for column in order
+        )
+
+
 def extremes(subject: Subject, draws: np.ndarray) -> dict[str, Any]:
     """Return the least and the most likely held-out rows of a table.
 
@@ -45,7 +105,8 @@ def extremes(subject: Subject, draws: np.ndarray) -> dict[str, Any]:
         draws: Draws of the model, which stand in for the rows of the fit where these are unknown.
 
     Returns:
-        The threshold and what it is of, and the rows: number, log-density, cells and reason.
+        The threshold and what it is of, and the rows: number, log-density, cells, reason, and of unlikely rows the
+        columns whose change gains most.
     """
     usual = _usual(subject, draws)
     order = np.argsort(subject.log_prob)
@@ -53,8 +114,8 @@ def extremes(subject: Subject, draws: np.ndarray) -> dict[str, Any]:
     return {
         "threshold": usual.threshold,
         "origin": usual.origin,
-        "least": [_row(subject, place, _why_unlikely(subject, place, usual)) for place in least],
-        "most": [_row(subject, place, _why_likely(subject, place, usual)) for place in most],
+        "least": [_unlikely(subject, int(place), usual) for place in least],
+        "most": [_row(subject, int(place), _why_likely(subject, int(place), usual)) for place in most],
     }
 
 
@@ -67,53 +128,66 @@ def _usual(subject: Subject, draws: np.ndarray) -> Usual:
     return Usual(np.asarray(known.x), log_prob, origin)
 
 
-def _row(subject: Subject, place: int, reason: str) -> dict[str, Any]:
+def _row(subject: Subject, place: int, reason: str, gains: tuple[str, ...] = ()) -> dict[str, Any]:
     """Return a row as the page shows it."""
     row, cells = subject.unseen.x[place], subject.model.domain.cells
     texts = [
         str(cells[name](np.array([value]))[0]) if name in cells else f"{value:.5g}"
         for name, value in zip(subject.columns, row, strict=True)
     ]
-    number = int(subject.unseen.numbers[place])
-    return {"row": number, "log_prob": float(subject.log_prob[place]), "cells": texts, "reason": reason}
+    number, log_prob = int(subject.unseen.numbers[place]), float(subject.log_prob[place])
+    return {"row": number, "log_prob": log_prob, "cells": texts, "reason": reason, "gains": list(gains)}
 
 
-def _why_unlikely(subject: Subject, place: int, usual: Usual) -> str:
-    """Say which change of one column would make a row a usual one."""
-    if subject.log_prob[place] >= usual.threshold:
-        return "usual: at least 1 % of the usual rows are less likely"
-    row = np.asarray(subject.unseen.x[place], dtype=np.float64)
-    ranks = (usual.x < row).mean(0)
-    tried = np.quantile(usual.x, TRIED, axis=0, method="nearest")  # (tries, d), values that occur
-    changed = np.broadcast_to(row, (tried.size, len(row))).copy()
-    columns = np.tile(np.arange(len(row)), len(tried))
-    changed[np.arange(tried.size), columns] = tried.ravel()
-    context = None if subject.unseen.context is None else subject.unseen.context[[place] * tried.size]
-    mended = subject.model.evaluate(changed, context=context).log_prob >= usual.threshold
+def _unlikely(subject: Subject, place: int, usual: Usual) -> dict[str, Any]:
+    """Return an unlikely row: which change of one column would make it a usual one, and what each column gains."""
+    row, log_prob = np.asarray(subject.unseen.x[place], dtype=np.float64), float(subject.log_prob[place])
+    changes = Changes.of(subject, place, usual)
+    gains = changes.in_words(subject, row, log_prob)
+    if log_prob >= usual.threshold:
+        return _row(subject, place, "usual: at least 1 % of the usual rows are less likely", gains)
+    below, above = _shares(usual.x, row)
+    outside = _outside(subject, below, above)
+    mended = changes.log_prob >= usual.threshold
     if not mended.any():
-        return f"{_outside(subject, ranks)}; no change of one column makes it usual"
-    size = np.abs(np.repeat(TRIED, len(row)) - ranks[columns])
-    best = int(np.argmin(np.where(mended, size, np.inf)))
-    column = int(columns[best])
-    before, after = (_cell(subject, column, value) for value in (row[column], changed[best, column]))
-    return f"{_outside(subject, ranks)}; usual if {subject.columns[column]} were {after} instead of {before}"
+        return _row(subject, place, f"{outside}; no change of one column makes it usual", gains)
+    size = np.abs(changes.quantiles[:, None] - (1 + below - above) / 2)
+    tried, column = np.unravel_index(np.argmin(np.where(mended, size, np.inf)), size.shape)
+    before, after = (_cell(subject, int(column), value) for value in (row[column], changes.values[tried, column]))
+    change = f"usual if {subject.columns[column]} were {after} instead of {before}"
+    return _row(subject, place, f"{outside}; {change}", gains)
 
 
-def _outside(subject: Subject, ranks: np.ndarray) -> str:
-    """Name the column in which a row is farthest out."""
-    column = int(np.abs(ranks - 0.5).argmax())
-    if abs(ranks[column] - 0.5) < 0.49:
+def _shares(x: np.ndarray, row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the shares of rows that lie below and above a row, by column; equal ones are neither."""
+    return (x < row).mean(0), (x > row).mean(0)
+
+
+def _ordered(subject: Subject) -> np.ndarray:
+    """Return which columns have an order, shape (d,): all but categories."""
+    categories = getattr(subject.model.domain, "categories", {})
+    return np.array([name not in categories for name in subject.columns])
+
+
+def _outside(subject: Subject, below: np.ndarray, above: np.ndarray) -> str:
+    """Name the column in which a row is farthest out, from the shares of the usual rows on either side."""
+    farthest = np.where(_ordered(subject), np.maximum(below, above), 0.0)
+    column = int(farthest.argmax())
+    share = farthest[column]
+    if share < FAR:
         return "no column is unusual by itself, but their combination is"
-    side, share = "above" if ranks[column] > 0.5 else "below", max(ranks[column], 1 - ranks[column])
+    side = "above" if below[column] > above[column] else "below"
     return f"{subject.columns[column]} is {side} {'all' if share == 1 else f'{share:.1%} of the'} usual rows"
 
 
 def _why_likely(subject: Subject, place: int, usual: Usual) -> str:
     """Say how central a row is."""
-    ranks = (usual.x < np.asarray(subject.unseen.x[place], dtype=np.float64)).mean(0)
-    central, count = int((np.abs(ranks - 0.5) <= 0.25).sum()), len(ranks)
+    below, above = _shares(usual.x, np.asarray(subject.unseen.x[place], dtype=np.float64))
+    ordered = _ordered(subject)
+    central, count = int((np.maximum(below, above) <= 0.75)[ordered].sum()), int(ordered.sum())
     share = (usual.log_prob < subject.log_prob[place]).mean()
-    return f"more likely than {share:.1%} of the usual rows; {central} of {count} columns lie in their middle half"
+    said = f"more likely than {share:.1%} of the usual rows"
+    return f"{said}; {central} of {count} columns lie in their middle half" if count else said
 
 
 def _cell(subject: Subject, column: int, value: float) -> str:

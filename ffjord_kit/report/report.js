@@ -577,9 +577,10 @@ function momentTable(names) {
 function showExtremes() {
   const {threshold, origin, least, most} = report.extremes;
   const list = rows => el("ol", {}, ...rows.map(row => el("li", {}, el("strong", {}, `log p = ${show(row.log_prob)}`), ` (held-out row ${row.row}): ${row.reason}.`,
+    row.gains.length ? el("ul", {"aria-label": "Columns that make the row unlikely"}, ...row.gains.map(gain => el("li", {}, gain + "."))) : "",
     folded("Its columns", names(row.cells.map((cell, i) => [report.columns[i], cell]))))));
   section("extremes", "The least and the most likely rows",
-    note(`Of the ${origin}, 99 % have a log-density above ${show(threshold)} nats: this is “usual” here. A reason says what the model takes for usual; it does not say what causes what.`),
+    note(`Of the ${origin}, 99 % have a log-density above ${show(threshold)} nats: this is “usual” here. Below an unlikely row stands by how many nats log p rises where one column takes the most plausible of the values tried, and all others stay. Both say what the model takes for usual, not what causes what.`),
     el("div", {class: "grid"}, el("div", {}, el("h3", {}, "Least likely"), list(least)), el("div", {}, el("h3", {}, "Most likely"), list(most))));
 }
 
