@@ -13,7 +13,7 @@ from ffjord_kit.version import __version__
 
 if TYPE_CHECKING:
     from ffjord_kit import datasets
-    from ffjord_kit.columns import Bounded, Category, Circle, Date, Integer, Positive, Real, Sphere
+    from ffjord_kit.columns import Bounded, Category, Circle, Date, Integer, Positive, Real, Season, Sphere
     from ffjord_kit.estimator import FFJORD, DensityModel, ImageFFJORD
     from ffjord_kit.flow import Flow
     from ffjord_kit.nn import ConcatDynamics, ResidualDynamics, VectorField
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Bounded": "columns", "Category": "columns", "Circle": "columns", "Date": "columns",
-    "Integer": "columns", "Positive": "columns", "Real": "columns", "Sphere": "columns",
+    "Integer": "columns", "Positive": "columns", "Real": "columns", "Season": "columns",
+    "Sphere": "columns",
     "DensityModel": "estimator", "FFJORD": "estimator", "ImageFFJORD": "estimator",
     "Flow": "flow",
     "ConcatDynamics": "nn", "ResidualDynamics": "nn", "VectorField": "nn",
@@ -38,7 +39,8 @@ __all__ = [
     "CNF", "FFJORD", "AdaptiveSolver", "Bounded", "Category", "Circle", "ConcatDynamics", "Date", "DensityModel",
     "FixedSolver", "Flow",
     "FlowMatching", "ImageFFJORD", "Integer", "MaximumLikelihood", "PerRowSolver", "Phase", "Positive", "Real",
-    "ResidualDynamics", "Sphere", "Standardize", "Transform", "VectorField", "__version__", "datasets", "fit_flow",
+    "ResidualDynamics", "Season", "Sphere", "Standardize", "Transform", "VectorField", "__version__", "datasets",
+    "fit_flow",
 ]  # fmt: skip
 
 

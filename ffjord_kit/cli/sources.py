@@ -13,6 +13,7 @@ from ffjord_kit import datasets
 from ffjord_kit.cli.contexts import is_named, read_labels, read_values
 from ffjord_kit.columns.base import ColumnType
 from ffjord_kit.columns.categories import Category, Date
+from ffjord_kit.columns.circles import Season
 from ffjord_kit.columns.types import read_types
 from ffjord_kit.datasets.dataset import listing
 from ffjord_kit.estimator import DensityModel
@@ -466,7 +467,7 @@ def _types_of(run: Run) -> dict[str, ColumnType]:
 
 def _cells(kind: ColumnType | None, column: np.ndarray) -> np.ndarray:
     """Return the cells of a column, where it is a category or has dates, or else its numbers."""
-    return kind.cells(column) if isinstance(kind, (Category, Date)) else column
+    return kind.cells(column) if isinstance(kind, (Category, Date, Season)) else column
 
 
 def _refuse_texts(dataset: datasets.Dataset, names: Sequence[str]) -> None:

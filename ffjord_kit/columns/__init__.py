@@ -2,8 +2,10 @@
 
 from ffjord_kit.columns.base import ColumnType, ColumnTypeWarning
 from ffjord_kit.columns.categories import Category, Date
-from ffjord_kit.columns.types import Bounded, Circle, Integer, Positive, Real, Sphere
+from ffjord_kit.columns.circles import Circle, Season
+from ffjord_kit.columns.types import Bounded, Integer, Positive, Real, Sphere
 
 __all__ = [
-    "Bounded", "Category", "Circle", "ColumnType", "ColumnTypeWarning", "Date", "Integer", "Positive", "Real", "Sphere",
+    "Bounded", "Category", "Circle", "ColumnType", "ColumnTypeWarning", "Date", "Integer", "Positive", "Real", "Season",
+    "Sphere",
 ]  # fmt: skip

@@ -6,6 +6,7 @@ import math
 import warnings
 from abc import ABC, abstractmethod
 from dataclasses import astuple, dataclass
+from numbers import Real
 from typing import Any, ClassVar
 
 import numpy as np
@@ -93,3 +94,20 @@ def warn(message: str) -> None:
         message: One line, which names the column.
     """
     warnings.warn(message, ColumnTypeWarning, stacklevel=4)
+
+
+def all_finite(*values: Any) -> bool:
+    """Return whether values are finite numbers.
+
+    Args:
+        *values: Values; a truth value is no number.
+
+    Returns:
+        True if all are.
+
+    Example:
+        >>> all_finite(1, 2.5), all_finite("1"), all_finite(math.inf)
+        (True, False, False)
+    """
+    numbers = all(isinstance(value, Real) and not isinstance(value, bool) for value in values)
+    return numbers and all(math.isfinite(float(value)) for value in values)

@@ -16,6 +16,7 @@ import numpy as np
 
 from ffjord_kit.columns.base import ColumnType, ColumnTypeWarning, written
 from ffjord_kit.columns.categories import TRUTHS, Category, Date, Level, check_level_count
+from ffjord_kit.columns.circles import Season
 from ffjord_kit.columns.types import Types
 
 FEW_TEXTS = 0.05  # share of texts among numbers that are errors
@@ -88,7 +89,7 @@ def as_known(name: str, kind: ColumnType | None, cells: np.ndarray, numbers: np.
     Raises:
         ValueError: If a category has one level, or too many, or a cell is no date.
     """
-    if isinstance(kind, Date):
+    if isinstance(kind, (Date, Season)):
         return Found(kind, kind.days(cells))
     if not isinstance(kind, Category):
         return look(name, cells, numbers) if kind is None else None
@@ -137,7 +138,7 @@ def cells_of(types: Types) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
     return {
         name: kind.cells
         for name, kind in kinds
-        if isinstance(kind, Date) or (isinstance(kind, Category) and not kind.is_numeric)
+        if isinstance(kind, (Date, Season)) or (isinstance(kind, Category) and not kind.is_numeric)
     }
 
 

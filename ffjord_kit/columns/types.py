@@ -8,6 +8,7 @@ r"""Types of columns, by name: where the values of a column live, and so what it
     sphere:UNIT        a pair, longitude and latitude in deg or rad     nats per steradian
     category           levels: texts, truth values or numbers           log-probability of a level
     date               dates and times, as days since 1970-01-01        nats per day
+    season:CYCLE       dates by their place in the year, week or day    nats per day, or per hour of the day
 
 A type is a word with numbers, on the command line and in config.json, or an object of a class below, in Python. What a
 type leaves open, e.g. whether angles are given from 0 or from minus half a period on, is settled by the rows of a fit.
@@ -19,20 +20,19 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real as Number
 from typing import Any, ClassVar
 
 import numpy as np
 
-from ffjord_kit.columns.base import Bounds, ColumnType, warn, written
+from ffjord_kit.columns.base import Bounds, ColumnType, all_finite, warn, written
 from ffjord_kit.columns.categories import Category, Date
+from ffjord_kit.columns.circles import FEW_ROWS, TURN, Circle, Season, start_of, wrapped
 
 STRIP = 1e-3  # of the range of a bounded column, into which values at a closed end are moved
-TURN = {"deg": 360.0, "rad": 2 * math.pi}  # a full turn in each unit
 FORMS = (
-    "real, positive, bounded:LOW:HIGH, integer[:LOW[:HIGH]], circle:PERIOD, sphere:deg, sphere:rad, category or date"
+    "real, positive, bounded:LOW:HIGH, integer[:LOW[:HIGH]], circle:PERIOD, sphere:deg, sphere:rad, category, date, "
+    "season:year, season:week or season:day"
 )
-FEW_ROWS = 10  # that say nothing of a unit
 NAMED = 4  # columns without a type that the units list by name
 
 Types = dict[tuple[str, ...], "ColumnType"]
@@ -97,7 +97,7 @@ class Bounded(ColumnType):
     high: float
 
     def __post_init__(self) -> None:
-        if not _all_finite(self.low, self.high) or not self.low < self.high:
+        if not all_finite(self.low, self.high) or not self.low < self.high:
             raise ValueError(f"a bounded column needs finite bounds LOW < HIGH; got {self.low!r} and {self.high!r}")
 
     @property
@@ -167,7 +167,7 @@ class Integer(ColumnType):
 
     def __post_init__(self) -> None:
         given = [bound for bound in (self.low, self.high) if bound is not None]
-        whole = _all_finite(*given) and all(float(bound).is_integer() for bound in given)
+        whole = all_finite(*given) and all(float(bound).is_integer() for bound in given)
         if not whole or (self.low is None and self.high is not None) or sorted(set(given)) != given:
             raise ValueError(
                 f"a column of integers has no bounds, a lower one, or both, whole numbers LOW < HIGH; "
@@ -191,59 +191,6 @@ class Integer(ColumnType):
                 f"{fractions[0]}, {values[fractions[0]]:g}): give it another type ({FORMS})"
             )
         return Integer(0) if self.low is None and values.min() >= 0 else self
-
-
-@dataclass(frozen=True)
-class Circle(ColumnType):
-    """Angles, hours of a day, or any other numbers that are the same again after a period.
-
-    Args:
-        period: The period, e.g. 360.
-        start: Least of the numbers that draws have; None for 0, or minus half a period where rows are negative.
-
-    Raises:
-        ValueError: If the period is not positive.
-
-    Example:
-        >>> phi = Circle(360).settled(np.array([-170.0, 20.0]), "phi")
-        >>> str(phi), phi.wrap(np.array([190.0])).tolist()
-        ('circle:360:-180', [-170.0])
-    """
-
-    word: ClassVar[str] = "circle"
-
-    period: float
-    start: float | None = None
-
-    def __post_init__(self) -> None:
-        if not _all_finite(self.period, self.start or 0.0) or not self.period > 0:
-            raise ValueError(f"a circle needs a positive period, e.g. 360; got {self.period!r}")
-
-    @property
-    def unit(self) -> str:
-        return "unit"
-
-    def settled(self, values: np.ndarray, name: str) -> ColumnType:
-        largest = float(np.abs(values).max())
-        if largest > 2 * self.period:
-            warn(
-                f"column {name!r} goes to {largest:g}, many times around a circle of period {written(self.period)}: "
-                "is the period in the unit of the column?"
-            )
-        elif self.period == TURN["deg"] and largest <= TURN["rad"] and len(values) > FEW_ROWS:
-            warn(f"column {name!r} lies within 2 pi: if these are radians, its type is circle:{TURN['rad']!r}")
-        return self if self.start is not None else Circle(self.period, _start(values, self.period))
-
-    def wrap(self, values: np.ndarray) -> np.ndarray:
-        """Bring values into the range from `start` on.
-
-        Args:
-            values: Values of any shape.
-
-        Returns:
-            Values of the same angles, in [start, start + period).
-        """
-        return _wrapped(values, self.start or 0.0, self.period)
 
 
 @dataclass(frozen=True)
@@ -271,7 +218,7 @@ class Sphere(ColumnType):
     start: float | None = None
 
     def __post_init__(self) -> None:
-        if self.unit_of_angles not in TURN or not _all_finite(self.start or 0.0):
+        if self.unit_of_angles not in TURN or not all_finite(self.start or 0.0):
             raise ValueError(f"a sphere needs the unit of its angles, 'deg' or 'rad'; got {self.unit_of_angles!r}")
 
     @property
@@ -289,7 +236,7 @@ class Sphere(ColumnType):
         in_radians = longitude <= TURN["rad"] and latitude <= math.pi / 2 and len(values) > FEW_ROWS
         if self.unit_of_angles == "deg" and in_radians:
             warn(f"columns {name} lie within 2 pi and pi / 2: if these are radians, their type is sphere:rad")
-        return self if self.start is not None else Sphere(self.unit_of_angles, _start(values[:, 0], self.turn))
+        return self if self.start is not None else Sphere(self.unit_of_angles, start_of(values[:, 0], self.turn))
 
     def check(self, values: np.ndarray, name: str) -> None:
         """Refuse latitudes beyond the poles, and degrees that are passed as radians.
@@ -336,7 +283,7 @@ class Sphere(ColumnType):
         """
         x, y, z = np.moveaxis(points, -1, 0)
         scale = self.turn / (2 * math.pi)
-        longitude = _wrapped(np.arctan2(y, x) * scale, self.start or 0.0, self.turn)
+        longitude = wrapped(np.arctan2(y, x) * scale, self.start or 0.0, self.turn)
         return np.stack([longitude, np.arctan2(z, np.hypot(x, y)) * scale], axis=-1)
 
 
@@ -493,24 +440,11 @@ def _arguments(kind: type[ColumnType], parts: Sequence[str]) -> list[Any]:
     """Return the arguments of a type: numbers, but for the unit of a sphere, and a turn in a unit."""
     if kind is Sphere:
         return [*parts[:1], *map(float, parts[1:])]
+    if kind is Season:
+        return list(parts)
     if kind is Circle and parts and parts[0] in TURN:
         return [TURN[parts[0]], *map(float, parts[1:])]
     return [float(part) for part in parts]
-
-
-def _start(values: np.ndarray, period: float) -> float:
-    """Return 0, or minus half a period where values are negative."""
-    return -period / 2 if float(values.min()) < 0 else 0.0
-
-
-def _wrapped(values: np.ndarray, start: float, period: float) -> np.ndarray:
-    wrapped = start + np.mod(values - start, period)
-    return np.where(wrapped >= start + period, start, wrapped)  # rounding may reach the end
-
-
-def _all_finite(*values: Any) -> bool:
-    numbers = all(isinstance(value, Number) and not isinstance(value, bool) for value in values)
-    return numbers and all(math.isfinite(float(value)) for value in values)
 
 
 def _shown(key: Any) -> str:
@@ -518,5 +452,5 @@ def _shown(key: Any) -> str:
 
 
 TYPES: dict[str, type[ColumnType]] = {
-    kind.word: kind for kind in (Real, Positive, Bounded, Integer, Circle, Sphere, Category, Date)
+    kind.word: kind for kind in (Real, Positive, Bounded, Integer, Circle, Sphere, Category, Date, Season)
 }

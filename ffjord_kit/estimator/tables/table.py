@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ffjord_kit.columns.categories import Category, Date
+from ffjord_kit.columns.circles import Circle, Season
 from ffjord_kit.columns.frames import code_frame, presented
 from ffjord_kit.columns.mixed import cells_of, describe
 from ffjord_kit.columns.rows import (
@@ -30,7 +31,7 @@ from ffjord_kit.columns.rows import (
     with_bounds_of_types,
     wrapped,
 )  # fmt: skip
-from ffjord_kit.columns.types import Bounded, Circle, Integer, Sphere, Types, read_types, types_as_text
+from ffjord_kit.columns.types import Bounded, Integer, Sphere, Types, read_types, types_as_text
 from ffjord_kit.data import Batch, StreamedRows
 from ffjord_kit.diagnostics.columns import check_columns, check_contexts
 from ffjord_kit.diagnostics.grid import Grid, find_grid
@@ -378,7 +379,7 @@ class TableDomain(Domain):
 
     @property
     def found(self) -> str:
-        looked = {own[0]: kind for own, kind in self.all_types.items() if isinstance(kind, (Category, Date))}
+        looked = {own[0]: kind for own, kind in self.all_types.items() if isinstance(kind, (Category, Date, Season))}
         return "; ".join(describe(name, kind) for name, kind in looked.items())
 
     @property
@@ -559,7 +560,7 @@ def grid_with_types(dequantize: Any, types: Types, x: np.ndarray, names: Sequenc
     whole = {
         own[0]: 1.0
         for own, kind in types.items()
-        if isinstance(kind, Integer) or (isinstance(kind, Date) and kind.are_whole(x[:, places[own[0]]]))
+        if isinstance(kind, Integer) or (isinstance(kind, (Date, Season)) and kind.are_whole(x[:, places[own[0]]]))
     }
     smooth = [name for own, kind in types.items() if isinstance(kind, (Sphere, Bounded)) for name in own]
     named = set(dequantize) if isinstance(dequantize, (Mapping, list, tuple)) else set()
