@@ -32,7 +32,7 @@ def test_a_column_is_told_of_once_with_a_cure_that_it_has():
     kids, y = rng.poisson(2, 900).astype(float), rng.normal(size=900)
     rain = np.where(rng.random(900) < 0.4, 0.0, np.exp(2 * rng.normal(size=900)))
     counts, many_zeros = told(np.stack([kids, rain, y], axis=1))  # rain also goes far out
-    assert "column 'a' (" in counts and "dequantize=['a']" in counts
+    assert "column 'a' (" in counts and "give it the type integer (--columns a=integer)" in counts
     assert "column 'b' (" in many_zeros and "lie on no grid" in many_zeros
     assert len(told(kids[:, None])) == 1  # its rows are repeated, too
     (equal,) = told(np.stack([kids, kids, y], axis=1))
@@ -110,6 +110,9 @@ def test_a_value_that_many_rows_share_is_told_with_its_share(x):
     assert "one value in many rows of column 'b' (20%)" in text
     assert "use it as context, or leave it out; its values lie on no grid" in text
     x[:, 1] = np.round(x[:, 1] / 1e6)
+    (text,) = told(x)
+    assert "use it as context, or give it the type integer (--columns b=integer), which is for counts" in text
+    x[:, 1] = x[:, 1] / 4
     (text,) = told(x)
     assert "use it as context, or pass dequantize=['b'], for noise of the width of its steps" in text
 

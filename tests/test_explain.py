@@ -147,3 +147,27 @@ def test_a_negative_distance_is_wrong_usage(files, capsys):
 def test_rows_that_pass_need_nothing(files, capsys):
     out = call(capsys, "explain", files / "run", files / "rows.csv", "--threshold", "-500")[1]
     assert "0 of 2 rows are below: nothing to mend" in out
+
+
+def test_rows_have_the_numbers_that_they_have_in_the_file_and_dates_are_written(tmp_path, capsys):
+    """The first row lacks a cell; the third one is the outlier."""
+    rng = np.random.default_rng(0)
+    born = pd.Timestamp("2000-01-01") + pd.to_timedelta(rng.integers(0, 400, 200), unit="D")
+    table = pd.DataFrame({"dose": rng.normal(size=200), "age": rng.normal(size=200), "born": born})
+    FFJORD(**QUICK).fit(table).save(tmp_path / "run")
+    some = table.head(4).copy()
+    some.loc[0, "age"], some.loc[2, "dose"] = np.nan, 9.0
+    some.to_csv(tmp_path / "some.csv", index=False)
+    options = ["--allow", "dose,born", "--out", tmp_path / "why.csv"]
+    code, out, err = call(capsys, "explain", tmp_path / "run", tmp_path / "some.csv", *options)
+    assert (code, err) == (0, "") and "number of the row in the data, from 0 on" in out
+    written = (tmp_path / "why.csv").read_text().splitlines()
+    assert written[1].startswith("2,")  # the least likely one, a whole number
+    assert pd.read_csv(tmp_path / "why.csv")["born"].str.fullmatch(r"\d{4}-\d\d-\d\d.*").all()
+
+
+def test_numbers_that_stand_for_something_else_are_written_as_such():
+    item = FFJORD(**QUICK).fit(frame(np.random.default_rng(0).normal(size=(200, 2)))).explain(
+        frame([[3.0, 0.0]]), allow=["dose"], threshold=-4.0, draws=300
+    )[0]  # fmt: skip
+    assert "day " in item.in_words(written={"dose": lambda value: f"day {value:.2f}"})

@@ -22,6 +22,7 @@ from ffjord_kit.cli.options import (
     series_field_options,
 )
 from ffjord_kit.version import __version__
+from ffjord_kit.words import DENSITIES
 
 MAIN, TABLE = "Main", "Table"
 AHEAD = click.FloatRange(min=0)
@@ -33,6 +34,13 @@ level_option = click.option(
     metavar="FLOAT", help="Probability of the bands.",
 )  # fmt: skip
 force_option = click.option("--force", is_flag=True, help="Replace existing files.")
+density_option = click.option(
+    "--density",
+    type=click.Choice(["auto", *DENSITIES]),
+    default="auto",
+    show_default=True,
+    help="Of a run that holds both: its few exact steps, or its continuous flow; auto: the one that reports.",
+)
 
 
 def seed_option(text: str, **options: Any) -> Callable[[Any], Any]:
@@ -155,8 +163,9 @@ def fit(context: click.Context, **options: Any) -> None:
     "--steps",
     type=click.IntRange(min=1),
     metavar="INT",
-    help="Number of fixed midpoint steps. [default: a converged solve]",
+    help="Number of fixed midpoint steps of the continuous flow. [default: exact draws of the density that reports]",
 )
+@density_option
 @click.option(
     "--guidance",
     type=float,
@@ -218,6 +227,7 @@ def impute(**options: Any) -> None:
 @click.option(
     "--context", help="One context for all rows, 1.0,2.5 or age=40,kids=2. [default: that of each row, in DATA]"
 )
+@density_option
 @click.option("--outliers", is_flag=True, help="Compute outlier scores: likelihood, typicality, gradient.")
 @click.option("--picture", type=click.Path(), help="PNG of the outlier scores of DATA and OTHER.")
 @force_option

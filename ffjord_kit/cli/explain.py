@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def explain(
     opened, model = open_run(run), DensityModel.load(run)
     model.domain.require_table("explain", "score their outliers, and look at their pictures")
     if model.domain.curved:
-        click.echo(f"real columns may change; {model.domain.curved} stay as they are")
+        click.echo(f"real columns may change, but not {model.domain.curved}")
     data, numbers = _least_likely(model, complete_rows(load_for_run(opened, source), "explain"), rows)
     fitted = find_fitted(opened)
     fitted = None if fitted is None else complete_rows(fitted.drawn(random_state), "explain")
@@ -72,11 +73,9 @@ def explain(
         )  # fmt: skip
     outliers = [item for item in found if not item.passed]
     _refuse_hopeless(outliers, found, numbers)
-    _print(outliers, found, numbers, stable)
+    _print(outliers, found, numbers, stable, model)
     if out is not None:
-        table = found.table() | {"row": numbers}
-        datasets.write(out, np.stack(list(table.values()), axis=1), list(table))
-        click.echo(f"corrections of {len(found)} rows in {out}")
+        _write(found, numbers, model, out)
     if picture is not None:
         _draw(model, data, outliers, found, numbers, Path(picture))
 
@@ -85,8 +84,18 @@ def _least_likely(model: DensityModel, data: LoadedData, rows: int) -> tuple[Loa
     """Return the least likely rows, and their numbers."""
     with progress(f"{len(data.x)} rows") as on_progress:
         scored = model.evaluate(data.x, context=data.context, on_progress=on_progress)
-    order = np.argsort(scored.log_prob)[:rows]
-    return data.take(order), order
+    least = data.take(np.argsort(scored.log_prob)[:rows])
+    return least, least.row_numbers
+
+
+def _write(found: Corrections, numbers: np.ndarray, model: DensityModel, out: str) -> None:
+    """Write the corrections as a table: whole numbers of rows, and dates as dates."""
+    table = found.table() | {"row": numbers}
+    ends = ("", " from", " to")
+    cells = {name + end: write for name, write in model.domain.cells.items() for end in ends if name + end in table}
+    rows = np.stack(list(table.values()), axis=1)
+    datasets.write_chunks(out, [rows], list(table), rows=len(rows), whole=["row"], cells=cells)
+    click.echo(f"corrections of {len(found)} rows in {out}")
 
 
 def _refuse_hopeless(outliers: Sequence[Correction], found: Corrections, numbers: np.ndarray) -> None:
@@ -100,27 +109,36 @@ def _refuse_hopeless(outliers: Sequence[Correction], found: Corrections, numbers
         )
 
 
-def _print(outliers: Sequence[Correction], found: Corrections, numbers: np.ndarray, stable: float) -> None:
+def _print(
+    outliers: Sequence[Correction], found: Corrections, numbers: np.ndarray, stable: float, model: DensityModel
+) -> None:
     """Print the corrections, and what they hold."""
     threshold = f"{found.threshold:.4f} nats; {len(outliers)} of {len(found)} rows are below"
     if not outliers:
         return print_rows([("threshold", f"{threshold}: nothing to mend")])
     table = plain_table("row", "log p", "after", "size", "what mends it")
+    written = {name: partial(_cell, write) for name, write in model.domain.cells.items()}
     for item in outliers:
         before, after = (f"{found.threshold + value:.2f}" for value in (item.before, item.after))
         shown = (after, f"{item.size:.3f}") if item.found else ("", "")
-        table.add_row(str(numbers[item.row]), before, *shown, item.in_words())
+        table.add_row(str(numbers[item.row]), before, *shown, item.in_words(written=written))
     CONSOLE.print(table, soft_wrap=True)
     mended = [item for item in outliers if item.found]
     worst = max(mended, key=lambda item: item.certificate.share)
     print_rows([
         ("threshold", threshold),
+        ("row", "number of the row in the data, from 0 on"),
         ("size", "sum of the changes, in scales of the columns (about a standard deviation)"),
         ("stable", f"within {stable:g} scales of the corrected row; {max(mended, key=_failing).stability}"),
         ("boxes", str(worst.certificate)),
         ("caution", CAUTION),
     ])  # fmt: skip
     return None
+
+
+def _cell(write: Callable[[np.ndarray], np.ndarray], value: float) -> str:
+    """Return how a number of a column is written."""
+    return str(write(np.array([value]))[0])
 
 
 def _failing(item: Correction) -> float:

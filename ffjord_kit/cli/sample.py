@@ -11,7 +11,7 @@ import numpy as np
 from ffjord_kit import datasets
 from ffjord_kit.cli.checks import check_replaceable, parse_values
 from ffjord_kit.cli.output import image_files, write_images
-from ffjord_kit.cli.sources import open_run, parse_context
+from ffjord_kit.cli.sources import load_model, open_run, parse_context
 from ffjord_kit.columns.base import ColumnType
 from ffjord_kit.columns.categories import Category
 from ffjord_kit.columns.types import read_types
@@ -32,6 +32,7 @@ def sample(
     given: str | None,
     random_state: int | None,
     steps: int | None,
+    density: str,
     guidance: float,
     force: bool,
 ) -> None:
@@ -44,7 +45,8 @@ def sample(
         context: Values, also by name, a file of rows, or classes; None for a run without context.
         given: Values of columns, as a=0,b=1.5, of a run that answers questions; None for none.
         random_state: Seed of the noise; None for a random one.
-        steps: Number of fixed midpoint steps; None for a converged solve.
+        steps: Number of fixed midpoint steps of the continuous flow; None for exact draws.
+        density: Word of DENSITIES that is drawn from, or "auto" for the one that reports.
         guidance: Strength of the context, 1 for that of the data.
         force: Whether to replace existing files.
 
@@ -59,7 +61,7 @@ def sample(
         check_replaceable(path, force=force)
     if not is_images:
         datasets.check_writable(out)
-    model = DensityModel.load(run)
+    model = load_model(run, density)
     contexts = parse_context(opened, context, n_samples)
     question = model.given(parse_values(given, "--given")) if given else None
     contexts = contexts if question is None else question.context(1)

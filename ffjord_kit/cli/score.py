@@ -12,7 +12,7 @@ import torch
 
 from ffjord_kit import datasets, metrics, plots
 from ffjord_kit.cli.output import CONSOLE, OVER_ROWS, plain_table, print_rows, with_error
-from ffjord_kit.cli.sources import LoadedData, find_fitted, held_out, load_for_run, open_run
+from ffjord_kit.cli.sources import LoadedData, find_fitted, held_out, load_for_run, load_model, open_run
 from ffjord_kit.columns.types import read_types, units_of
 from ffjord_kit.datasets.splits import subset_rows
 from ffjord_kit.diagnostics.measurement import NOISE
@@ -46,6 +46,7 @@ def score(
     probes: int | None,
     draws: int,
     context: str | None,
+    density: str,
     outliers: bool,
     picture: str | None,
     force: bool,
@@ -63,6 +64,7 @@ def score(
         probes: Number of Hutchinson probes; None for the exact trace, or 2 for images.
         draws: Number of draws of the noise on images.
         context: One context for all rows of a table; None for that of each row.
+        density: Word of DENSITIES that reports, or "auto" for that of the run.
         outliers: Whether to compute outlier scores.
         picture: PNG file for the outlier scores of both data, or None.
         force: Whether to replace existing files.
@@ -70,7 +72,7 @@ def score(
     Raises:
         ValueError: If a file exists or cannot be written, or the data do not suit the run.
     """
-    opened, model = open_run(run), DensityModel.load(run)
+    opened, model = open_run(run), load_model(run, density)
     if draws > 1 and not model.is_image:
         raise ValueError("--draws is for runs on images, whose grey levels get noise: leave it out")
     certified = certify or error is not None

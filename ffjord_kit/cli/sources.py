@@ -51,6 +51,7 @@ class LoadedData:
         context_types: Types of the contexts that are categories, in whose place context holds numbers, by name.
         weight: Weights of rows, shape (n,), or None.
         noise: Deviations of the measurement errors of rows, shape (n, d), or None.
+        numbers: Number of each row in the data, shape (n,); None for 0, 1, ...
     """
 
     x: np.ndarray
@@ -64,6 +65,12 @@ class LoadedData:
     context_types: Mapping[str, Category] = field(default_factory=dict)
     weight: np.ndarray | None = None
     noise: np.ndarray | None = None
+    numbers: np.ndarray | None = None
+
+    @property
+    def row_numbers(self) -> np.ndarray:
+        """Number of each row in the data, from 0 on, shape (n,)."""
+        return np.arange(len(self.x)) if self.numbers is None else self.numbers
 
     @property
     def table(self) -> Any:
@@ -97,7 +104,8 @@ class LoadedData:
         """
         parts = (self.context, self.weight, self.noise)
         context, weight, noise = (None if part is None else part[rows] for part in parts)
-        return replace(self, x=self.x[rows], context=context, weight=weight, noise=noise)
+        numbers = self.row_numbers[rows]
+        return replace(self, x=self.x[rows], context=context, weight=weight, noise=noise, numbers=numbers)
 
     def drawn(self, seed: int = 0) -> LoadedData:
         """Return rows that count alike: each is kept with a probability in proportion to its weight.
@@ -153,6 +161,27 @@ def open_run(path: str) -> Run:
             if name in note:
                 check_entry(note, name, *kinds)
     return run
+
+
+def load_model(run: str, density: str) -> DensityModel:
+    """Load the model of a run.
+
+    Args:
+        run: Run folder.
+        density: Word of DENSITIES that reports, or "auto" for that of the run.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: If the run has no such density.
+    """
+    model = DensityModel.load(run)
+    if density == "auto":
+        return model
+    if density == "steps" and model.steps is None:
+        raise ValueError(f"{run} has no density of few steps: make one by discretize, or leave --density out")
+    return model.reporting_by(density)
 
 
 def load(

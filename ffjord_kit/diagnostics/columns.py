@@ -17,6 +17,7 @@ LARGEST = 1e150
 FAR = 100.0
 REPEATED, MOST_ROWS = 0.1, 200_000  # the share of rows; of more rows it would take long
 SHOWN = 10  # equal columns, or columns with outliers
+FOR_TAILS = "pass base='student' (--base student), for heavy tails"
 TIED, FEW_ROWS = 0.05, 100  # the share of rows with one value; fewer rows show nothing
 
 
@@ -33,7 +34,13 @@ class DegenerateDataWarning(UserWarning):
 
 
 def check_columns(
-    x: np.ndarray, names: Sequence[str], *, heavy_tails: bool = False, angles: Iterable[int] = (), filled: bool = False
+    x: np.ndarray,
+    names: Sequence[str],
+    *,
+    heavy_tails: bool = False,
+    angles: Iterable[int] = (),
+    filled: bool = False,
+    for_tails: str = FOR_TAILS,
 ) -> None:
     """Refuse constant columns, and warn where the likelihood has no bound or follows too few rows.
 
@@ -45,6 +52,7 @@ def check_columns(
         heavy_tails: Whether rows far out are expected, so that they are no reason to warn.
         angles: Columns of angles, of which none is far out.
         filled: Whether rows hold values in the place of missing cells, so that they may be repeated by chance.
+        for_tails: What to do about rows far out that are no errors.
 
     Raises:
         ValueError: If columns are constant, or too large for floats; it names them.
@@ -60,7 +68,7 @@ def check_columns(
     if len(tied) < x.shape[1] and not filled:  # rows of ties alone are repeated by chance
         _warn_of_repeats(x)
     if not heavy_tails:
-        _warn_of_outliers(x, names, warned | tied | set(angles))
+        _warn_of_outliers(x, names, warned | tied | set(angles), for_tails)
     if len(x) < x.shape[1]:
         _warn(f"{len(x)} rows for {x.shape[1]} columns: the density will follow the rows, not what they came from")
 
@@ -165,7 +173,7 @@ def _warn_of_ties(x: np.ndarray, names: Sequence[str], warned: set[int]) -> set[
     tied = [i for i, share in enumerate(shares) if share > TIED and i not in warned]
     stepped = [i for i in tied if find_step(some[:, i])]
     for columns, cure in (
-        (stepped, f"pass dequantize={[names[i] for i in stepped]}, for noise of the width of its steps"),
+        (stepped, _for_steps(some, names, stepped)),
         ([i for i in tied if i not in stepped], "leave it out; its values lie on no grid, so dequantize does not help"),
     ):
         if columns:
@@ -176,6 +184,14 @@ def _warn_of_ties(x: np.ndarray, names: Sequence[str], warned: set[int]) -> set[
                 f"use it as context, or {cure}"
             )
     return set(tied)
+
+
+def _for_steps(x: np.ndarray, names: Sequence[str], stepped: Sequence[int]) -> str:
+    """Return what to do about columns whose values have equal steps."""
+    if all(np.array_equal(x[:, i], np.round(x[:, i])) for i in stepped):
+        types = ",".join(f"{names[i]}=integer" for i in stepped)
+        return f"give it the type integer (--columns {types}), which is for counts"
+    return f"pass dequantize={[names[i] for i in stepped]}, for noise of the width of its steps"
 
 
 def _warn_of_repeats(x: np.ndarray) -> None:
@@ -191,7 +207,7 @@ def _warn_of_repeats(x: np.ndarray) -> None:
         )
 
 
-def _warn_of_outliers(x: np.ndarray, names: Sequence[str], warned: set[int]) -> None:
+def _warn_of_outliers(x: np.ndarray, names: Sequence[str], warned: set[int], for_tails: str) -> None:
     """Warn of columns with a value very far out, in widths of the column's middle half."""
     low, middle, high = np.quantile(x[:: max(1, len(x) // LOOK)], [0.25, 0.5, 0.75], axis=0)
     reach, width = np.maximum(middle - x.min(axis=0), x.max(axis=0) - middle), high - low
@@ -202,8 +218,7 @@ def _warn_of_outliers(x: np.ndarray, names: Sequence[str], warned: set[int]) -> 
     others = f"; others as far out: {_listed([names[i] for i in far[1:]], SHOWN)}" if len(far) > 1 else ""
     _warn(
         f"column {names[first]!r} reaches {reach[first] / width[first]:.1e} times the width of its middle half "
-        f"(row {row}, {x[row, first]:g}){others}: drop such rows if they are errors, or pass base='student', for heavy "
-        "tails"
+        f"(row {row}, counted from 0: {x[row, first]:g}){others}: drop such rows if they are errors, or {for_tails}"
     )
 
 

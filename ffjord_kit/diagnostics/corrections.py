@@ -91,11 +91,14 @@ class Correction:
         """Whether there is a change after which the row passes."""
         return self.missing == 0
 
-    def in_words(self, units: Mapping[str, str] | None = None) -> str:
+    def in_words(
+        self, units: Mapping[str, str] | None = None, written: Mapping[str, Callable[[float], str]] | None = None
+    ) -> str:
         """Say what mends the row.
 
         Args:
             units: Units of columns, e.g. {"dose": "mg"}.
+            written: How numbers of columns are written that stand for something else, e.g. for dates.
 
         Returns:
             A sentence; its numbers are rounded into the box.
@@ -107,9 +110,12 @@ class Correction:
         if not self.found:
             return f"no change within the bounds suffices: the best found misses by {self.missing:.3g}"
         columns = zip(self.names, self.original, self.lower, self.upper, self.ends.T, strict=True)
-        parts = [(value < low or value > high, _advice(name, value, low, high, ends, (units or {}).get(name, "")))
-                 for name, value, low, high, ends in columns]  # fmt: skip
-        return ", ".join(text for _, text in sorted(parts, key=lambda part: not part[0]) if text) or "change nothing"
+        unit, text = units or {}, written or {}
+        parts = [
+            (value < low or value > high, _advice(name, value, low, high, ends, unit.get(name, ""), text.get(name)))
+            for name, value, low, high, ends in columns
+        ]
+        return ", ".join(said for _, said in sorted(parts, key=lambda part: not part[0]) if said) or "change nothing"
 
 
 @dataclass(frozen=True, eq=False)
@@ -393,14 +399,22 @@ def _with_values(rows: np.ndarray, items: Sequence[Correction], allowed: Allowed
     return corrected
 
 
-def _advice(name: str, value: float, low: float, high: float, ends: np.ndarray, unit: str) -> str:
+def _advice(
+    name: str,
+    value: float,
+    low: float,
+    high: float,
+    ends: np.ndarray,
+    unit: str,
+    written: Callable[[float], str] | None,
+) -> str:
     """Say what to do with a column; nothing where its box is all that its bounds allow."""
     room = AT_THE_END * (ends[1] - ends[0])
     open_below, open_above = low <= ends[0] + room, high >= ends[1] - room
     verb = "raise" if value < low else "lower" if value > high else "keep"
     if verb == "keep" and open_below and open_above:
         return ""
-    first, last = _rounded_inwards(low, high)
+    first, last = _rounded_inwards(low, high) if written is None else _written_inwards(low, high, written)
     unit = unit and f" {unit}"
     if open_above and verb != "lower":
         return f"{verb} {name} {'to' if verb == 'raise' else ''} at least {first}{unit}".replace("  ", " ")
@@ -418,3 +432,9 @@ def _rounded_inwards(low: float, high: float) -> tuple[str, str]:
     return (
         (f"{first:.{digits}f}", f"{last:.{digits}f}") if first <= last else (f"{low:.{digits}f}", f"{high:.{digits}f}")
     )
+
+
+def _written_inwards(low: float, high: float, written: Callable[[float], str]) -> tuple[str, str]:
+    """Return the ends of an interval as they are written, whole numbers within it where there are any."""
+    first, last = math.ceil(low), math.floor(high)
+    return (written(first), written(last)) if first <= last else (written(low), written(high))

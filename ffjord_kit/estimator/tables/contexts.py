@@ -90,6 +90,7 @@ def _codes(name: str, kind: Category, values: np.ndarray) -> np.ndarray:
         levels = shortened([str(level) for level in kind.levels or ()])
         raise ValueError(
             f"context column {name!r} has {len(wrong)} of {len(values)} values that are missing or no level of the fit "
-            f"(first: row {wrong[0]}); its levels are {levels}"
+            f"(first: row {wrong[0]}, counted from 0); its levels are {levels}: drop these rows, or keep the column in "
+            "the table and fit with subsets=True (--subsets)"
         )
     return np.eye(kind.size)[places.astype(np.int64)]

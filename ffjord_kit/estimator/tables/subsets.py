@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from typing import Self
 
 SCALINGS = ("standardize", "robust", "gaussianize")  # of each column by itself
+FOR_TAILS = "pass scaling='gaussianize' (--scaling gaussianize), for heavy tails"
 NETWORKS = ("residual", "concat_squash", "concat")
 # Fields that have one value with questions beside an open one, and why.
 FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
@@ -129,7 +130,8 @@ class SubsetDomain(TableDomain):
             )
         numbers = self.numbers(arrays.x)
         x = self.add_noise(with_all_cells(numbers), seed)
-        check_columns(x, self.columns, filled=bool(np.isnan(numbers).any()), angles=self.geometry.circles)
+        holed = bool(np.isnan(numbers).any())
+        check_columns(x, self.columns, filled=holed, angles=self.geometry.circles, for_tails=FOR_TAILS)
         check_support(x, self.bounds, self.columns)
         x = to_internal(x, self.types, self.columns)
         kept, held_out = self._split(len(x), fraction, seed, streamed=False)
