@@ -26,7 +26,7 @@ demo: $(READY)
 
 docs: $(READY)
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[docs]"
-	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
+	$(BIN)/python -m sphinx -q -W --keep-going $(SPHINXOPTS) -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 
 release:

@@ -40,6 +40,16 @@ copybutton_prompt_is_regexp = True
 html_theme = "furo"
 html_title = f"ffjord_kit {version}"
 html_show_sphinx = False
+html_sidebars = {  # furo's own, and the menu of versions
+    "**": [
+        "sidebar/brand.html",
+        "versions.html",
+        "sidebar/search.html",
+        "sidebar/scroll-start.html",
+        "sidebar/navigation.html",
+        "sidebar/scroll-end.html",
+    ]
+}
 
 MARKS = re.compile(r"(?<!\\)[*|]")  # as in shape (batch, *event) and |x|: mathematics, no emphasis or substitution
 

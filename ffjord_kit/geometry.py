@@ -201,6 +201,10 @@ def unit(points: Tensor) -> Tensor:
 
     Returns:
         Unit vectors, shape (..., 3).
+
+    Example:
+        >>> unit(torch.tensor([0.0, 0.0, 5.0])).tolist()
+        [0.0, 0.0, 1.0]
     """
     return points / _length(points)
 
@@ -215,6 +219,11 @@ def great_circle(start: Tensor, end: Tensor, t: Tensor) -> tuple[Tensor, Tensor]
 
     Returns:
         Points and velocities, each of shape (..., 3).
+
+    Example:
+        >>> north, east = torch.tensor([0.0, 0.0, 1.0]), torch.tensor([1.0, 0.0, 0.0])
+        >>> great_circle(north, east, torch.tensor(0.5))[0]  # half way
+        tensor([0.7071, 0.0000, 0.7071])
     """
     cosine = _dot(start, end)
     across = end - cosine * start

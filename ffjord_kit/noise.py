@@ -29,6 +29,12 @@ def keyed_generator(device: torch.device, *key: int | str) -> torch.Generator:
 
     Returns:
         The seeded generator.
+
+    Example:
+        >>> cpu = torch.device("cpu")
+        >>> a, b = (torch.rand(2, generator=keyed_generator(cpu, 0, "probes", 7)) for _ in range(2))
+        >>> bool((a == b).all())
+        True
     """
     digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=8).digest()
     place = device if device.type == "cuda" else "cpu"

@@ -22,6 +22,10 @@ def pretrained_runs() -> list[str]:
 
     Returns:
         Words such as pretrained:moons.
+
+    Example:
+        >>> "pretrained:moons" in pretrained_runs()
+        True
     """
     return sorted(PRETRAINED + config.parent.name for config in MODELS.glob(f"*/{CONFIG}"))
 

@@ -68,6 +68,11 @@ def mean_and_deviation(x: Tensor, weight: Tensor | None = None) -> tuple[Tensor,
 
     Returns:
         Means and deviations, each of shape (*event).
+
+    Example:
+        >>> mean, deviation = mean_and_deviation(torch.tensor([[0.0], [2.0]]), torch.tensor([3.0, 1.0]))
+        >>> mean.tolist(), round(deviation.item(), 4)
+        ([0.5], 0.866)
     """
     if weight is None:
         return x.mean(0), x.std(0, correction=0)

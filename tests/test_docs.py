@@ -13,7 +13,14 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "howto").glob("*.md")])
 RUN = [page for page in PAGES if page.parent.name == "howto" or page.name == "start.md"]
 # Trainings and data of the pages, made short.
-SHORT = ((r"max_seconds=\d+", 'schedule=[("flow_matching", 5)]'), (r"rows=\d{3,}", "rows=60"), (r"n=\d{3,}", "n=20"))
+SHORT = (
+    (r"max_seconds=\d+", 'schedule=[("flow_matching", 5)]'),
+    (r"steps=\d{3,}", "steps=5"),
+    (r"epochs=\d{2,}", "epochs=2"),
+    (r"rows=\d{3,}", "rows=60"),
+    (r"n=\d[\d_]{2,}", "n=20"),
+    (r"\.sample\(\d[\d_]{3,}", ".sample(20"),
+)
 
 WITHOUT_EXAMPLE = {  # public classes, and why
     "Base": "abstract: see StandardNormal",

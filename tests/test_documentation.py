@@ -1,11 +1,16 @@
 """The count of docstrings and pages: what is public, what is an example, and which mechanisms run them."""
 
+import json
+import re
+import subprocess
 import sys
 from pathlib import Path
 
+import jinja2
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import documentation  # noqa: E402
 
@@ -89,3 +94,22 @@ def test_an_installed_package_has_no_pages():
 def test_a_word_that_is_no_package_is_told(tmp_path):
     with pytest.raises(ValueError, match="neither a folder with a package"):
         documentation.located(str(tmp_path))
+
+
+@pytest.mark.parametrize(("values", "asked"), [({}, False), ({"versions": "1"}, True)])
+def test_the_menu_of_versions_is_hidden_until_it_is_filled(values, asked):
+    template = (ROOT / "docs" / "_templates" / "versions.html").read_text(encoding="utf-8")
+    menu = jinja2.Template(template).render(content_root="../", **values)
+    opening = re.search(r'<div id="versions"[^>]*>', menu)[0]
+    assert opening.endswith(" hidden>")
+    assert ('data-list="../../versions.json"' in opening) == asked
+    assert '"versions.html"' in (ROOT / "docs" / "conf.py").read_text(encoding="utf-8")
+
+
+def test_versions_are_listed_from_the_newest(tmp_path):
+    for name in ("v0.9.0", "v0.10.0", "latest", "v0.2.0"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "index.html").touch()
+    subprocess.run([sys.executable, ROOT / ".ci" / "versions.py", tmp_path], check=True)
+    assert json.loads((tmp_path / "versions.json").read_text()) == ["latest", "v0.10.0", "v0.9.0", "v0.2.0"]
+    assert "url=latest/" in (tmp_path / "index.html").read_text()

@@ -222,6 +222,12 @@ def moons() -> Density:
 
     Returns:
         The density.
+
+    Example:
+        >>> density = moons()
+        >>> x = density.sample(5, np.random.default_rng(0))
+        >>> density.log_prob(x).shape
+        (5,)
     """
     upper = Arm(0.0, np.pi, radius=2.0, centre=(-1.0, -0.4))
     lower = Arm(0.0, np.pi, radius=2.0, turn=np.pi, centre=(1.0, 0.4))

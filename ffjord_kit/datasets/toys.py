@@ -131,6 +131,10 @@ def circles() -> Density:
 
     Returns:
         The density.
+
+    Example:
+        >>> circles().log_prob(np.array([[1.5, 0.0], [0.0, 0.0]])).round(1)  # on the inner circle, and at its centre
+        array([ -2.4, -19.2])
     """
     return NoisyCircles(radii=(1.5, 3.0), noise=0.24)
 
@@ -149,6 +153,10 @@ def eight_gaussians() -> Density:
 
     Returns:
         The density.
+
+    Example:
+        >>> eight_gaussians().sample(4, np.random.default_rng(0)).shape
+        (4, 2)
     """
     return GaussianArms(arms=8, radius=2.0 * np.sqrt(2), radial=0.25 * np.sqrt(2), tangential=0.25 * np.sqrt(2))
 
@@ -167,6 +175,10 @@ def checkerboard() -> Density:
 
     Returns:
         The density.
+
+    Example:
+        >>> checkerboard().log_prob(np.array([[1.0, 1.0], [1.0, -1.0]])).round(3)  # eight squares of area four
+        array([-3.466,   -inf])
     """
     return Checkerboard()
 

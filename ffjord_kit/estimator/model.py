@@ -104,6 +104,16 @@ class DensityModel(DerivingModel, QuestioningModel, ModeModel, ExpectationModel,
 
         Raises:
             RunError: If the folder cannot be used.
+
+        Example:
+            >>> import tempfile
+            >>> from ffjord_kit import FFJORD
+            >>> x = np.random.default_rng(0).normal(size=(100, 2))
+            >>> model = FFJORD(schedule=[("flow_matching", 2)], hidden=(8,), random_state=0).fit(x)
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     model.save(f"{folder}/run")
+            ...     print(FFJORD.load(f"{folder}/run").score(x) == model.score(x))
+            True
         """
         save_model(path, self, force=force)
 

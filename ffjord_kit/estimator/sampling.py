@@ -32,6 +32,11 @@ class NumpyTrajectory(NamedTuple):
         times: Times, shape (T,).
         x: States, shape (T, n, d).
         log_prob: Log-densities under p_t, nats, shape (T, n).
+
+    Example:
+        >>> path = NumpyTrajectory(np.linspace(0, 1, 3), np.zeros((3, 5, 2)), np.zeros((3, 5)))
+        >>> path.x[-1].shape  # at time 1: data
+        (5, 2)
     """
 
     times: np.ndarray
@@ -78,6 +83,13 @@ class SamplingModel(ScoringModel):
 
         Raises:
             ValueError: If a number is out of range, or the context does not fit.
+
+        Example:
+            >>> from ffjord_kit import FFJORD
+            >>> x = np.random.default_rng(0).normal(size=(100, 2))
+            >>> model = FFJORD(schedule=[("flow_matching", 2)], hidden=(8,), random_state=0).fit(x)
+            >>> model.sample(3, random_state=0).shape, model.sample(3, steps=4).shape  # converged; by four steps
+            ((3, 2), (3, 2))
         """
         draws = self.draw(
             n_samples, context=context, random_state=random_state, steps=steps, method=method, guidance=guidance
@@ -118,6 +130,13 @@ class SamplingModel(ScoringModel):
 
         Raises:
             ValueError: If a number is out of range, or the context does not fit.
+
+        Example:
+            >>> from ffjord_kit import FFJORD
+            >>> x = np.random.default_rng(0).normal(size=(100, 2))
+            >>> model = FFJORD(schedule=[("flow_matching", 2)], hidden=(8,), random_state=0).fit(x)
+            >>> sum(len(chunk) for chunk in model.model_.sample_chunks(50))
+            50
         """
         _check_count(n_samples)
         return self._draw(n_samples, **options)

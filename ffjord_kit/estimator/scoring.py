@@ -43,6 +43,11 @@ class Evaluation(NamedTuple):
     Attributes:
         log_prob: Log-densities, nats, shape (n,).
         nfe: Evaluations of the dynamics in the slowest batch.
+
+    Example:
+        >>> result = Evaluation(np.array([-1.0, -2.0]), nfe=26)
+        >>> float(result.log_prob.mean())
+        -1.5
     """
 
     log_prob: np.ndarray
@@ -63,6 +68,13 @@ class LogDensities(NamedTuple):
         accepted: Accepted steps.
         rejected: Rejected steps.
         longest_step: Longest step, in the time of its continuous transform; what is shorter may not be seen.
+
+    Example:
+        >>> one = np.ones(2)
+        >>> value, error = np.array([-1.0, -2.0]), 1e-6 * one
+        >>> result = LogDensities(value, error, error, 0 * one, one > 0, 9 * one, 0 * one, one)
+        >>> print(f"{result.log_prob.sum():g}, off by {result.error.sum():g} at most; {result.met.sum()} rows met")
+        -3, off by 2e-06 at most; 2 rows met
     """
 
     log_prob: np.ndarray
@@ -141,6 +153,14 @@ class ScoringModel(StoredModel):
 
         Raises:
             ValueError: If rows or contexts do not fit the model.
+
+        Example:
+            >>> from ffjord_kit import FFJORD
+            >>> x = np.random.default_rng(0).normal(size=(100, 2))
+            >>> model = FFJORD(schedule=[("flow_matching", 2)], hidden=(8,), random_state=0).fit(x)
+            >>> near, far = model.score_samples([[0.0, 0.0], [9.0, 9.0]])
+            >>> bool(near > far)
+            True
         """
         if not return_error:
             return self.evaluate(X, context=context, time=time).log_prob
@@ -243,6 +263,14 @@ class ScoringModel(StoredModel):
 
         Raises:
             ValueError: If the error is not positive, or there is one probe.
+
+        Example:
+            >>> from ffjord_kit import FFJORD
+            >>> x = np.random.default_rng(0).normal(size=(100, 2))
+            >>> model = FFJORD(schedule=[("flow_matching", 2)], hidden=(8,), random_state=0).fit(x)
+            >>> result = model.certify(x[:3], error=1e-3)
+            >>> bool((result.error <= 1e-3).all())
+            True
         """
         options = {"time": time, "error": error, "probes": self.domain.certify_probes if probes is None else probes}
         batch, inside = self._batch(X, context)

@@ -44,6 +44,11 @@ class CostPoint(NamedTuple):
         solver: The solver in a few words.
         nfe: Evaluations of the block's field for a batch, the mean over batches.
         score: Accuracy, or R^2.
+
+    Example:
+        >>> point = CostPoint("rk4", 16.0, 0.97)
+        >>> print(f"{point.solver}: {point.nfe:g} evaluations, score {point.score}")
+        rk4: 16 evaluations, score 0.97
     """
 
     solver: str

@@ -40,6 +40,10 @@ def matern(first: Tensor, second: Tensor, length: Tensor | float) -> Tensor:
 
     Returns:
         Correlations, shape (..., n, m).
+
+    Example:
+        >>> matern(torch.zeros(1), torch.tensor([0.0, 1.0, 9.0]), 1.0).round(decimals=3)
+        tensor([[1.0000, 0.4830, 0.0000]])
     """
     distance = math.sqrt(3) * (first[..., :, None] - second[..., None, :]).abs() / length
     return (1 + distance) * (-distance).exp()

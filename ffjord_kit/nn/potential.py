@@ -79,6 +79,10 @@ def log_cosh(u: Tensor) -> Tensor:
 
     Returns:
         log cosh(u), of the same shape.
+
+    Example:
+        >>> log_cosh(torch.tensor([0.0, 1000.0], dtype=torch.float64)).round(decimals=3).tolist()  # without overflow
+        [0.0, 999.307]
     """
     return F.softplus(2 * u, threshold=50.0) - u - math.log(2)  # above the threshold linear, to rounding
 

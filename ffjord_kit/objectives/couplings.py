@@ -48,6 +48,10 @@ def independent(start: Tensor, end: Tensor, context: Tensor | None = None) -> Te
 
     Returns:
         The order 0, 1, ..., shape (batch,).
+
+    Example:
+        >>> independent(torch.zeros(3, 2), torch.ones(3, 2)).tolist()
+        [0, 1, 2]
     """
     return torch.arange(len(start), device=start.device)
 

@@ -151,6 +151,10 @@ def effective_sample_size(log_weights: Tensor) -> Tensor:
 
     Returns:
         (sum w)^2 / sum w^2, from 1 to n, ().
+
+    Example:
+        >>> effective_sample_size(torch.tensor([0.0, 0.0, -100.0])).item()  # the third has no weight
+        2.0
     """
     return (2 * log_weights.logsumexp(0) - (2 * log_weights).logsumexp(0)).exp()
 

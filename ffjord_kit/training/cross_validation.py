@@ -138,6 +138,10 @@ def split_folds(rows: int, folds: int, seed: int) -> list[tuple[Tensor, Tensor]]
 
     Returns:
         For each fold the indices of the rows to train on, and of those to validate on.
+
+    Example:
+        >>> [(len(train), len(held_out)) for train, held_out in split_folds(10, 5, seed=0)][:2]
+        [(8, 2), (8, 2)]
     """
     order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
     parts = order.chunk(folds)

@@ -140,6 +140,11 @@ def pixel_logit(event_shape: Sequence[int], *, bits: int = 8, alpha: float = ALP
 
     References:
         Dinh et al. 2017, RealNVP, section 4.1, https://arxiv.org/abs/1605.08803.
+
+    Example:
+        >>> z, _ = pixel_logit((1, 1, 1)).to_base(torch.full((1, 1, 1, 1), 128.0))
+        >>> z.item()  # half of 256 grey levels
+        0.0
     """
     if not 0 < alpha < 0.5:
         raise ValueError(f"alpha must lie between 0 and 1/2; got {alpha}")
@@ -158,6 +163,11 @@ def pixel_scaling(event_shape: Sequence[int], *, bits: int = 8, alpha: float = A
 
     Returns:
         The transform, in float64.
+
+    Example:
+        >>> z, _ = pixel_scaling((1, 1, 2)).to_base(torch.tensor([0.0, 255.0]).reshape(1, 1, 1, 2))
+        >>> z.flatten().tolist()
+        [-1.0, 0.9921875]
     """
     half = torch.full(tuple(event_shape), 2.0 ** (bits - 1), dtype=torch.float64)
     return Standardize(half, half.clone())

@@ -37,6 +37,10 @@ def squeeze(x: Tensor) -> Tensor:
 
     Raises:
         ValueError: If the height or the width is odd.
+
+    Example:
+        >>> squeeze(torch.zeros(1, 3, 8, 8)).shape
+        torch.Size([1, 12, 4, 4])
     """
     batch, channels, height, width = x.shape
     if height % 2 or width % 2:
@@ -56,6 +60,11 @@ def unsqueeze(x: Tensor) -> Tensor:
 
     Raises:
         ValueError: If the number of channels is not a multiple of four.
+
+    Example:
+        >>> x = torch.rand(1, 3, 8, 8)
+        >>> bool((unsqueeze(squeeze(x)) == x).all())
+        True
     """
     batch, channels, height, width = x.shape
     if channels % 4:

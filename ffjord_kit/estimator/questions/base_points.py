@@ -41,6 +41,13 @@ class BasePointModel(SamplingModel):
 
         Raises:
             ValueError: If rows lie outside the support, the data are images, or columns are no real line.
+
+        Example:
+            >>> from ffjord_kit import FFJORD
+            >>> x = np.random.default_rng(0).normal(5.0, 1.0, size=(100, 2))
+            >>> model = FFJORD(schedule=[("flow_matching", 2)], hidden=(8,), random_state=0).fit(x)
+            >>> bool(np.abs(model.transform(x).mean()) < 0.2)
+            True
         """
         self._require_points("transform")
         batch = self._batch_inside(X, context, "transform")
@@ -59,6 +66,13 @@ class BasePointModel(SamplingModel):
         Raises:
             ValueError: If the shape does not fit, the data are images, or columns are no real line.
             SolveError: If few exact steps reach no row from a point.
+
+        Example:
+            >>> from ffjord_kit import FFJORD
+            >>> x = np.random.default_rng(0).normal(size=(100, 2))
+            >>> model = FFJORD(schedule=[("flow_matching", 2)], hidden=(8,), random_state=0).fit(x)
+            >>> np.allclose(model.inverse_transform(model.transform(x[:3])), x[:3], atol=1e-5)
+            True
         """
         self._require_points("inverse_transform")
         z = np.asarray(as_rows(Z, "Z"), dtype=np.float64)

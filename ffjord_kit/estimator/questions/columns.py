@@ -180,6 +180,13 @@ class QuestioningModel(SamplingModel):
 
         Raises:
             ValueError: If a column or value does not suit the model, or it was not fitted for questions.
+
+        Example:
+            >>> from ffjord_kit import FFJORD
+            >>> x = np.random.default_rng(0).normal(size=(100, 3))
+            >>> model = FFJORD(subsets=True, schedule=[("flow_matching", 2)], hidden=(8,), random_state=0)
+            >>> model.fit(x, columns=["a", "b", "c"]).given(b=0.5).sample(4, random_state=0).shape  # a and c
+            (4, 2)
         """
         return _everything(self).given(values, **named)
 
@@ -194,6 +201,13 @@ class QuestioningModel(SamplingModel):
 
         Raises:
             ValueError: If there is no such column, or the model was not fitted for questions.
+
+        Example:
+            >>> from ffjord_kit import FFJORD
+            >>> x = np.random.default_rng(0).normal(size=(100, 3))
+            >>> model = FFJORD(subsets=True, schedule=[("flow_matching", 2)], hidden=(8,), random_state=0).fit(x)
+            >>> model.marginal(["x0", "x2"]).log_prob(np.zeros((5, 2))).shape
+            (5,)
         """
         return _everything(self).marginal(columns)
 
@@ -211,6 +225,14 @@ class QuestioningModel(SamplingModel):
 
         Raises:
             ValueError: If rows do not suit the model, or it was not fitted for questions.
+
+        Example:
+            >>> from ffjord_kit import FFJORD
+            >>> x = np.random.default_rng(0).normal(size=(100, 3))
+            >>> model = FFJORD(subsets=True, schedule=[("flow_matching", 2)], hidden=(8,), random_state=0).fit(x)
+            >>> filled = model.impute([[1.0, np.nan, 0.0]], draws=4, random_state=0)
+            >>> filled.shape, filled[:, 0, 0].tolist()
+            ((4, 1, 3), [1.0, 1.0, 1.0, 1.0])
         """
         tables = [self.domain.presented(each) for each in self.fillings(X, draws, random_state)]
         return np.stack(tables) if isinstance(tables[0], np.ndarray) else tables

@@ -18,6 +18,11 @@ class Expectation(NamedTuple):
         value: The mean of f, a float, or an array of the shape of one value of f.
         standard_error: Its standard error, of the same shape.
         n: Number of draws.
+
+    Example:
+        >>> p = Expectation(0.25, 0.0433, 100)
+        >>> print(f"{p.value:.2f} ± {p.standard_error:.2f} from {p.n} draws")
+        0.25 ± 0.04 from 100 draws
     """
 
     value: Any
@@ -46,6 +51,14 @@ class ExpectationModel(SamplingModel):
 
         Raises:
             ValueError: If there are fewer than two draws, or f does not give a finite value for each.
+
+        Example:
+            >>> from ffjord_kit import FFJORD
+            >>> x = np.random.default_rng(0).normal(size=(100, 2))
+            >>> model = FFJORD(schedule=[("flow_matching", 2)], hidden=(8,), random_state=0).fit(x)
+            >>> p = model.expectation(lambda x: x[:, 0] > 0, n=200, random_state=0)
+            >>> 0 < p.value < 1, p.n
+            (True, 200)
         """
         if n < 2:
             raise ValueError(f"n must be at least 2, for a standard error; got {n}")

@@ -52,6 +52,13 @@ class DifferentiableModel(SamplingModel):
 
         Raises:
             ValueError: If rows lie outside the support, or the data are images.
+
+        Example:
+            >>> from ffjord_kit import FFJORD
+            >>> x = np.random.default_rng(0).normal(size=(100, 2))
+            >>> model = FFJORD(schedule=[("flow_matching", 2)], hidden=(8,), random_state=0).fit(x)
+            >>> bool(model.grad_log_prob([[3.0, 0.0]])[0, 0] < 0)  # p rises towards smaller x0
+            True
         """
         self.domain.require_table("grad_log_prob", "differentiate the log-density of their flow, model.flow_")
         batch = self._batch_inside(X, context, "grad_log_prob")
@@ -89,6 +96,10 @@ def value_and_gradient(function: Callable[[Batch], Tensor], batch: Batch) -> tup
 
     Returns:
         Values, shape (batch,), and gradients, shape (batch, *event).
+
+    Example:
+        >>> value_and_gradient(lambda batch: batch.x.square().sum(1), Batch(torch.ones(1, 2)))
+        (tensor([2.]), tensor([[2., 2.]]))
     """
     with torch.inference_mode(False), torch.enable_grad(), full_precision():
         x = batch.x.detach().clone().requires_grad_()

@@ -44,6 +44,11 @@ class Mode(NamedTuple):
         log_prob: Its log-density, nats.
         reached: Log-density at the end of each climb, the highest first, shape (starts,).
         slope: Largest derivative of the log-density at x by a scaled column, nats.
+
+    Example:
+        >>> top = Mode(np.array([[0.0, 1.0]]), -1.5, np.array([-1.5, -1.5, -2.25]), 1e-8)
+        >>> top.reached - top.log_prob  # one of three climbs ended on a lower maximum
+        array([ 0.  ,  0.  , -0.75])
     """
 
     x: Any
