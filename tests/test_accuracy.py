@@ -170,6 +170,7 @@ def test_an_error_below_rounding_is_not_searched_for():
     assert len(calls) == 2 * once
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("probes", [None, 16])
 def test_an_error_that_is_asked_for_is_met_row_by_row(probes):
     flow, x = network(1, ConcatSquashDynamics, 6, 2.5), randn(60, 6)
@@ -221,6 +222,7 @@ def test_the_truth_of_far_rows_lies_within_the_stated_error():
     assert float((result.error / apart).median()) < 10
 
 
+@pytest.mark.slow
 def test_the_error_of_few_probes_is_known():
     flow, x = network(2, ConcatSquashDynamics, 12, 1.2), randn(200, 12)
     truth = flow.log_prob(x, solver=EXACT)

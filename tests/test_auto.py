@@ -58,6 +58,7 @@ def test_a_later_word_must_win_by_a_margin(monkeypatch):
     assert (chosen["time_density"], chosen["scaling"], chosen["fourier_features"]) == ("likelihood", "standardize", 2)
 
 
+@pytest.mark.slow
 def test_a_word_that_is_given_is_not_tried():
     model = FFJORD(**FIELDS, time_density="uniform", scaling="whiten", fourier_features=0).fit(moons())
     chosen = model.config_["chosen"]
@@ -74,6 +75,7 @@ def test_rows_of_a_few_columns_alone_are_tried_with_fourier_features_and_few_row
     assert not any("gaussianize" in text or "whiten" in text or "fourier_features=2" in text for text in tried)
 
 
+@pytest.mark.slow
 def test_correlated_columns_are_tried_without_their_correlations_unless_they_are_collinear():
     z = np.random.default_rng(0).normal(size=(150, 4))
     x = z @ [[1, 1, 0, 0], [0, 0.1, 0, 0], [0, 0, 1, -1], [0, 0, 0, 0.05]]
@@ -92,6 +94,7 @@ def test_without_validation_rows_nothing_is_tried():
     assert model.config_["chosen"] == {**words, "schedule": [("flow_matching", 40)]}
 
 
+@pytest.mark.slow
 def test_a_loaded_run_is_made_of_what_was_chosen(tmp_path, monkeypatch):
     monkeypatch.setattr(auto.Search, "options", lambda _: [("scaling", ("gaussianize",)), ("fourier_features", (3,))])
     model = FFJORD(**FIELDS).fit(moons(), run=tmp_path / "run")
@@ -159,6 +162,7 @@ def test_weight_decay_is_chosen_where_there_are_contexts_and_less_of_it_for_more
         assert model.model_.config.train.weight_decay == pytest.approx(decay)
 
 
+@pytest.mark.slow
 def test_a_weight_decay_that_is_given_stays(monkeypatch):
     monkeypatch.setattr(auto, "STEPS", 2)
     x = moons()

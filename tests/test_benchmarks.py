@@ -70,6 +70,7 @@ def test_the_cnf_of_zuko_is_judged_by_its_own_exact_likelihood(zuko):
     torch.testing.assert_close(peers.as_flow(model).log_prob(x), tight, rtol=0, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_peers_and_baselines_race_on_a_table_and_on_a_toy(zuko, small, tmp_path, capsys):
     file = str(tmp_path / "rows.json")
     given = asked(only=("zuko NSF", "zuko MAF", "zuko CNF", "mixture", "KDE"), json=file)

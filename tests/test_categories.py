@@ -399,6 +399,7 @@ def test_numbers_alone_cannot_hold_texts(tmp_path):
     assert (tmp_path / "t.csv").read_text() == "a\nu\nu\nv\n"
 
 
+@pytest.mark.slow
 def test_the_command_line_fits_scores_and_samples_a_mixed_table(csv, tmp_path, capsys):
     run, out = tmp_path / "run", tmp_path / "new.csv"
     short = ["--schedule", "flow_matching:20", "--hidden", "8", "--no-verbose", "--seed", "0"]

@@ -171,6 +171,7 @@ def test_what_is_not_there_is_told_before_a_slow_library_is_loaded(line, message
     assert ended.stderr.startswith(f"error: {message}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", ["click", "rich", "numpy", "torch"])
 @pytest.mark.parametrize("line", ["data", "fit moons --out a"])
 def test_ctrl_c_while_a_library_is_loaded_ends_in_one_line(line, library, tmp_path):
@@ -265,6 +266,7 @@ def test_score_prints_the_likelihood_and_writes_it_row_by_row(command, moons, tm
     assert "KL" not in out
 
 
+@pytest.mark.slow
 def test_score_states_the_error_of_each_row_and_meets_a_requested_one(command, moons, tmp_path):
     datasets.write(tmp_path / "x.csv", datasets.load("moons", rows=12, seed=3).x, ["x0", "x1"])
     out = command("score", moons, tmp_path / "x.csv", "--certify", "--out", tmp_path / "scores.csv")
@@ -315,6 +317,7 @@ def test_score_names_the_rows_that_could_not_meet_the_target(command, moons, tmp
     assert re.search(r"error of 0\.01 +met by 1 of 9 rows; not by rows 0, 1, 2, 3, 5, \.\.\.", out)
 
 
+@pytest.mark.slow
 def test_a_row_scores_alike_among_any_other_rows(moons):
     model, x = DensityModel.load(moons), datasets.load("moons", rows=60, seed=3).x
     whole = model.score_samples(x)

@@ -224,6 +224,7 @@ def test_a_context_that_was_constant_in_the_fit_is_told_when_it_varies():
 WIDTHS = RNG.uniform(-3, 1, size=(2000, 1))
 
 
+@pytest.mark.slow
 def test_widths_over_decades_are_followed():
     """Rows x ~ N(c, 10^c): in units of all rows, the narrow end was lost by two nats, and drawn 270 times too wide."""
     rng = np.random.default_rng(3)

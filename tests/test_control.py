@@ -45,6 +45,7 @@ def test_the_costate_is_the_score_of_the_flow_at_each_time():
         close(size, score.norm(dim=1), 1e-3)
 
 
+@pytest.mark.slow
 def test_a_field_that_stretches_a_lot_is_named_by_the_diagnosis():
     field = LinearDynamics(torch.diag(torch.tensor([6.0, -6.0], dtype=F64)))
     flow = Flow([CNF(field, (2,))]).double()

@@ -53,6 +53,7 @@ def test_rows_outside_the_support_are_refused():
         model.diagnose([[1.0], [-1.0]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", [{"a": "positive"}, {"a": "positive", "b": "bounded:0:1"}], ids=len)
 def test_columns_with_bounds_are_examined_within_them(columns):
     rng = np.random.default_rng(0)
@@ -62,6 +63,7 @@ def test_columns_with_bounds_are_examined_within_them(columns):
     assert diagnosis["integral"].verdict == diagnosis["determinant"].verdict == "good"
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_page_and_draws(trained, held_out, tmp_path, capsys):
     trained.save(tmp_path / "run")
     datasets.write(tmp_path / "held_out.csv", held_out, ("x0", "x1"))

@@ -90,6 +90,7 @@ def test_another_end_is_refused():
 # ---- likelihood
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flow", [planar_flow(16, "data"), continuous_flow(16)], ids=["finite", "continuous"])
 def test_likelihood_training_beats_a_normal_distribution(flow):
     x, test = (torch.as_tensor(load(f"moons:{part}", rows=1000, seed=0).x) for part in ("train", "test"))

@@ -171,6 +171,7 @@ def test_the_straightened_model_carries_a_base_point_where_the_old_one_did(model
     assert np.sqrt(((a - b) ** 2).mean()) < 0.15 * a.std()
 
 
+@pytest.mark.slow
 def test_the_old_model_stays_as_it_was():
     model = FFJORD(schedule=[("flow_matching", 20)], **QUICK).fit(X)
     kept, config, rows = weights(model).clone(), dict(model.config_), model.sample(5, random_state=0)

@@ -166,6 +166,7 @@ def test_a_saved_residual_predicts_the_same(tmp_path, fitted):
         assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
 
 
+@pytest.mark.slow
 def test_a_run_of_a_fit_keeps_the_residual_also_without_held_out_series(tmp_path):
     series = thinned(*rough(12, 0)[:2])[0]
     model = LatentODE(**OPTIONS, validation_fraction=0).fit(series, run=tmp_path / "run")

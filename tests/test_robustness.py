@@ -87,6 +87,7 @@ def test_every_loss_of_rows_can_be_made_robust():
     assert loss.value > loss.terms["plain"]
 
 
+@pytest.mark.slow
 def test_a_robust_fit_of_a_normal_density_widens_it_as_its_closed_form_says():
     """With log p = -a - z^2 / 2, z = x exp(-a), the worst z is |z| + eps: a solves E (|x| + eps)^2 = exp(2a)."""
 

@@ -52,6 +52,7 @@ HOLDER = """
 """
 
 
+@pytest.mark.slow
 def test_two_processes_are_kept_apart_and_a_killed_one_keeps_nobody_out(folder):
     before = (folder / "model.safetensors").read_bytes()
     holder = subprocess.Popen([sys.executable, "-c", dedent(HOLDER), folder], stdout=subprocess.PIPE, text=True)
@@ -354,6 +355,7 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=100, **CALM)
 @given(data=st.data(), value=JSON)
 def test_a_config_with_any_value_changed_is_read_or_refused(fitted, tmp_path, data, value):
@@ -456,6 +458,7 @@ ODD = [
 CHANGED = st.dictionaries(st.sampled_from(sorted(FFJORD().get_params())), st.sampled_from(ODD), min_size=1, max_size=2)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, **CALM)
 @given(changed=CHANGED)
 def test_fields_of_any_value_are_used_or_refused(changed):

@@ -67,6 +67,7 @@ def test_a_fit_draws_dates_and_has_no_edge_at_new_year():
     assert np.isfinite(model.score_samples(every)).all()
 
 
+@pytest.mark.slow
 def test_a_season_is_given_and_asked_for():
     frame = weather()
     frame.loc[::4, "temp"] = np.nan

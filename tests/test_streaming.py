@@ -61,6 +61,7 @@ def test_a_mapped_run_resumes_where_it_was(mapped, tmp_path):
     assert again.history_.step == whole.history_.step
 
 
+@pytest.mark.slow
 def test_auto_context_and_bounds_work_on_a_mapped_table(mapped):
     context = np.arange(len(mapped))[:, None] % 3.0
     model = FFJORD(max_seconds=2.0, support=("bounded", -1000, 1000), hidden=(16,), random_state=0)

@@ -143,6 +143,7 @@ def differ(folder):
     return [message(WorkersError, lambda options=options: train(FlowMatching(), **options)) for options in odd]
 
 
+@pytest.mark.slow
 def test_workers_whose_data_or_options_differ_say_so_and_end(tmp_path):
     both = Group(differ, tmp_path).results()
     names = ["seed", "batch_size", "number of rows", "rows", "schedule", "network", "micro_batches", "resume"]

@@ -118,6 +118,7 @@ def test_the_default_schedule_begins_with_the_transforms_and_a_run_of_it_is_comp
     assert np.array_equal(FFJORD.load(tmp_path / "again").score_samples(x), loaded.score_samples(x))
 
 
+@pytest.mark.slow
 def test_a_run_interrupted_among_the_transforms_goes_on_as_if_it_had_not_been(tmp_path):
     fields = {
         "transforms": [("maf", 2)],
