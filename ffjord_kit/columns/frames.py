@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -71,8 +72,11 @@ def unmarked(x: Any, marks: Any) -> Any:
 
     Returns:
         A frame of the same library with None in the place of the words; what holds none comes back as it is.
+
+    Raises:
+        ValueError: If the marks are not numbers and words.
     """
-    words = {mark.strip() for mark in marks or () if isinstance(mark, str)}
+    words = {mark.strip() for mark in checked_marks(marks) if isinstance(mark, str)}
     if not words or not is_frame(x):
         return x
     columns: dict[int, np.ndarray] = {}
@@ -82,6 +86,24 @@ def unmarked(x: Any, marks: Any) -> Any:
         if found.any():
             columns[place] = np.where(found, np.array(None), cells)
     return _with_columns(x, columns)
+
+
+def checked_marks(marks: Any) -> Sequence[Real | str]:
+    """Check the field `missing`.
+
+    Args:
+        marks: Marks of missing cells, or None.
+
+    Returns:
+        The marks, none for None.
+
+    Raises:
+        ValueError: If they are not numbers and words.
+    """
+    given = marks or ()
+    if not isinstance(given, Sequence) or isinstance(given, str) or not all(isinstance(m, Real | str) for m in given):
+        raise ValueError(f"missing must be numbers and words such as (-999, 'unknown'); got {marks!r}")
+    return given
 
 
 def code_frame(frame: Any, types: Types, *, warned: bool = True) -> Any:

@@ -39,7 +39,9 @@ class Elementwise(nn.Module):
 
     def __init__(self, transforms: Sequence[Transform], size: int, circles: Sequence[int] = ()) -> None:
         super().__init__()
-        self.register_buffer("on_line", torch.tensor([i not in circles for i in range(size)]), persistent=False)
+        self.register_buffer(
+            "on_line", torch.tensor([i not in circles for i in range(size)], dtype=torch.bool), persistent=False
+        )
         self.transforms = cast(Sequence[Transform], nn.ModuleList(transforms))
         reference, _ = self.to_data(torch.zeros(1, size, dtype=torch.float64))
         with torch.inference_mode(False), torch.enable_grad():

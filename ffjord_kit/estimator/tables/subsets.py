@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from numbers import Real
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ffjord_kit.columns.frames import unmarked
+from ffjord_kit.columns.frames import checked_marks, unmarked
 from ffjord_kit.columns.rows import check_support, to_internal
 from ffjord_kit.columns.types import Types
 from ffjord_kit.data import Batch
@@ -259,9 +258,7 @@ def marked(x: np.ndarray, fields: TableFields) -> np.ndarray:
     Raises:
         ValueError: If there are marks, and no cell may be missing.
     """
-    given = fields.missing or ()
-    if not isinstance(given, Sequence) or isinstance(given, str) or not all(isinstance(m, Real | str) for m in given):
-        raise ValueError(f"missing must be numbers and words such as (-999, 'unknown'); got {fields.missing!r}")
+    given = checked_marks(fields.missing)
     marks = [float(mark) for mark in given if not isinstance(mark, str)]
     if given and fields.subsets is False:
         raise ValueError(f"missing={fields.missing!r} marks cells that subsets=False refuses: leave one of them out")
