@@ -32,7 +32,7 @@ from ffjord_kit.estimator.tables.table import TableDomain
 from ffjord_kit.objectives import FlowMatching
 
 PAGE = "index.html"
-SHAPE_ROWS, ATTACKED_ROWS, SPECTRUM_ROWS, REFERENCE_ROWS = 300, 100, 2_000, 1_000
+SHAPE_ROWS, ATTACKED_ROWS, SPECTRUM_ROWS, REFERENCE_ROWS = 200, 64, 2_000, 400
 EPS, ATTACK_STEPS = 0.1, 5
 CHEAP, DEAR = 0.3, 1.0  # nats that a move within EPS may cost
 CONDENSED = 0.8  # share of neurons that differ, below which a narrower network is worth a try
