@@ -75,13 +75,13 @@ def test_levels_have_places_and_come_back():
 
 def test_dates_are_days_and_come_back():
     cells = words(["2020-02-29", "1969-12-31T06:00:00Z", pd.Timestamp("1970-01-02T02:00", tz="Etc/GMT-2"), pd.NaT])
-    days = Date().days(cells)
+    days = Date().numbers(cells)
     assert days[:3].tolist() == [18321.0, -0.75, 1.0]
     assert np.isnan(days[3])
     assert Date().cells(days[:3]).astype(str).tolist() == [
         "2020-02-29T00:00:00", "1969-12-31T06:00:00", "1970-01-02T00:00:00",
     ]  # fmt: skip
-    assert Date().days(np.array(["2020-02-29"], "datetime64[D]")).tolist() == [18321.0]
+    assert Date().numbers(np.array(["2020-02-29"], "datetime64[D]")).tolist() == [18321.0]
 
 
 FOUND = {

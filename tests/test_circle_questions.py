@@ -80,6 +80,22 @@ def test_a_sphere_is_refused_and_a_circle_is_asked_on_the_command_line(tmp_path,
     assert list(pd.read_csv(tmp_path / "d.csv").columns) == ["x"]
 
 
+def test_the_probability_of_a_category_has_no_edge_where_angles_end():
+    """Far from 0 degrees a kind is common, near them it is not; the angles' range ends there."""
+    rng = np.random.default_rng(0)
+    phi = rng.uniform(0, 360, 800)
+    near = np.cos(np.radians(phi)) + 0.3 * rng.normal(size=800) > 0
+    frame = pd.DataFrame({"phi": phi, "kind": np.where(near, "near", "far")})
+    model = FFJORD(columns={"phi": Circle(360)}, **{**QUICK, "schedule": [("flow_matching", 5)]}).fit(frame)
+
+    def log_prob(kind, degrees):
+        return model.given(phi=np.array(degrees)).log_prob(pd.DataFrame({"kind": [kind] * len(degrees)}))
+
+    at_end, at_start, opposite = log_prob("near", [359.99, 0.01, 180.0])
+    assert abs(at_end - at_start) < 1e-2 and at_end > np.log(0.9) and opposite < np.log(0.1)
+    assert np.allclose(np.exp(log_prob("near", [40.0])) + np.exp(log_prob("far", [40.0])), 1.0)
+
+
 @pytest.mark.slow
 def test_conditionals_with_an_angle_come_near_the_truth():
     model = FFJORD(columns={"x1": Circle(360)}, subsets=True, max_seconds=30, random_state=0).fit(rows(4000))

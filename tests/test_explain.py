@@ -150,19 +150,24 @@ def test_rows_that_pass_need_nothing(files, capsys):
 
 
 def test_rows_have_the_numbers_that_they_have_in_the_file_and_dates_are_written(tmp_path, capsys):
-    """The first row lacks a cell; the third one is the outlier."""
+    """The first row lacks a cell, the second all; the fourth one is the outlier."""
     rng = np.random.default_rng(0)
     born = pd.Timestamp("2000-01-01") + pd.to_timedelta(rng.integers(0, 400, 200), unit="D")
     table = pd.DataFrame({"dose": rng.normal(size=200), "age": rng.normal(size=200), "born": born})
     FFJORD(**QUICK, subsets=True).fit(table).save(tmp_path / "run")
-    some = table.head(4).copy()
-    some.loc[0, "age"], some.loc[2, "dose"] = np.nan, 9.0
+    some = table.head(5).copy()
+    some.loc[0, "age"], some.loc[3, "dose"] = np.nan, 9.0
+    some.loc[1] = np.nan, np.nan, pd.NaT
     some.to_csv(tmp_path / "some.csv", index=False)
     options = ["--allow", "dose,born", "--out", tmp_path / "why.csv"]
     code, out, err = call(capsys, "explain", tmp_path / "run", tmp_path / "some.csv", *options)
-    assert (code, err) == (0, "") and "number of the row in the data, from 0 on" in out
+    assert (
+        code == 0
+        and err == "1 of 5 rows left out, which have no value\n"
+        and "number of the row in the data, from 0 on" in out
+    )
     written = (tmp_path / "why.csv").read_text().splitlines()
-    assert written[1].startswith("2,")  # the least likely one, a whole number
+    assert written[1].startswith("3,")  # the least likely one, a whole number
     assert pd.read_csv(tmp_path / "why.csv")["born"].str.fullmatch(r"\d{4}-\d\d-\d\d.*").all()
 
 

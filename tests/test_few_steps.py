@@ -145,17 +145,19 @@ def test_one_word_chooses_the_density(fitted, run):
 
 
 def test_the_command_line_draws_and_scores_by_either_density(tmp_path, capsys):
-    both = FFJORD(schedule=[("flow_matching", 40), ("steps", 3)], hidden=(8,), random_state=0).fit(banana(300, 0))
-    both.save(tmp_path / "both")
+    model = FFJORD(schedule=[("flow_matching", 40), ("steps", 3)], hidden=(8,), random_state=0).fit(banana(300, 0))
+    model.save(tmp_path / "both")
     np.save(tmp_path / "x.npy", banana(20, 1))
     for density, said in (("continuous", "of the continuous flow"), ("steps", "steps of")):
         asked = ["--density", density]
         assert said in call(capsys, "score", tmp_path / "both", tmp_path / "x.npy", *asked)[1]
         drawn = tmp_path / f"{density}.npy"
         assert call(capsys, "sample", tmp_path / "both", "-n", 6, "--seed", 0, "--out", drawn, *asked)[0] == 0
-        own = both.model_.reporting_by(density).sample(6, random_state=0)
+        own = model.model_.reporting_by(density).sample(6, random_state=0)
         assert np.allclose(np.load(drawn), own)
     FFJORD(schedule=[("flow_matching", 3)], hidden=(8,), random_state=0).fit(banana(50, 0)).save(tmp_path / "one")
+    both = ["sample", tmp_path / "both", "--out", tmp_path / "n.npy", "--density", "steps", "--steps", "4"]
+    assert "--density steps draws exactly: leave one of them out" in call(capsys, *both)[2]
     code, _, err = call(capsys, "sample", tmp_path / "one", "--out", tmp_path / "n.npy", "--density", "steps")
     assert code == 1 and "one has no density of few steps: make one by discretize, or leave --density out" in err
 

@@ -25,24 +25,24 @@ def weather(rows=200, seed=0):
 @pytest.mark.parametrize("dates", [DAYS, HOURS], ids=["days", "hours"])
 def test_a_place_in_a_cycle_is_written_and_read_back(cycle, dates):
     season = Season(cycle)
-    places = season.days(dates)
+    places = season.numbers(dates)
     assert (places >= 0).all() and (places < season.period).all()
-    assert np.allclose(season.days(season.cells(places)), places, atol=1e-6)
+    assert np.allclose(season.numbers(season.cells(places)), places, atol=1e-6)
     texts = np.array([str(date) for date in dates.astype("datetime64[s]")], dtype=object)
-    assert np.allclose(season.days(texts), places)
+    assert np.allclose(season.numbers(texts), places)
 
 
 def test_a_day_of_the_year_has_one_place_in_all_years():
     season = Season("year")
     first = np.array(["2023-03-01", "2024-03-01", "1900-03-01", "2000-03-01"], dtype="datetime64[D]")
-    assert season.days(first).tolist() == [60.0] * 4
-    assert season.days(first - 1).tolist() == [58.0, 59.0, 58.0, 59.0]  # February 28 or 29
+    assert season.numbers(first).tolist() == [60.0] * 4
+    assert season.numbers(first - 1).tolist() == [58.0, 59.0, 58.0, 59.0]  # February 28 or 29
     assert season.cells(np.array([365.0, np.nan, 0.0])).tolist() == ["12-31", None, "01-01"]
 
 
 def test_weeks_begin_on_monday_and_days_at_midnight():
     monday = np.array(["2024-01-01T06:00"], dtype="datetime64[m]")
-    assert Season("week").days(monday).tolist() == [0.25] and Season("day").days(monday).tolist() == [6.0]
+    assert Season("week").numbers(monday).tolist() == [0.25] and Season("day").numbers(monday).tolist() == [6.0]
     assert Season("week").cells(np.array([0.25])).tolist() == ["Mon 06:00:00"]
 
 
@@ -51,6 +51,20 @@ def test_types_are_written_and_read():
     for text in ("season:month", "season:1"):
         with pytest.raises(ValueError, match="a season is that of a year, a week or a day, e.g. season:year"):
             parse_type(text)
+
+
+@pytest.mark.parametrize("text", ["13-45", "2023-02-30", "Mon", "03-14 25:00", "soon"])
+def test_what_is_no_date_is_refused(text):
+    with pytest.raises(ValueError):
+        Season("year").numbers(np.array(["03-14", text], dtype=object))
+
+
+def test_numbers_of_another_kind_are_refused():
+    days = np.random.default_rng(0).uniform(18_000, 19_000, 50)  # since 1970
+    with pytest.raises(
+        ValueError, match=r"'t' has 50 of 50 numbers that are no day of a year, from 0 to below 366 .*pass"
+    ):
+        FFJORD(columns={"t": Season("year")}, **TINY).fit(pd.DataFrame({"t": days, "x": days % 7}))
 
 
 def test_a_fit_draws_dates_and_has_no_edge_at_new_year():
@@ -78,6 +92,18 @@ def test_a_season_is_given_and_asked_for():
     assert abs(np.exp(days).sum() - 1) < 2e-2  # days are 366 steps of a density
     with pytest.raises(ValueError, match="'date' must be given a date, e.g. 2020-01-31; got 'soon'"):
         model.given(date="soon")
+
+
+@pytest.mark.parametrize("kind", ["season:year", "date"])
+def test_a_cell_that_is_no_date_is_named(tmp_path, capsys, kind):
+    frame = weather(60).astype({"date": str})
+    frame.loc[5, "date"] = "soon"
+    frame.to_csv(tmp_path / "w.csv", index=False)
+    said = "column 'date' must hold dates, e.g. 2020-01-31; got 'soon' in row 5 (counted from 0)"
+    code, _, err = call(capsys, "fit", tmp_path / "w.csv", "--columns", f"date={kind}", "--out", tmp_path / "run")
+    assert code == 1 and said in err and len(err.splitlines()) == 1
+    with pytest.raises(ValueError, match=r"got 'soon' in row 5 \(counted from 0\)"):
+        FFJORD(columns={"date": kind}, **TINY).fit(frame)
 
 
 def test_seasons_on_the_command_line(tmp_path, capsys):

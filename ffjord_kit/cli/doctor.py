@@ -49,7 +49,9 @@ def doctor(run: str, source: str | None, rows: int, out: str | None, random_stat
     data = complete_rows(data.drawn(random_state), "doctor")
     trained_on = None
     if fitted is not None and fitted.noise is None:  # rows with measurement errors are no draws of the density
-        trained_on = complete_rows(fitted.take(model.split_indices(fitted.x)[0]).drawn(random_state), "doctor")
+        trained_on = complete_rows(
+            fitted.take(model.split_indices(fitted.x)[0]).drawn(random_state), "doctor", "rows of the fit"
+        )
     with Console(stderr=True).status("examining rows") as status:
         diagnosis = model.diagnose(
             data.x, context=data.context, X_train=trained_on and trained_on.x,

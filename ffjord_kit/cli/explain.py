@@ -62,7 +62,7 @@ def explain(
         click.echo(f"real columns may change, but not {model.domain.curved}")
     data, numbers = _least_likely(model, complete_rows(load_for_run(opened, source), "explain"), rows)
     fitted = find_fitted(opened)
-    fitted = None if fitted is None else complete_rows(fitted.drawn(random_state), "explain")
+    fitted = None if fitted is None else complete_rows(fitted.drawn(random_state), "explain", "rows of the fit")
     if fitted is None:
         click.echo("the data of the fit are gone: draws of the run stand in for them")
     with progress("outliers") as on_progress:

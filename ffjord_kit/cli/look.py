@@ -32,7 +32,7 @@ from ffjord_kit.estimator.tables.table import TableDomain
 from ffjord_kit.objectives import FlowMatching
 
 PAGE = "index.html"
-SHAPE_ROWS, ATTACKED_ROWS, SPECTRUM_ROWS, REFERENCE_ROWS = 200, 64, 2_000, 400
+SHAPE_ROWS, ATTACKED_ROWS, SPECTRUM_ROWS, REFERENCE_ROWS = 300, 100, 2_000, 1_000
 EPS, ATTACK_STEPS = 0.1, 5
 CHEAP, DEAR = 0.3, 1.0  # nats that a move within EPS may cost
 CONDENSED = 0.8  # share of neurons that differ, below which a narrower network is worth a try
@@ -87,7 +87,7 @@ def look(run: str, source: str | None, out: str, random_state: int, force: bool)
         CONSOLE.print(f"left out, as for real columns alone: {parts}, beside {model.domain.curved}")
     data = load_fitted(opened, GONE)
     judges = held_out(model, data) if source is None else load_for_run(opened, source)
-    trained_on = complete_rows(data.take(model.split_indices(data.x)[0]).drawn(random_state), "look")
+    trained_on = complete_rows(data.take(model.split_indices(data.x)[0]).drawn(random_state), "look", "rows of the fit")
     rows = Rows(trained_on, complete_rows(judges.drawn(random_state), "look"), random_state)
     sections = []
     with Console(stderr=True).status("looking") as status:

@@ -226,7 +226,7 @@ def plot(
             click.echo("the data beside the model of true values have their measurement errors")
         rows = held_out(model, data) if source is None else data
         unseen = ("held-out rows" if source is None else f"rows of {source}", complete_rows(rows, "plot"))
-        whole = complete_rows(replace(data, noise=None).drawn(random_state), "plot")
+        whole = complete_rows(replace(data, noise=None).drawn(random_state), "plot", "rows of the fit")
         subject = _table_subject(opened, model, whole, context, random_state)
         subject = replace(subject, unseen=unseen)
         paths = draw_table(subject, opened.records(), Path(out), force=force, kind=picture_format)

@@ -56,7 +56,7 @@ def _trained_on(model: DensityModel, fitted: LoadedData | None, seed: int) -> Lo
     """Return the rows that trained a model; none where they have measurement errors, as these are no draws of it."""
     if fitted is None or fitted.noise is not None:
         return None
-    return complete_rows(fitted.take(model.split_indices(fitted.x)[0]).drawn(seed), "report")
+    return complete_rows(fitted.take(model.split_indices(fitted.x)[0]).drawn(seed), "report", "rows of the fit")
 
 
 def _place(run: Run, text: str | None) -> object:

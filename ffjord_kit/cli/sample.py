@@ -61,6 +61,8 @@ def sample(
         check_replaceable(path, force=force)
     if not is_images:
         datasets.check_writable(out)
+    if density == "steps" and steps is not None:
+        raise ValueError("--steps are of the continuous flow, and --density steps draws exactly: leave one of them out")
     model = load_model(run, density)
     contexts = parse_context(opened, context, n_samples)
     question = model.given(parse_values(given, "--given")) if given else None

@@ -12,8 +12,7 @@ import numpy as np
 from ffjord_kit import datasets
 from ffjord_kit.cli.contexts import is_named, read_labels, read_values
 from ffjord_kit.columns.base import ColumnType
-from ffjord_kit.columns.categories import Category, Date
-from ffjord_kit.columns.circles import Season
+from ffjord_kit.columns.categories import Category, Dated
 from ffjord_kit.columns.types import read_types
 from ffjord_kit.datasets.dataset import listing
 from ffjord_kit.estimator import DensityModel
@@ -234,7 +233,8 @@ def load(
     dataset = _load_table(
         source, told=told, rows=rows, seed=seed, missing=missing, types=types or {}, drop=drop, missing_ok=missing_ok,
     )  # fmt: skip
-    dataset = dataset if keep_empty or missing is None else _without_empty_rows(dataset, told)
+    numbers = None if keep_empty or missing is None else _rows_with_values(dataset, told)
+    dataset = dataset if numbers is None else replace(dataset, x=dataset.x[numbers])
     note = {
         "source": datasets.locate(source),
         "rows": rows,
@@ -245,8 +245,8 @@ def load(
     }
     if weight is None and not context_columns and not noise_columns:
         shape, known = dataset.image_shape, dataset.log_prob
-        return LoadedData(dataset.x, None, dataset.columns, note, known, shape, types=dataset.types)
-    return _set_aside(dataset, note, context_columns, weight, noise_columns)
+        return LoadedData(dataset.x, None, dataset.columns, note, known, shape, types=dataset.types, numbers=numbers)
+    return replace(_set_aside(dataset, note, context_columns, weight, noise_columns), numbers=numbers)
 
 
 def _set_aside(
@@ -414,12 +414,13 @@ def marks_of_missing(run: Run) -> Sequence[float | str] | None:
     return fields.get("missing") or () if fields.get("subsets") or run.config.get("subsets") else None
 
 
-def complete_rows(data: LoadedData, verb: str) -> LoadedData:
+def complete_rows(data: LoadedData, verb: str, noun: str = "rows") -> LoadedData:
     """Leave out rows with missing cells, and tell their number.
 
     Args:
         data: Data.
         verb: Name of the command, for the message.
+        noun: What the rows are, for the message.
 
     Returns:
         The rows without missing cells.
@@ -434,7 +435,7 @@ def complete_rows(data: LoadedData, verb: str) -> LoadedData:
         raise ValueError(
             f"{verb} takes rows without missing cells; {whole.sum()} of {len(whole)} are: impute them first"
         )
-    click.echo(f"{(~whole).sum()} of {len(whole)} rows left out, which have missing cells")
+    click.echo(f"{(~whole).sum()} of {len(whole)} {noun} left out, which have missing cells")
     return data.take(whole)
 
 
@@ -496,7 +497,7 @@ def _types_of(run: Run) -> dict[str, ColumnType]:
 
 def _cells(kind: ColumnType | None, column: np.ndarray) -> np.ndarray:
     """Return the cells of a column, where it is a category or has dates, or else its numbers."""
-    return kind.cells(column) if isinstance(kind, (Category, Date, Season)) else column
+    return kind.cells(column) if isinstance(kind, (Category, Dated)) else column
 
 
 def _refuse_texts(dataset: datasets.Dataset, names: Sequence[str]) -> None:
@@ -521,14 +522,14 @@ def _load_table(source: str, *, told: bool = True, **options: Any) -> datasets.D
     return dataset
 
 
-def _without_empty_rows(dataset: datasets.Dataset, told: bool) -> datasets.Dataset:
-    """Leave out rows without any value, and tell their number."""
+def _rows_with_values(dataset: datasets.Dataset, told: bool) -> np.ndarray | None:
+    """Return the numbers of the rows with any value, and tell how many have none; None where all have."""
     empty = np.isnan(dataset.x).all(1)
     if not empty.any():
-        return dataset
+        return None
     if told and current_workers().is_first:
         click.echo(f"{empty.sum()} of {len(empty)} rows left out, which have no value", err=True)
-    return replace(dataset, x=dataset.x[~empty])
+    return np.flatnonzero(~empty)
 
 
 def _load_images(

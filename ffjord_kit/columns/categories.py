@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timezone
@@ -155,11 +156,52 @@ class Category(ColumnType):
 
 
 @dataclass(frozen=True)
-class Date(ColumnType):
+class Dated(ColumnType):
+    """A type of dates and times, in whose place an array of the table holds numbers."""
+
+    @abstractmethod
+    def numbers(self, values: np.ndarray) -> np.ndarray:
+        """Return the numbers of dates.
+
+        Args:
+            values: Dates and times: objects, texts in ISO form, an array of NumPy's, or numbers already, shape (n,).
+
+        Returns:
+            Numbers, nan where a date is missing, shape (n,).
+
+        Raises:
+            ValueError: If a text is no date.
+        """
+
+    @abstractmethod
+    def cells(self, numbers: np.ndarray) -> np.ndarray:
+        """Return the dates of numbers; with times, to the second, where numbers are broken.
+
+        Args:
+            numbers: Numbers, NaN where a date is missing, shape (n,).
+
+        Returns:
+            Dates as a table shows them, shape (n,).
+        """
+
+    def are_whole(self, numbers: np.ndarray) -> bool:
+        """Say whether all numbers are whole, so that dates are without times.
+
+        Args:
+            numbers: Numbers, NaN where a date is missing, shape (n,).
+
+        Returns:
+            True if they are.
+        """
+        return bool((np.isnan(numbers) | (numbers == np.round(numbers))).all())
+
+
+@dataclass(frozen=True)
+class Date(Dated):
     """Dates and times: numbers of days since 1970-01-01, UTC, in an array.
 
     Example:
-        >>> Date().days(np.array(["1970-01-02", "1970-01-03T12:00"], dtype=object)).tolist()
+        >>> Date().numbers(np.array(["1970-01-02", "1970-01-03T12:00"], dtype=object)).tolist()
         [1.0, 2.5]
         >>> Date().cells(np.array([1.0, 2.0])).astype(str).tolist()
         ['1970-01-02', '1970-01-03']
@@ -171,18 +213,7 @@ class Date(ColumnType):
     def unit(self) -> str:
         return "day"
 
-    def days(self, values: np.ndarray) -> np.ndarray:
-        """Return the days since 1970-01-01.
-
-        Args:
-            values: Dates and times: objects, texts in ISO form, or an array of NumPy's, shape (n,).
-
-        Returns:
-            Days, nan where a date is missing, shape (n,).
-
-        Raises:
-            ValueError: If a text is no date in ISO form.
-        """
+    def numbers(self, values: np.ndarray) -> np.ndarray:
         if values.dtype.kind in "biuf":
             return values.astype(np.float64)
         if values.dtype.kind == "O":
@@ -191,29 +222,10 @@ class Date(ColumnType):
         days = moments.astype(np.int64) / MICROSECONDS
         return np.where(np.isnat(moments), np.nan, days)
 
-    def are_whole(self, days: np.ndarray) -> bool:
-        """Say whether dates are without times.
-
-        Args:
-            days: Days since 1970-01-01, NaN where a date is missing, shape (n,).
-
-        Returns:
-            True if all are whole days.
-        """
-        return bool((np.isnan(days) | (days == np.round(days))).all())
-
-    def cells(self, days: np.ndarray) -> np.ndarray:
-        """Return the dates of days; with times, to the second, where days are broken.
-
-        Args:
-            days: Days since 1970-01-01, NaN where a date is missing, shape (n,).
-
-        Returns:
-            Dates as NumPy holds them, NaT where one is missing, shape (n,).
-        """
-        unit, per_day = ("D", 1) if self.are_whole(days) else ("s", SECONDS)
-        moments = np.round(np.nan_to_num(days) * per_day).astype(np.int64).astype(f"datetime64[{unit}]")
-        moments[np.isnan(days)] = np.datetime64("NaT")
+    def cells(self, numbers: np.ndarray) -> np.ndarray:
+        unit, per_day = ("D", 1) if self.are_whole(numbers) else ("s", SECONDS)
+        moments = np.round(np.nan_to_num(numbers) * per_day).astype(np.int64).astype(f"datetime64[{unit}]")
+        moments[np.isnan(numbers)] = np.datetime64("NaT")
         return moments
 
 

@@ -5,25 +5,41 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from ffjord_kit.columns.base import ColumnType, all_finite, warn, written
-from ffjord_kit.columns.categories import SECONDS, Date
+from ffjord_kit.columns.categories import SECONDS, Date, Dated
 
 TURN = {"deg": 360.0, "rad": 2 * math.pi}  # a full turn in each unit
 FEW_ROWS = 10  # that say nothing of a unit
 LEAP_DAY = 59  # days of a year before February 29
 WEEK = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 FIRST_WEEKDAY = 3  # of 1970-01-01, a Thursday
-PERIODS = {"year": 366.0, "week": 7.0, "day": 24.0}
-UNITS = {"year": "day", "week": "day", "day": "hour"}
-TIME = r"(\d\d):(\d\d)(?::(\d\d(?:\.\d+)?))?"
-WRITTEN = {  # how draws are written
-    "year": re.compile(rf"(\d\d)-(\d\d)(?: {TIME})?"),
-    "week": re.compile(rf"({'|'.join(WEEK)})(?: {TIME})?"),
-    "day": re.compile(TIME),
+TIME = r"([01]\d|2[0-3]):([0-5]\d)(?::([0-5]\d(?:\.\d+)?))?"
+
+
+class Cycle(NamedTuple):
+    """What a season goes around.
+
+    Attributes:
+        days: Its length in days.
+        unit: Unit of the places in it.
+        units: Number of these in a day.
+        written: How draws are written.
+    """
+
+    days: int
+    unit: str
+    units: int
+    written: re.Pattern[str]
+
+
+CYCLES = {
+    "year": Cycle(366, "day", 1, re.compile(rf"(\d\d-\d\d)(?: {TIME})?")),
+    "week": Cycle(7, "day", 1, re.compile(rf"({'|'.join(WEEK)})(?: {TIME})?")),
+    "day": Cycle(1, "hour", 24, re.compile(rf"(){TIME}")),
 }
 
 
@@ -81,11 +97,12 @@ class Circle(ColumnType):
 
 
 @dataclass(frozen=True)
-class Season(Circle):
+class Season(Circle, Dated):
     """Dates and times by their place in the year, in the week or in the day alone, which is a circle.
 
     In an array of numbers a year has its days from 0 on, February 29 among them, a week its days from Monday on, and a
-    day its hours. A column beside it must not hold the same dates as numbers: these have a density without it.
+    day its hours. Do not keep the same dates as numbers in another column: the season is then a function of it, and
+    the table has no joint density.
 
     Args:
         cycle: "year", "week" or "day".
@@ -95,7 +112,7 @@ class Season(Circle):
 
     Example:
         >>> season = Season("year")
-        >>> season.days(np.array(["2023-01-02", "2023-03-01", "2024-03-01"], dtype=object)).tolist()
+        >>> season.numbers(np.array(["2023-01-02", "2023-03-01", "2024-03-01"], dtype=object)).tolist()
         [1.0, 60.0, 60.0]
         >>> season.cells(np.array([60.0])).tolist()
         ['03-01']
@@ -108,59 +125,35 @@ class Season(Circle):
     cycle: str = "year"
 
     def __post_init__(self) -> None:
-        if self.cycle not in PERIODS:
+        if self.cycle not in CYCLES:
             raise ValueError(f"a season is that of a year, a week or a day, e.g. season:year; got {self.cycle!r}")
-        object.__setattr__(self, "period", PERIODS[self.cycle])
+        object.__setattr__(self, "period", float(self._cycle.days * self._cycle.units))
 
     @property
     def unit(self) -> str:
-        return UNITS[self.cycle]
+        return self._cycle.unit
 
     def settled(self, values: np.ndarray, name: str) -> ColumnType:
+        beyond = np.flatnonzero((values < 0) | (values >= self.period))
+        if len(beyond):
+            raise ValueError(
+                f"column {name!r} has {len(beyond)} of {len(values)} numbers that are no {self._cycle.unit} of a "
+                f"{self.cycle}, from 0 to below {self.period:g} (first: row {beyond[0]}, {values[beyond[0]]:g}): pass "
+                "dates, or the type date"
+            )
         return self
 
-    def are_whole(self, numbers: np.ndarray) -> bool:
-        """Say whether dates are without times, or times are whole hours.
-
-        Args:
-            numbers: Places in the cycle, NaN where one is missing, shape (n,).
-
-        Returns:
-            True if all are whole numbers.
-        """
-        return Date().are_whole(numbers)
-
-    def days(self, values: np.ndarray) -> np.ndarray:
-        """Return the places of dates in the cycle.
-
-        Args:
-            values: Dates and times: objects, texts in ISO form or as `cells` writes them, an array of NumPy's, or
-                places in the cycle, shape (n,).
-
-        Returns:
-            Days of the year or of the week, or hours of the day, nan where a date is missing, shape (n,).
-
-        Raises:
-            ValueError: If a text is no date.
-        """
+    def numbers(self, values: np.ndarray) -> np.ndarray:
         if values.dtype.kind in "biuf":
             return values.astype(np.float64)
         if values.dtype.kind != "O":
-            return self._of_days(Date().days(values))
+            return self._of_days(Date().numbers(values))
         own = np.array([self._read(cell) for cell in values.tolist()])
         others = np.where(np.isnan(own), values, np.array(None))
-        return np.where(np.isnan(own), self._of_days(Date().days(others)), own)
+        return np.where(np.isnan(own), self._of_days(Date().numbers(others)), own)
 
     def cells(self, numbers: np.ndarray) -> np.ndarray:
-        """Return how places are written: '03-14', 'Mon' or '14:30:00', with the time where days are broken.
-
-        Args:
-            numbers: Places in the cycle, NaN where one is missing, shape (n,).
-
-        Returns:
-            Texts, None where one is missing, shape (n,).
-        """
-        timed = self.cycle == "day" or not self.are_whole(numbers)
+        timed = not self.are_whole(numbers)
         texts = [None if number != number else self._text(number, timed=timed) for number in numbers.tolist()]
         return np.array(texts, dtype=object)
 
@@ -168,10 +161,14 @@ class Season(Circle):
         """Return the type as the command line writes it, e.g. 'season:year'."""
         return f"{self.word}:{self.cycle}"
 
+    @property
+    def _cycle(self) -> Cycle:
+        return CYCLES[self.cycle]
+
     def _of_days(self, days: np.ndarray) -> np.ndarray:
         """Return the places of days since 1970-01-01, nan where one is missing."""
         if self.cycle == "day":
-            return 24 * (days % 1)
+            return self._cycle.units * (days % 1)
         if self.cycle == "week":
             return (days + FIRST_WEEKDAY) % 7
         dates = np.floor(np.nan_to_num(days)).astype(np.int64).astype("datetime64[D]")
@@ -182,30 +179,27 @@ class Season(Circle):
 
     def _read(self, cell: Any) -> float:
         """Return the place that a text of `cells` says; nan for any other cell."""
-        found = WRITTEN[self.cycle].fullmatch(cell.strip()) if isinstance(cell, str) else None
+        found = self._cycle.written.fullmatch(cell.strip()) if isinstance(cell, str) else None
         if found is None:
-            return float("nan")
-        *date, hours, minutes, seconds = found.groups()
+            return math.nan
+        date, hours, minutes, seconds = found.groups()
+        day = 0.0 if self.cycle == "day" else WEEK.index(date) if self.cycle == "week" else self._day_of_year(date)
         time = (int(hours or 0) + int(minutes or 0) / 60 + float(seconds or 0) / 3600) / 24
-        if self.cycle == "day":
-            return 24 * time
-        if self.cycle == "week":
-            return WEEK.index(date[0]) + time
-        return float(self._of_days(Date().days(np.array(["2000-" + "-".join(date)], dtype=object)))[0]) + time
+        return self._cycle.units * (day + time)
+
+    def _day_of_year(self, date: str) -> float:
+        """Return the place of a date such as 03-14."""
+        return float(self._of_days(Date().numbers(np.array([f"2000-{date}"], dtype=object)))[0])
 
     def _text(self, number: float, *, timed: bool) -> str:
         """Write a place in the cycle, with the time to the second if asked."""
-        day, seconds = divmod(round(number / PERIODS[self.cycle] * self._days * SECONDS), SECONDS)
-        day = int(day) % self._days
+        day, seconds = divmod(round(number / self._cycle.units * SECONDS), SECONDS)
+        day %= self._cycle.days
         time = f"{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
         if self.cycle == "day":
             return time
         date = WEEK[day] if self.cycle == "week" else str(np.datetime64("2000-01-01") + day)[5:]
         return f"{date} {time}" if timed else date
-
-    @property
-    def _days(self) -> int:
-        return {"year": 366, "week": 7, "day": 1}[self.cycle]
 
 
 def start_of(values: np.ndarray, period: float) -> float:
@@ -234,15 +228,3 @@ def wrapped(values: np.ndarray, start: float, period: float) -> np.ndarray:
     """
     within = start + np.mod(values - start, period)
     return np.where(within >= start + period, start, within)  # rounding may reach the end
-
-
-def is_dated(kind: ColumnType | None) -> bool:
-    """Return whether a type reads dates.
-
-    Args:
-        kind: The type, or None.
-
-    Returns:
-        True for `Date` and `Season`.
-    """
-    return isinstance(kind, (Date, Season))

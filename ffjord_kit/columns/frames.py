@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ffjord_kit.columns.categories import Category, Date
-from ffjord_kit.columns.circles import Season, is_dated
-from ffjord_kit.columns.mixed import Found, as_known, cells_of, is_missing, is_number, warn_of_unknown
+from ffjord_kit.columns.categories import Category, Dated
+from ffjord_kit.columns.mixed import Found, as_known, cells_of, dates_as_numbers, is_missing, is_number, warn_of_unknown
 from ffjord_kit.columns.types import Types, read_types
 from ffjord_kit.rows import frame_of, is_frame, take_columns
 
@@ -53,7 +52,7 @@ def look_at_frame(frame: Any, types: Types) -> Types:
     found: Types = {}
     for place, name in enumerate(map(str, frame.columns)):
         kind, cells = given.get((name,)), _other_cells(frame, place)
-        if cells is None or not isinstance(kind, (Category, Date, Season, type(None))):
+        if cells is None or not isinstance(kind, (Category, Dated, type(None))):
             continue
         categorical = _dtype(frame, place) in ("category", "Categorical", "Enum")
         kind = Category() if kind is None and categorical else kind
@@ -124,7 +123,7 @@ def code_frame(frame: Any, types: Types, *, warned: bool = True) -> Any:
     for place, name in enumerate(map(str, frame.columns)):
         kind = types.get((name,))
         cells = _other_cells(frame, place)
-        if cells is None or not isinstance(kind, (Category, Date, Season)):
+        if cells is None or not isinstance(kind, (Category, Dated)):
             continue
         columns[place] = _coded(name, kind, cells, warned=warned)
     return _with_columns(frame, columns)
@@ -141,7 +140,7 @@ def presented(draws: np.ndarray, names: Sequence[str], types: Types) -> Any:
     Returns:
         A frame of pandas where a column is of texts or of dates, else the draws.
     """
-    if not any(is_dated(kind) or (isinstance(kind, Category) and kind.is_text) for kind in types.values()):
+    if not any(isinstance(kind, Dated) or (isinstance(kind, Category) and kind.is_text) for kind in types.values()):
         return draws
     cells = cells_of(types)
     named = zip(names, draws.T, strict=True)
@@ -156,10 +155,10 @@ def _with_columns(frame: Any, columns: Mapping[int, np.ndarray]) -> Any:
     return type(frame)(every, index=frame.index) if hasattr(frame, "index") else type(frame)(every)
 
 
-def _coded(name: str, kind: Category | Date | Season, cells: np.ndarray, *, warned: bool) -> np.ndarray:
+def _coded(name: str, kind: Category | Dated, cells: np.ndarray, *, warned: bool) -> np.ndarray:
     """Return what an array holds for the cells of a category, or for dates."""
-    if isinstance(kind, (Date, Season)):
-        return kind.days(cells)
+    if isinstance(kind, Dated):
+        return dates_as_numbers(name, kind, cells)
     if kind.is_numeric:
         return _numbers(cells)
     codes = kind.codes(cells)

@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ffjord_kit.columns.base import ColumnType, ColumnTypeWarning, written
-from ffjord_kit.columns.categories import TRUTHS, Category, Date, Level, check_level_count
-from ffjord_kit.columns.circles import Season
+from ffjord_kit.columns.categories import TRUTHS, Category, Date, Dated, Level, check_level_count
 from ffjord_kit.columns.types import Types
 
 FEW_TEXTS = 0.05  # share of texts among numbers that are errors
@@ -56,18 +55,18 @@ def look(name: str, cells: np.ndarray, numbers: np.ndarray) -> Found | None:
         'category:["a", "b"]'
     """
     if cells.dtype.kind == "M":
-        return Found(Date(), Date().days(cells))
+        return Found(Date(), Date().numbers(cells))
     there = [cell for cell in cells.tolist() if not is_missing(cell)]
     if there and all(isinstance(cell, (bool, np.bool_)) for cell in there):
         return _category(name, {bool(cell) for cell in there}, cells)
     if there and all(isinstance(cell, (datetime.date, np.datetime64)) for cell in there):
-        return Found(Date(), Date().days(cells))
+        return Found(Date(), Date().numbers(cells))
     texts = [cell for cell, number in zip(cells.tolist(), numbers.tolist(), strict=True) if number != number]
     texts = [cell for cell in texts if not is_missing(cell)]
     if not texts or not all(isinstance(cell, str) for cell in texts) or len(texts) < FEW_TEXTS * len(there):
         return None
     if len(texts) == len(there) and all(ISO.fullmatch(cell.strip()) for cell in texts):
-        return Found(Date(), Date().days(cells))
+        return Found(Date(), Date().numbers(cells))
     if len(texts) == len(there) and {cell.strip().lower() for cell in texts} <= TRUTHS:
         return _category(name, {cell.strip().lower() == "true" for cell in texts}, cells)
     levels = {_as_text(cell) for cell in there}
@@ -89,8 +88,8 @@ def as_known(name: str, kind: ColumnType | None, cells: np.ndarray, numbers: np.
     Raises:
         ValueError: If a category has one level, or too many, or a cell is no date.
     """
-    if isinstance(kind, (Date, Season)):
-        return Found(kind, kind.days(cells))
+    if isinstance(kind, Dated):
+        return Found(kind, dates_as_numbers(name, kind, cells))
     if not isinstance(kind, Category):
         return look(name, cells, numbers) if kind is None else None
     if kind.levels is None:
@@ -98,6 +97,38 @@ def as_known(name: str, kind: ColumnType | None, cells: np.ndarray, numbers: np.
     codes = kind.codes(cells)
     warn_of_unknown(name, codes, cells)
     return Found(kind, codes)
+
+
+def dates_as_numbers(name: str, kind: Dated, cells: np.ndarray) -> np.ndarray:
+    """Return the numbers of a column of dates.
+
+    Args:
+        name: Its name, for messages.
+        kind: Its type.
+        cells: Cells, None or NaN where one is missing, shape (n,).
+
+    Returns:
+        Numbers, nan where a date is missing, shape (n,).
+
+    Raises:
+        ValueError: If a cell is no date; it names the column and the row.
+    """
+    try:
+        return kind.numbers(cells)
+    except ValueError:
+        row = next(row for row in range(len(cells)) if not _is_date(kind, cells[row : row + 1]))
+    raise ValueError(
+        f"column {name!r} must hold dates, e.g. 2020-01-31; got {cells[row]!r} in row {row} (counted from 0): mend it, "
+        "or mark it as missing"
+    )
+
+
+def _is_date(kind: Dated, cell: np.ndarray) -> bool:
+    try:
+        kind.numbers(cell)
+    except ValueError:
+        return False
+    return True
 
 
 def is_missing(cell: Any) -> bool:
@@ -138,7 +169,7 @@ def cells_of(types: Types) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
     return {
         name: kind.cells
         for name, kind in kinds
-        if isinstance(kind, (Date, Season)) or (isinstance(kind, Category) and not kind.is_numeric)
+        if isinstance(kind, Dated) or (isinstance(kind, Category) and not kind.is_numeric)
     }
 
 

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ffjord_kit.columns.base import ColumnType, written
-from ffjord_kit.columns.categories import Category, Date, Level
-from ffjord_kit.columns.circles import Season
+from ffjord_kit.columns.categories import Category, Date, Dated, Level
 from ffjord_kit.columns.types import Bounded, Circle, Integer, Real, Sphere, read_types
 from ffjord_kit.plots.arrays import Edge, checked_array, robust_bounds
 
@@ -210,8 +209,8 @@ def _numbers(title: str, x: Any, kinds: Sequence[ColumnType], count: str) -> NDA
 
 def _coded(cells: NDArray, kind: ColumnType) -> NDArray:
     """Return what an array of the table holds for the cells of a frame."""
-    if isinstance(kind, (Date, Season)):
-        return kind.days(cells)
+    if isinstance(kind, Dated):
+        return kind.numbers(cells)
     if isinstance(kind, Category) and not kind.is_numeric:
         return kind.codes(cells)
     return cells.astype(float)

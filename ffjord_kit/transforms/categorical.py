@@ -172,8 +172,9 @@ class AskedCategorical(Categorical):
     """Leave rows as they are, and add the log-probability of the categories that their questions ask for.
 
     Args:
-        factors: A factor for each category, whose f is [g, v, c] of length 2 d + sum of the sizes.
+        factors: A factor for each category, whose f is what is known of the numbers (`known_numbers`), and the codes.
         columns: Number of columns d that are no categories.
+        circles: Columns among these that are angles, in radians.
 
     Example:
         >>> coin = AskedCategorical([Factor.of_counts(torch.tensor([2.0, 6.0]), 2)], 0)
@@ -182,22 +183,24 @@ class AskedCategorical(Categorical):
         [1.0, 0.7]
     """
 
-    def __init__(self, factors: Sequence[Factor], columns: int) -> None:
+    def __init__(self, factors: Sequence[Factor], columns: int, circles: Sequence[int] = ()) -> None:
         super().__init__(factors)
-        self.columns = columns
+        self.columns, self.circles = columns, tuple(circles)
 
     @classmethod
-    def blank_for(cls, sizes: Sequence[int], columns: int) -> AskedCategorical:
+    def blank_for(cls, sizes: Sequence[int], columns: int, circles: Sequence[int] = ()) -> AskedCategorical:
         """Return a transform to load values into.
 
         Args:
             sizes: Number of levels of each category.
             columns: Number of columns that are no categories.
+            circles: Columns among these that are angles.
 
         Returns:
             The transform.
         """
-        return cls([Factor.of_counts(torch.zeros(size), 2 * columns + sum(sizes)) for size in sizes], columns)
+        inputs = 2 * columns + len(circles) + sum(sizes)
+        return cls([Factor.of_counts(torch.zeros(size), inputs) for size in sizes], columns, circles)
 
     def log_prob(self, context: Tensor | None) -> Tensor:
         if context is None:
@@ -230,17 +233,37 @@ class AskedCategorical(Categorical):
         return codes
 
     def _parts(self, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what is known of the numbers, [g, v], the codes, and which categories are asked for."""
+        """Return what is known of the numbers, the codes, and which categories are asked for."""
         question = QuestionContext.of_context(context, self.columns)
         behind = context[:, 3 * self.columns :]
         codes, asked = behind.split([sum(self.sizes), len(self.sizes)], dim=1)
-        return torch.cat([question.given, held(question.values)], dim=1), codes, asked
+        return known_numbers(question.given, question.values, self.circles), codes, asked
 
     def _known(self, codes: Tensor, asked: Tensor, place: int) -> Tensor:
         """Return the codes that a factor is given: none of the categories asked for from its own on."""
         later = torch.arange(len(self.sizes), device=codes.device) >= place
         kept = 1 - asked * later
         return codes * kept.repeat_interleave(torch.tensor(self.sizes, device=codes.device), dim=1)
+
+
+def known_numbers(given: Tensor, values: Tensor, circles: Sequence[int] = ()) -> Tensor:
+    """Return what the probability of a category sees of numbers: which are known, and their values.
+
+    Args:
+        given: 1 where a number is known, shape (batch, d).
+        values: Scaled values, shape (batch, d).
+        circles: Columns that are angles, whose cosine and sine stand for them, as they have no end.
+
+    Returns:
+        Masks and values, 0 where a number is unknown, shape (batch, 2 d + number of circles).
+
+    Example:
+        >>> known_numbers(torch.tensor([[1.0, 0.0]]), torch.tensor([[2.0, 3.0]])).tolist()
+        [[1.0, 0.0, 2.0, 0.0]]
+    """
+    line = [i for i in range(given.shape[1]) if i not in circles]
+    turned, there = values[:, list(circles)], given[:, list(circles)]
+    return torch.cat([given, given[:, line] * held(values[:, line]), there * turned.cos(), there * turned.sin()], dim=1)
 
 
 def categorical_of(flow: nn.Module) -> Categorical:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from ffjord_kit.columns.base import ColumnType
-from ffjord_kit.columns.categories import Category, Date
-from ffjord_kit.columns.circles import Circle, Season
+from ffjord_kit.columns.categories import Category, Dated
+from ffjord_kit.columns.circles import Circle
 from ffjord_kit.columns.frames import presented
 from ffjord_kit.columns.rows import inside_support, shortened
 from ffjord_kit.estimator.data import refuse_not_finite, seed_from
@@ -306,13 +306,13 @@ def _checked_values(domain: SubsetDomain, values: Mapping[str, Any]) -> dict[str
 
 
 def _numbers(name: str, kind: ColumnType | None, given: Any) -> np.ndarray:
-    """Return given numbers, or the days of given dates."""
+    """Return given numbers, or those of given dates."""
     try:
-        if isinstance(kind, (Date, Season)) and not np.issubdtype(np.asarray(given).dtype, np.number):
-            return kind.days(np.atleast_1d(np.asarray(given, dtype=object))).reshape(np.shape(given))
+        if isinstance(kind, Dated) and not np.issubdtype(np.asarray(given).dtype, np.number):
+            return kind.numbers(np.atleast_1d(np.asarray(given, dtype=object))).reshape(np.shape(given))
         return np.asarray(given, dtype=np.float64)
     except ValueError as error:
-        wanted = "a date, e.g. 2020-01-31" if isinstance(kind, (Date, Season)) else "a number"
+        wanted = "a date, e.g. 2020-01-31" if isinstance(kind, Dated) else "a number"
         raise ValueError(f"{name!r} must be given {wanted}; got {given!r:.40}") from error
 
 

@@ -69,11 +69,12 @@ class MixedSubsetDomain(SubsetDomain, CategoriesDomain):
         question = QuestionContext.of_context(cast(Tensor, rows.context), self.size)
         codes, observed = cast(Tensor, question.categories).split([sum(self.sizes), len(self.sizes)], dim=1)
         values, _ = transform.scaling.to_base(rows.x)
-        factors = fit_asked_factors(values, question.modelled, codes, observed, self.sizes)
-        return AskedCategorical(factors, self.size)
+        circles = self.geometry.circles
+        factors = fit_asked_factors(values, question.modelled, codes, observed, self.sizes, circles)
+        return AskedCategorical(factors, self.size, circles)
 
     def blank_preprocess(self, scaling: str, context_dim: int) -> list[Transform]:
-        blank = AskedCategorical.blank_for(self.sizes, self.size)
+        blank = AskedCategorical.blank_for(self.sizes, self.size, self.geometry.circles)
         return [*super().blank_preprocess(scaling, context_dim), blank]
 
     def rows(self, x: Any) -> tuple[Tensor, np.ndarray]:

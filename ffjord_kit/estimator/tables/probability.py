@@ -18,8 +18,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neural_network import MLPClassifier
 from torch import Tensor
 
-from ffjord_kit.nn.masked import held
-from ffjord_kit.transforms.categorical import HIDDEN, Categorical, Factor
+from ffjord_kit.transforms.categorical import HIDDEN, Categorical, Factor, known_numbers
 
 FIT_ROWS, HELD_OUT, FEWEST_HELD_OUT = 20_000, 0.15, 20
 EPOCHS, PATIENCE, LEAST_GAIN, BATCH, RATE = 100, 5, 1e-4, 200, 5e-3
@@ -47,7 +46,12 @@ def fit_categories(given: Tensor, codes: Tensor, sizes: Sequence[int]) -> Catego
 
 
 def fit_asked_factors(
-    values: Tensor, there: Tensor, codes: Tensor, observed: Tensor, sizes: Sequence[int]
+    values: Tensor,
+    there: Tensor,
+    codes: Tensor,
+    observed: Tensor,
+    sizes: Sequence[int],
+    circles: Sequence[int] = (),
 ) -> list[Factor]:
     """Fit the probability of each category given any columns, on random questions of the rows.
 
@@ -57,6 +61,7 @@ def fit_asked_factors(
         codes: One-hot codes of all categories, shape (n, sum of the sizes).
         observed: 1 where a category is observed, shape (n, categories).
         sizes: Number of levels of each category.
+        circles: Columns of numbers that are angles.
 
     Returns:
         A factor for each category, of the masks, values and codes that are known.
@@ -71,7 +76,7 @@ def fit_asked_factors(
         known = _some_known(torch.cat([there, observed], dim=1)[rows], values.shape[1], place, generator)
         numbers, levels = known.split([values.shape[1], len(sizes)], dim=1)
         levels = levels.repeat_interleave(torch.tensor(list(sizes)), dim=1)
-        given = torch.cat([numbers, numbers * held(values[rows]), levels * codes[rows]], dim=1)
+        given = torch.cat([known_numbers(numbers, values[rows], circles), levels * codes[rows]], dim=1)
         start = sum(sizes[:place])
         factors.append(_factor(given, codes[rows, start : start + size], questions))
     return factors

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ffjord_kit.columns.categories import Category, Date
-from ffjord_kit.columns.circles import Circle, Season
+from ffjord_kit.columns.categories import Category, Dated
+from ffjord_kit.columns.circles import Circle
 from ffjord_kit.columns.frames import code_frame, presented
 from ffjord_kit.columns.mixed import cells_of, describe
 from ffjord_kit.columns.rows import (
@@ -379,7 +379,7 @@ class TableDomain(Domain):
 
     @property
     def found(self) -> str:
-        looked = {own[0]: kind for own, kind in self.all_types.items() if isinstance(kind, (Category, Date, Season))}
+        looked = {own[0]: kind for own, kind in self.all_types.items() if isinstance(kind, (Category, Dated))}
         return "; ".join(describe(name, kind) for name, kind in looked.items())
 
     @property
@@ -560,7 +560,7 @@ def grid_with_types(dequantize: Any, types: Types, x: np.ndarray, names: Sequenc
     whole = {
         own[0]: 1.0
         for own, kind in types.items()
-        if isinstance(kind, Integer) or (isinstance(kind, (Date, Season)) and kind.are_whole(x[:, places[own[0]]]))
+        if isinstance(kind, Integer) or (isinstance(kind, Dated) and kind.are_whole(x[:, places[own[0]]]))
     }
     smooth = [name for own, kind in types.items() if isinstance(kind, (Sphere, Bounded)) for name in own]
     named = set(dequantize) if isinstance(dequantize, (Mapping, list, tuple)) else set()
