@@ -21,10 +21,10 @@ TIME = r"([01]\d|2[0-3]):([0-5]\d)(?::([0-5]\d(?:\.\d+)?))?"
 
 
 class Cycle(NamedTuple):
-    """What a season goes around.
+    """Period of a season.
 
     Attributes:
-        days: Its length in days.
+        days: Length in days.
         unit: Unit of the places in it.
         units: Number of these in a day.
         written: How draws are written.
