@@ -23,16 +23,17 @@ from ffjord_kit.datasets import (
     IMAGE_SETS,
     DataWarning,
     describe_images,
+    fetched_images,
     fetching,
     is_image_source,
     load,
     load_images,
     locate_images,
 )
-from ffjord_kit.datasets.fetching import Origin
+from ffjord_kit.datasets.fetched_images import ImageOrigin
 from ffjord_kit.datasets.pictures import resize
 
-ORIGINS = [fetching.MNIST, fetching.FASHION_MNIST, fetching.CIFAR10, fetching.SVHN]
+ORIGINS = [fetched_images.MNIST, fetched_images.FASHION_MNIST, fetched_images.CIFAR10, fetched_images.SVHN]
 REAL = os.environ.get("FFJORD_KIT_DATA", "")
 RED, WHITE, BLACK = (255, 0, 0), (255, 255, 255), (0, 0, 0)
 
@@ -234,8 +235,8 @@ def small(monkeypatch, *, digests=None, **changed):
     arrays = {"a.gz": images[:6], "b.gz": labels[:6], "c.gz": images[6:], "d.gz": labels[6:]}
     files = {name: idx(changed.get(name[0], array)) for name, array in arrays.items()}
     hashes = {f"http://example.org/set/{name}": hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    origin = Origin("mnist", hashes, fetching.read_idx_files, (1, 4, 4), COUNTS, digests or {})
-    read = partial(fetching.read_fetched, origin)
+    origin = ImageOrigin("mnist", hashes, fetched_images.read_idx_files, (1, 4, 4), COUNTS, digests or {})
+    read = partial(fetched_images.read_fetched, origin)
     monkeypatch.setitem(IMAGE_SETS, "mnist", replace(IMAGE_SETS["mnist"], read=read, classes=("a", "b", "c")))
     return files, images, labels
 
@@ -295,8 +296,8 @@ def test_the_formats_of_cifar_and_svhn_are_read(tmp_path):
     for split, rows in (("train", slice(0, 2)), ("test", slice(2, 12))):
         ten = np.where(labels == 0, 10, labels)[rows, None]  # the class of the digit 0
         savemat(tmp_path / f"{split}.mat", {"X": images[rows].transpose(2, 3, 1, 0), "y": ten})
-    cifar = fetching.read_cifar_files([tmp_path / "cifar.tar.gz"])
-    svhn = fetching.read_svhn_files([tmp_path / "train.mat", tmp_path / "test.mat"])
+    cifar = fetched_images.read_cifar_files([tmp_path / "cifar.tar.gz"])
+    svhn = fetched_images.read_svhn_files([tmp_path / "train.mat", tmp_path / "test.mat"])
     for splits, cut in ((cifar, 10), (svhn, 2)):
         both = [np.concatenate([splits["train"][i], splits["test"][i]]) for i in range(2)]
         np.testing.assert_array_equal(both[0].transpose(0, 3, 1, 2), images)

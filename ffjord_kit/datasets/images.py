@@ -1,7 +1,7 @@
 """Sets of images: those with a name, NPZ files of arrays, and folders of pictures.
 
-To add a set, write a function that reads a split, (name of the split) -> Arrays, or an `Origin` in `fetching` that
-says where it is downloaded from, and give it a word in IMAGE_SETS.
+To add a set, write a function that reads a split, (name of the split) -> Arrays, or an `ImageOrigin` in
+`fetched_images` that says where it is downloaded from, and give it a word in IMAGE_SETS.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ffjord_kit.datasets.dataset import ImageSet, suggestion
-from ffjord_kit.datasets.fetching import CIFAR10, FASHION_MNIST, MNIST, SVHN, Origin, read_fetched
+from ffjord_kit.datasets.fetched_images import CIFAR10, FASHION_MNIST, MNIST, SVHN, ImageOrigin, read_fetched
 from ffjord_kit.datasets.files import in_data_folder
 from ffjord_kit.datasets.image_files import (
     Arrays,
@@ -251,7 +251,7 @@ _CLOTHES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt"
 _OBJECTS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
-def _fetched(summary: str, origin: Origin, classes: tuple[str, ...], source: str) -> NamedImages:
+def _fetched(summary: str, origin: ImageOrigin, classes: tuple[str, ...], source: str) -> NamedImages:
     return NamedImages(summary, origin.shape, origin.rows, classes, source, partial(read_fetched, origin))
 
 
