@@ -108,7 +108,7 @@ def test_an_explained_row_has_its_score_under_contexts_by_name(named):
     expected = model.score_samples(rows, context=TABLE[:1])
     for context in (TABLE[:1], TABLE[["dose", "age"]][:1], dict(TABLE.iloc[0])):
         found = model.explain(rows, context=context, threshold=float(expected[0]) - 1, **around)
-        assert found[0].before + found.threshold == pytest.approx(expected[0], abs=1e-3)
+        assert found[0].before + found.threshold == pytest.approx(expected[0], abs=5e-3)  # by few steps
 
 
 @pytest.mark.parametrize("names", [["age"], ["age", "size"], ["age", "dose", "size"]], ids=str)

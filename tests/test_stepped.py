@@ -24,7 +24,7 @@ class Plain(nn.Module):
         return torch.sin(2 * x.flip(1)) * (0.5 + t) + 0.3 * torch.tanh(x + shift)
 
 
-def network(size=3, context=0, scale=0.3):
+def network(size=3, context=0, scale=0.25):
     torch.manual_seed(0)
     field = ResidualDynamics((size,), hidden=(16, 16), context_dim=context).double()
     for parameter in field.parameters():

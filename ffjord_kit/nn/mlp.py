@@ -1,6 +1,6 @@
 r"""Fully connected vector fields, which flatten the event and see time in one of three ways.
 
-    residual        h <- h + W silu(h (1 + s(t)) + b(t)),   s, b from sinusoids of t and the context (FiLM)
+    residual        h <- h + W silu(h (1 + s(t)) + b(t)),   s, b from sinusoids of t (FiLM), h_0 from x and the context
     concat_squash   h <- act((W h + c) sigmoid(g(t)) + b(t))                          (FFJORD, Grathwohl et al. 2019)
     concat          h <- act(W [h, t] + c)
 
@@ -29,6 +29,7 @@ from ffjord_kit.nn.multiscale import MultiscaleLinear
 
 Tangents = Tensor | None
 MODULATION_WIDTH = 32  # of the network of time; 128 costs more than the layers that it modulates, and gains nothing
+CONTEXT_WIDTH = 64  # of the network of the context
 EDGE = 5.0  # Fourier features see |x| up to here, and level off beyond it, where they would cost ever more steps
 
 
@@ -58,14 +59,17 @@ class FlattenedField(VectorField):
 
 
 class ResidualDynamics(FlattenedField):
-    r"""Residual network whose layers are scaled and shifted by an embedding of time and context.
+    r"""Residual network whose layers are scaled and shifted by an embedding of time.
 
-        h_0 = U [x, sin(2^k pi r), cos(2^k pi r)] + c,    h_i = h_{i-1} + W_i a(h_{i-1} (1 + s_i) + b_i) + c_i,
-        dx/dt = V a(h_n) + c,    (s_i, b_i) = MLP([sin(w t), cos(w t), context])
+        h_0 = U [x, sin(2^k pi r), cos(2^k pi r)] + MLP(context),
+        h_i = h_{i-1} + W_i a(h_{i-1} (1 + s_i) + b_i) + c_i,    (s_i, b_i) = MLP([sin(w t), cos(w t)]),
+        dx/dt = V a(h_n) + c
 
-    The output starts at zero, so an untrained flow is the identity. Where two widths differ, a matrix replaces the
-    identity of the skip connection. A network learns low frequencies first; Fourier features of x make high ones low.
-    They see r = x where |x| <= 5, and farther out a value that levels off, so that a far row is as cheap as any.
+    The context enters beside x, not beside the time: so it is learnt sooner, and the scales and shifts of one time
+    serve all rows. The output starts at zero, so an untrained flow is the identity. Where two widths differ, a matrix
+    replaces the identity of the skip connection. A network learns low frequencies first; Fourier features of x make
+    high ones low. They see r = x where |x| <= 5, and farther out a value that levels off, so that a far row is as cheap
+    as any.
 
     Args:
         event_shape: Shape of an event.
@@ -103,10 +107,11 @@ class ResidualDynamics(FlattenedField):
         size, widths = math.prod(event_shape), [hidden[0], *hidden]
         self.time_embedding = SinusoidalEmbedding(max_frequency=max_frequency)
         self.activation = ACTIVATIONS[activation]
-        features = 2 * len(self.time_embedding.frequencies) + context_dim
+        features = 2 * len(self.time_embedding.frequencies)
         self.modulation = nn.Sequential(
             nn.Linear(features, MODULATION_WIDTH), nn.SiLU(), nn.Linear(MODULATION_WIDTH, 2 * sum(widths[:-1]))
         )
+        self.context_embedding = _context_embedding(context_dim, widths[0]) if context_dim else None
         self.register_buffer("fourier_frequencies", math.pi * 2.0 ** torch.arange(fourier_features))
         inputs = size * (1 + 2 * fourier_features)
         self.input_layer = (
@@ -137,27 +142,31 @@ class ResidualDynamics(FlattenedField):
         if len(self.layers) > 1 or len(self.fourier_frequencies):
             return super().divergence(t, x, context)
         (layer,), loop = self.layers, self.input_layer.weight @ self.output_layer.weight
-        ((scale, shift),) = self._scales_and_shifts(t, x, context)
-        h = self.input_layer(x.flatten(1))
+        ((scale, shift),) = self._scales_and_shifts(t)
+        h, _ = self._enter(x.flatten(1), None, context)
         y, inner = self.activation.with_slope(torch.addcmul(shift, h, 1 + scale))
         y, outer = self.activation.with_slope(h + layer(y))
         trace = (outer * F.linear(inner * (1 + scale), layer.weight * loop.T, loop.diagonal())).sum(1)
         return self.output_layer(y).reshape(x.shape), trace
 
     def _propagate(self, t: Tensor, h: Tensor, dh: Tangents, context: Tensor | None) -> tuple[Tensor, Tangents]:
-        scales_and_shifts = self._scales_and_shifts(t, h, context)
-        h, dh = _linear(self.input_layer, *self._fourier_features(h, dh))
+        scales_and_shifts = self._scales_and_shifts(t)
+        h, dh = self._enter(h, dh, context)
         for layer, skip, (scale, shift) in zip(self.layers, self.skip_layers, scales_and_shifts, strict=True):
             y, dy = self.activation(torch.addcmul(shift, h, 1 + scale), dh, 1 + scale)
             y, dy = _linear(layer, y, dy)
             h, dh = skip(h) + y, None if dh is None else skip(dh) + dy
         return _linear(self.output_layer, *self.activation(h, dh))
 
-    def _scales_and_shifts(self, t: Tensor, x: Tensor, context: Tensor | None) -> list[tuple[Tensor, Tensor]]:
+    def _enter(self, x: Tensor, dx: Tangents, context: Tensor | None) -> tuple[Tensor, Tangents]:
+        """Return the first hidden state, which alone sees x and the context, and its tangents."""
+        h, dh = _linear(self.input_layer, *self._fourier_features(x, dx))
+        return (h if self.context_embedding is None else h + self.context_embedding(context)), dh
+
+    def _scales_and_shifts(self, t: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Return the scale and the shift of each layer, each (1 or batch, width)."""
-        features = join_context(self.time_embedding(time_column(t)), x, context)
         widths = [width for layer in self.layers for width in (layer.in_features, layer.in_features)]
-        chunks = self.modulation(features).split(widths, dim=1)
+        chunks = self.modulation(self.time_embedding(time_column(t))).split(widths, dim=1)
         return list(zip(chunks[::2], chunks[1::2], strict=True))
 
     def _fourier_features(self, x: Tensor, dx: Tangents) -> tuple[Tensor, Tangents]:
@@ -265,6 +274,14 @@ def _within_edge(x: Tensor) -> tuple[Tensor, Tensor]:
     held = x.clamp(-EDGE, EDGE)
     beyond = (x - held).tanh()
     return held + beyond, 1 - beyond.square()
+
+
+def _context_embedding(context_dim: int, width: int) -> nn.Sequential:
+    """Make a network from a context to a term of the first hidden state."""
+    return nn.Sequential(
+        nn.Linear(context_dim, CONTEXT_WIDTH), nn.SiLU(), nn.Linear(CONTEXT_WIDTH, CONTEXT_WIDTH), nn.SiLU(),
+        nn.Linear(CONTEXT_WIDTH, width, bias=False),
+    )  # fmt: skip
 
 
 def _linear_layers(shapes: Sequence[tuple[int, int]]) -> Sequence[nn.Linear]:

@@ -226,7 +226,10 @@ def _layered(network: ConcatDynamics | ConcatSquashDynamics) -> Iterator[Neurons
 
 def _residual(network: ResidualDynamics) -> Iterator[Neurons]:
     """Find the neurons of each part of the stream that identities connect."""
-    last, offset, first, feeding, reading = len(network.layers), 0, "input_layer", [Slot("input_layer")], []
+    context = (
+        [] if network.context_embedding is None else [Slot(f"context_embedding.{len(network.context_embedding) - 1}")]
+    )
+    last, offset, first, feeding, reading = len(network.layers), 0, "input_layer", [Slot("input_layer"), *context], []
     for i, (layer, skip) in enumerate(zip(network.layers, network.skip_layers, strict=True)):
         feeding += [Slot("modulation.2", offset), Slot("modulation.2", offset + layer.in_features)]
         offset += 2 * layer.in_features
