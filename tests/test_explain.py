@@ -149,6 +149,7 @@ def test_rows_that_pass_need_nothing(files, capsys):
     assert "0 of 2 rows are below: nothing to mend" in out
 
 
+@pytest.mark.slow
 def test_rows_have_the_numbers_that_they_have_in_the_file_and_dates_are_written(tmp_path, capsys):
     """The first row lacks a cell, the second all; the fourth one is the outlier."""
     rng = np.random.default_rng(0)
@@ -171,6 +172,7 @@ def test_rows_have_the_numbers_that_they_have_in_the_file_and_dates_are_written(
     assert pd.read_csv(tmp_path / "why.csv")["born"].str.fullmatch(r"\d{4}-\d\d-\d\d.*").all()
 
 
+@pytest.mark.slow
 def test_numbers_that_stand_for_something_else_are_written_as_such():
     item = FFJORD(**QUICK).fit(frame(np.random.default_rng(0).normal(size=(200, 2)))).explain(
         frame([[3.0, 0.0]]), allow=["dose"], threshold=-4.0, draws=300

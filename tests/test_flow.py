@@ -140,6 +140,7 @@ def test_velocity_is_the_derivative_of_the_trajectory_in_the_units_of_the_data(t
     close(stack.flow.velocity(x, time), forward, 1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adjoint", ADJOINTS)
 @pytest.mark.parametrize("word", TRACE_ESTIMATORS)
 def test_the_gradient_in_the_parameters_is_that_of_finite_differences(word, adjoint):

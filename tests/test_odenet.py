@@ -156,7 +156,7 @@ def test_a_seed_repeats_a_fit():
     assert (first == again).all()
 
 
-def test_labels_may_be_texts(nets):
+def test_labels_may_be_texts():
     x, y = annuli(60, 0)
     model = ODENetClassifier("resnet", layers=2, epochs=2, **QUICK).fit(x, np.array(["disc", "ring"])[y])
     assert set(model.predict(x)) <= {"disc", "ring"}

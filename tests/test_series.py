@@ -16,7 +16,7 @@ from ffjord_kit.models.posterior import Posterior, laplace
 from ffjord_kit.models.series import check_series, padded
 from ffjord_kit.run import RunError
 
-SMALL = {"latent_dim": 2, "hidden": 8, "max_steps": 30, "max_seconds": math.inf, "random_state": 0}
+SMALL = {"latent_dim": 2, "hidden": 8, "max_steps": 10, "max_seconds": math.inf, "random_state": 0}
 
 
 def waves(count, seed=0, rows=20, missing=0.3):

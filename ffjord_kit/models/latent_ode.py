@@ -95,9 +95,9 @@ class LatentODE(LatentODEFields):
 
     Example:
         >>> rng = np.random.default_rng(0)
-        >>> times = [np.sort(rng.uniform(0, 6, 20)) for _ in range(30)]
+        >>> times = [np.sort(rng.uniform(0, 6, 10)) for _ in range(20)]
         >>> series = [(t, np.sin(t)) for t in times]
-        >>> model = LatentODE(latent_dim=2, hidden=8, max_steps=20, random_state=0).fit(series)
+        >>> model = LatentODE(latent_dim=2, hidden=8, max_steps=5, random_state=0).fit(series)
         >>> model.extrapolate([7.0, 8.0], series[:2])[1].mean.shape
         (2, 1)
     """

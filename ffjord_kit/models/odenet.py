@@ -448,7 +448,7 @@ class ODENetRegressor(RegressorMixin, _ODENetEstimator):
 
     Example:
         >>> X = np.linspace(-1, 1, 20)[:, None]
-        >>> model = ODENetRegressor(width=16, epochs=200, random_state=0).fit(X, X[:, 0] ** 2)
+        >>> model = ODENetRegressor(width=16, epochs=100, random_state=0).fit(X, X[:, 0] ** 2)
         >>> bool(model.score(X, X[:, 0] ** 2) > 0.9)
         True
     """
