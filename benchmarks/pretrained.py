@@ -5,7 +5,8 @@
 Each is a run of `ffjord-kit fit` by the options in RECIPES, on one thread, CPU seconds. What is kept of it is what is
 needed to use it: config.json, the weights, and a short log. Held-out rows are a split that no fit has seen: fresh
 draws of a toy, 64 test images of MNIST, a fifth of the rows of the others. FOLDER holds mnist.npz and
-uci_regression.npz, and the galaxies are downloaded; a table in it is not kept, and a run says in words what it is. --table prints the table alone.
+uci_regression.npz; a table in it is not kept, and a run says in words what it is. The galaxies are downloaded. --table
+prints the table alone.
 """
 
 from __future__ import annotations
