@@ -9,7 +9,7 @@ import pytest
 import torch
 from oracles import close
 
-from ffjord_kit import FFJORD, ImageFFJORD
+from ffjord_kit import FFJORD, ImageFFJORD, ResidualDynamics
 from ffjord_kit.diagnostics.columns import DegenerateDataWarning, check_contexts
 from ffjord_kit.flow import Flow
 from ffjord_kit.nn import ConcatSquashDynamics
@@ -285,3 +285,31 @@ def test_a_flow_behind_a_conditional_transform_agrees_with_itself():
     (gradient,) = torch.autograd.grad(flow.log_prob(x, slope).sum(), slope)
     shifted = [flow.log_prob(x, c + shift) for shift in (1e-5, -1e-5)]
     close(gradient[:, 0], (shifted[0] - shifted[1]).detach() / 2e-5, 1e-5)
+
+
+@pytest.mark.slow
+def test_a_context_beside_x_is_learnt_sooner_than_one_that_gates():
+    rng = np.random.default_rng(0)
+
+    def rows(n):
+        c = rng.normal(size=(n, 4))
+        return np.sin(2 * c[:, :1]) + c[:, 1:2] * c[:, 2:3] + 0.02 * rng.normal(size=(n, 1)), c
+
+    (x, c), (x_new, c_new), log_prob = rows(3000), rows(1000), []
+    for gated in (False, True):
+        field = ResidualDynamics((1,), context_dim=4, hidden=(32, 32), gated_by_context=gated)
+        model = FFJORD(dynamics=field, schedule=[("flow_matching", 500)], random_state=0).fit(x, context=c)
+        log_prob.append(model.score_samples(x_new, context=c_new).mean())
+    assert log_prob[0] > log_prob[1] + 0.1
+
+
+def test_a_context_enters_or_gates_and_either_way_has_its_tangents():
+    t, x, c = torch.tensor(0.3), torch.randn(5, 2), torch.randn(5, 3)
+    for gated in (False, True):
+        field = ResidualDynamics((2,), context_dim=3, hidden=(8, 8), gated_by_context=gated)
+        torch.nn.init.normal_(field.output_layer.weight)
+        assert (field(t, x, c) != field(t, x, c.flip(0))).any()
+        tangents = torch.randn(4, 5, 2)
+        _, products = field.jvp(t, x, tangents, c)
+        expected = [torch.func.jvp(lambda x: field(t, x, c), (x,), (tangent,))[1] for tangent in tangents]  # noqa: B023
+        assert torch.allclose(products, torch.stack(expected), atol=1e-5)

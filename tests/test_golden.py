@@ -22,7 +22,7 @@ def in_float64():
 
 
 @pytest.mark.parametrize("rows, subsets, expected", [
-    (ROWS, False, 4.3171950235), (HOLED, True, 4.0917256888), (MIXED, False, 2.1391458443),
+    (ROWS, False, 4.3171950235), (HOLED, True, 4.0475053728), (MIXED, False, 2.1391458443),
 ], ids=["plain", "missing cells", "a category"])  # fmt: skip
 def test_the_likelihood_of_a_short_fit_is_what_it_was(rows, subsets, expected):
     model = FFJORD(schedule=[("flow_matching", 20)], hidden=(8,), random_state=0, subsets=subsets).fit(rows)

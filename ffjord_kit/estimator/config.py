@@ -359,7 +359,7 @@ def _network(fields: TableFields | ImageFields, domain: Domain) -> Callable[...,
         raise ValueError(f"hidden must be one or more positive widths; got {fields.hidden}")
     own = is_own(fields.dynamics)
     network = network_maker(fields.dynamics) if own else choice("dynamics", fields.dynamics, domain.networks)
-    options: dict[str, Any] = {}
+    options = dict(domain.residual_options) if fields.dynamics == "residual" else {}
     if fields.activation is not None:
         if fields.dynamics == "unet":
             raise ValueError(f"dynamics='unet' has its own activation: leave activation={fields.activation!r} out")

@@ -51,6 +51,11 @@ class Domain(Forms):
         return math.prod(self.event_shape)
 
     @property
+    def residual_options(self) -> dict[str, Any]:
+        """Options of a residual network that the domain decides."""
+        return {}
+
+    @property
     @abstractmethod
     def few_columns(self) -> bool:
         """Whether a solve with the exact trace is cheap."""

@@ -66,10 +66,10 @@ class ResidualDynamics(FlattenedField):
         dx/dt = V a(h_n) + c
 
     The context enters beside x, not beside the time: so it is learnt sooner, and the scales and shifts of one time
-    serve all rows. The output starts at zero, so an untrained flow is the identity. Where two widths differ, a matrix
-    replaces the identity of the skip connection. A network learns low frequencies first; Fourier features of x make
-    high ones low. They see r = x where |x| <= 5, and farther out a value that levels off, so that a far row is as cheap
-    as any.
+    serve all rows. Masks, which say what x means, better scale and shift each layer (`gated_by_context`). The output
+    starts at zero, so an untrained flow is the identity. Where two widths differ, a matrix replaces the identity of the
+    skip connection. A network learns low frequencies first; Fourier features of x make high ones low. They see r = x
+    where |x| <= 5, and farther out a value that levels off, so that a far row is as cheap as any.
 
     Args:
         event_shape: Shape of an event.
@@ -79,6 +79,7 @@ class ResidualDynamics(FlattenedField):
         fourier_features: Number of frequencies 2^k pi of x, k = 0, 1, ...; 0 for none.
         input_scales: Number of scales 1, 2, 4, ... at which equal parts of the first layer see x (MscaleDNN).
         max_frequency: Largest angular frequency w of the sinusoids of time.
+        gated_by_context: Whether the context scales and shifts each layer, and does not enter beside x.
 
     Example:
         >>> field = ResidualDynamics((2,), context_dim=1, hidden=(16, 16))
@@ -102,16 +103,19 @@ class ResidualDynamics(FlattenedField):
         fourier_features: int = 0,
         input_scales: int = 1,
         max_frequency: float = 100.0,
+        gated_by_context: bool = False,
     ) -> None:
         super().__init__()
         size, widths = math.prod(event_shape), [hidden[0], *hidden]
         self.time_embedding = SinusoidalEmbedding(max_frequency=max_frequency)
         self.activation = ACTIVATIONS[activation]
-        features = 2 * len(self.time_embedding.frequencies)
+        features = 2 * len(self.time_embedding.frequencies) + (context_dim if gated_by_context else 0)
         self.modulation = nn.Sequential(
             nn.Linear(features, MODULATION_WIDTH), nn.SiLU(), nn.Linear(MODULATION_WIDTH, 2 * sum(widths[:-1]))
         )
-        self.context_embedding = _context_embedding(context_dim, widths[0]) if context_dim else None
+        enters = context_dim > 0 and not gated_by_context
+        self.context_embedding = _context_embedding(context_dim, widths[0]) if enters else None
+        self.gated_by_context = gated_by_context
         self.register_buffer("fourier_frequencies", math.pi * 2.0 ** torch.arange(fourier_features))
         inputs = size * (1 + 2 * fourier_features)
         self.input_layer = (
@@ -142,7 +146,7 @@ class ResidualDynamics(FlattenedField):
         if len(self.layers) > 1 or len(self.fourier_frequencies):
             return super().divergence(t, x, context)
         (layer,), loop = self.layers, self.input_layer.weight @ self.output_layer.weight
-        ((scale, shift),) = self._scales_and_shifts(t)
+        ((scale, shift),) = self._scales_and_shifts(t, x, context)
         h, _ = self._enter(x.flatten(1), None, context)
         y, inner = self.activation.with_slope(torch.addcmul(shift, h, 1 + scale))
         y, outer = self.activation.with_slope(h + layer(y))
@@ -150,7 +154,7 @@ class ResidualDynamics(FlattenedField):
         return self.output_layer(y).reshape(x.shape), trace
 
     def _propagate(self, t: Tensor, h: Tensor, dh: Tangents, context: Tensor | None) -> tuple[Tensor, Tangents]:
-        scales_and_shifts = self._scales_and_shifts(t)
+        scales_and_shifts = self._scales_and_shifts(t, h, context)
         h, dh = self._enter(h, dh, context)
         for layer, skip, (scale, shift) in zip(self.layers, self.skip_layers, scales_and_shifts, strict=True):
             y, dy = self.activation(torch.addcmul(shift, h, 1 + scale), dh, 1 + scale)
@@ -159,14 +163,15 @@ class ResidualDynamics(FlattenedField):
         return _linear(self.output_layer, *self.activation(h, dh))
 
     def _enter(self, x: Tensor, dx: Tangents, context: Tensor | None) -> tuple[Tensor, Tangents]:
-        """Return the first hidden state, which alone sees x and the context, and its tangents."""
+        """Return the first hidden state, which alone sees x, and its tangents."""
         h, dh = _linear(self.input_layer, *self._fourier_features(x, dx))
         return (h if self.context_embedding is None else h + self.context_embedding(context)), dh
 
-    def _scales_and_shifts(self, t: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def _scales_and_shifts(self, t: Tensor, x: Tensor, context: Tensor | None) -> list[tuple[Tensor, Tensor]]:
         """Return the scale and the shift of each layer, each (1 or batch, width)."""
+        features = join_context(self.time_embedding(time_column(t)), x, context if self.gated_by_context else None)
         widths = [width for layer in self.layers for width in (layer.in_features, layer.in_features)]
-        chunks = self.modulation(self.time_embedding(time_column(t))).split(widths, dim=1)
+        chunks = self.modulation(features).split(widths, dim=1)
         return list(zip(chunks[::2], chunks[1::2], strict=True))
 
     def _fourier_features(self, x: Tensor, dx: Tangents) -> tuple[Tensor, Tangents]:

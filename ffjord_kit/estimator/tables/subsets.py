@@ -204,6 +204,10 @@ class SubsetDomain(TableDomain):
         categories = sum(self.sizes) + len(self.sizes)
         return QuestionScaling(cast(SubsetScaling, preprocess[0]).scaling, categories), 3 * self.size + categories
 
+    @property
+    def residual_options(self) -> dict[str, Any]:
+        return {"gated_by_context": True}  # by masks
+
     def _field(self, network: Callable[..., nn.Module]) -> nn.Module:
         codes = sum(self.sizes)
         inner = super()._field(lambda shape: network(shape, context_dim=2 * self.size + codes))
