@@ -7,10 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from commands import call
 from oracles import close
 
 from ffjord_kit import FFJORD, ImageFFJORD, ResidualDynamics
-from ffjord_kit.diagnostics.columns import DegenerateDataWarning, check_contexts
+from ffjord_kit.diagnostics.columns import DegenerateDataWarning, check_columns, check_contexts
 from ffjord_kit.flow import Flow
 from ffjord_kit.nn import ConcatSquashDynamics
 from ffjord_kit.ode import FixedSolver, SolveError
@@ -202,9 +203,9 @@ def test_a_row_with_a_far_context_neither_ends_the_scoring_of_others_nor_changes
 def test_the_error_of_a_solve_names_the_farthest_context(learnt):
     strict = copy.deepcopy(learnt).set_params(max_nfe=7)
     y, context = np.zeros((3, 1)), np.array([[0.0], [1e6], [0.5]])
-    for call in (strict.score_samples, strict.certify, lambda y, context: strict.sample(3, context=context)):
+    for verb in (strict.score_samples, strict.certify, lambda y, context: strict.sample(3, context=context)):
         with pytest.raises(SolveError, match=r"max_nfe=7 .*\. The farthest context among these rows is c0 = 1e\+06"):
-            call(y, context=context)
+            verb(y, context=context)
 
 
 def test_a_context_that_was_constant_in_the_fit_is_told_when_it_varies():
@@ -313,3 +314,29 @@ def test_a_context_enters_or_gates_and_either_way_has_its_tangents():
         _, products = field.jvp(t, x, tangents, c)
         expected = [torch.func.jvp(lambda x: field(t, x, c), (x,), (tangent,))[1] for tangent in tangents]  # noqa: B023
         assert torch.allclose(products, torch.stack(expected), atol=1e-5)
+
+
+def test_equal_rows_under_other_contexts_are_no_copies():
+    x = np.repeat(np.random.default_rng(0).normal(size=(50, 2)), 2, axis=0)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        check_columns(x, ["a", "b"], context=np.arange(100.0)[:, None])
+    assert not [each for each in caught if "more than once" in str(each.message)]
+    with pytest.warns(DegenerateDataWarning, match="100% of the rows occur more than once.*drop the copies$"):
+        check_columns(x, ["a", "b"], context=np.repeat(np.arange(50.0), 2)[:, None])
+
+
+def test_rows_without_any_modelled_value_are_left_out_of_a_conditional_fit_and_its_scores(tmp_path, capsys):
+    table = pd.DataFrame({"dose": Y[:, 0], "age": np.arange(len(Y)) % 7})
+    table.loc[3, "dose"] = np.nan
+    table.to_csv(tmp_path / "t.csv", index=False)
+    options = ["--schedule", "flow_matching:5", "--hidden", "8", "--context", "age", "--out", tmp_path / "run"]
+    said = f"1 of {len(Y)} rows left out, which have no value"
+    code, _, err = call(capsys, "fit", tmp_path / "t.csv", *options)
+    assert code == 0 and said in err
+    code, out, err = call(capsys, "score", tmp_path / "run", tmp_path / "t.csv")
+    assert code == 0 and said in err
+    table.loc[5, "age"] = np.nan
+    table.to_csv(tmp_path / "t.csv", index=False)
+    code, _, err = call(capsys, "score", tmp_path / "run", tmp_path / "t.csv")
+    assert code == 1 and "context contains NaN" in err and "Traceback" not in err

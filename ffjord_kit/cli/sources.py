@@ -14,7 +14,7 @@ from ffjord_kit.cli.contexts import is_named, read_labels, read_values
 from ffjord_kit.columns.base import ColumnType
 from ffjord_kit.columns.categories import Category, Dated
 from ffjord_kit.columns.types import read_types
-from ffjord_kit.datasets.dataset import listing
+from ffjord_kit.datasets.dataset import columns_without, listing
 from ffjord_kit.estimator import DensityModel
 from ffjord_kit.estimator.persistence import check_entry, check_record
 from ffjord_kit.rows import frame_of
@@ -233,7 +233,8 @@ def load(
     dataset = _load_table(
         source, told=told, rows=rows, seed=seed, missing=missing, types=types or {}, drop=drop, missing_ok=missing_ok,
     )  # fmt: skip
-    numbers = None if keep_empty or missing is None else _rows_with_values(dataset, told)
+    aside = [*context_columns, *([] if weight is None else [weight]), *(_noise_pair(each)[1] for each in noise_columns)]
+    numbers = None if keep_empty or missing is None else _rows_with_values(dataset, aside, told)
     dataset = dataset if numbers is None else replace(dataset, x=dataset.x[numbers])
     note = {
         "source": datasets.locate(source),
@@ -404,14 +405,16 @@ def load_for_run(
 def marks_of_missing(run: Run) -> Sequence[float | str] | None:
     """Return what marks the missing cells of a run's data.
 
+    A conditional run has none, but rows whose every value to model is missing are left out.
+
     Args:
         run: The run.
 
     Returns:
         The marks beside empty cells; None where no cell may be missing.
     """
-    fields = run.config["estimator"]
-    return fields.get("missing") or () if fields.get("subsets") or run.config.get("subsets") else None
+    fields, conditional = run.config["estimator"], run.config["data"].get("context_columns")
+    return fields.get("missing") or () if fields.get("subsets") or run.config.get("subsets") or conditional else None
 
 
 def complete_rows(data: LoadedData, verb: str, noun: str = "rows") -> LoadedData:
@@ -522,9 +525,9 @@ def _load_table(source: str, *, told: bool = True, **options: Any) -> datasets.D
     return dataset
 
 
-def _rows_with_values(dataset: datasets.Dataset, told: bool) -> np.ndarray | None:
-    """Return the numbers of the rows with any value, and tell how many have none; None where all have."""
-    empty = np.isnan(dataset.x).all(1)
+def _rows_with_values(dataset: datasets.Dataset, aside: Sequence[str], told: bool) -> np.ndarray | None:
+    """Return the numbers of the rows with any value to model, and tell how many have none; None where all have."""
+    empty = np.isnan(dataset.x[:, columns_without(dataset.columns, aside)]).all(1)
     if not empty.any():
         return None
     if told and current_workers().is_first:

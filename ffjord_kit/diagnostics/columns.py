@@ -41,6 +41,7 @@ def check_columns(
     angles: Iterable[int] = (),
     filled: bool = False,
     for_tails: str = FOR_TAILS,
+    context: np.ndarray | None = None,
 ) -> None:
     """Refuse constant columns, and warn where the likelihood has no bound or follows too few rows.
 
@@ -53,6 +54,7 @@ def check_columns(
         angles: Columns of angles, of which none is far out.
         filled: Whether rows hold values in the place of missing cells, so that they may be repeated by chance.
         for_tails: What to do about rows far out that are no errors.
+        context: Contexts of the rows, shape (n, c), without which equal rows are no copies.
 
     Raises:
         ValueError: If columns are constant, or too large for floats; it names them.
@@ -66,7 +68,7 @@ def check_columns(
         _warn_of_dependence(x, names)
     tied = _warn_of_ties(x, names, warned)
     if len(tied) < x.shape[1] and not filled:  # rows of ties alone are repeated by chance
-        _warn_of_repeats(x)
+        _warn_of_repeats(x, context)
     if not heavy_tails:
         _warn_of_outliers(x, names, warned | tied | set(angles), for_tails)
     if len(x) < x.shape[1]:
@@ -194,16 +196,17 @@ def _for_steps(x: np.ndarray, names: Sequence[str], stepped: Sequence[int]) -> s
     return f"pass dequantize={[names[i] for i in stepped]}, for noise of the width of its steps"
 
 
-def _warn_of_repeats(x: np.ndarray) -> None:
+def _warn_of_repeats(x: np.ndarray, context: np.ndarray | None) -> None:
     """Warn of rows that occur more than once, which a validation would have seen in training."""
     if not FEW_ROWS <= len(x) <= MOST_ROWS:
         return
-    _, counts = np.unique(x, axis=0, return_counts=True)
+    whole = x if context is None else np.column_stack([x, context])
+    _, counts = np.unique(whole, axis=0, return_counts=True)
     share = counts[counts > 1].sum() / len(x)
     if share > REPEATED:
         _warn(
             f"{share:.0%} of the rows occur more than once: those held out are trained on too, so validation flatters "
-            "the model; drop the copies, e.g. by numpy.unique(X, axis=0)"
+            f"the model; drop the copies{', e.g. by numpy.unique(X, axis=0)' if context is None else ''}"
         )
 
 

@@ -136,7 +136,7 @@ def choose(
         else [*search.schedule(settled, best)]
     )
     values["schedule"] = [spec.value for spec in specs]
-    search.note("chosen: " + ", ".join(f"{name}={_word(value)}" for name, value in values.items()))
+    search.note("chosen: " + ", ".join(f"{name}={_word(value)}" for name, value in values.items()) + _untrained(values))
     search.before.seconds, search.before.work_seconds = timer.read()
     return Choice(values, best.flow, search.before)
 
@@ -483,6 +483,14 @@ class Search:
 def _with_rate(values: Mapping[str, Any], steps: int) -> dict[str, Any]:
     """Return values whose single step, if there is no other, changes nothing to speak of."""
     return {**values, **({"learning_rate": RATE_OF_ONE_STEP} if steps == 1 else {})}
+
+
+def _untrained(values: Mapping[str, Any]) -> str:
+    """Return a remark where one step that changes nothing was the best of cross-validation, or nothing."""
+    if values.get("learning_rate") != RATE_OF_ONE_STEP:
+        return ""
+    base = "a mixture of normals" if values.get("base") == "mixture" else "a normal density"
+    return f"; more steps are no likelier on rows left out, so the density is {base} of the scaled columns"
 
 
 def _word(value: Any) -> str:

@@ -274,7 +274,7 @@ class TableDomain(Domain):
     def training_data(self, arrays: Arrays, fraction: float, seed: int) -> TrainingData:
         x = self.add_noise(arrays.x, seed)
         angles = [place for place in range(len(self.columns)) if place not in self.geometry.real]
-        check_columns(x, self.columns, heavy_tails=self.base_word == "student", angles=angles)
+        check_columns(x, self.columns, heavy_tails=self.base_word == "student", angles=angles, context=arrays.context)
         check_support(x, self.bounds, self.columns)
         x = to_internal(x, self.types, self.columns)
         if arrays.context is not None:
