@@ -48,7 +48,7 @@ def test_a_data_set_is_a_finite_named_table_that_its_seed_reproduces(word):
     assert not np.array_equal(first.x, load(word, rows=50, seed=4).x)
 
 
-@pytest.mark.parametrize("row", describe(), ids=lambda row: row.name)
+@pytest.mark.parametrize("row", [row for row in describe() if row.name in CARRIED], ids=lambda row: row.name)
 def test_the_description_says_what_load_gives(row):
     dataset = load(row.name)
     assert dataset.x.shape == (row.rows or 10_000, row.dimensions)
