@@ -108,8 +108,10 @@ def test_an_explained_row_has_its_score_under_contexts_by_name(named):
     model, rows, around = named[0], Y[:1], {"reference": Y, "reference_context": TABLE, "draws": 20}
     expected = model.score_samples(rows, context=TABLE[:1])
     for context in (TABLE[:1], TABLE[["dose", "age"]][:1], dict(TABLE.iloc[0])):
-        found = model.explain(rows, context=context, threshold=float(expected[0]) - 1, **around)
-        assert found[0].before + found.threshold == pytest.approx(expected[0], abs=5e-3)  # by few steps
+        threshold = float(expected[0]) - 1
+        found = model.explain(rows, context=context, threshold=threshold, **around)
+        error = found.threshold - threshold  # that of the solver, which is added to the threshold
+        assert 0 < error < 0.05 and abs(found[0].before + found.threshold - expected[0]) <= error
 
 
 @pytest.mark.parametrize("names", [["age"], ["age", "size"], ["age", "dose", "size"]], ids=str)
@@ -334,8 +336,9 @@ def test_rows_without_any_modelled_value_are_left_out_of_a_conditional_fit_and_i
     said = f"1 of {len(Y)} rows left out, which have no value"
     code, _, err = call(capsys, "fit", tmp_path / "t.csv", *options)
     assert code == 0 and said in err
-    code, out, err = call(capsys, "score", tmp_path / "run", tmp_path / "t.csv")
-    assert code == 0 and said in err
+    for one_context in ([], ["--context", "3"]):
+        code, _, err = call(capsys, "score", tmp_path / "run", tmp_path / "t.csv", *one_context)
+        assert code == 0 and said in err
     table.loc[5, "age"] = np.nan
     table.to_csv(tmp_path / "t.csv", index=False)
     code, _, err = call(capsys, "score", tmp_path / "run", tmp_path / "t.csv")

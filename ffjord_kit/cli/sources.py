@@ -14,7 +14,7 @@ from ffjord_kit.cli.contexts import is_named, read_labels, read_values
 from ffjord_kit.columns.base import ColumnType
 from ffjord_kit.columns.categories import Category, Dated
 from ffjord_kit.columns.types import read_types
-from ffjord_kit.datasets.dataset import columns_without, listing
+from ffjord_kit.datasets.dataset import listing
 from ffjord_kit.estimator import DensityModel
 from ffjord_kit.estimator.persistence import check_entry, check_record
 from ffjord_kit.rows import frame_of
@@ -233,9 +233,6 @@ def load(
     dataset = _load_table(
         source, told=told, rows=rows, seed=seed, missing=missing, types=types or {}, drop=drop, missing_ok=missing_ok,
     )  # fmt: skip
-    aside = [*context_columns, *([] if weight is None else [weight]), *(_noise_pair(each)[1] for each in noise_columns)]
-    numbers = None if keep_empty or missing is None else _rows_with_values(dataset, aside, told)
-    dataset = dataset if numbers is None else replace(dataset, x=dataset.x[numbers])
     note = {
         "source": datasets.locate(source),
         "rows": rows,
@@ -246,8 +243,10 @@ def load(
     }
     if weight is None and not context_columns and not noise_columns:
         shape, known = dataset.image_shape, dataset.log_prob
-        return LoadedData(dataset.x, None, dataset.columns, note, known, shape, types=dataset.types, numbers=numbers)
-    return replace(_set_aside(dataset, note, context_columns, weight, noise_columns), numbers=numbers)
+        data = LoadedData(dataset.x, None, dataset.columns, note, known, shape, types=dataset.types)
+    else:
+        data = _set_aside(dataset, note, context_columns, weight, noise_columns)
+    return data if keep_empty or missing is None else _with_values(data, told)
 
 
 def _set_aside(
@@ -386,12 +385,18 @@ def load_for_run(
     data = load(
         source, rows=rows, seed=seed, context_columns=note.get("context_columns", []) if context is None else [],
         drop=note.get("drop", []), missing_ok=True, types=_types_of(run), missing=marks_of_missing(run),
-        keep_empty=keep_empty,
+        keep_empty=True,
     )  # fmt: skip
     data = _without_weights(data, note.get("weight"), expected)
     if context is not None:
         given = cast(np.ndarray, parse_context(run, context, len(data.x)))
         data = replace(data, context=np.broadcast_to(given, (len(data.x), given.shape[1])))
+    data = _in_order(data, source, expected)
+    return data if keep_empty or marks_of_missing(run) is None else _with_values(data, told=True)
+
+
+def _in_order(data: LoadedData, source: str, expected: tuple[str, ...]) -> LoadedData:
+    """Return data with the columns of a run, by name, or by position where either side has no names."""
     places = {name: i for i, name in enumerate(data.columns)}
     if set(expected) <= places.keys():
         return replace(data, x=data.x[:, [places[column] for column in expected]], columns=expected)
@@ -525,14 +530,14 @@ def _load_table(source: str, *, told: bool = True, **options: Any) -> datasets.D
     return dataset
 
 
-def _rows_with_values(dataset: datasets.Dataset, aside: Sequence[str], told: bool) -> np.ndarray | None:
-    """Return the numbers of the rows with any value to model, and tell how many have none; None where all have."""
-    empty = np.isnan(dataset.x[:, columns_without(dataset.columns, aside)]).all(1)
+def _with_values(data: LoadedData, told: bool) -> LoadedData:
+    """Return the rows with any value to model, and tell how many have none."""
+    empty = np.isnan(data.x).all(1)
     if not empty.any():
-        return None
+        return data
     if told and current_workers().is_first:
         click.echo(f"{empty.sum()} of {len(empty)} rows left out, which have no value", err=True)
-    return np.flatnonzero(~empty)
+    return data.take(~empty)
 
 
 def _load_images(

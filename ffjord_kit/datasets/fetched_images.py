@@ -8,7 +8,6 @@ the levels where it is known.
 from __future__ import annotations
 
 import gzip
-import hashlib
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from ffjord_kit.datasets.fetching import Origin, fetch, find
+from ffjord_kit.datasets.fetching import Origin, check_digest, fetch, find
 from ffjord_kit.datasets.image_files import Arrays, channels_first, read_archive
 from ffjord_kit.datasets.splits import SPLITS
 
@@ -77,25 +76,10 @@ def read_fetched(origin: ImageOrigin, split: str) -> Arrays:
     Raises:
         ValueError: If the set can neither be found nor downloaded, or its file holds something else.
     """
-    path = find_images(origin) or fetch(origin, partial(_pack, origin))
+    path = find(origin.file, *origin.partial_files) or fetch(origin, partial(_pack, origin))
     arrays = read_archive(str(path), split)
     _check_split(str(path), arrays, origin, split)
     return arrays
-
-
-def find_images(origin: ImageOrigin) -> Path | None:
-    """Find the file of a set on this machine.
-
-    Args:
-        origin: The set.
-
-    Returns:
-        The path of its NPZ file, or of a partial one, or None.
-
-    Raises:
-        ValueError: If FFJORD_KIT_DATA names no folder.
-    """
-    return find(origin.file, *origin.partial_files)
 
 
 def _pack(origin: ImageOrigin, paths: Sequence[Path], file: BinaryIO) -> None:
@@ -200,16 +184,8 @@ def _check_split(label: str, arrays: Arrays, origin: ImageOrigin, split: str) ->
     if labels is None or labels.max() >= classes:
         raise ValueError(f"{label}: {origin.name} needs labels 0 .. {classes - 1} (y_train, y_test); got others")
     expected = origin.digests.get(split)
-    if expected is not None and (digest := _digest(images, labels)) != expected:
-        text = f"SHA-256 of x_{split} and y_{split}: expected {expected}, got {digest}"
-        raise ValueError(f"{label}: {text}: damaged, or another file of that name; remove it")
-
-
-def _digest(images: np.ndarray, labels: np.ndarray) -> str:
-    """Return the SHA-256 of the levels of all images (n, c, h, w), then of all labels, a byte each."""
-    digest = hashlib.sha256(np.ascontiguousarray(images).data)
-    digest.update(labels.astype(np.uint8).data)
-    return digest.hexdigest()
+    if expected is not None:
+        check_digest(label, f"x_{split} and y_{split}", [images, labels.astype(np.uint8)], expected)
 
 
 # ---- the sets

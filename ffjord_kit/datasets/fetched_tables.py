@@ -6,7 +6,6 @@ can run any code: its numbers lie in one block, which is read as bytes and compa
 
 from __future__ import annotations
 
-import hashlib
 import zipfile
 from collections.abc import Sequence
 from functools import partial
@@ -17,7 +16,7 @@ import numpy as np
 
 from ffjord_kit.datasets.damage import explained_by
 from ffjord_kit.datasets.dataset import Dataset
-from ffjord_kit.datasets.fetching import Origin, fetch, find
+from ffjord_kit.datasets.fetching import Origin, check_digest, fetch, find
 
 
 class Block(NamedTuple):
@@ -71,7 +70,7 @@ def galaxies(rng: np.random.Generator) -> Dataset:
     path = find(_PZFLOW.file) or fetch(_PZFLOW, partial(_pack, GALAXIES))
     with explained_by(str(path), "an NPZ file with the array x"), np.load(path, allow_pickle=False) as content:
         x = content["x"]
-    _check(str(path), x, GALAXIES)
+    check_digest(str(path), "x", [x], GALAXIES.digest)
     return Dataset("galaxies", x, GALAXIES.columns)
 
 
@@ -81,12 +80,5 @@ def _pack(block: Block, paths: Sequence[Path], file: BinaryIO) -> None:
         content = archive.read(block.member)
     shape = (len(block.columns), block.rows)
     x = np.frombuffer(content, dtype="<f8", count=shape[0] * shape[1], offset=block.start).reshape(shape).T
-    _check(f"{block.member} of {paths[0].name}", x, block)
+    check_digest(f"{block.member} of {paths[0].name}", "x", [x], block.digest)
     np.savez(file, x=np.ascontiguousarray(x))
-
-
-def _check(label: str, x: np.ndarray, block: Block) -> None:
-    digest = hashlib.sha256(np.ascontiguousarray(x).tobytes()).hexdigest()
-    if digest != block.digest:
-        text = f"SHA-256 of x: expected {block.digest}, got {digest}"
-        raise ValueError(f"{label}: {text}: damaged, or another file of that name; remove it")

@@ -7,6 +7,7 @@ are downloaded from their publishers, each is compared with its SHA-256, and the
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import sys
@@ -16,6 +17,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
+
+import numpy as np
 
 from ffjord_kit.atomic import replacing
 from ffjord_kit.datasets.damage import reason
@@ -103,6 +106,26 @@ def fetch(origin: Origin, pack: Pack) -> Path:
         with replacing(path) as temporary, open(temporary, "wb") as file:
             pack(originals, file)
     return path
+
+
+def check_digest(label: str, what: str, content: Sequence[np.ndarray], expected: str) -> None:
+    """Check the SHA-256 of what a file holds.
+
+    Args:
+        label: Name of the file, for the message.
+        what: Names of the arrays, for the message.
+        content: The arrays, whose bytes follow one another.
+        expected: SHA-256 that they should have.
+
+    Raises:
+        ValueError: If they have another one.
+    """
+    digest = hashlib.sha256()
+    for array in content:
+        digest.update(np.ascontiguousarray(array).data)
+    if (got := digest.hexdigest()) != expected:
+        text = f"SHA-256 of {what}: expected {expected}, got {got}"
+        raise ValueError(f"{label}: {text}: damaged, or another file of that name; remove it")
 
 
 def _download(origin: Origin, folder: str) -> list[Path]:
