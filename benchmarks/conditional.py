@@ -2,9 +2,9 @@
 
     python benchmarks/conditional.py [--sets slcp] [--only auto] [--budgets 15,60] [--seed 1] [--json FILE]
 
-10,000 simulations: five parameters given eight observations. One thread, CPU seconds of training with all that belongs
-to it; a run of its own for each budget. zuko's NSF is tuned as in the other tables: cosine, best validation weights,
-early stopping.
+10,000 simulations: five parameters given eight observations, or a redshift given a magnitude and five colours. One
+thread, CPU seconds of training with all that belongs to it; a run of its own for each budget. zuko's NSF is tuned as in
+the other tables: cosine, best validation weights, early stopping.
 """
 
 from __future__ import annotations

@@ -73,8 +73,8 @@ def unfit(path: Path, reason: str) -> RunError:
         The error.
     """
     return RunError(
-        f"{path / 'model.safetensors'} does not fit config.json ({reason}): one of them is damaged: restore it, or "
-        "fit again"
+        f"{path / 'model.safetensors'} does not fit config.json ({reason}): one of them is damaged or of an "
+        "earlier version: restore it, or fit again"
     )
 
 

@@ -44,7 +44,7 @@ def test_every_word_left_open_is_tried_and_the_best_is_kept_and_told():
     assert len(tried) == 4  # the first words, and one change for each of three fields
     nll = {text.split(":")[0]: float(text.split("NLL ")[1].split()[0]) for text in tried}
     chosen = model.config_["chosen"]
-    names = ("time_density", "scaling", "fourier_features")
+    names = ("time_density", "scaling", "fourier_features", "coupling")
     best = "tried " + ", ".join(f"{name}={chosen[name]}" for name in names)
     assert nll[best] == min(nll.values())
     assert chosen["schedule"] == [("flow_matching", 40), ("steps", 2)]
@@ -60,10 +60,11 @@ def test_a_later_word_must_win_by_a_margin(monkeypatch):
 
 @pytest.mark.slow
 def test_a_word_that_is_given_is_not_tried():
-    model = FFJORD(**FIELDS, time_density="uniform", scaling="whiten", fourier_features=0).fit(moons())
+    given = {"time_density": "uniform", "scaling": "whiten", "fourier_features": 0, "coupling": "independent"}
+    model = FFJORD(**FIELDS, **given).fit(moons())
     chosen = model.config_["chosen"]
     assert chosen["schedule"] == [("flow_matching", 40), ("steps", 2)]
-    assert not {"time_density", "scaling", "fourier_features"} & set(chosen)
+    assert not set(given) & set(chosen)
     assert [text for text in events(model) if text.startswith("tried")][0].startswith("tried the only way: validation")
 
 

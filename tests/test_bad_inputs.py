@@ -306,7 +306,7 @@ USAGE = {
     "fit table.csv --out out --rows many": "'many' is not a valid integer",
     "fit table.csv --out out --tolerance fine": "'fine' is not a valid float",
     "fit table.csv --out out --patience 1.5": "'1.5' is not a valid integer",
-    "fit table.csv --out out --coupling ot": "'ot' is not one of 'independent', ",
+    "fit table.csv --out out --coupling ot": "'ot' is not one of 'auto', 'independent', ",
     "fit table.csv --out out --time-density late": "'late' is not one of 'auto', ",
     "fit table.csv --out out --scaling none2": "'none2' is not one of 'auto', ",
     "fit table.csv --out out --adjoint none": "'none' is not one of 'backprop', ",

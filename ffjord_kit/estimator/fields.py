@@ -89,7 +89,13 @@ class CommonFields:
     time_density: str = option(
         "auto", "Training", "density of t in flow matching; auto: tried out", ("auto", *TIME_DENSITIES)
     )
-    coupling: str = option("independent", "Training", "pairing of base points and rows in flow matching", COUPLINGS)
+    coupling: str = option(
+        "auto",
+        "Training",
+        "pairing of base points and rows in flow matching; auto: independent, but optimal_transport where schedule "
+        "auto fits up to 3 columns without contexts or weights",
+        ("auto", *COUPLINGS),
+    )
     hidden: tuple[int, ...] | None = option(
         None,
         "Network",

@@ -130,9 +130,9 @@ class ImageDomain(Domain):
         channels = next(widths for side, widths in UNET_CHANNELS if max(self.shape[1:]) <= side)
         return {
             "schedule": [("flow_matching", 4000)] if self.scales == 1 else [("mle", 2000)],
-            "time_density": "likelihood", "scaling": "logit", "dynamics": "unet", "solver": "rk4",
-            "adjoint": "checkpointed", "learning_rate": 2e-3, "batch_size": 64, "solver_steps": 4, "hidden": channels,
-            "weight_decay": 0.0,
+            "time_density": "likelihood", "coupling": "independent", "scaling": "logit", "dynamics": "unet",
+            "solver": "rk4", "adjoint": "checkpointed", "learning_rate": 2e-3, "batch_size": 64, "solver_steps": 4,
+            "hidden": channels, "weight_decay": 0.0,
         }  # fmt: skip
 
     def search_options(self, data: TrainingData) -> Iterator[tuple[str, tuple[Any, ...]]]:

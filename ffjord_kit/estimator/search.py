@@ -41,7 +41,8 @@ from ffjord_kit.training.validation import LikelihoodValidation
 
 STEPS, MOST_EPOCHS = 4000, 700  # of flow matching where steps are counted: small sets are learnt by heart beyond
 TRIAL_STEPS, TRIAL_SHARE, TRIAL_SHARE_OF_MANY = 400, 0.06, 0.05  # of few columns, and of more, with more to try
-TRIAL_ELEMENTS, TRIAL_ROWS = 4_096, 50  # of the validation data; at least this number of rows
+# Of the validation data that judge a trial: elements, at most so many for each second allowed, and least rows.
+TRIAL_ELEMENTS, TRIAL_ELEMENTS_A_SECOND, TRIAL_ROWS = 4_096, 32, 50
 # Nats a column by which a later value must win: a short fit is kinder to some.
 MARGINS = {"time_density": 0.05, "scaling": SCALING_MARGIN, "fourier_features": 0.01}
 RACED = ("base", "scaling")  # fields whose values race in cross-validation; others are tried on the winner
@@ -53,8 +54,9 @@ RATE_OF_ONE_STEP = 1e-9  # leaves the flow as it begins
 WARM_STEPS = 3  # before the trials: the first steps of a process are slow
 TRANSFORMS_STEPS, TRANSFORMS_SHARE = 2000, 0.25
 FINISH_SHARE, FINISH_STEPS = 0.2, 50  # of the time left for maximum likelihood, and the least steps of it
-# In few explicit steps: where steps are counted; else a share of the time, and of many columns, whose frames are dear.
-STEPS_IN_STEPS, SHARE_IN_STEPS, SHARE_IN_STEPS_OF_MANY, MANY = 200, 0.25, 0.1, 32
+# In few explicit steps: where steps are counted; else a share of the time: of up to 3 columns without contexts, of
+# more, and of many, whose frames are dear.
+STEPS_IN_STEPS, SHARE_IN_STEPS_OF_FEW, SHARE_IN_STEPS, SHARE_IN_STEPS_OF_MANY, MANY = 200, 0.45, 0.25, 0.1, 32
 SHARE_WITH_NOISE = 0.5  # of the time for the steps, where these remove measurement errors
 THERE_AND_BACK = 3  # times the cost of the forward pass
 
@@ -304,9 +306,15 @@ class Search:
             return None
         if self.fields.max_seconds is None:
             return PhaseSpec("steps", steps=STEPS_IN_STEPS)
-        share = SHARE_IN_STEPS if self.domain.size <= MANY else SHARE_IN_STEPS_OF_MANY
-        share = share if self.data.noise is None else SHARE_WITH_NOISE
-        return PhaseSpec("steps", seconds=share * (self._seconds_left() or 0.0))
+        return PhaseSpec("steps", seconds=self._share_in_steps() * (self._seconds_left() or 0.0))
+
+    def _share_in_steps(self) -> float:
+        """Return the share of the seconds left that goes to few explicit steps."""
+        if self.data.noise is not None:
+            return SHARE_WITH_NOISE
+        if self.domain.size > MANY:
+            return SHARE_IN_STEPS_OF_MANY
+        return SHARE_IN_STEPS_OF_FEW if self.domain.few_columns and self.data.context is None else SHARE_IN_STEPS
 
     def in_steps_with_noise(self, best: Trial) -> Iterator[PhaseSpec]:
         """Yield the training in few explicit steps of a small table, which needs it where rows have measurement errors.
@@ -446,7 +454,8 @@ class Search:
         held_out = self.data.held_out
         if held_out is None:
             return None
-        few = held_out[: max(TRIAL_ROWS, TRIAL_ELEMENTS // self.domain.size)]
+        elements = min(TRIAL_ELEMENTS, TRIAL_ELEMENTS_A_SECOND * (self.fields.max_seconds or math.inf))
+        few = held_out[: max(TRIAL_ROWS, int(elements) // self.domain.size)]
         return few if few.weight is None or few.weight.sum() > 0 else held_out
 
     def _alone(self, config: Config) -> Any:

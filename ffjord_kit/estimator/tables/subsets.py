@@ -43,7 +43,7 @@ FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
     "scaling": (("auto", *SCALINGS), "each column is scaled by itself"),
     "base": (("auto", "normal"), "the base is normal, column by column"),
     "dynamics": (("auto", *NETWORKS), "the field must be masked column by column"),
-    "coupling": (("independent",), "each row has a question of its own"),
+    "coupling": (("auto", "independent"), "each row has a question of its own"),
     "transforms": ((None, (), []), "exact transforms mix the columns"),
     "watch": ((None, "condensation"), "a spectrum is that of whole rows"),
     "robust": ((None,), "the worst neighbours of a row belong to one question"),

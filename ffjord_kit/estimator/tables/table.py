@@ -223,7 +223,7 @@ class TableDomain(Domain):
 
     def defaults(self) -> dict[str, Any]:
         return {
-            "schedule": [("flow_matching", 4000)], "time_density": "uniform",
+            "schedule": [("flow_matching", 4000)], "time_density": "uniform", "coupling": "independent",
             "scaling": "robust" if self.base_word == "student" else "standardize", "dynamics": "residual",
             "solver": "dopri5", "adjoint": "backprop", "learning_rate": 8e-3, "batch_size": 512, "fourier_features": 0,
             "base": "normal", "hidden": NARROW if self.few_columns else WIDE, "weight_decay": 0.0,
@@ -240,6 +240,8 @@ class TableDomain(Domain):
         if self.few_columns:
             some = FEATURES_OF_SPHERES if self.geometry.spheres else 2
             yield "fourier_features", (0, some) if small else (some, 0)
+            if not small and data.context is None and data.fitting.weight is None and self.geometry.is_flat:
+                yield "coupling", ("optimal_transport",)
         if small:
             if self.geometry.real:
                 yield "base", ("normal", "mixture")

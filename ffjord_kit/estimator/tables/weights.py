@@ -15,7 +15,7 @@ def refuse_beside_weights(fields: TableFields) -> None:
     Raises:
         ValueError: If there is such a field.
     """
-    if fields.coupling != "independent":
+    if fields.coupling not in ("auto", "independent"):
         raise ValueError(
             f"coupling={fields.coupling!r} pairs rows that count alike: with sample_weight leave it at 'independent'"
         )
