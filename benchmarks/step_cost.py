@@ -2,9 +2,9 @@
 
     python benchmarks/step_cost.py [--columns 2,5,9,21,43,63] [--compile]
 
-One thread, float32, 16 evaluations of the default network of so many columns, 2,000 rows. Operations are those of the
-products with the network's matrices for a state and its frame of tangents, 2 E (1 + d) W a row for E evaluations and W
-weights. The limit is the rate of one product of matrices of the network's size.
+One thread, float32, 2,000 rows, the network and the evaluations that a fit of so many columns has. Operations are those
+of the products with the network's matrices for a state and its frame of tangents, 2 E (1 + d) W a row for E evaluations
+and W weights. The limit is the rate of one product of matrices of the network's size.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import torch
 from clock import least_seconds
 
 from ffjord_kit import Flow, ResidualDynamics
+from ffjord_kit.estimator.discretize import EVALUATIONS, EVALUATIONS_OF_FEW, FEW
 from ffjord_kit.transforms import Stepped
 
-ROWS, STEPS, AT_ONCE = 2000, 8, 512
+ROWS, AT_ONCE = 2000, 512
 NARROW, WIDE = (64, 64, 64), (128, 128, 128)
 
 
@@ -37,9 +38,10 @@ def main() -> None:
 @torch.no_grad()
 def _row(columns: int, *, compiled: bool) -> str:
     torch.manual_seed(0)
-    widths = NARROW if columns <= 3 else WIDE
+    widths = NARROW if columns <= FEW else WIDE
+    evaluations = EVALUATIONS_OF_FEW if columns <= FEW else EVALUATIONS
     field = ResidualDynamics((columns,), hidden=widths)
-    flow = Flow([Stepped(field, (columns,), method="midpoint", steps=STEPS)])
+    flow = Flow([Stepped(field, (columns,), method="euler", steps=evaluations)])
     x, log_prob = torch.randn(ROWS, columns), flow.log_prob
     if compiled:
         begun = time.perf_counter()
@@ -47,7 +49,7 @@ def _row(columns: int, *, compiled: bool) -> str:
         log_prob(x[:AT_ONCE])
         print(f"compiled in {time.perf_counter() - begun:.0f} s")
     weights = 2 * columns * widths[0] + sum(a * b for a, b in zip(widths, (*widths[1:], widths[-1]), strict=True))
-    operations = 2 * 2 * STEPS * (1 + columns) * weights
+    operations = 2 * evaluations * (1 + columns) * weights
     limit = operations * 10_000 / _rate(widths[0], AT_ONCE * (1 + columns))
     seconds = least_seconds(lambda: [log_prob(part) for part in x.split(AT_ONCE)]) * 10_000 / ROWS
     return f"| {columns} | {operations / 1e6:.1f} | {limit:.2f} | {seconds:.2f} | {limit / seconds:.0%} |"

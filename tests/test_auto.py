@@ -68,6 +68,24 @@ def test_a_word_that_is_given_is_not_tried():
     assert [text for text in events(model) if text.startswith("tried")][0].startswith("tried the only way: validation")
 
 
+@pytest.mark.parametrize(("columns", "beside", "word"), [
+    (2, {}, "optimal_transport"), (table.COUPLED, {}, "optimal_transport"), (table.COUPLED + 1, {}, None),
+    (2, {"context": np.linspace(0, 1, 60)[:, None]}, None), (2, {"sample_weight": np.linspace(1, 2, 60)}, None),
+])  # fmt: skip
+def test_a_few_columns_alone_are_paired_by_optimal_transport(columns, beside, word):
+    x = np.random.default_rng(0).normal(size=(60, columns))
+    given = {"time_density": "uniform", "scaling": "standardize", "fourier_features": 0}
+    assert FFJORD(**FIELDS, **given).fit(x, **beside).config_["chosen"].get("coupling") == word
+
+
+def test_a_short_fit_judges_its_trials_by_fewer_rows(monkeypatch):
+    seen = []
+    judges = auto.Search._judges
+    monkeypatch.setattr(auto.Search, "_judges", lambda self: seen.append(judges(self)) or seen[-1])
+    FFJORD(**FIELDS, max_seconds=4).fit(moons(3000))
+    assert {len(rows) for rows in seen} == {4 * auto.TRIAL_ELEMENTS_A_SECOND // 2}
+
+
 def test_rows_of_a_few_columns_alone_are_tried_with_fourier_features_and_few_rows_without_quantiles(monkeypatch):
     monkeypatch.setattr(auto, "MARGINS", {**auto.MARGINS, "scaling": 0.02})
     x = np.random.default_rng(0).normal(size=(150, 4))

@@ -93,7 +93,7 @@ class CommonFields:
         "auto",
         "Training",
         "pairing of base points and rows in flow matching; auto: independent, but optimal_transport where schedule "
-        "auto fits up to 3 columns without contexts or weights",
+        "auto fits up to 5 columns without contexts or weights",
         ("auto", *COUPLINGS),
     )
     hidden: tuple[int, ...] | None = option(

@@ -56,7 +56,7 @@ TRANSFORMS_STEPS, TRANSFORMS_SHARE = 2000, 0.25
 FINISH_SHARE, FINISH_STEPS = 0.2, 50  # of the time left for maximum likelihood, and the least steps of it
 # In few explicit steps: where steps are counted; else a share of the time: of up to 3 columns without contexts, of
 # more, and of many, whose frames are dear.
-STEPS_IN_STEPS, SHARE_IN_STEPS_OF_FEW, SHARE_IN_STEPS, SHARE_IN_STEPS_OF_MANY, MANY = 200, 0.45, 0.25, 0.1, 32
+STEPS_IN_STEPS, SHARE_IN_STEPS_OF_FEW, SHARE_IN_STEPS, SHARE_IN_STEPS_OF_MANY, MANY = 200, 0.4, 0.25, 0.1, 32
 SHARE_WITH_NOISE = 0.5  # of the time for the steps, where these remove measurement errors
 THERE_AND_BACK = 3  # times the cost of the forward pass
 
