@@ -16,7 +16,8 @@ import torch
 from clock import least_seconds
 
 from ffjord_kit import Flow, ResidualDynamics
-from ffjord_kit.estimator.discretize import EVALUATIONS, EVALUATIONS_OF_FEW, FEW
+from ffjord_kit.estimator.discretize import EVALUATIONS, FAST_EVALUATIONS
+from ffjord_kit.training.discretize import FEW
 from ffjord_kit.transforms import Stepped
 
 ROWS, AT_ONCE = 2000, 512
@@ -39,7 +40,7 @@ def main() -> None:
 def _row(columns: int, *, compiled: bool) -> str:
     torch.manual_seed(0)
     widths = NARROW if columns <= FEW else WIDE
-    evaluations = EVALUATIONS_OF_FEW if columns <= FEW else EVALUATIONS
+    evaluations = FAST_EVALUATIONS if columns <= FEW else EVALUATIONS
     field = ResidualDynamics((columns,), hidden=widths)
     flow = Flow([Stepped(field, (columns,), method="euler", steps=evaluations)])
     x, log_prob = torch.randn(ROWS, columns), flow.log_prob

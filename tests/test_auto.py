@@ -69,13 +69,14 @@ def test_a_word_that_is_given_is_not_tried():
 
 
 @pytest.mark.parametrize(("columns", "beside", "word"), [
-    (2, {}, "optimal_transport"), (table.COUPLED, {}, "optimal_transport"), (table.COUPLED + 1, {}, None),
-    (2, {"context": np.linspace(0, 1, 60)[:, None]}, None), (2, {"sample_weight": np.linspace(1, 2, 60)}, None),
+    (2, {}, "optimal_transport"), (table.COUPLED, {}, "optimal_transport"), (table.COUPLED + 1, {}, "independent"),
+    (2, {"context": np.linspace(0, 1, 60)[:, None]}, "independent"),
+    (2, {"sample_weight": np.linspace(1, 2, 60)}, "independent"),
 ])  # fmt: skip
 def test_a_few_columns_alone_are_paired_by_optimal_transport(columns, beside, word):
     x = np.random.default_rng(0).normal(size=(60, columns))
     given = {"time_density": "uniform", "scaling": "standardize", "fourier_features": 0}
-    assert FFJORD(**FIELDS, **given).fit(x, **beside).config_["chosen"].get("coupling") == word
+    assert FFJORD(**FIELDS, **given).fit(x, **beside).config_["chosen"]["coupling"] == word
 
 
 def test_a_short_fit_judges_its_trials_by_fewer_rows(monkeypatch):

@@ -110,7 +110,7 @@ def test_parameters_given_observations_race(zuko, monkeypatch):
     monkeypatch.setattr(sets, "SIMULATIONS_ROWS", 400)
     monkeypatch.setattr(sets, "MOST_TEST_ROWS", 100)
     monkeypatch.setattr(peers, "FFJORD", lambda **_: FFJORD(schedule=[("flow_matching", 3)], random_state=0))
-    given = asked(sets=sets.SIMULATIONS, only=("auto", "zuko NSF"), budgets=(0.1,))
+    given = asked(sets=("quadratic", "slcp"), only=("auto", "zuko NSF"), budgets=(0.1,))
     rows = race.race("conditional", given, {}, tables.judge)
     assert all(math.isfinite(row["mean"]) and row["test_rows"] == 100 for row in rows)
     assert len(rows) == 4

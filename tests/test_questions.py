@@ -304,7 +304,7 @@ def test_words_mark_missing_cells_of_a_frame(library):
 
 @pytest.mark.parametrize("fields, word", [
     ({"scaling": "whiten"}, "scaling='auto' or 'standardize'"), ({"base": "student"}, "base='auto' or 'normal'"),
-    ({"coupling": "minibatch"}, "coupling='independent'"), ({"dynamics": "potential"}, "dynamics="),
+    ({"coupling": "minibatch"}, "coupling='auto' or 'independent'"), ({"dynamics": "potential"}, "dynamics="),
 ])  # fmt: skip
 def test_fields_that_mix_columns_are_refused(fields, word):
     with pytest.raises(ValueError, match=f"subsets=True takes {word}"):

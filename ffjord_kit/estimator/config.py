@@ -52,7 +52,7 @@ from ffjord_kit.ode import AdaptiveSolver, PerRowSolver, Solver, make_solver
 from ffjord_kit.precision import check_compile_mode
 from ffjord_kit.trace import TRACE_ESTIMATORS, TraceEstimator
 from ffjord_kit.training import Phase, TrainConfig
-from ffjord_kit.training.discretize import learning_rate
+from ffjord_kit.training.discretize import LEARNING_RATE
 from ffjord_kit.training.distributed import current_workers
 from ffjord_kit.transforms import CNF, ContextScaling, Transform
 from ffjord_kit.transforms.cnf import SolveOptions
@@ -313,7 +313,7 @@ def _objectives(
         "flow_matching": (matching, positive("learning_rate", fields.learning_rate)),
         "mle": (domain.asked(likelihood), rate),
         "transforms": (TransformsLikelihood(), rate),
-        "steps": (domain.asked(SteppedLikelihood()), learning_rate(domain.size)),
+        "steps": (domain.asked(SteppedLikelihood()), LEARNING_RATE),
     }
 
 

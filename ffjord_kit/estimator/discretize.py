@@ -24,15 +24,16 @@ from ffjord_kit.precision import double_precision, single_precision
 from ffjord_kit.progress import training_progress
 from ffjord_kit.run import Run, finite_or_none, number_or_infinity
 from ffjord_kit.training import History, Phase, TrainConfig, Workers, fit_flow
-from ffjord_kit.training.discretize import Steps, in_steps, rank_steps, train_steps
+from ffjord_kit.training.discretize import FEW, Steps, in_steps, learning_rate, learns_fast, rank_steps, train_steps
 from ffjord_kit.training.history import OnStep
 from ffjord_kit.training.runtime import Timer
 
-# Evaluations of the field, of up to FEW columns and of more; twice as many where they would fold too much. Short steps
-# of a simple scheme begin worse than long ones of a higher order, and end better; and fewer of them make more steps of
-# training. After 33 s of matching and 11 s of steps protein has an NLL of -3.85, -3.69 and -3.54 by 8 evaluations of
-# euler and of midpoint, and 16 of euler; after 25 s and 20 s checkerboard has a KL of 0.026 and 0.032 by 6 and 12.
-FEW, EVALUATIONS_OF_FEW, EVALUATIONS, METHODS = 3, 6, 8, ("euler",)
+# Evaluations of the field, and twice as many where they would fold too much: of steps that learn fast, of more columns,
+# and otherwise. Short steps of a simple scheme begin worse than long ones of a higher order, and end better; and fewer
+# of them make more steps of training. After 33 s of matching and 11 s of steps protein has an NLL of -3.85, -3.69 and
+# -3.54 by 8 evaluations of euler and of midpoint, and 16 of euler; after 25 s and 20 s checkerboard has a KL of 0.026
+# and 0.032 by 6 and 12. With contexts, or few rows of few columns, few steps lose more than their training regains.
+FAST_EVALUATIONS, EVALUATIONS, SLOW_EVALUATIONS, METHODS = 6, 8, 16, ("euler",)
 FOLDING = 100.0  # nats of penalty on steps before they are trained: of more than a stray row
 # Rows of the choice of a scheme, and of the receipt that a fit makes: elements, and least and most rows.
 SCHEME_ELEMENTS, SCHEME_ROWS = 2048, (32, 300)
@@ -135,7 +136,7 @@ def fit_steps(
     Args:
         flow: Continuous flow.
         rows: Training data.
-        phase: Objective and length of the training.
+        phase: Objective and length of the training; its learning rate is that of the flow.
         config: How weights are updated and validated.
         before: History of the continuous flow.
         continuous_nll: Validation NLL of the continuous flow; None if it was not validated.
@@ -152,8 +153,9 @@ def fit_steps(
     workers, judges = Workers.here(), rows.fitting if rows.held_out is None else rows.held_out
     judges = replace(judges, noise=None)
     known = record.get("steps")
-    scheme: Steps = workers.broadcast(lambda: scheme_of(known) if known else _best_scheme(flow, judges))
+    scheme: Steps = workers.broadcast(lambda: scheme_of(known) if known else _best_scheme(flow, judges, len(rows.x)))
     record = record if known else amended(record, folder, steps=scheme._asdict())
+    phase = replace(phase, learning_rate=learning_rate(flow, len(rows.x)))
     steps, part = stepped(flow, scheme), None if folder is None else folder.within("steps")
     going_on = workers.broadcast(lambda: part is not None and resume and part.has_checkpoint)
     with training_progress([phase], shown=shown and workers.is_first, on_step=on_step) as bars:
@@ -263,17 +265,23 @@ def amended(record: dict[str, Any], folder: Run | None, **content: Any) -> dict[
     return {**record, **content} if folder is None else folder.amend(**content)
 
 
-def _best_scheme(flow: Flow, rows: Batch) -> Steps:
+def _best_scheme(flow: Flow, judges: Batch, rows: int) -> Steps:
     """Return the scheme with the lowest sum of NLL and penalty, of twice the evaluations where that penalty is large.
 
     Narrow peaks fold long steps. On the power_plant table, whose rows are nearly identical, 16, 32 and 64 evaluations
     begin with a penalty of 1790, 170 and 7 nats after 5 minutes of matching; on protein it is below 1 nat.
     """
-    some = torch.linspace(0, len(rows) - 1, min(len(rows), _count(SCHEME_ELEMENTS, rows, SCHEME_ROWS))).long()
-    single, judges = single_precision(flow), rows[some]
-    evaluations = EVALUATIONS_OF_FEW if rows.x[0].numel() <= FEW else EVALUATIONS
+    some = torch.linspace(0, len(judges) - 1, min(len(judges), _count(SCHEME_ELEMENTS, judges, SCHEME_ROWS))).long()
+    single, judges, evaluations = single_precision(flow), judges[some], _evaluations(flow, rows)
     best = rank_steps(single, judges, evaluations, METHODS)[0]
     return best.steps if best.penalty < FOLDING else rank_steps(single, judges, 2 * evaluations, METHODS)[0].steps
+
+
+def _evaluations(flow: Flow, rows: int) -> int:
+    """Return the evaluations of the field that steps of a flow of so many rows take."""
+    if learns_fast(flow, rows):
+        return FAST_EVALUATIONS
+    return SLOW_EVALUATIONS if flow.context_dim or math.prod(flow.event_shape) <= FEW else EVALUATIONS
 
 
 def _count(elements: int, rows: Batch, bounds: tuple[float, float]) -> int:
