@@ -60,7 +60,7 @@ class DerivingModel(ScoringModel):
     ) -> Model:
         """Return a model whose density is that of few exact steps: cheap, and without a solver's error.
 
-        The scheme, the number of steps and their grid are chosen on the rows that the fit held out; then the steps are
+        The number of steps and their grid are chosen on the rows that the fit held out; then the steps are
         trained on by exact likelihood, each one held injective. The continuous flow stays beside them.
 
         Args:

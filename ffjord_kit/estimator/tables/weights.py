@@ -17,7 +17,7 @@ def refuse_beside_weights(fields: TableFields) -> None:
     """
     if fields.coupling not in ("auto", "independent"):
         raise ValueError(
-            f"coupling={fields.coupling!r} pairs rows that count alike: with sample_weight leave it at 'independent'"
+            f"coupling={fields.coupling!r} pairs rows that count alike: with sample_weight leave it at 'auto'"
         )
     if "spectrum" in watch_words(fields.watch):
         raise ValueError("watch='spectrum' compares with rows that count alike: with sample_weight leave it out")
