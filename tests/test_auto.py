@@ -84,7 +84,7 @@ def test_a_short_fit_judges_its_trials_by_fewer_rows(monkeypatch):
     judges = auto.Search._judges
     monkeypatch.setattr(auto.Search, "_judges", lambda self: seen.append(judges(self)) or seen[-1])
     FFJORD(**FIELDS, max_seconds=4).fit(moons(3000))
-    assert {len(rows) for rows in seen} == {4 * auto.TRIAL_ELEMENTS_A_SECOND // 2}
+    assert {len(rows) for rows in seen} == {int(4 * auto.TRIAL_SHARE * auto.TRIAL_ELEMENTS_A_SECOND) // 2}
 
 
 def test_rows_of_a_few_columns_alone_are_tried_with_fourier_features_and_few_rows_without_quantiles(monkeypatch):

@@ -102,6 +102,13 @@ def test_data_in_other_units_are_found(trained, held_out):
     assert "their units" in diagnosis["location"].advice
 
 
+def test_the_column_of_a_shift_has_its_name():
+    x = torch.randn(200, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    flow, shifted = Flow([Standardize.of(x)]), x + torch.tensor([0.0, 0.7])
+    assert "deviations, column 1;" in diagnose(flow, shifted)["location"].measured
+    assert "deviations, column age;" in diagnose(flow, shifted, columns=("height", "age"))["location"].measured
+
+
 @pytest.mark.slow
 def test_a_shift_is_named(trained, held_out):
     diagnosis = diagnose(trained, held_out + torch.tensor([0.4, 0.0]), rows=300)

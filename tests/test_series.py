@@ -10,7 +10,7 @@ from torch import nn
 from ffjord_kit.datasets.series import spiral_curves, spirals
 from ffjord_kit.models import LatentODE, Series
 from ffjord_kit.models.dense import solve_at
-from ffjord_kit.models.elbo import ELBO, elbo, fit_noise
+from ffjord_kit.models.elbo import ELBO, elbo, fit_noise, thinned
 from ffjord_kit.models.latent_network import RECOGNITIONS, LatentNetwork, Scales
 from ffjord_kit.models.posterior import Posterior, laplace
 from ffjord_kit.models.series import check_series, padded
@@ -100,6 +100,18 @@ def test_gradients_are_finite_where_values_are_missing(generator):
     model = network(events=True)
     ELBO().loss(model, batch_of(waves(6)), generator).value.backward()
     assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in model.parameters())
+
+
+def test_recognition_reads_a_random_part_of_each_series_and_the_first_row_of_all(generator):
+    values = torch.randn(200, 50, 2, generator=generator)
+    seen = ~thinned(values, 0.2, generator).isnan().any(2)
+    shares = seen.float().mean(1)
+    assert bool(seen[:, 0].all())
+    assert 0.1 < float(shares.min()) < 0.3 and 0.9 < float(shares.max()) <= 1.0
+    assert float(shares.mean()) == pytest.approx(0.6, abs=0.05)
+    torch.testing.assert_close(thinned(values, 1.0, generator), values)
+    with pytest.raises(ValueError, match="least_share must be above 0"):
+        ELBO(least_share=0.0)
 
 
 @pytest.mark.slow

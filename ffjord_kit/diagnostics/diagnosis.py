@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -97,6 +97,7 @@ def diagnose(
     *,
     trained_on: Batch | None = None,
     solvers: Mapping[str, Solver] | None = None,
+    columns: Sequence[str] = (),
     rows: int = ROWS,
     seed: int = 0,
     on_progress: OnProgress | None = None,
@@ -111,6 +112,7 @@ def diagnose(
         context: Contexts, shape (n, context_dim), or None.
         trained_on: Rows that trained the flow, with their contexts: then overfitting shows.
         solvers: Solvers to judge, by name; the solver of the flow's first continuous transform if None.
+        columns: Names of the elements of a row, for the findings; none for their numbers.
         rows: Largest number of rows to use, chosen at random.
         seed: Seed of the choice and of all noise.
         on_progress: Called with the name of each part before it begins.
@@ -135,11 +137,15 @@ def diagnose(
         report("rows")
         exam = Examination.begin(flow, Batch(x, context), rows=rows, seed=seed)
         own = {"of the flow": exam.continuous[0].solver} if exam.continuous else {}
-        return _run_checks(exam, trained_on, own if solvers is None else solvers, report)
+        return _run_checks(exam, trained_on, own if solvers is None else solvers, columns, report)
 
 
 def _run_checks(
-    exam: Examination, trained_on: Batch | None, solvers: Mapping[str, Solver], report: OnProgress
+    exam: Examination,
+    trained_on: Batch | None,
+    solvers: Mapping[str, Solver],
+    columns: Sequence[str],
+    report: OnProgress,
 ) -> Diagnosis:
     """Run all checks on the rows that can be solved."""
     findings = [*_check_failures("rows", exam.row_log_probs), *_check_failures("draws", exam.sample_log_probs)]
@@ -158,7 +164,7 @@ def _run_checks(
     report("samples")
     findings += [*goodness_of_fit.check_samples(exam), goodness_of_fit.check_coverage(exam)]
     report("misfit")
-    findings += misfit.check_misfit(exam)
+    findings += misfit.check_misfit(exam, columns)
     if trained_on is not None:
         findings.append(misfit.check_generalization(exam, trained_on.to(exam.batch.x), REPORTING_TOLERANCE))
     report("stiffness")

@@ -38,25 +38,27 @@ CATEGORIES = "the rows have other categories than the fit saw, or these depend o
 OVERFITTED = "overfitted: hold out more rows for validation, take a smaller network, or get more rows"
 
 
-def check_misfit(exam: Examination) -> list[Finding]:
+def check_misfit(exam: Examination, columns: Sequence[str] = ()) -> list[Finding]:
     """Measure in what way a flow misses its rows.
 
     Args:
         exam: Examination.
+        columns: Names of the columns; their numbers stand for them if there are none.
 
     Returns:
         Findings on location, spread and tails; none for fewer than 40 rows.
     """
     if len(exam) < MIN_ROWS:
         return []
-    return [check_location(exam), check_spread(exam), check_tails(exam)]
+    return [check_location(exam, columns), check_spread(exam), check_tails(exam)]
 
 
-def check_location(exam: Examination) -> Finding:
+def check_location(exam: Examination, columns: Sequence[str] = ()) -> Finding:
     """Compare the means of rows and samples.
 
     Args:
         exam: Examination.
+        columns: Names of the columns; their numbers stand for them if there are none.
 
     Returns:
         The finding on the column that differs most.
@@ -66,7 +68,8 @@ def check_location(exam: Examination) -> Finding:
     p_values = ttest_ind(rows.numpy(force=True), samples.numpy(force=True), equal_var=False).pvalue
     worst = int(shift.abs().argmax())
     p_value = min(1.0, exam.size * float(p_values[worst]))
-    measured = f"rows' mean less samples' {float(shift[worst]):+.2f} deviations, column {worst}; p = {p_value:.2g}"
+    name = columns[worst] if columns else worst
+    measured = f"rows' mean less samples' {float(shift[worst]):+.2f} deviations, column {name}; p = {p_value:.2g}"
     return Finding("location", grade_test(p_value, abs(float(shift[worst])), fair=FAIR_SHIFT), measured, SHIFTED)
 
 

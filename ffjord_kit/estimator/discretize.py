@@ -24,7 +24,15 @@ from ffjord_kit.precision import double_precision, single_precision
 from ffjord_kit.progress import training_progress
 from ffjord_kit.run import Run, finite_or_none, number_or_infinity
 from ffjord_kit.training import History, Phase, TrainConfig, Workers, fit_flow
-from ffjord_kit.training.discretize import FEW, Steps, in_steps, learning_rate, learns_fast, rank_steps, train_steps
+from ffjord_kit.training.discretize import (
+    MANY_ROWS,
+    Steps,
+    in_steps,
+    learning_rate,
+    learns_fast,
+    rank_steps,
+    train_steps,
+)  # fmt: skip
 from ffjord_kit.training.history import OnStep
 from ffjord_kit.training.runtime import Timer
 
@@ -32,9 +40,10 @@ from ffjord_kit.training.runtime import Timer
 # and otherwise. Short steps of a simple scheme begin worse than long ones of a higher order, and end better; and fewer
 # of them make more steps of training. After 33 s of matching and 11 s of steps protein has an NLL of -3.85, -3.69 and
 # -3.54 by 8 evaluations of euler and of midpoint, and 16 of euler; after 25 s and 20 s checkerboard has a KL of 0.026
-# and 0.032 by 6 and 12. With contexts, or few rows of few columns, few steps lose more than their training regains.
+# and 0.032 by 6 and 12. With contexts, or few rows, few steps lose more than their training regains.
 FAST_EVALUATIONS, EVALUATIONS, SLOW_EVALUATIONS, METHODS = 6, 8, 16, ("euler",)
-FOLDING = 100.0  # nats of penalty on steps before they are trained: of more than a stray row
+# Nats of penalty on steps before they are trained: of more than a stray row. Those that learn fast leave more behind.
+FOLDING, FAST_FOLDING = 100.0, 500.0
 # Rows of the choice of a scheme, and of the receipt that a fit makes: elements, and least and most rows.
 SCHEME_ELEMENTS, SCHEME_ROWS = 2048, (32, 300)
 RECEIPT_ELEMENTS, RECEIPT_ROWS = 1536, (24, 200)
@@ -273,15 +282,16 @@ def _best_scheme(flow: Flow, judges: Batch, rows: int) -> Steps:
     """
     some = torch.linspace(0, len(judges) - 1, min(len(judges), _count(SCHEME_ELEMENTS, judges, SCHEME_ROWS))).long()
     single, judges, evaluations = single_precision(flow), judges[some], _evaluations(flow, rows)
+    folding = FAST_FOLDING if learns_fast(flow, rows) else FOLDING
     best = rank_steps(single, judges, evaluations, METHODS)[0]
-    return best.steps if best.penalty < FOLDING else rank_steps(single, judges, 2 * evaluations, METHODS)[0].steps
+    return best.steps if best.penalty < folding else rank_steps(single, judges, 2 * evaluations, METHODS)[0].steps
 
 
 def _evaluations(flow: Flow, rows: int) -> int:
     """Return the evaluations of the field that steps of a flow of so many rows take."""
     if learns_fast(flow, rows):
         return FAST_EVALUATIONS
-    return SLOW_EVALUATIONS if flow.context_dim or math.prod(flow.event_shape) <= FEW else EVALUATIONS
+    return SLOW_EVALUATIONS if flow.context_dim or rows < MANY_ROWS else EVALUATIONS
 
 
 def _count(elements: int, rows: Batch, bounds: tuple[float, float]) -> int:

@@ -256,9 +256,10 @@ class DensityModel(DerivingModel, QuestioningModel, ModeModel, ExpectationModel,
         if not self.config.train.guard and any(phase.objective.name == "mle" for phase in self.config.phases):
             solvers["in training"] = self.config.solver
         flow = self.domain.given_categories(self.reporting_flow)
+        names = cast(TableDomain, self.domain).columns
         found = diagnostics.diagnose(
             flow, batch.x, batch.context, trained_on=trained_on, solvers=solvers, rows=rows, seed=seed,
-            on_progress=on_progress,
+            columns=names if len(names) == self.domain.size else (), on_progress=on_progress,  # a sphere has 3 elements
         )  # fmt: skip
         found = found.with_finding(
             diagnostics.check_training(self.history.validations_of(self.density), self.domain.size)

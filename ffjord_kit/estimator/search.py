@@ -41,8 +41,12 @@ from ffjord_kit.training.validation import LikelihoodValidation
 
 STEPS, MOST_EPOCHS = 4000, 700  # of flow matching where steps are counted: small sets are learnt by heart beyond
 TRIAL_STEPS, TRIAL_SHARE, TRIAL_SHARE_OF_MANY = 400, 0.06, 0.05  # of few columns, and of more, with more to try
-# Of the validation data that judge a trial: elements, at most so many for each second allowed, and least rows.
-TRIAL_ELEMENTS, TRIAL_ELEMENTS_A_SECOND, TRIAL_ROWS = 4_096, 32, 50
+# Seconds beyond which trials grow as the root of those allowed: some hundred steps tell as much as some thousand, and
+# leave the time to the fit. Of 60 s, trials of 0.03 in place of 0.06 take the KL of image and checkerboard from 0.031
+# and 0.034 to 0.030 and 0.030 (benchmarks/front.py, two seeds).
+LONG = 20.0
+# Of the validation data that judge a trial: elements, at most so many for each second of it, and least rows.
+TRIAL_ELEMENTS, TRIAL_ELEMENTS_A_SECOND, TRIAL_ROWS = 4_096, 512, 50
 # Nats a column by which a later value must win: a short fit is kinder to some.
 MARGINS = {"time_density": 0.05, "scaling": SCALING_MARGIN, "fourier_features": 0.01}
 RACED = ("base", "scaling")  # fields whose values race in cross-validation; others are tried on the winner
@@ -382,7 +386,9 @@ class Search:
     @property
     def _share(self) -> float:
         """Share of the allowed seconds that a trial takes."""
-        return TRIAL_SHARE if self.domain.few_columns else TRIAL_SHARE_OF_MANY
+        share = TRIAL_SHARE if self.domain.few_columns else TRIAL_SHARE_OF_MANY
+        limit = self.fields.max_seconds
+        return share if limit is None else share * math.sqrt(min(1.0, LONG / limit))
 
     def _seconds_left(self) -> float | None:
         """Return the seconds left of those allowed, at least a trial's share; None without a limit."""
@@ -454,8 +460,9 @@ class Search:
         held_out = self.data.held_out
         if held_out is None:
             return None
-        elements = min(TRIAL_ELEMENTS, TRIAL_ELEMENTS_A_SECOND * (self.fields.max_seconds or math.inf))
-        few = held_out[: max(TRIAL_ROWS, int(elements) // self.domain.size)]
+        limit = self.fields.max_seconds
+        affordable = math.inf if limit is None else TRIAL_ELEMENTS_A_SECOND * self._share * limit
+        few = held_out[: max(TRIAL_ROWS, int(min(TRIAL_ELEMENTS, affordable)) // self.domain.size)]
         return few if few.weight is None or few.weight.sum() > 0 else held_out
 
     def _alone(self, config: Config) -> Any:
