@@ -102,6 +102,24 @@ def test_sinusoids_of_the_state_level_off_far_from_the_data():
     close(sinusoids[:, :1].expand(-1, 3, -1), sinusoids, 1e-12)
 
 
+@pytest.mark.parametrize("hidden", [(8,), (8, 8)])
+@pytest.mark.parametrize("rows", [[[0.3, -4.9, 5.0]], [[0.3, -4.9, 7.0], [1e3, -30.0, 5.1]]])
+def test_the_trace_is_exact_near_and_far_from_the_data(hidden, rows):
+    field, time, x = build("residual", hidden=hidden), torch.tensor(0.3, dtype=F64), torch.tensor(rows, dtype=F64)
+    traces = jacobian(lambda y: field(time, y), x).diagonal(dim1=1, dim2=2).sum(1)
+    close(field.divergence(time, x)[1], traces, 1e-10)
+
+
+def test_the_velocity_grows_as_a_logarithm_far_from_the_data():
+    field, time, x = build("residual"), torch.tensor(0.3, dtype=F64), randn(1, 3)
+    far = jacobian(lambda y: field(time, y), 1e6 * x)
+    assert float(far.abs().max()) < 1e-4
+    speeds = [float(field(time, 10.0**power * x).detach().norm()) for power in (4, 6, 8)]
+    assert speeds[2] - speeds[1] == pytest.approx(speeds[1] - speeds[0], rel=0.01)
+    inside = randn(50, 3).clamp(-5, 5)
+    close(field._fourier_features(inside, None)[0], inside, 0.0)
+
+
 @pytest.mark.parametrize("dim", [0, 3])
 @pytest.mark.parametrize("hidden", HIDDEN)
 def test_residual_dynamics_start_as_the_identity_flow(dim, hidden):

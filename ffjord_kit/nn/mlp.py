@@ -30,7 +30,7 @@ from ffjord_kit.nn.multiscale import MultiscaleLinear
 Tangents = Tensor | None
 MODULATION_WIDTH = 32  # of the network of time; 128 costs more than the layers that it modulates, and gains nothing
 CONTEXT_WIDTH = 64  # of the network of the context
-EDGE = 5.0  # Fourier features see |x| up to here, and level off beyond it, where they would cost ever more steps
+EDGE = 5.0  # up to here a network sees x, and its Fourier features too, which level off beyond it
 
 
 class FlattenedField(VectorField):
@@ -61,15 +61,18 @@ class FlattenedField(VectorField):
 class ResidualDynamics(FlattenedField):
     r"""Residual network whose layers are scaled and shifted by an embedding of time.
 
-        h_0 = U [x, sin(2^k pi r), cos(2^k pi r)] + MLP(context),
+        h_0 = U [q, sin(2^k pi r), cos(2^k pi r)] + MLP(context),    q = r = x near the data,
         h_i = h_{i-1} + W_i a(h_{i-1} (1 + s_i) + b_i) + c_i,    (s_i, b_i) = MLP([sin(w t), cos(w t)]),
         dx/dt = V a(h_n) + c
 
     The context enters beside x, not beside the time: so it is learnt sooner, and the scales and shifts of one time
     serve all rows. Masks, which say what x means, better scale and shift each layer (`gated_by_context`). The output
     starts at zero, so an untrained flow is the identity. Where two widths differ, a matrix replaces the identity of the
-    skip connection. A network learns low frequencies first; Fourier features of x make high ones low. They see r = x
-    where |x| <= 5, and farther out a value that levels off, so that a far row is as cheap as any.
+    skip connection. A network learns low frequencies first; Fourier features of x make high ones low.
+
+    The network sees x as it is where |x| <= 5, and farther out a value that grows as log |x|: a velocity that grew as
+    |x| would throw a row of a hole in the data out ever faster, and explicit steps would fold far from the rows.
+    Fourier features see r = x, and farther out a value that levels off, so that a far row is as cheap as any.
 
     Args:
         event_shape: Shape of an event.
@@ -131,6 +134,8 @@ class ResidualDynamics(FlattenedField):
     def divergence(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the velocity and the exact trace; in closed form for one hidden layer without Fourier features.
 
+        This form holds where all |x| <= 5; other batches take the tangents.
+
         With U the input layer, V the hidden and W the output one, and d, e the slopes of the inner and outer
         activations, J = W e (1 + V d) U, so that tr J = e^T (diag(U W) + (V * (U W)^T) d): one product with a matrix,
         independent of the number of dimensions.
@@ -143,7 +148,7 @@ class ResidualDynamics(FlattenedField):
         Returns:
             dx/dt, shape (batch, *event), and tr J, shape (batch,).
         """
-        if len(self.layers) > 1 or len(self.fourier_frequencies):
+        if len(self.layers) > 1 or len(self.fourier_frequencies) or not _is_near(x):
             return super().divergence(t, x, context)
         (layer,), loop = self.layers, self.input_layer.weight @ self.output_layer.weight
         ((scale, shift),) = self._scales_and_shifts(t, x, context)
@@ -175,16 +180,18 @@ class ResidualDynamics(FlattenedField):
         return list(zip(chunks[::2], chunks[1::2], strict=True))
 
     def _fourier_features(self, x: Tensor, dx: Tangents) -> tuple[Tensor, Tangents]:
-        """Append sines and cosines of x, and their tangents."""
+        """Return x, drawn near where it is far, with sines and cosines of x, and their tangents."""
+        drawn, rate = _drawn_near(x)
+        moved = None if dx is None else dx * rate
         if not len(self.fourier_frequencies):
-            return x, dx
+            return drawn, moved
         near, slope = _within_edge(x)
         angles = (near[..., None] * self.fourier_frequencies).flatten(-2)
         sine, cosine = angles.sin(), angles.cos()
         if dx is not None:
             rates = ((dx * slope)[..., None] * self.fourier_frequencies).flatten(-2)
-            dx = torch.cat([dx.expand(-1, len(x), -1), rates * cosine, -rates * sine], dim=-1)
-        return torch.cat([x, sine, cosine], dim=-1), dx
+            moved = torch.cat([dx * rate, rates * cosine, -rates * sine], dim=-1)
+        return torch.cat([drawn, sine, cosine], dim=-1), moved
 
 
 class ConcatSquashDynamics(FlattenedField):
@@ -272,6 +279,21 @@ class ConcatDynamics(FlattenedField):
             dh = None if dh is None else dh @ layer.weight[:, : h.shape[1]].T
             h = layer(torch.cat([h, features], dim=1))
         return h, dh
+
+
+def _drawn_near(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return x where |x| <= EDGE, beyond it a smooth value that grows as log |x|, and the slope of this function."""
+    held = x.clamp(-EDGE, EDGE)
+    beyond = (x - held) / EDGE
+    return held + EDGE * beyond.asinh(), (1 + beyond.square()).rsqrt()
+
+
+def _is_near(x: Tensor) -> bool:
+    """Say whether all |x| <= EDGE; False where a transform of torch.func does not let one look."""
+    try:
+        return bool((x.abs() <= EDGE).all())
+    except RuntimeError:
+        return False
 
 
 def _within_edge(x: Tensor) -> tuple[Tensor, Tensor]:
