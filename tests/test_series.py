@@ -13,7 +13,7 @@ from ffjord_kit.models.dense import solve_at
 from ffjord_kit.models.elbo import ELBO, elbo, fit_noise, thinned
 from ffjord_kit.models.latent_network import RECOGNITIONS, LatentNetwork, Scales
 from ffjord_kit.models.posterior import Posterior, laplace
-from ffjord_kit.models.series import check_series, padded
+from ffjord_kit.models.series import check_series, lengths, padded, tails, trimmed
 from ffjord_kit.run import RunError
 
 SMALL = {"latent_dim": 2, "hidden": 8, "max_steps": 10, "max_seconds": math.inf, "random_state": 0}
@@ -112,6 +112,26 @@ def test_recognition_reads_a_random_part_of_each_series_and_the_first_row_of_all
     torch.testing.assert_close(thinned(values, 1.0, generator), values)
     with pytest.raises(ValueError, match="least_share must be above 0"):
         ELBO(least_share=0.0)
+
+
+def test_the_tail_of_a_series_is_the_series_that_begins_there():
+    short, long = waves(1, rows=8)[0], waves(1, seed=1, rows=30)[0]
+    batch, first = batch_of([short, long]), torch.tensor([3, 12])
+    values, times = tails(*trimmed(batch), first)
+    for i, (t, x) in enumerate((short, long)):
+        row, left = int(first[i]), len(t) - int(first[i])
+        torch.testing.assert_close(values[i, :left], torch.from_numpy(x[row:]), equal_nan=True)
+        torch.testing.assert_close(times[i, :left], torch.from_numpy(t[row:] - t[row]))
+        assert bool(values[i, left:].isnan().all()) and bool((times[i, left:] == times[i, left - 1]).all())
+    assert lengths(times).tolist() == [5, 18]
+
+
+def test_the_loss_is_the_negative_bound_and_a_multiple_of_the_surprise(generator):
+    model, batch = network(), batch_of(waves(6, rows=2) + waves(6))
+    loss = ELBO(consistency=0.2).loss(model, batch, generator)
+    bound = loss.terms["log_likelihood"] - loss.terms["kl"]
+    torch.testing.assert_close(loss.value, -bound + 0.2 * loss.terms["surprise"])
+    assert bool(loss.value.isfinite())
 
 
 @pytest.mark.slow

@@ -382,14 +382,28 @@ class LatentNetwork(nn.Module):
         Returns:
             Log-likelihoods, shape (n,).
         """
+        return self.log_likelihood_and_path(start, values, times)[0]
+
+    def log_likelihood_and_path(self, start: Tensor, values: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
+        """Return log p(series | z(0)) of each series, nats, in the units of the data, and z at its times.
+
+        Args:
+            start: Starts, shape (n, latent_dim).
+            values: Values, NaN where missing, shape (n, T, channels).
+            times: Times since the first, shape (n, T).
+
+        Returns:
+            Log-likelihoods, shape (n,), and z, shape (n, T, latent_dim).
+        """
         if self.intensity is None:
-            return self._of_values(self.path(start, times), values)
+            z = self.path(start, times)
+            return self._of_values(z, values), z
         z, expected = self._solve(
             self._with_events, (self.carried(start), start.new_zeros(len(start), self.channels)), times
         )
         seen = ~values[:, 1:].isnan()
         events = torch.where(seen, self.log_rate(z[:, 1:]), 0.0).sum(dim=(1, 2)) - expected[:, -1].sum(1)
-        return self._of_values(z, values) + events
+        return self._of_values(z, values) + events, z
 
     def slopes(self, start: Tensor, values: Tensor, times: Tensor) -> Tensor:
         """Return the derivatives by the start of all that the likelihood compares with what was seen.

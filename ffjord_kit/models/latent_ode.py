@@ -301,7 +301,9 @@ class LatentODE(LatentODEFields):
         Raises:
             ValueError: If a series cannot be used.
         """
-        return WeightLoss.of(self._fitted(), _batch(self._given(series)), ELBO(least_share=1.0), seed=seed)
+        return WeightLoss.of(
+            self._fitted(), _batch(self._given(series)), ELBO(least_share=1.0, consistency=0.0), seed=seed
+        )
 
     def save(self, path: str | Path, *, force: bool = False) -> None:
         """Write the fitted model as a run folder.

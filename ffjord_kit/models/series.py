@@ -165,6 +165,25 @@ def trimmed(batch: Batch) -> tuple[Tensor, Tensor]:
     return batch.x[:, :longest], times[:, :longest]
 
 
+def tails(values: Tensor, times: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
+    """Return each padded series from one of its rows on, as a series of its own that begins there.
+
+    Args:
+        values: Values, NaN where missing and after the end, shape (n, T, channels).
+        times: Times, which stand still after the end, shape (n, T).
+        first: The row of each with which it begins, shape (n,).
+
+    Returns:
+        Values, shape (n, T, channels), and times since the first, shape (n, T), padded again.
+    """
+    rows = first[:, None] + torch.arange(times.shape[1], device=times.device)
+    last = lengths(times)[:, None] - 1
+    kept = rows.clamp(max=last)
+    later = values.gather(1, kept[..., None].expand_as(values))
+    moved = times.gather(1, kept) - times.gather(1, first[:, None])
+    return torch.where((rows > last)[..., None], torch.nan, later), moved
+
+
 def lengths(times: Tensor) -> Tensor:
     """Return the number of rows of each padded series.
 
