@@ -129,7 +129,9 @@ def _densities(
     for density, rows in (("steps", split.test), ("continuous", few)):
         if density == "steps" and note is None:
             continue
-        text = f"{note.scheme}: {note.receipt}" if density == "steps" else ""
+        text = (
+            f"{note.scheme}: {note.receipt}" if density == "steps" else f"scaling {model.config_['chosen']['scaling']}"
+        )
         scores = model.set_params(density=density).score_samples
         yield f"auto, {density}", scores, rows, {"star": "*" if density == reports else "", "note": text}
 

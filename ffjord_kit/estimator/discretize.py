@@ -25,6 +25,7 @@ from ffjord_kit.progress import training_progress
 from ffjord_kit.run import Run, finite_or_none, number_or_infinity
 from ffjord_kit.training import History, Phase, TrainConfig, Workers, fit_flow
 from ffjord_kit.training.discretize import (
+    FEW,
     MANY_ROWS,
     Steps,
     in_steps,
@@ -36,12 +37,15 @@ from ffjord_kit.training.discretize import (
 from ffjord_kit.training.history import OnStep
 from ffjord_kit.training.runtime import Timer
 
-# Evaluations of the field, and twice as many where they would fold too much: of steps that learn fast, of more columns,
-# and otherwise. Short steps of a simple scheme begin worse than long ones of a higher order, and end better; and fewer
-# of them make more steps of training. After 33 s of matching and 11 s of steps protein has an NLL of -3.85, -3.69 and
-# -3.54 by 8 evaluations of euler and of midpoint, and 16 of euler; after 25 s and 20 s checkerboard has a KL of 0.026
-# and 0.032 by 6 and 12. With contexts, or few rows, few steps lose more than their training regains.
-FAST_EVALUATIONS, EVALUATIONS, SLOW_EVALUATIONS, METHODS = 6, 8, 16, ("euler",)
+# Evaluations of the field: least, and most, which are taken where the steps would fold too much. Of steps that learn
+# fast; of more columns and many rows; of more columns and fewer rows, which have little time to train finer steps; with
+# contexts, and of few rows of few columns. Short steps of a simple scheme begin worse than long ones of a higher order,
+# and end better; and fewer of them make more steps of training. After 33 s of matching and 11 s of steps protein has an
+# NLL of -3.85, -3.69 and -3.54 by 8 evaluations of euler and of midpoint, and 16 of euler; after 25 s and 20 s
+# checkerboard has a KL of 0.026 and 0.032 by 6 and 12. With contexts, or few rows, few steps lose more than their
+# training regains.
+FAST_EVALUATIONS, EVALUATIONS_OF_MANY, EVALUATIONS_OF_FEW, SLOW_EVALUATIONS = (6, 12), (8, 16), (16, 16), (16, 32)
+METHODS = ("euler",)
 # Nats of penalty on steps before they are trained: of more than a stray row. Those that learn fast leave more behind.
 FOLDING, FAST_FOLDING = 100.0, 500.0
 # Rows of the choice of a scheme, and of the receipt that a fit makes: elements, and least and most rows.
@@ -275,23 +279,25 @@ def amended(record: dict[str, Any], folder: Run | None, **content: Any) -> dict[
 
 
 def _best_scheme(flow: Flow, judges: Batch, rows: int) -> Steps:
-    """Return the scheme with the lowest sum of NLL and penalty, of twice the evaluations where that penalty is large.
+    """Return the scheme with the lowest sum of NLL and penalty, of more evaluations where that penalty is large.
 
     Narrow peaks fold long steps. On the power_plant table, whose rows are nearly identical, 16, 32 and 64 evaluations
     begin with a penalty of 1790, 170 and 7 nats after 5 minutes of matching; on protein it is below 1 nat.
     """
     some = torch.linspace(0, len(judges) - 1, min(len(judges), _count(SCHEME_ELEMENTS, judges, SCHEME_ROWS))).long()
-    single, judges, evaluations = single_precision(flow), judges[some], _evaluations(flow, rows)
+    single, judges, (least, most) = single_precision(flow), judges[some], _evaluations(flow, rows)
     folding = FAST_FOLDING if learns_fast(flow, rows) else FOLDING
-    best = rank_steps(single, judges, evaluations, METHODS)[0]
-    return best.steps if best.penalty < folding else rank_steps(single, judges, 2 * evaluations, METHODS)[0].steps
+    best = rank_steps(single, judges, least, METHODS)[0]
+    return best.steps if best.penalty < folding or most == least else rank_steps(single, judges, most, METHODS)[0].steps
 
 
-def _evaluations(flow: Flow, rows: int) -> int:
-    """Return the evaluations of the field that steps of a flow of so many rows take."""
+def _evaluations(flow: Flow, rows: int) -> tuple[int, int]:
+    """Return the least and the most evaluations of the field that steps of a flow of so many rows take."""
     if learns_fast(flow, rows):
         return FAST_EVALUATIONS
-    return SLOW_EVALUATIONS if flow.context_dim or rows < MANY_ROWS else EVALUATIONS
+    if flow.context_dim or math.prod(flow.event_shape) <= FEW:
+        return SLOW_EVALUATIONS
+    return EVALUATIONS_OF_FEW if rows < MANY_ROWS else EVALUATIONS_OF_MANY
 
 
 def _count(elements: int, rows: Batch, bounds: tuple[float, float]) -> int:
