@@ -27,6 +27,7 @@ from ffjord_kit.training import History, Phase, TrainConfig, Workers, fit_flow
 from ffjord_kit.training.discretize import (
     FEW,
     MANY_ROWS,
+    Candidate,
     Steps,
     in_steps,
     learning_rate,
@@ -45,6 +46,7 @@ from ffjord_kit.training.runtime import Timer
 # on kin8nm 16 evaluations of euler lose 0.14 nats, and of midpoint 0.003. With contexts it regains less.
 FAST_EVALUATIONS, EVALUATIONS_OF_MANY, EVALUATIONS_OF_FEW, EVALUATIONS = (6, 12), (8, 16), (16, 16), (16, 32)
 SCHEMES, SCHEMES_OF_FEW = ("euler",), ("euler", "midpoint")
+FOLDING_OF_FEW = 0.01  # factor of the penalty in the choice of a scheme: 10 nats of it are gone after a few steps
 # Nats of penalty on steps before they are trained: of more than a stray row. Those that learn fast leave more behind.
 FOLDING, FAST_FOLDING = 100.0, 500.0
 # Rows of the choice of a scheme, and of the receipt that a fit makes: elements, and least and most rows.
@@ -285,9 +287,15 @@ def _best_scheme(flow: Flow, judges: Batch, rows: int) -> Steps:
     """
     some = torch.linspace(0, len(judges) - 1, min(len(judges), _count(SCHEME_ELEMENTS, judges, SCHEME_ROWS))).long()
     single, judges, (least, most) = single_precision(flow), judges[some], _evaluations(flow, rows)
-    schemes, folding = (SCHEMES_OF_FEW if rows < MANY_ROWS else SCHEMES), _folding(flow, rows)
-    best = rank_steps(single, judges, least, schemes)[0]
-    return best.steps if best.penalty < folding or most == least else rank_steps(single, judges, most, schemes)[0].steps
+    few = rows < MANY_ROWS
+
+    def best(evaluations: int) -> Candidate:
+        if few:
+            return rank_steps(single, judges, evaluations, SCHEMES_OF_FEW, folding=FOLDING_OF_FEW)[0]
+        return rank_steps(single, judges, evaluations, SCHEMES)[0]
+
+    first = best(least)
+    return first.steps if first.penalty < _folding(flow, rows) or most == least else best(most).steps
 
 
 def _evaluations(flow: Flow, rows: int) -> tuple[int, int]:

@@ -137,7 +137,12 @@ def learning_rate(flow: Flow, rows: int) -> float:
 
 
 def rank_steps(
-    flow: Flow, validation: Batch, evaluations: int = 8, methods: Sequence[str] = tuple(RUNGE_KUTTA)
+    flow: Flow,
+    validation: Batch,
+    evaluations: int = 8,
+    methods: Sequence[str] = tuple(RUNGE_KUTTA),
+    *,
+    folding: float = 1.0,
 ) -> list[Candidate]:
     """Score the steps that take at most some number of evaluations.
 
@@ -146,13 +151,14 @@ def rank_steps(
         validation: Held-out rows and contexts, in the units of the data.
         evaluations: Largest number of evaluations of the field.
         methods: Words of EXPLICIT_SCHEMES.
+        folding: Factor of the penalty; below 1 where training removes what little of it there is.
 
     Returns:
         Candidates, that of the lowest sum of NLL and penalty first: the NLL of steps that fold is worthless.
     """
     affordable = _affordable(evaluations, methods)
     found = [Candidate(steps, *_scores(in_steps(flow, *steps), validation)) for steps in affordable]
-    return sorted(found, key=lambda candidate: candidate.nll + candidate.penalty)
+    return sorted(found, key=lambda candidate: candidate.nll + folding * candidate.penalty)
 
 
 def train_steps(
