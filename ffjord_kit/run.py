@@ -309,6 +309,9 @@ class Run:
             RunError: If they are missing, damaged, or of other shapes.
         """
         tensors, _ = self._load("model.safetensors")
+        for prefix, module in flow.named_modules():
+            for name in getattr(module, "added_later", ()):  # which runs of earlier versions do not have
+                tensors.setdefault(f"{prefix}.{name}" if prefix else name, getattr(module, name))
         expected = {name: tuple(value.shape) for name, value in flow.state_dict().items()}
         found = {name: tuple(value.shape) for name, value in tensors.items()}
         if expected != found:

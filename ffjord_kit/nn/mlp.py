@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +30,8 @@ from ffjord_kit.nn.multiscale import MultiscaleLinear
 Tangents = Tensor | None
 MODULATION_WIDTH = 32  # of the network of time; 128 costs more than the layers that it modulates, and gains nothing
 CONTEXT_WIDTH = 64  # of the network of the context
-EDGE = 5.0  # up to here a network sees x, and its Fourier features too, which level off beyond it
+EDGE = 5.0  # Fourier features see |x| up to here, and level off beyond it, where they would cost ever more steps
+ANYWHERE = 1e30  # reach of data that are not known
 
 
 class FlattenedField(VectorField):
@@ -70,9 +71,10 @@ class ResidualDynamics(FlattenedField):
     starts at zero, so an untrained flow is the identity. Where two widths differ, a matrix replaces the identity of the
     skip connection. A network learns low frequencies first; Fourier features of x make high ones low.
 
-    The network sees x as it is where |x| <= 5, and farther out a value that grows as log |x|: a velocity that grew as
-    |x| would throw a row of a hole in the data out ever faster, and explicit steps would fold far from the rows.
-    Fourier features see r = x, and farther out a value that levels off, so that a far row is as cheap as any.
+    Fourier features see r = x where |x| <= 5, and farther out a value that levels off, so that a far row is as cheap as
+    any. Once the data are known (`see_as_far_as`), the network sees q = x as far as they reach, and farther out a value
+    that grows as log |x|: a velocity that grows as |x| throws a row of a hole in the data out ever faster, and makes
+    explicit steps fold far from the rows.
 
     Args:
         event_shape: Shape of an event.
@@ -94,7 +96,10 @@ class ResidualDynamics(FlattenedField):
         Liu et al. 2020, https://arxiv.org/abs/2007.11207.
     """
 
+    added_later: ClassVar[tuple[str, ...]] = ("reach",)  # buffers; see `Run.load_model`
+
     fourier_frequencies: Tensor
+    reach: Tensor
 
     def __init__(
         self,
@@ -120,6 +125,7 @@ class ResidualDynamics(FlattenedField):
         self.context_embedding = _context_embedding(context_dim, widths[0]) if enters else None
         self.gated_by_context = gated_by_context
         self.register_buffer("fourier_frequencies", math.pi * 2.0 ** torch.arange(fourier_features))
+        self.register_buffer("reach", torch.full((size,), ANYWHERE))
         inputs = size * (1 + 2 * fourier_features)
         self.input_layer = (
             MultiscaleLinear(inputs, widths[0], input_scales) if input_scales > 1 else nn.Linear(inputs, widths[0])
@@ -131,10 +137,18 @@ class ResidualDynamics(FlattenedField):
         nn.init.zeros_(self.output_layer.weight)
         nn.init.zeros_(self.output_layer.bias)
 
+    def see_as_far_as(self, x: Tensor) -> None:
+        """Let the network see elements as they are as far as those of some rows reach.
+
+        Args:
+            x: Rows, shape (n, *event).
+        """
+        self.reach.copy_(x.flatten(1).abs().amax(0).clamp(EDGE, ANYWHERE))
+
     def divergence(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the velocity and the exact trace; in closed form for one hidden layer without Fourier features.
 
-        This form holds where all |x| <= 5; other batches take the tangents.
+        This form holds as far as the data reach; other batches take the tangents.
 
         With U the input layer, V the hidden and W the output one, and d, e the slopes of the inner and outer
         activations, J = W e (1 + V d) U, so that tr J = e^T (diag(U W) + (V * (U W)^T) d): one product with a matrix,
@@ -148,7 +162,7 @@ class ResidualDynamics(FlattenedField):
         Returns:
             dx/dt, shape (batch, *event), and tr J, shape (batch,).
         """
-        if len(self.layers) > 1 or len(self.fourier_frequencies) or not _is_near(x):
+        if len(self.layers) > 1 or len(self.fourier_frequencies) or not self._is_near(x):
             return super().divergence(t, x, context)
         (layer,), loop = self.layers, self.input_layer.weight @ self.output_layer.weight
         ((scale, shift),) = self._scales_and_shifts(t, x, context)
@@ -181,7 +195,7 @@ class ResidualDynamics(FlattenedField):
 
     def _fourier_features(self, x: Tensor, dx: Tangents) -> tuple[Tensor, Tangents]:
         """Return x, drawn near where it is far, with sines and cosines of x, and their tangents."""
-        drawn, rate = _drawn_near(x)
+        drawn, rate = self._drawn_near(x)
         moved = None if dx is None else dx * rate
         if not len(self.fourier_frequencies):
             return drawn, moved
@@ -192,6 +206,19 @@ class ResidualDynamics(FlattenedField):
             rates = ((dx * slope)[..., None] * self.fourier_frequencies).flatten(-2)
             moved = torch.cat([dx * rate, rates * cosine, -rates * sine], dim=-1)
         return torch.cat([drawn, sine, cosine], dim=-1), moved
+
+    def _drawn_near(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return x within reach, beyond it a smooth value that grows as log |x|, and the slope of this function."""
+        held = torch.clamp(x, -self.reach, self.reach)
+        beyond = (x - held) / self.reach
+        return held + self.reach * beyond.asinh(), (1 + beyond.square()).rsqrt()
+
+    def _is_near(self, x: Tensor) -> bool:
+        """Say whether all x are within reach; False where a transform of torch.func does not let one look."""
+        try:
+            return bool((x.flatten(1).abs() <= self.reach).all())
+        except RuntimeError:
+            return False
 
 
 class ConcatSquashDynamics(FlattenedField):
@@ -279,21 +306,6 @@ class ConcatDynamics(FlattenedField):
             dh = None if dh is None else dh @ layer.weight[:, : h.shape[1]].T
             h = layer(torch.cat([h, features], dim=1))
         return h, dh
-
-
-def _drawn_near(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return x where |x| <= EDGE, beyond it a smooth value that grows as log |x|, and the slope of this function."""
-    held = x.clamp(-EDGE, EDGE)
-    beyond = (x - held) / EDGE
-    return held + EDGE * beyond.asinh(), (1 + beyond.square()).rsqrt()
-
-
-def _is_near(x: Tensor) -> bool:
-    """Say whether all |x| <= EDGE; False where a transform of torch.func does not let one look."""
-    try:
-        return bool((x.abs() <= EDGE).all())
-    except RuntimeError:
-        return False
 
 
 def _within_edge(x: Tensor) -> tuple[Tensor, Tensor]:
