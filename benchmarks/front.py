@@ -125,15 +125,18 @@ def _densities(
         return
     model, note = fitted.model, fitted.model.model_.note
     reports = model.model_.density
+    notes = {
+        "steps": f"{note.scheme}: {note.receipt}" if note else "",
+        "continuous": f"scaling {model.config_['chosen']['scaling']}",
+    }
     few = split.test[:: max(1, len(split.test) // MOST_CONTINUOUS_ROWS)]
     for density, rows in (("steps", split.test), ("continuous", few)):
         if density == "steps" and note is None:
             continue
-        text = (
-            f"{note.scheme}: {note.receipt}" if density == "steps" else f"scaling {model.config_['chosen']['scaling']}"
-        )
         scores = model.set_params(density=density).score_samples
-        yield f"auto, {density}", scores, rows, {"star": "*" if density == reports else "", "note": text}
+        yield f"auto, {density}", scores, rows, {
+            "star": "*" if density == reports else "", "note": notes[density],
+        }  # fmt: skip
 
 
 def _judged(score: Callable[[np.ndarray], np.ndarray], rows: np.ndarray, split: sets.Split) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import torch
 from clock import least_seconds
 
 from ffjord_kit import Flow, ResidualDynamics
-from ffjord_kit.estimator.discretize import EVALUATIONS, FAST_EVALUATIONS
+from ffjord_kit.estimator.discretize import FAST, MANY
 from ffjord_kit.training.discretize import FEW
 from ffjord_kit.transforms import Stepped
 
@@ -40,7 +40,7 @@ def main() -> None:
 def _row(columns: int, *, compiled: bool) -> str:
     torch.manual_seed(0)
     widths = NARROW if columns <= FEW else WIDE
-    evaluations = FAST_EVALUATIONS if columns <= FEW else EVALUATIONS
+    evaluations = (FAST if columns <= FEW else MANY).evaluations[0]
     field = ResidualDynamics((columns,), hidden=widths)
     flow = Flow([Stepped(field, (columns,), method="euler", steps=evaluations)])
     x, log_prob = torch.randn(ROWS, columns), flow.log_prob

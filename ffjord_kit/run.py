@@ -33,6 +33,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ffjord_kit.atomic import flush, replacing, write_text
+from ffjord_kit.nn.base import buffers_added_later
 from ffjord_kit.run_folder import RunError, check_is_run, check_room, locate_run, refuse_pretrained
 from ffjord_kit.version import __version__
 
@@ -309,9 +310,7 @@ class Run:
             RunError: If they are missing, damaged, or of other shapes.
         """
         tensors, _ = self._load("model.safetensors")
-        for prefix, module in flow.named_modules():
-            for name in getattr(module, "added_later", ()):  # which runs of earlier versions do not have
-                tensors.setdefault(f"{prefix}.{name}" if prefix else name, getattr(module, name))
+        tensors = {**buffers_added_later(flow), **tensors}
         expected = {name: tuple(value.shape) for name, value in flow.state_dict().items()}
         found = {name: tuple(value.shape) for name, value in tensors.items()}
         if expected != found:

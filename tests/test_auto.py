@@ -3,6 +3,7 @@
 import json
 import signal
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -85,6 +86,16 @@ def test_a_short_fit_judges_its_trials_by_fewer_rows(monkeypatch):
     monkeypatch.setattr(auto.Search, "_judges", lambda self: seen.append(judges(self)) or seen[-1])
     FFJORD(**FIELDS, max_seconds=4).fit(moons(3000))
     assert {len(rows) for rows in seen} == {int(4 * auto.TRIAL_SHARE * auto.TRIAL_ELEMENTS_A_SECOND) // 2}
+
+
+@pytest.mark.parametrize(("columns", "seconds", "share"), [
+    (2, None, auto.TRIAL_SHARE), (2, auto.LONG, auto.TRIAL_SHARE), (2, 4 * auto.LONG, auto.TRIAL_SHARE / 2),
+    (5, 4 * auto.LONG, auto.TRIAL_SHARE_OF_MANY),
+])  # fmt: skip
+def test_trials_of_few_columns_grow_as_the_root_of_long_fits(columns, seconds, share):
+    search = auto.Search.__new__(auto.Search)
+    search.domain, search.fields = SimpleNamespace(few_columns=columns <= 3), SimpleNamespace(max_seconds=seconds)
+    assert search._share == share
 
 
 def test_rows_of_a_few_columns_alone_are_tried_with_fourier_features_and_few_rows_without_quantiles(monkeypatch):

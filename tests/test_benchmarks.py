@@ -18,6 +18,7 @@ sys.path.insert(0, str(BENCHMARKS))
 
 import column_types  # noqa: E402
 import command  # noqa: E402
+import deconvolution  # noqa: E402
 import earth  # noqa: E402
 import fitting  # noqa: E402
 import memory  # noqa: E402
@@ -31,6 +32,7 @@ import schemes  # noqa: E402
 import sets  # noqa: E402
 import solves  # noqa: E402
 import stability  # noqa: E402
+import step_cost  # noqa: E402
 import tables  # noqa: E402
 import toys  # noqa: E402
 import workers  # noqa: E402
@@ -352,3 +354,15 @@ def test_the_mixture_of_questions_knows_its_conditionals_and_their_moments():
     assert np.allclose(np.ravel(found), [mean, deviation])
     draws = mixture.sample(4000, np.random.default_rng(0))
     assert np.allclose(draws.mean(0), mixture.means.mean(0), atol=0.15)
+
+
+def test_the_cost_of_steps_counts_the_evaluations_that_a_fit_has():
+    assert step_cost._row(2, compiled=False).startswith("| 2 | 0.5 |")
+
+
+def test_the_normals_of_deconvolution_are_drawn_from_the_density_that_judges():
+    x, test, log_prob = deconvolution.truth("normals", 0)
+    axis = np.linspace(-5, 5, 201)
+    grid = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2)
+    assert np.exp(log_prob(grid)).sum() * (axis[1] - axis[0]) ** 2 == pytest.approx(1, abs=1e-3)
+    assert log_prob(x).mean() == pytest.approx(log_prob(test).mean(), abs=0.05)

@@ -6,6 +6,7 @@ from oracles import F64, SmoothMLP, close, jacobian, randn
 
 from ffjord_kit.flow import Flow
 from ffjord_kit.nn import ACTIVATIONS, DYNAMICS, IMAGE_DYNAMICS, ResidualDynamics
+from ffjord_kit.nn.mlp import set_reach
 from ffjord_kit.ode import AdaptiveSolver, FixedSolver, make_solver
 from ffjord_kit.trace import ExactTrace, HutchinsonTrace
 from ffjord_kit.transforms import CNF
@@ -106,7 +107,7 @@ def test_sinusoids_of_the_state_level_off_far_from_the_data():
 @pytest.mark.parametrize("rows", [[[0.3, -4.9, 5.0]], [[0.3, -4.9, 7.0], [1e3, -30.0, 5.1]]])
 def test_the_trace_is_exact_near_and_far_from_the_data(hidden, rows):
     field, time, x = build("residual", hidden=hidden), torch.tensor(0.3, dtype=F64), torch.tensor(rows, dtype=F64)
-    field.see_as_far_as(torch.tensor([[1.0, 2.0, -6.0]]))
+    set_reach(field, torch.tensor([[1.0, 2.0, -6.0]]))
     traces = jacobian(lambda y: field(time, y), x).diagonal(dim1=1, dim2=2).sum(1)
     close(field.divergence(time, x)[1], traces, 1e-10)
 
@@ -114,7 +115,7 @@ def test_the_trace_is_exact_near_and_far_from_the_data(hidden, rows):
 def test_the_velocity_grows_as_a_logarithm_far_from_the_data():
     field, time, x = build("residual"), torch.tensor(0.3, dtype=F64), randn(1, 3)
     assert float(jacobian(lambda y: field(time, y), 1e6 * x).abs().max()) > 0.1  # it does not know how far data reach
-    field.see_as_far_as(torch.tensor([[1.0, 2.0, -6.0]]))
+    set_reach(field, torch.tensor([[1.0, 2.0, -6.0]]))
     assert field.reach.tolist() == [5.0, 5.0, 6.0]
     far = jacobian(lambda y: field(time, y), 1e6 * x)
     assert float(far.abs().max()) < 1e-4

@@ -7,14 +7,14 @@ import pytest
 import torch
 from commands import call
 
-from ffjord_kit import FFJORD
+from ffjord_kit import CNF, FFJORD, Flow, ResidualDynamics
 from ffjord_kit.data import Batch
 from ffjord_kit.diagnostics import Receipt
 from ffjord_kit.estimator import discretize, load
 from ffjord_kit.estimator.discretize import SteppedNote
 from ffjord_kit.precision import double_precision
 from ffjord_kit.run import RunError
-from ffjord_kit.training.discretize import Steps
+from ffjord_kit.training.discretize import Candidate, Steps
 from ffjord_kit.training.validation import ValidationScore
 
 SCHEDULE = [("flow_matching", 200), ("steps", 20)]
@@ -28,6 +28,29 @@ def banana(n, seed):
 def estimator(**fields):
     options = {"schedule": SCHEDULE, "hidden": (32, 32), "learning_rate": 8e-3, "random_state": 0, "ema_decay": 0.9}
     return FFJORD(**{**options, **fields})
+
+
+@pytest.mark.parametrize(("columns", "context", "rows", "penalty", "asked"), [
+    (2, 0, 8000, 400.0, [(6, ("euler",))]),
+    (2, 0, 8000, 600.0, [(6, ("euler",)), (12, ("euler",))]),
+    (2, 0, 7999, 600.0, [(16, ("euler", "midpoint")), (32, ("euler", "midpoint"))]),
+    (5, 0, 8000, 99.0, [(8, ("euler",))]),
+    (5, 0, 8000, 101.0, [(8, ("euler",)), (16, ("euler",))]),
+    (5, 0, 7999, 101.0, [(16, ("euler", "midpoint"))]),
+    (5, 1, 8000, 101.0, [(16, ("euler",)), (32, ("euler",))]),
+])  # fmt: skip
+def test_few_rows_have_more_schemes_and_steps_that_fold_are_finer(columns, context, rows, penalty, asked, monkeypatch):
+    seen = []
+
+    def rank(flow, judges, evaluations, schemes, *, folding):
+        seen.append((evaluations, schemes))
+        return [Candidate(Steps("euler", evaluations), 1.0, penalty)]
+
+    monkeypatch.setattr(discretize, "rank_steps", rank)
+    flow = Flow([CNF(ResidualDynamics((columns,), context_dim=context, hidden=(4,)), (columns,))], context_dim=context)
+    judges = Batch(torch.zeros(40, columns), torch.zeros(40, context) if context else None)
+    assert discretize._best_scheme(flow, judges, rows).steps == asked[-1][0]
+    assert seen == asked
 
 
 @pytest.fixture(scope="module")

@@ -36,7 +36,8 @@ from ffjord_kit.estimator.fields import (
 from ffjord_kit.estimator.tables.own import is_own, network_maker
 from ffjord_kit.flow import Flow
 from ffjord_kit.memory import check_fits
-from ffjord_kit.nn import ACTIVATIONS, ResidualDynamics
+from ffjord_kit.nn import ACTIVATIONS
+from ffjord_kit.nn.mlp import set_reach
 from ffjord_kit.objectives import (
     COUPLINGS,
     TIME_DENSITIES,
@@ -204,9 +205,7 @@ def build_flow(config: Config, domain: Domain, data: TrainingData, seed: int) ->
         z, _ = transform.to_base(z, data.scaled_context)
     base = domain.base(z, config.fields, data.fitting.weight)
     flow = _assemble(config, domain, preprocess, base, data.context_scaling, seed)
-    for field in flow.modules():
-        if isinstance(field, ResidualDynamics) and field.reach.numel() == z[0].numel() and bool(z.isfinite().all()):
-            field.see_as_far_as(z)
+    set_reach(flow, z)
     return flow
 
 

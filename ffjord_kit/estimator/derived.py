@@ -21,6 +21,7 @@ from ffjord_kit.estimator.fields import positive, whole
 from ffjord_kit.estimator.persistence import prepare_reports
 from ffjord_kit.estimator.scoring import ScoringModel
 from ffjord_kit.estimator.tables.subsets import SubsetDomain
+from ffjord_kit.nn.mlp import set_reach
 from ffjord_kit.objectives.reflow import Reflow, stack_pairs
 from ffjord_kit.ode import FINEST_SINGLE
 from ffjord_kit.precision import single_precision
@@ -274,6 +275,8 @@ class DerivingModel(ScoringModel):
         new = settings.hidden is not None
         layers = slow_transforms(config, self.domain, self.flow.context_dim, seed) if new else None
         flow, end, aligned = prepare_flow(old, layers, start, end)
+        if new:
+            set_reach(flow, end)
         note.update({"aligned": True} if aligned else {})
         options = replace(config.train, seed=seed, micro_batches=None, precision="float32")
         with training_progress([settings.phase], shown=config.fields.verbose, on_step=on_step) as bars:

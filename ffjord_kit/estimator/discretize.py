@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -27,7 +27,6 @@ from ffjord_kit.training import History, Phase, TrainConfig, Workers, fit_flow
 from ffjord_kit.training.discretize import (
     FEW,
     MANY_ROWS,
-    Candidate,
     Steps,
     in_steps,
     learning_rate,
@@ -38,17 +37,27 @@ from ffjord_kit.training.discretize import (
 from ffjord_kit.training.history import OnStep
 from ffjord_kit.training.runtime import Timer
 
-# Least and most evaluations of the field, of which the latter are taken where steps would fold too much, and schemes.
+
+class Choice(NamedTuple):
+    """Evaluations of the field that the steps of some fits may take.
+
+    Attributes:
+        evaluations: Numbers of evaluations; the later ones are taken where steps of fewer would fold too much.
+        folding: Nats of penalty that are too much, before any training: more than a stray row has.
+    """
+
+    evaluations: tuple[int, ...]
+    folding: float = 100.0
+
+
 # Of many rows, short steps of a simple scheme begin worse than long ones of a higher order, and end better; and fewer
 # make more steps of training. After 33 s of matching and 11 s of steps protein has an NLL of -3.85, -3.69 and -3.54 by
 # 8 evaluations of euler and of midpoint, and 16 of euler; after 25 s and 20 s checkerboard has a KL of 0.026 and 0.032
 # by 6 and 12. Of few rows training regains nearly nothing of what steps lose, so the scheme that loses least is taken:
 # on kin8nm 16 evaluations of euler lose 0.14 nats, and of midpoint 0.003. With contexts it regains less.
-FAST_EVALUATIONS, EVALUATIONS_OF_MANY, EVALUATIONS_OF_FEW, EVALUATIONS = (6, 12), (8, 16), (16, 16), (16, 32)
-SCHEMES, SCHEMES_OF_FEW = ("euler",), ("euler", "midpoint")
-FOLDING_OF_FEW = 0.01  # factor of the penalty in the choice of a scheme: 10 nats of it are gone after a few steps
-# Nats of penalty on steps before they are trained: of more than a stray row. Those that learn fast leave more behind.
-FOLDING, FAST_FOLDING = 100.0, 500.0
+FAST, MANY, FEW_ROWS, OTHERS = Choice((6, 12), 500.0), Choice((8, 16)), Choice((16,)), Choice((16, 32))
+SCHEMES, SCHEMES_OF_FEW_ROWS = ("euler",), ("euler", "midpoint")
+FOLDING_OF_FEW_ROWS = 0.01  # factor of the penalty there: 10 nats of it are gone after a few steps of training
 # Rows of the choice of a scheme, and of the receipt that a fit makes: elements, and least and most rows.
 SCHEME_ELEMENTS, SCHEME_ROWS = 2048, (32, 300)
 RECEIPT_ELEMENTS, RECEIPT_ROWS = 1536, (24, 200)
@@ -286,30 +295,23 @@ def _best_scheme(flow: Flow, judges: Batch, rows: int) -> Steps:
     begin with a penalty of 1790, 170 and 7 nats after 5 minutes of matching; on protein it is below 1 nat.
     """
     some = torch.linspace(0, len(judges) - 1, min(len(judges), _count(SCHEME_ELEMENTS, judges, SCHEME_ROWS))).long()
-    single, judges, (least, most) = single_precision(flow), judges[some], _evaluations(flow, rows)
-    few = rows < MANY_ROWS
-
-    def best(evaluations: int) -> Candidate:
-        if few:
-            return rank_steps(single, judges, evaluations, SCHEMES_OF_FEW, folding=FOLDING_OF_FEW)[0]
-        return rank_steps(single, judges, evaluations, SCHEMES)[0]
-
-    first = best(least)
-    return first.steps if first.penalty < _folding(flow, rows) or most == least else best(most).steps
+    single, few = single_precision(flow), rows < MANY_ROWS
+    schemes: tuple[str, ...] = SCHEMES_OF_FEW_ROWS if few else SCHEMES
+    choice, weight = _choice(flow, rows), FOLDING_OF_FEW_ROWS if few else 1.0
+    for evaluations in choice.evaluations:
+        best = rank_steps(single, judges[some], evaluations, schemes, folding=weight)[0]
+        if best.penalty < choice.folding:
+            break
+    return best.steps
 
 
-def _evaluations(flow: Flow, rows: int) -> tuple[int, int]:
-    """Return the least and the most evaluations of the field that steps of a flow of so many rows take."""
+def _choice(flow: Flow, rows: int) -> Choice:
+    """Return the evaluations that the steps of a flow of so many rows may take."""
     if learns_fast(flow, rows):
-        return FAST_EVALUATIONS
+        return FAST
     if flow.context_dim or math.prod(flow.event_shape) <= FEW:
-        return EVALUATIONS
-    return EVALUATIONS_OF_FEW if rows < MANY_ROWS else EVALUATIONS_OF_MANY
-
-
-def _folding(flow: Flow, rows: int) -> float:
-    """Return the nats of penalty from which steps are made finer."""
-    return FAST_FOLDING if learns_fast(flow, rows) else FOLDING
+        return OTHERS
+    return FEW_ROWS if rows < MANY_ROWS else MANY
 
 
 def _count(elements: int, rows: Batch, bounds: tuple[float, float]) -> int:

@@ -18,6 +18,22 @@ import torch
 from torch import Tensor, nn
 
 
+def buffers_added_later(model: nn.Module) -> dict[str, Tensor]:
+    """Return the buffers that runs of earlier versions do not have, as their modules name them in `added_later`.
+
+    Args:
+        model: Model.
+
+    Returns:
+        Buffers by their names in the model's state.
+    """
+    return {
+        f"{prefix}.{name}".lstrip("."): getattr(module, name)
+        for prefix, module in model.named_modules()
+        for name in getattr(module, "added_later", ())
+    }
+
+
 class VectorField(nn.Module, ABC):
     """A network that carries tangents itself: one pass gives the velocity and its directional derivatives.
 

@@ -72,7 +72,7 @@ class ResidualDynamics(FlattenedField):
     skip connection. A network learns low frequencies first; Fourier features of x make high ones low.
 
     Fourier features see r = x where |x| <= 5, and farther out a value that levels off, so that a far row is as cheap as
-    any. Once the data are known (`see_as_far_as`), the network sees q = x as far as they reach, and farther out a value
+    any. Once the data are known (`set_reach`), the network sees q = x as far as they reach, and farther out a value
     that grows as log |x|: a velocity that grows as |x| throws a row of a hole in the data out ever faster, and makes
     explicit steps fold far from the rows.
 
@@ -96,7 +96,7 @@ class ResidualDynamics(FlattenedField):
         Liu et al. 2020, https://arxiv.org/abs/2007.11207.
     """
 
-    added_later: ClassVar[tuple[str, ...]] = ("reach",)  # buffers; see `Run.load_model`
+    added_later: ClassVar[tuple[str, ...]] = ("reach",)  # see `buffers_added_later`
 
     fourier_frequencies: Tensor
     reach: Tensor
@@ -136,14 +136,6 @@ class ResidualDynamics(FlattenedField):
         self.output_layer = nn.Linear(widths[-1], size)
         nn.init.zeros_(self.output_layer.weight)
         nn.init.zeros_(self.output_layer.bias)
-
-    def see_as_far_as(self, x: Tensor) -> None:
-        """Let the network see elements as they are as far as those of some rows reach.
-
-        Args:
-            x: Rows, shape (n, *event).
-        """
-        self.reach.copy_(x.flatten(1).abs().amax(0).clamp(EDGE, ANYWHERE))
 
     def divergence(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the velocity and the exact trace; in closed form for one hidden layer without Fourier features.
@@ -219,6 +211,21 @@ class ResidualDynamics(FlattenedField):
             return bool((x.flatten(1).abs() <= self.reach).all())
         except RuntimeError:
             return False
+
+
+def set_reach(model: nn.Module, x: Tensor) -> None:
+    """Let the residual networks of a model see elements as they are as far as those of some rows reach.
+
+    Networks of other events, which are masked or on a manifold, stay as they are, and all do where cells are missing.
+
+    Args:
+        model: Model; its networks are changed.
+        x: Rows as the networks see them, shape (n, *event).
+    """
+    reach = x.flatten(1).abs().amax(0).clamp(min=EDGE)
+    for field in model.modules():
+        if isinstance(field, ResidualDynamics) and field.reach.shape == reach.shape and bool(reach.isfinite().all()):
+            field.reach.copy_(reach)
 
 
 class ConcatSquashDynamics(FlattenedField):

@@ -27,6 +27,7 @@ from ffjord_kit.data import Batch, sampling_batch_size
 from ffjord_kit.distributions import StandardNormal
 from ffjord_kit.flow import Flow, with_transforms
 from ffjord_kit.memory import check_fits
+from ffjord_kit.nn.base import buffers_added_later
 from ffjord_kit.objectives import FlowMatching, Reflow, split_transforms
 from ffjord_kit.ode import AdaptiveSolver, FixedSolver, SolveError, Solver
 from ffjord_kit.precision import single_precision
@@ -231,9 +232,9 @@ def weights_digest(flow: Flow) -> str:
     Returns:
         Hexadecimal digits.
     """
-    digest = hashlib.sha256()
+    digest, later = hashlib.sha256(), buffers_added_later(flow)
     for name, value in flow.state_dict().items():
-        if name.endswith(".reach"):  # flows of earlier versions have none
+        if name in later:  # the digest of a run of an earlier version is that without it
             continue
         digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
