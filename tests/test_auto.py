@@ -71,10 +71,11 @@ def test_a_word_that_is_given_is_not_tried():
 
 @pytest.mark.parametrize(("columns", "beside", "word"), [
     (2, {}, "optimal_transport"), (table.COUPLED, {}, "optimal_transport"), (table.COUPLED + 1, {}, "independent"),
+    (table.COUPLED_FROM, {}, "optimal_transport"),
     (2, {"context": np.linspace(0, 1, 60)[:, None]}, "independent"),
     (2, {"sample_weight": np.linspace(1, 2, 60)}, "independent"),
 ])  # fmt: skip
-def test_a_few_columns_alone_are_paired_by_optimal_transport(columns, beside, word):
+def test_few_or_very_many_columns_are_paired_by_optimal_transport(columns, beside, word):
     x = np.random.default_rng(0).normal(size=(60, columns))
     given = {"time_density": "uniform", "scaling": "standardize", "fourier_features": 0}
     assert FFJORD(**FIELDS, **given).fit(x, **beside).config_["chosen"]["coupling"] == word
@@ -182,8 +183,22 @@ def test_a_finish_by_likelihood_ends_where_it_does_not_help_and_the_better_weigh
 
 
 @pytest.mark.slow
+def test_weights_decay_where_rows_are_few_and_flow_matching_then_goes_on_to_its_end(monkeypatch):
+    x = moons()  # 270 rows are trained on
+    given = {"time_density": "uniform", "scaling": "standardize", "fourier_features": 0, "patience": 1}
+    ends = []
+    for rows, decay in ((270, 1.0), (135, 0.25), (10, 0.0)):
+        monkeypatch.setattr(table, "FEW_ROWS", rows)
+        model = FFJORD(**{**FIELDS, "validate_every": 2}, **given, learning_rate=1.0).fit(x)
+        assert model.config_["chosen"]["weight_decay"] == pytest.approx(decay)
+        ends += [text for text in events(model) if text.startswith("flow_matching ended")]
+    assert ["all its steps made" in text for text in ends] == [True, True, False]
+
+
+@pytest.mark.slow
 def test_weight_decay_is_chosen_where_there_are_contexts_and_less_of_it_for_more_rows(monkeypatch):
     monkeypatch.setattr(auto, "STEPS", 2)
+    monkeypatch.setattr(table, "FEW_ROWS", 10)
     x = moons()
     assert FFJORD(**FIELDS).fit(x).config_["chosen"]["weight_decay"] == 0.0
     for rows, decay in ((270, 0.3), (135, 0.15)):  # 270 of the 300 rows are trained on

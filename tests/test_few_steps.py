@@ -38,6 +38,8 @@ def estimator(**fields):
     (5, 0, 8000, 101.0, [(8, ("euler",)), (16, ("euler",))]),
     (5, 0, 7999, 101.0, [(16, ("euler", "midpoint"))]),
     (5, 1, 8000, 101.0, [(16, ("euler",)), (32, ("euler",))]),
+    (33, 0, 8000, 99.0, [(16, ("midpoint",))]),
+    (33, 0, 1000, 101.0, [(16, ("midpoint",)), (32, ("midpoint",))]),
 ])  # fmt: skip
 def test_few_rows_have_more_schemes_and_steps_that_fold_are_finer(columns, context, rows, penalty, asked, monkeypatch):
     seen = []

@@ -127,7 +127,8 @@ def resolve(fields: CommonFields, domain: Domain, *, seed: int = 0, chosen: Mapp
     transforms = transform_counts(now.transforms) if isinstance(now, TableFields) else ()
     objectives, network = _objectives(now, domain, solver), _network(now, domain)
     _check_network_fits(now, domain, transforms)
-    phases = _phases(fields.schedule == "auto", phase_specs(now.schedule), objectives, domain, transforms)
+    auto, decays = fields.schedule == "auto", fields.weight_decay in OPEN and bool(now.weight_decay)
+    phases = _phases(phase_specs(now.schedule), objectives, domain, transforms, auto=auto, decays=decays)
     phases = phases if domain.size else ()  # without columns of numbers nothing is to be trained
     return Config(
         fields=now,
@@ -272,13 +273,19 @@ def _check_limit(fields: CommonFields) -> None:
 
 
 def _phases(
-    auto: bool,
     specs: Sequence[PhaseSpec],
     objectives: Mapping[str, tuple[Objective, float]],
     domain: Domain,
     transforms: Sequence[tuple[str, int]],
+    *,
+    auto: bool,
+    decays: bool,
 ) -> tuple[Phase, ...]:
-    """Make the phases of training; under schedule auto maximum likelihood is a trial, which may be of no help."""
+    """Make the phases of training; under schedule auto maximum likelihood is a trial, which may be of no help.
+
+    Flow matching with a weight decay that auto has chosen goes on to its end: on wine_red it stopped after a third of
+    300 s for no better validation, and at its end has an NLL of 6.90 in place of 6.99.
+    """
     words = [spec.objective for spec in specs]
     domain.check_schedule(words)
     if "steps" in words[:-1] or words == ["steps"]:
@@ -294,7 +301,8 @@ def _phases(
     return tuple(
         Phase(*objectives[spec.objective][:1], spec.steps, objectives[spec.objective][1], spec.seconds,
               trial=spec.objective == "steps" or (auto and spec.objective == "mle"),
-              from_start=spec.objective == "steps")
+              from_start=spec.objective == "steps",
+              patient=auto and decays and spec.objective == "flow_matching")
         for spec in specs
     )  # fmt: skip
 

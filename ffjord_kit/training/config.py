@@ -38,6 +38,8 @@ class Phase:
             then validated as often as other phases.
         validations: Least number of validations of a phase that is limited by steps alone; 1 for the end alone.
         overtime: Seconds by which the last validation may be late.
+        patient: Whether validations without improvement do not end it. Where weights decay, they get better only as the
+            learning rate falls.
 
     Raises:
         ValueError: If a length is not positive, or the phase has no end.
@@ -56,6 +58,7 @@ class Phase:
     from_start: bool = False
     validations: int = 4
     overtime: float = 0.0
+    patient: bool = False
 
     def __post_init__(self) -> None:
         if not (self.steps > 0 and self.seconds > 0 and min(self.steps, self.seconds) < math.inf):

@@ -228,6 +228,8 @@ class History:
         return "its time was up" if self._out_of_time(phase) else "early: no better validation NLL"
 
     def _is_stale(self, phase: Phase, patience: int) -> bool:
+        if phase.patient:
+            return False
         short = phase.trial and phase.seconds == math.inf  # seconds are reserved for the phase: it may use them all
         return self.stale >= (TRIAL_PATIENCE if short else patience)
 
