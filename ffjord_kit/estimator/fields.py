@@ -115,7 +115,7 @@ class CommonFields:
         None, "Machine", "equal parts of a batch, computed in turn or by several workers (default: one a worker)"
     )
     weight_decay: float | None = option(
-        None, "Training", "weight decay of AdamW (default: 0; schedule auto: up to 0.3 with contexts, up to 1 for few rows)"
+        None, "Training", "weight decay of AdamW (default: 0; schedule auto: up to 0.3 with contexts, 1 for few rows)"
     )
     warmup_steps: int = option(200, "Training", "steps of warm-up, at most a tenth of a phase")
     clip_norm: float = option(1.0, "Training", "largest norm of the gradient")
