@@ -28,6 +28,7 @@ def short(monkeypatch):
     monkeypatch.setattr(auto, "STEPS_IN_STEPS", 2)
     monkeypatch.setattr(auto, "MARGINS", dict.fromkeys(auto.MARGINS, 0.0))
     monkeypatch.setattr(table, "SMALL", 0)  # no cross-validation, but where a test asks for it
+    monkeypatch.setattr(table, "FEW_ROWS", 0)  # no weight decay, but where a test asks for it
 
 
 def moons(rows=300):
@@ -198,7 +199,6 @@ def test_weights_decay_where_rows_are_few_and_flow_matching_then_goes_on_to_its_
 @pytest.mark.slow
 def test_weight_decay_is_chosen_where_there_are_contexts_and_less_of_it_for_more_rows(monkeypatch):
     monkeypatch.setattr(auto, "STEPS", 2)
-    monkeypatch.setattr(table, "FEW_ROWS", 10)
     x = moons()
     assert FFJORD(**FIELDS).fit(x).config_["chosen"]["weight_decay"] == 0.0
     for rows, decay in ((270, 0.3), (135, 0.15)):  # 270 of the 300 rows are trained on
