@@ -13,7 +13,7 @@ from sklearn.mixture import GaussianMixture
 from ffjord_kit import FFJORD, Standardize, datasets
 from ffjord_kit.estimator import search as auto
 from ffjord_kit.estimator.fields import OPEN, PhaseSpec
-from ffjord_kit.estimator.tables import table
+from ffjord_kit.estimator.tables import settled, table
 from ffjord_kit.training import TrainingDiverged, cross_validation
 from ffjord_kit.training.runtime import Timer
 from ffjord_kit.transforms import SCALINGS, Gaussianize
@@ -28,7 +28,7 @@ def short(monkeypatch):
     monkeypatch.setattr(auto, "STEPS_IN_STEPS", 2)
     monkeypatch.setattr(auto, "MARGINS", dict.fromkeys(auto.MARGINS, 0.0))
     monkeypatch.setattr(table, "SMALL", 0)  # no cross-validation, but where a test asks for it
-    monkeypatch.setattr(table, "FEW_ROWS", 0)  # no weight decay, but where a test asks for it
+    monkeypatch.setattr(settled, "FEW_ROWS", 0)  # no weight decay, but where a test asks for it
 
 
 def moons(rows=300):
@@ -71,8 +71,8 @@ def test_a_word_that_is_given_is_not_tried():
 
 
 @pytest.mark.parametrize(("columns", "beside", "word"), [
-    (2, {}, "optimal_transport"), (table.COUPLED, {}, "optimal_transport"), (table.COUPLED + 1, {}, "independent"),
-    (table.COUPLED_FROM, {}, "optimal_transport"),
+    (2, {}, "optimal_transport"), (settled.COUPLED, {}, "optimal_transport"), (settled.COUPLED + 1, {}, "independent"),
+    (settled.COUPLED_FROM, {}, "optimal_transport"),
     (2, {"context": np.linspace(0, 1, 60)[:, None]}, "independent"),
     (2, {"sample_weight": np.linspace(1, 2, 60)}, "independent"),
 ])  # fmt: skip
@@ -189,7 +189,7 @@ def test_weights_decay_where_rows_are_few_and_flow_matching_then_goes_on_to_its_
     given = {"time_density": "uniform", "scaling": "standardize", "fourier_features": 0, "patience": 1}
     ends = []
     for rows, decay in ((270, 1.0), (135, 0.25), (10, 0.0)):
-        monkeypatch.setattr(table, "FEW_ROWS", rows)
+        monkeypatch.setattr(settled, "FEW_ROWS", rows)
         model = FFJORD(**{**FIELDS, "validate_every": 2}, **given, learning_rate=1.0).fit(x)
         assert model.config_["chosen"]["weight_decay"] == pytest.approx(decay)
         ends += [text for text in events(model) if text.startswith("flow_matching ended")]
@@ -202,7 +202,7 @@ def test_weight_decay_is_chosen_where_there_are_contexts_and_less_of_it_for_more
     x = moons()
     assert FFJORD(**FIELDS).fit(x).config_["chosen"]["weight_decay"] == 0.0
     for rows, decay in ((270, 0.3), (135, 0.15)):  # 270 of the 300 rows are trained on
-        monkeypatch.setattr(table, "DECAY_ROWS", rows)
+        monkeypatch.setattr(settled, "ROWS_WITH_CONTEXTS", rows)
         model = FFJORD(**FIELDS).fit(x[:, :1], context=x[:, 1:])
         assert model.config_["chosen"]["weight_decay"] == pytest.approx(decay)
         assert model.model_.config.train.weight_decay == pytest.approx(decay)

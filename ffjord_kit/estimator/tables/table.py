@@ -43,6 +43,7 @@ from ffjord_kit.estimator.fields import TableFields, choice
 from ffjord_kit.estimator.tables.contexts import coded_contexts, coded_names
 from ffjord_kit.estimator.tables.names import context_in_order, in_order
 from ffjord_kit.estimator.tables.own import base_makers
+from ffjord_kit.estimator.tables.settled import is_paired, weight_decay
 from ffjord_kit.geometry import Geometry
 from ffjord_kit.nn import DYNAMICS, ManifoldDynamics, VectorField
 from ffjord_kit.objectives import FlowMatching, ManifoldMatching, Objective
@@ -72,23 +73,12 @@ LARGEST_VALIDATION_SET = 2_000
 VALIDATION_ELEMENTS, VALIDATION_ROWS = 8_192, 200  # fewer rows where a row is long, as its exact trace is dear
 FITTED_ROWS = 100_000  # of a longer table, for scalings and trials
 MOST_STEPPED_COLUMNS = 64  # a step's frame has a tangent for each
-DECAY, DECAY_ROWS = 0.3, 9000  # weight decay where contexts tell rows apart, up to these rows; beyond as 1 / rows
-# Weight decay of few rows, up to so many; beyond it falls as 1 / rows^2. A fit learns rows by heart after some 500
-# epochs. With a decay of 1 the NLL of digits (1,293 rows) is lower by 0.5 nats after 45 s, and that of wine_red by 0.07
-# after 100 s; that of kin8nm (7,300) is higher by 0.27 after 200 s, and of 3,000 of its rows lower by 0.03, by 0.3 of
-# decay lower by 0.10 (one run each).
-DECAY_OF_FEW, FEW_ROWS, LEAST_DECAY = 1.0, 1500, 0.05
-# Columns up to which, and from which, base points and rows are paired by optimal transport. On the 5 of power_plant it
-# gains 0.12 nats after 33 s, and on the 63 of BSDS300 and the 64 of digits 0.7 after 100 s; on the 9 of protein it
-# makes steps that fold more far from the rows, after 300 s, and on those of kin8nm and wine_red it loses 0.1 nats.
-COUPLED, COUPLED_FROM = 5, 33
 SMALL = 1000  # rows: fewer are cross-validated, for a part of them judges badly
 GAUSSIANIZED_FROM = 200  # rows: fewer say little of the quantiles
 FEATURES_OF_SPHERES = 4  # octaves: coasts are fine on a unit sphere (benchmarks/earth.py)
 WHITENED_UP_TO = 32  # columns: with 63 it led by ten nats after 240 steps, and after 2,500 by nothing
 COLUMNWISE = ("standardize", "robust")  # scalings under which the errors of a column stay its own
 SCALING_MARGIN = 0.02  # nats a column by which another scaling must win
-
 
 Fold = TypeVar("Fold", bound=TrainingData)
 
@@ -258,15 +248,10 @@ class TableDomain(Domain):
 
     def _settled(self, data: TrainingData) -> Iterator[tuple[str, tuple[Any, ...]]]:
         """Yield the fields that need no trial, for the numbers of rows and columns settle them."""
-        rows = data.effective_rows
-        if data.context is not None:
-            yield "weight_decay", (DECAY * min(1.0, DECAY_ROWS / rows),)
-            return
-        decay = DECAY_OF_FEW * min(1.0, FEW_ROWS / rows) ** 2
-        if decay > LEAST_DECAY:
+        if decay := weight_decay(data.effective_rows, contexts=data.context is not None):
             yield "weight_decay", (decay,)
-        paired = not COUPLED < self.size < COUPLED_FROM
-        if paired and data.fitting.weight is None and self.geometry.is_flat:
+        plain = data.context is None and data.fitting.weight is None and self.geometry.is_flat
+        if plain and is_paired(self.size):
             yield "coupling", ("optimal_transport",)
 
     def is_small(self, rows: int) -> bool:
