@@ -26,6 +26,7 @@ from ffjord_kit.run import Run, finite_or_none, number_or_infinity
 from ffjord_kit.training import History, Phase, TrainConfig, Workers, fit_flow
 from ffjord_kit.training.discretize import (
     FEW,
+    MANY_COLUMNS,
     MANY_ROWS,
     Steps,
     in_steps,
@@ -58,8 +59,8 @@ class Choice(NamedTuple):
 # whose frames are dear, some ten steps of training can be had, so their steps must hold as they are: on digits 16
 # evaluations of euler have 0.34 nats less than the midpoint's, but count 0.75 % of the mass twice, and the midpoint's
 # nothing; on BSDS300 8 of euler fold, and 16 of the midpoint do not.
-FAST, MANY, FEW_ROWS, OTHERS = Choice((6, 12), 500.0), Choice((8, 16)), Choice((16,)), Choice((16, 32))
-WIDE, WIDE_FROM = Choice((16, 32)), 33  # columns
+FAST, MANY, FEW_ROWS = Choice((6, 12), 500.0), Choice((8, 16)), Choice((16,))
+WIDE, OTHERS = Choice((16, 32)), Choice((16, 32))
 SCHEMES, SCHEMES_OF_FEW_ROWS, SCHEMES_OF_WIDE_ROWS = ("euler",), ("euler", "midpoint"), ("midpoint",)
 FOLDING_OF_FEW_ROWS = 0.01  # factor of the penalty there: 10 nats of it are gone after a few steps of training
 # Rows of the choice of a scheme, and of the receipt that a fit makes: elements, and least and most rows.
@@ -316,7 +317,7 @@ def _schemes(flow: Flow, rows: int) -> tuple[tuple[str, ...], float]:
 
 
 def _is_wide(flow: Flow) -> bool:
-    return math.prod(flow.event_shape) >= WIDE_FROM
+    return math.prod(flow.event_shape) > MANY_COLUMNS
 
 
 def _choice(flow: Flow, rows: int) -> Choice:

@@ -124,7 +124,11 @@ class CommonFields:
         0.1, "Validation", "part of the rows held out for validation (at most 2000 rows)"
     )
     validate_every: int = option(500, "Validation", "most steps between validations, in a phase of steps")
-    patience: int = option(10, "Validation", "validations without improvement that end a phase")
+    patience: int = option(
+        10,
+        "Validation",
+        "validations without improvement that end a phase, but not flow matching whose weight_decay schedule auto set",
+    )
     trace: str = option(
         "auto", "Likelihood training", "trace while training; auto: exact up to 8 columns", ("auto", *TRACE_ESTIMATORS)
     )

@@ -36,6 +36,7 @@ from ffjord_kit.progress import training_progress
 from ffjord_kit.training import History, Phase, TrainingDiverged, Workers, fit_flow
 from ffjord_kit.training.cross_validation import Race, split_folds
 from ffjord_kit.training.data import preprocessed
+from ffjord_kit.training.discretize import MANY_COLUMNS
 from ffjord_kit.training.runtime import Timer, pass_on
 from ffjord_kit.training.validation import LikelihoodValidation
 
@@ -61,7 +62,7 @@ TRANSFORMS_STEPS, TRANSFORMS_SHARE = 2000, 0.25
 FINISH_SHARE, FINISH_STEPS = 0.2, 50  # of the time left for maximum likelihood, and the least steps of it
 # In few explicit steps: where steps are counted; else a share of the time: of up to 3 columns without contexts, of
 # more, and of many, whose frames are dear.
-STEPS_IN_STEPS, SHARE_IN_STEPS_OF_FEW, SHARE_IN_STEPS, SHARE_IN_STEPS_OF_MANY, MANY = 200, 0.4, 0.25, 0.1, 32
+STEPS_IN_STEPS, SHARE_IN_STEPS_OF_FEW, SHARE_IN_STEPS, SHARE_IN_STEPS_OF_MANY = 200, 0.4, 0.25, 0.1
 SHARE_WITH_NOISE = 0.5  # of the time for the steps, where these remove measurement errors
 THERE_AND_BACK = 3  # times the cost of the forward pass
 
@@ -317,7 +318,7 @@ class Search:
         """Return the share of the seconds left that goes to few explicit steps."""
         if self.data.noise is not None:
             return SHARE_WITH_NOISE
-        if self.domain.size > MANY:
+        if self.domain.size > MANY_COLUMNS:
             return SHARE_IN_STEPS_OF_MANY
         return SHARE_IN_STEPS_OF_FEW if self.domain.few_columns and self.data.context is None else SHARE_IN_STEPS
 

@@ -29,6 +29,7 @@ from ffjord_kit.transforms import CNF, Stepped
 
 GRADINGS = (1.0, 2.0, 3.0)
 CHUNK = 2000  # rows at once
+MANY_COLUMNS = 32  # beyond which the frame of a row is so dear that few steps of training can be had
 # Of a training that makes some hundreds of steps. Where rows of few columns are many, the high rate and the long
 # average leave 0.9 of the KL that 3e-3 and 0.98 leave, and 0.7 of that by 1e-3; 1,500 rows are learnt by heart (NLL of
 # a banana 1.667, and 1.656 by 1e-3), and on the nine columns of protein 3e-3 loses 0.3 nats.
