@@ -19,7 +19,7 @@ METHODS = (
 
 TRACE_ESTIMATORS = ("exact", "rademacher", "gaussian", "orthogonal")  # trace.py
 REGULARIZERS = ("kinetic", "jacobian", "acceleration", "jerk", "hjb")  # regularizers.py
-BASES = ("normal", "mixture", "student")  # distributions.py
+BASES = ("normal", "mixture", "student", "kernels")  # distributions/__init__.py
 
 SCALINGS = ("standardize", "robust", "whiten", "half_whiten", "gaussianize", "none")  # transforms/__init__.py
 IMAGE_SCALINGS = ("logit", "plain")  # transforms/bounded.py

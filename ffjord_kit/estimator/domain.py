@@ -87,6 +87,17 @@ class Domain(Forms):
             Fields and values.
         """
 
+    def untrained_bases(self, data: TrainingData) -> tuple[str, ...]:
+        """Return the words of bases that may be likelier as they are than a flow that is trained.
+
+        Args:
+            data: Training data.
+
+        Returns:
+            Words of BASES.
+        """
+        return ()
+
     @abstractmethod
     def is_small(self, rows: int) -> bool:
         """Say whether all rows must judge in schedule auto, by cross-validation.

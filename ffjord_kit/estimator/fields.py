@@ -202,7 +202,8 @@ class TableFields(CommonFields):
     base: BaseChoice = option(
         "auto",
         "Network",
-        "base distribution (auto: normal, or a mixture where a small table gains by it); "
+        "base distribution (auto: normal, or a mixture where a small table gains by it, or kernels where places on a "
+        "sphere cluster); "
         "student: heavy tails, each column with a power of its own",
         ("auto", *BASES),
     )

@@ -50,7 +50,7 @@ LONG = 20.0
 # Of the validation data that judge a trial: elements, at most so many for each second of it, and least rows.
 TRIAL_ELEMENTS, TRIAL_ELEMENTS_A_SECOND, TRIAL_ROWS = 4_096, 512, 50
 # Nats a column by which a later value must win: a short fit is kinder to some.
-MARGINS = {"time_density": 0.05, "scaling": SCALING_MARGIN, "fourier_features": 0.01}
+MARGINS = {"time_density": 0.05, "scaling": SCALING_MARGIN, "fourier_features": 0.01, "base": 0.1}
 RACED = ("base", "scaling")  # fields whose values race in cross-validation; others are tried on the winner
 FOLDS, MIN_FOLDED, MOST_FOLDED = 4, 30, 10_000  # of cross-validation; least and largest number of rows
 FLOW_FIELDS = ("scaling", "base", "hidden", "fourier_features")  # tried out, and part of a flow
@@ -91,6 +91,11 @@ class Trial(NamedTuple):
     nll: float = math.inf
     steps: int = 0
     failure: TrainingDiverged | None = None
+
+    @property
+    def is_untrained(self) -> bool:
+        """Whether its flow is left as it begins, which is its base."""
+        return self.values.get("learning_rate") == RATE_OF_ONE_STEP
 
 
 def is_small(domain: Domain, data: TrainingData) -> bool:
@@ -140,7 +145,7 @@ def choose(
         search.before.best_nll = search.score(settled, best)
     specs = (
         [PhaseSpec("flow_matching", best.steps), *search.in_steps_with_noise(best)]
-        if best.steps and search.is_small
+        if best.steps and (search.is_small or best.is_untrained)
         else [*search.schedule(settled, best)]
     )
     values["schedule"] = [spec.value for spec in specs]
@@ -185,6 +190,8 @@ class Search:
         options = list(self.options())
         count = 1 + sum(len(values) - 1 for _, values in options)
         first = {name: values[0] for name, values in options}
+        for word in self._untrained_bases(given=True):
+            return self._tried_base(first, word)
         if self.fields.max_seconds is not None:
             self._fitted(first, (WARM_STEPS, math.inf), None)
         best = self._tried(first, f"trial 1/{count}")
@@ -196,9 +203,31 @@ class Search:
             trial = self._tried({**best.values, name: value}, f"trial {number}/{count}")
             margin = MARGINS.get(name, 0.0) * self.domain.size
             best = trial if trial.nll < best.nll - margin else best
+        best = self._base_if_better(best)
         if best.failure is not None:
             raise best.failure
         return best
+
+    def _base_if_better(self, best: Trial) -> Trial:
+        """Return the best trial, or a base as it is if that is likelier by a margin: a short fit goes on to gain."""
+        for word in self._untrained_bases(given=False):
+            trial = self._tried_base(best.values, word)
+            best = trial if trial.nll < best.nll - MARGINS["base"] * self.domain.size else best
+        return best
+
+    def _tried_base(self, values: dict[str, Any], word: str) -> Trial:
+        """Try a base as it is."""
+        return self._tried(_with_rate({**values, "base": word}, 1), word, (1, math.inf))
+
+    def _untrained_bases(self, *, given: bool) -> list[str]:
+        """Return the bases that may be left as they are: those of the field, or those that are open."""
+        wanted = getattr(self.fields, "base", None)
+        free = self.fields.learning_rate in OPEN
+        return [
+            word
+            for word in self.domain.untrained_bases(self.data)
+            if free and (wanted == word if given else wanted in OPEN)
+        ]
 
     @property
     def is_small(self) -> bool:
@@ -408,9 +437,9 @@ class Search:
         self.note(f"no finish by maximum likelihood: {reason}")
         return None
 
-    def _tried(self, values: dict[str, Any], title: str) -> Trial:
+    def _tried(self, values: dict[str, Any], title: str, length: tuple[float, float] | None = None) -> Trial:
         """Make a trial, and record it."""
-        trial = self._fitted(values, _length(self.fields.max_seconds, self._share, TRIAL_STEPS), title)
+        trial = self._fitted(values, length or _length(self.fields.max_seconds, self._share, TRIAL_STEPS), title)
         settings = ", ".join(f"{name}={value}" for name, value in values.items()) or "the only way"
         result = f"validation NLL {trial.nll:.4f} after {trial.steps} steps" if trial.failure is None else "diverged"
         self.note(f"tried {settings}: {result}")
@@ -508,8 +537,9 @@ def _untrained(values: Mapping[str, Any]) -> str:
     """Return a remark where one step that changes nothing was the best of cross-validation, or nothing."""
     if values.get("learning_rate") != RATE_OF_ONE_STEP:
         return ""
-    base = "a mixture of normals" if values.get("base") == "mixture" else "a normal density"
-    return f"; more steps are no likelier on rows left out, so the density is {base} of the scaled columns"
+    words = {"mixture": "a mixture of normals of the scaled columns", "kernels": "that of kernels at the places"}
+    base = words.get(values.get("base", ""), "a normal density of the scaled columns")
+    return f"; more steps are no likelier on rows left out, so the density is {base}"
 
 
 def _word(value: Any) -> str:

@@ -31,10 +31,10 @@ from ffjord_kit.columns.rows import (
     with_bounds_of_types,
     wrapped,
 )  # fmt: skip
-from ffjord_kit.columns.types import Bounded, Integer, Sphere, Types, read_types, types_as_text
+from ffjord_kit.columns.types import Types, read_types, types_as_text
 from ffjord_kit.data import Batch, StreamedRows
 from ffjord_kit.diagnostics.columns import check_columns, check_contexts
-from ffjord_kit.diagnostics.grid import Grid, find_grid
+from ffjord_kit.diagnostics.grid import Grid
 from ffjord_kit.diagnostics.sample_weight import split_weights
 from ffjord_kit.distributions import Base, ProductBase, outliers_inflate_scale
 from ffjord_kit.estimator.data import Arrays, TrainingData, check_context, held_out_count, refuse_not_finite, tensor
@@ -44,6 +44,7 @@ from ffjord_kit.estimator.tables.contexts import coded_contexts, coded_names
 from ffjord_kit.estimator.tables.names import context_in_order, in_order
 from ffjord_kit.estimator.tables.own import base_makers
 from ffjord_kit.estimator.tables.settled import is_paired, weight_decay
+from ffjord_kit.estimator.tables.typed import grid_with_types, is_one_sphere, refuse_on_manifolds
 from ffjord_kit.geometry import Geometry
 from ffjord_kit.nn import DYNAMICS, ManifoldDynamics, VectorField
 from ffjord_kit.objectives import FlowMatching, ManifoldMatching, Objective
@@ -166,7 +167,7 @@ class TableDomain(Domain):
             ValueError: If support or grid do not suit the columns.
         """
         names, named, context_columns, context_types = header
-        refuse_on_manifolds(fields, types)
+        refuse_on_manifolds(fields, types, geometry_of(types, names))
         grid = grid_with_types(fields.dequantize, types, x, names)
         bounds = with_bounds_of_types(support_bounds(fields.support, names), types, names)
         return cls(names, named, bounds, grid, fields.base, context_columns, types, context_types)
@@ -240,8 +241,9 @@ class TableDomain(Domain):
             some = FEATURES_OF_SPHERES if self.geometry.spheres else 2
             yield "fourier_features", (0, some) if small else (some, 0)
         if small:
-            if self.geometry.real:
-                yield "base", ("normal", "mixture")
+            bases = ("mixture",) if self.geometry.real else self.untrained_bases(data)
+            if bases:
+                yield "base", ("normal", *bases)
             yield "hidden", (NARROW,)
         else:
             yield from self._settled(data)
@@ -253,6 +255,11 @@ class TableDomain(Domain):
         plain = data.context is None and data.fitting.weight is None and self.geometry.is_flat
         if plain and is_paired(self.size):
             yield "coupling", ("optimal_transport",)
+
+    def untrained_bases(self, data: TrainingData) -> tuple[str, ...]:
+        weight = data.fitting.weight
+        suits = data.context is None and (weight is None or bool((weight >= 0).all()))
+        return ("kernels",) if suits and is_one_sphere(self.geometry) else ()
 
     def is_small(self, rows: int) -> bool:
         return rows < SMALL
@@ -284,6 +291,8 @@ class TableDomain(Domain):
         check_columns(x, self.columns, heavy_tails=self.base_word == "student", angles=angles, context=arrays.context)
         check_support(x, self.bounds, self.columns)
         x = to_internal(x, self.types, self.columns)
+        if arrays.context is not None and self.base_word == "kernels":
+            raise ValueError("base='kernels' knows no contexts or categories: leave them out, or choose another base")
         if arrays.context is not None:
             check_contexts(arrays.context, self.context_names(arrays.context.shape[1]))
         kept, held_out = self._split(len(x), fraction, seed, arrays.streamed)
@@ -322,7 +331,7 @@ class TableDomain(Domain):
 
     def base(self, z: Tensor | None, fields: Any, weight: Tensor | None = None) -> Base:
         fitted, blank = base_makers(fields.base)
-        if self.geometry.is_flat:
+        if self.geometry.is_flat or fields.base == "kernels":
             return blank(self.event_shape) if z is None else fitted(z, weight)
         size = len(self.geometry.real)
         real = None if not size else blank((size,)) if z is None else fitted(self._real(z), weight)
@@ -543,57 +552,3 @@ def _weights_of(rows: Batch) -> tuple[Tensor, ...]:
 def _spread(rows: int, most: int) -> Tensor:
     """Return indices of at most some number of rows, evenly spread."""
     return torch.linspace(0, rows - 1, min(rows, most), dtype=torch.float64).long()
-
-
-def grid_with_types(dequantize: Any, types: Types, x: np.ndarray, names: Sequence[str]) -> Grid:
-    """Find the steps of the columns; whole numbers have steps of one, and points on a sphere none.
-
-    Args:
-        dequantize: The field `dequantize`.
-        types: Types by names.
-        x: Rows, shape (n, d).
-        names: Names of the columns.
-
-    Returns:
-        The grid.
-
-    Raises:
-        ValueError: If columns have no such steps.
-    """
-    found = find_grid(dequantize, x, names)
-    if not types:
-        return found
-    places = {name: i for i, name in enumerate(names)}
-    whole = {
-        own[0]: 1.0
-        for own, kind in types.items()
-        if isinstance(kind, Integer) or (isinstance(kind, Dated) and kind.are_whole(x[:, places[own[0]]]))
-    }
-    smooth = [name for own, kind in types.items() if isinstance(kind, (Sphere, Bounded)) for name in own]
-    named = set(dequantize) if isinstance(dequantize, (Mapping, list, tuple)) else set()
-    twice = [name for name in (*whole, *smooth) if name in named]
-    if twice:
-        raise ValueError(f"column {twice[0]!r} has a type in columns and a step in dequantize: drop the latter")
-    step = [0.0 if name in smooth else whole.get(name, step) for name, step in zip(names, found.step, strict=True)]
-    steps = {name: each for name, each in zip(names, step, strict=True) if each}
-    return find_grid(steps or None, x, names)
-
-
-def refuse_on_manifolds(fields: TableFields, types: Types) -> None:
-    """Refuse what is made for real columns where there are circles or spheres.
-
-    Args:
-        fields: Fields.
-        types: Types by names.
-
-    Raises:
-        ValueError: If a field asks for it.
-    """
-    curved = curved_columns(types)
-    asked = {
-        "transforms": fields.transforms, "robust": fields.robust, "watch": fields.watch,
-        "regularizers hjb": "hjb" in (fields.regularizers or {}),
-    }  # fmt: skip
-    name = next((name for name, value in asked.items() if value), None)
-    if curved and name is not None:
-        raise ValueError(f"{name} is for real columns, and {curved[0]} is a circle or a sphere: leave one of them out")
