@@ -82,6 +82,19 @@ def test_few_or_very_many_columns_are_paired_by_optimal_transport(columns, besid
     assert FFJORD(**FIELDS, **given).fit(x, **beside).config_["chosen"]["coupling"] == word
 
 
+@pytest.mark.parametrize(("columns", "rows", "seconds", "width"), [
+    (settled.WIDE_FROM, 60, None, 256), (settled.WIDE_FROM - 1, 60, None, 128), (settled.WIDE_FROM, 40, None, 128),
+    (settled.WIDE_FROM, 60, 1.0, 128),
+])  # fmt: skip
+def test_networks_are_wide_where_columns_rows_and_seconds_are_many(monkeypatch, columns, rows, seconds, width):
+    monkeypatch.setattr(settled, "ROWS_OF_WIDTH", 50)
+    x = np.random.default_rng(0).normal(size=(rows, columns))
+    given = {"time_density": "uniform", "scaling": "standardize", "validation_fraction": 0.1}
+    fields = {**FIELDS, **given, "max_seconds": seconds}
+    fields.pop("hidden", None)
+    assert FFJORD(**fields).fit(x).model_.config.fields.hidden == 3 * (width,)
+
+
 def test_a_short_fit_judges_its_trials_by_fewer_rows(monkeypatch):
     seen = []
     judges = auto.Search._judges

@@ -77,11 +77,12 @@ class Domain(Forms):
         """
 
     @abstractmethod
-    def search_options(self, data: TrainingData) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    def search_options(self, data: TrainingData, seconds: float) -> Iterator[tuple[str, tuple[Any, ...]]]:
         """Yield the fields that schedule auto may try out, and the values to try, the likelier first.
 
         Args:
             data: Training data.
+            seconds: Seconds allowed; may be infinite.
 
         Yields:
             Fields and values.

@@ -99,8 +99,8 @@ class CommonFields:
     hidden: tuple[int, ...] | None = option(
         None,
         "Network",
-        "widths of the hidden layers, e.g. 128,128 (default: three of 64 for up to 3 columns, else of 128); of a U-Net "
-        "its channels, from fine to coarse",
+        "widths of the hidden layers, e.g. 128,128 (default: three of 64 for up to 3 columns, else of 128; of 256 "
+        "for more than 32 with many rows and two minutes); of a U-Net its channels, from fine to coarse",
     )
     activation: str | None = option(None, "Network", "activation (default: the network's own)", ACTIVATIONS)
     blocks: int = option(1, "Network", "number of continuous transforms in a row")

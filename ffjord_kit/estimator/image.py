@@ -135,7 +135,7 @@ class ImageDomain(Domain):
             "hidden": channels, "weight_decay": 0.0,
         }  # fmt: skip
 
-    def search_options(self, data: TrainingData) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    def search_options(self, data: TrainingData, seconds: float) -> Iterator[tuple[str, tuple[Any, ...]]]:
         yield from ()
 
     def is_small(self, rows: int) -> bool:

@@ -286,7 +286,7 @@ class Search:
         Yields:
             Fields and values.
         """
-        for name, values in self.domain.search_options(self.data):
+        for name, values in self.domain.search_options(self.data, self.fields.max_seconds or math.inf):
             suits = name != "fourier_features" or self.config.fields.dynamics == "residual"
             if getattr(self.fields, name) in OPEN and suits:
                 yield name, values

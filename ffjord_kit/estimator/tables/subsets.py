@@ -105,8 +105,8 @@ class SubsetDomain(TableDomain):
     def record(self) -> dict[str, Any]:
         return {**super().record(), "subsets": True}
 
-    def search_options(self, data: TrainingData) -> Iterator[tuple[str, tuple[Any, ...]]]:
-        for name, values in super().search_options(replace(data, context=None, conditional=None)):
+    def search_options(self, data: TrainingData, seconds: float) -> Iterator[tuple[str, tuple[Any, ...]]]:
+        for name, values in super().search_options(replace(data, context=None, conditional=None), seconds):
             kept = tuple(value for value in values if name not in FIXED or value in FIXED[name][0])
             if name != "weight_decay" and kept:
                 yield name, kept

@@ -43,7 +43,7 @@ from ffjord_kit.estimator.fields import TableFields, choice
 from ffjord_kit.estimator.tables.contexts import coded_contexts, coded_names
 from ffjord_kit.estimator.tables.names import context_in_order, in_order
 from ffjord_kit.estimator.tables.own import base_makers
-from ffjord_kit.estimator.tables.settled import is_paired, weight_decay
+from ffjord_kit.estimator.tables.settled import is_paired, needs_width, weight_decay
 from ffjord_kit.estimator.tables.typed import grid_with_types, is_one_sphere, refuse_on_manifolds
 from ffjord_kit.geometry import Geometry
 from ffjord_kit.nn import DYNAMICS, ManifoldDynamics, VectorField
@@ -69,7 +69,8 @@ if TYPE_CHECKING:
     from typing import Self
 
 FEW_COLUMNS = 3
-NARROW, WIDE = (64, 64, 64), (128, 128, 128)  # default widths for few columns, and for more
+# Default widths: for few columns, for more, and for many with rows and time enough.
+NARROW, WIDE, WIDEST = (64, 64, 64), (128, 128, 128), (256, 256, 256)
 LARGEST_VALIDATION_SET = 2_000
 VALIDATION_ELEMENTS, VALIDATION_ROWS = 8_192, 200  # fewer rows where a row is long, as its exact trace is dear
 FITTED_ROWS = 100_000  # of a longer table, for scalings and trials
@@ -229,7 +230,7 @@ class TableDomain(Domain):
             "base": "normal", "hidden": NARROW if self.few_columns else WIDE, "weight_decay": 0.0,
         }  # fmt: skip
 
-    def search_options(self, data: TrainingData) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    def search_options(self, data: TrainingData, seconds: float) -> Iterator[tuple[str, tuple[Any, ...]]]:
         rows = data.effective_rows
         follows, small = data.conditional is not None and not data.conditional.is_identity, self.is_small(rows)
         yield "time_density", ("uniform", "likelihood") if small else ("likelihood", "uniform")
@@ -246,15 +247,17 @@ class TableDomain(Domain):
                 yield "base", ("normal", *bases)
             yield "hidden", (NARROW,)
         else:
-            yield from self._settled(data)
+            yield from self._settled(data, seconds)
 
-    def _settled(self, data: TrainingData) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    def _settled(self, data: TrainingData, seconds: float) -> Iterator[tuple[str, tuple[Any, ...]]]:
         """Yield the fields that need no trial, for the numbers of rows and columns settle them."""
         if decay := weight_decay(data.effective_rows, contexts=data.context is not None):
             yield "weight_decay", (decay,)
         plain = data.context is None and data.fitting.weight is None and self.geometry.is_flat
         if plain and is_paired(self.size):
             yield "coupling", ("optimal_transport",)
+        if needs_width(self.size, data.effective_rows, seconds):
+            yield "hidden", (WIDEST,)
 
     def untrained_bases(self, data: TrainingData) -> tuple[str, ...]:
         weight = data.fitting.weight
