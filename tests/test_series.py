@@ -10,11 +10,12 @@ from torch import nn
 from ffjord_kit.datasets.series import spiral_curves, spirals
 from ffjord_kit.models import LatentODE, Series
 from ffjord_kit.models.dense import solve_at
-from ffjord_kit.models.elbo import ELBO, elbo, fit_noise, thinned
+from ffjord_kit.models.elbo import ELBO, ELBOValidation, elbo, fit_noise, thinned
 from ffjord_kit.models.latent_network import RECOGNITIONS, LatentNetwork, Scales
 from ffjord_kit.models.posterior import Posterior, laplace
 from ffjord_kit.models.series import check_series, lengths, padded, tails, trimmed
 from ffjord_kit.run import RunError
+from ffjord_kit.training import Workers
 
 SMALL = {"latent_dim": 2, "hidden": 8, "max_steps": 10, "max_seconds": math.inf, "random_state": 0}
 
@@ -94,6 +95,16 @@ def test_longer_series_in_the_batch_change_nothing(recognition):
     start = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
     value = model.log_likelihood(start, together.x, together.context)[:1]
     torch.testing.assert_close(value, model.log_likelihood(start[:1], alone.x, alone.context))
+
+
+def test_the_worst_tenth_of_held_out_series_do_not_judge():
+    model, ordinary = network(), waves(9)
+    strange = [(times, 1000.0 + values) for times, values in waves(1)]
+    with torch.no_grad():
+        bounds = [-elbo(model, batch_of(each), laplace(model, batch_of(each)), draws=4) for each in (ordinary, strange)]
+        score = ELBOValidation(model, batch_of([*ordinary, *strange]))(Workers(), 1)
+    assert bounds[1].item() > 1e5 > bounds[0].max().item()
+    assert bounds[0].min().item() - 1 < score.mean < bounds[0].max().item() + 1
 
 
 def test_gradients_are_finite_where_values_are_missing(generator):

@@ -46,7 +46,7 @@ def fit_series(options: Mapping[str, Any]) -> None:
         raise
     history = model.history_
     click.echo(f"done after {history.step} steps, {history.work_seconds:.1f} CPU seconds, {len(table.series)} series")
-    click.echo(f"validation, negative evidence bound: {best_validation(history.records, None)}")
+    click.echo(f"validation, negative evidence bound without the worst tenth: {best_validation(history.records, None)}")
     click.echo(f"run: {path}   seed: {history.seed}")
 
 
