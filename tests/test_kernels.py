@@ -104,6 +104,14 @@ def test_auto_takes_kernels_where_places_cluster_and_a_flow_where_they_do_not(tm
     assert other.model_.config.fields.base == "normal"
 
 
+@pytest.mark.filterwarnings("ignore")  # of repeated rows
+@pytest.mark.parametrize("rows", [200, 1500])
+def test_few_places_get_no_kernels(rows):
+    x = places(np.random.default_rng(0), 9, 3, 10.0)[np.arange(rows) % 9]
+    model = FFJORD(columns=SKY, max_seconds=2, random_state=0).fit(x, columns=["lon", "lat"])
+    assert model.model_.config.fields.base == "normal"
+
+
 def test_kernels_are_given_and_refused_where_they_make_no_sense():
     rng = np.random.default_rng(0)
     x = places(rng, 1200, 20, 2.0)

@@ -24,6 +24,7 @@ from ffjord_kit.diagnostics.sample_weight import EFFECTIVE
 from ffjord_kit.estimator import FFJORD, ImageFFJORD, from_run
 from ffjord_kit.estimator.fields import ImageFields, TableFields
 from ffjord_kit.estimator.persistence import same_fields
+from ffjord_kit.estimator.search import untrained_remark
 from ffjord_kit.run import NEW, Run
 from ffjord_kit.training.distributed import Workers, current_workers, restarted
 from ffjord_kit.training.history import of_density
@@ -186,7 +187,7 @@ def _print_result(model: Estimator, path: Path) -> None:
         click.echo(f"reports by default: the density of {DENSITY[density]}")
     if "chosen" in model.config_:
         words = ", ".join(f"{name}={option_text(value)}" for name, value in model.config_["chosen"].items())
-        click.echo(f"chosen: {words}")
+        click.echo(f"chosen: {words}{untrained_remark(model.config_['chosen'])}")
     click.echo(f"run: {path}   seed: {history.seed}")
     if history.interrupted:
         _print_how_to_continue(path)

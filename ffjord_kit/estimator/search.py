@@ -149,7 +149,9 @@ def choose(
         else [*search.schedule(settled, best)]
     )
     values["schedule"] = [spec.value for spec in specs]
-    search.note("chosen: " + ", ".join(f"{name}={_word(value)}" for name, value in values.items()) + _untrained(values))
+    search.note(
+        "chosen: " + ", ".join(f"{name}={_word(value)}" for name, value in values.items()) + untrained_remark(values)
+    )
     search.before.seconds, search.before.work_seconds = timer.read()
     return Choice(values, best.flow, search.before)
 
@@ -533,8 +535,15 @@ def _with_rate(values: Mapping[str, Any], steps: int) -> dict[str, Any]:
     return {**values, **({"learning_rate": RATE_OF_ONE_STEP} if steps == 1 else {})}
 
 
-def _untrained(values: Mapping[str, Any]) -> str:
-    """Return a remark where one step that changes nothing was the best of cross-validation, or nothing."""
+def untrained_remark(values: Mapping[str, Any]) -> str:
+    """Say that one step that changes nothing was the best, if it was.
+
+    Args:
+        values: Chosen values by field.
+
+    Returns:
+        A remark to follow the values, or nothing.
+    """
     if values.get("learning_rate") != RATE_OF_ONE_STEP:
         return ""
     words = {"mixture": "a mixture of normals of the scaled columns", "kernels": "that of kernels at the places"}

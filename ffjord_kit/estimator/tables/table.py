@@ -77,6 +77,7 @@ FITTED_ROWS = 100_000  # of a longer table, for scalings and trials
 MOST_STEPPED_COLUMNS = 64  # a step's frame has a tangent for each
 SMALL = 1000  # rows: fewer are cross-validated, for a part of them judges badly
 GAUSSIANIZED_FROM = 200  # rows: fewer say little of the quantiles
+LEAST_PLACES = 100  # on a sphere, for kernels at them
 FEATURES_OF_SPHERES = 4  # octaves: coasts are fine on a unit sphere (benchmarks/earth.py)
 WHITENED_UP_TO = 32  # columns: with 63 it led by ten nats after 240 steps, and after 2,500 by nothing
 COLUMNWISE = ("standardize", "robust")  # scalings under which the errors of a column stay its own
@@ -262,7 +263,9 @@ class TableDomain(Domain):
     def untrained_bases(self, data: TrainingData) -> tuple[str, ...]:
         weight = data.fitting.weight
         suits = data.context is None and (weight is None or bool((weight >= 0).all()))
-        return ("kernels",) if suits and is_one_sphere(self.geometry) else ()
+        if not (suits and is_one_sphere(self.geometry)):
+            return ()
+        return ("kernels",) if len(data.fitting.x.unique(dim=0)) >= LEAST_PLACES else ()
 
     def is_small(self, rows: int) -> bool:
         return rows < SMALL
