@@ -26,7 +26,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -41,6 +40,7 @@ NEIGHBOURS, FACTORS, UNIFORM_SHARES = (2, 4, 8), (0.25, 0.35, 0.5, 0.7, 1.0), (1
 WIDE_SHARE, WIDE_FACTOR = 0.4, 4.0
 LEAST_SCALE = 1e-5  # radians: 64 m on the Earth
 LEAST_PLACES, FOLDS, JUDGES = 10, 5, 1_000  # of cross-validation; places of all folds that judge
+NEAR = 512  # kernels that a judge looks at
 CHUNK_ELEMENTS = 2**18  # events times kernels at once, which caches hold
 
 
@@ -204,11 +204,17 @@ def fit_kernels(z: Tensor, weight: Tensor | None = None) -> Kernels:
 
 
 def _densities(weights: Tensor, places: Tensor, judges: Tensor) -> Iterator[tuple[tuple[int, float, float], Tensor]]:
-    """Yield choices, (number in NEIGHBOURS, factor, uniform share), and the log-densities of other places, (m,)."""
-    along = judges @ torch.cat([places, places]).T - 1  # u . m - 1
+    """Yield choices, (number in NEIGHBOURS, factor, uniform share), and the log-densities of other places, (m,).
+
+    The nearest kernels alone are summed: farther ones are many widths away.
+    """
+    near, _ = _nearest(places, judges, NEAR)
+    along = (places[near] @ judges[:, :, None]).squeeze(-1).repeat(1, 2) - 1  # u . m - 1
+    near = torch.cat([near, near + len(places)], dim=1)  # both widths
     for (number, distances), factor in itertools.product(enumerate(_distances(places)), FACTORS):
-        shares, _, scales = _two_widths(weights / weights.sum(), places, factor * distances)
-        kernels = (along / scales.square() + _log_peak(scales) + shares.log()).logsumexp(1)
+        shares, _, widths = _two_widths(weights / weights.sum(), places, factor * distances)
+        scales = widths[near]
+        kernels = (along / scales.square() + _log_peak(scales) + shares[near].log()).logsumexp(1)
         for share in UNIFORM_SHARES:
             uniform = kernels.new_tensor(share / (4 * math.pi)).log()
             yield (number, factor, share), torch.logaddexp(kernels + math.log(1 - share), uniform)
@@ -240,12 +246,17 @@ def _distinct(z: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
 
 def _distances(places: Tensor) -> list[Tensor]:
     """Return the distances of places from their k-th neighbours, for each k."""
+    _, found = _nearest(places, places, max(NEIGHBOURS) + 1)  # the nearest is the place itself
+    return [found[:, min(k, found.shape[1] - 1)] for k in NEIGHBOURS]
+
+
+def _nearest(places: Tensor, points: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return which places are nearest to points, and their distances, near ones first, each (m, count) or less."""
     from sklearn.neighbors import NearestNeighbors  # only here: torch alone starts faster
 
-    most = min(max(NEIGHBOURS), len(places) - 1)
-    rows = places.cpu().numpy()
-    found = NearestNeighbors(n_neighbors=most + 1).fit(rows).kneighbors(rows)[0]
-    return [torch.from_numpy(np.ascontiguousarray(found[:, min(k, most)])).to(places) for k in NEIGHBOURS]
+    tree = NearestNeighbors(n_neighbors=min(count, len(places))).fit(places.cpu().numpy())
+    distances, which = tree.kneighbors(points.cpu().numpy())
+    return torch.from_numpy(which).to(places.device), torch.from_numpy(distances).to(places)
 
 
 def _log_peak(scales: Tensor) -> Tensor:
