@@ -69,6 +69,11 @@ class Geometry:
         return not (self.circles or self.spheres)
 
     @property
+    def is_one_sphere(self) -> bool:
+        """Whether an event is a point on one sphere, and nothing else."""
+        return self.size == 3 and len(self.spheres) == 1
+
+    @property
     def embedded_size(self) -> int:
         """Number of elements of an embedded event: cosine and sine in place of each angle."""
         return self.size + len(self.circles)

@@ -355,7 +355,7 @@ def test_few_rows_are_cross_validated_from_one_step_on(monkeypatch, context):
     assert f"after {steps} steps" in best
     assert "base=mixture" in best
     assert model.history_.step == steps
-    assert any("so the density is a mixture" in text for text in events(model)) == (steps == 1)
+    assert any("so the density is that of the base alone: mixture" in text for text in events(model)) == (steps == 1)
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from commands import call
 from oracles import randn
 from scipy import stats
 
@@ -93,7 +94,7 @@ def test_auto_takes_kernels_where_places_cluster_and_a_flow_where_they_do_not(tm
     model = FFJORD(columns=SKY, max_seconds=4, random_state=0).fit(x, columns=["lon", "lat"])
     assert model.model_.config.fields.base == "kernels" and model.model_.flow.base.geometry.spheres
     chosen = next(each["event"] for each in model.history_.records if "chosen" in str(each.get("event")))
-    assert "the density is that of kernels at the places" in chosen
+    assert "the density is that of the base alone: kernels" in chosen
     assert model.score(new) > 2.0 - math.log(4 * math.pi)
     model.save(tmp_path / "run")
     assert FFJORD.load(tmp_path / "run").score(new) == model.score(new)
@@ -102,6 +103,17 @@ def test_auto_takes_kernels_where_places_cluster_and_a_flow_where_they_do_not(tm
     smooth = np.column_stack([rng.uniform(-180, 180, 2000), np.degrees(np.arcsin(rng.uniform(-1, 1, 2000)))])
     other = FFJORD(columns=SKY, max_seconds=4, random_state=0).fit(smooth, columns=["lon", "lat"])
     assert other.model_.config.fields.base == "normal"
+
+
+def test_the_command_line_says_that_the_density_is_that_of_kernels(tmp_path, capsys):
+    x = places(np.random.default_rng(0), 1200, 20, 0.5)
+    np.savetxt(tmp_path / "t.csv", x, delimiter=",", header="lon,lat", comments="")
+    fit = ["fit", tmp_path / "t.csv", "--columns", "lon+lat=sphere:deg", "--base", "kernels"]
+    code, output, _ = call(capsys, *fit, "--out", tmp_path / "run")
+    assert code == 0 and "so the density is that of the base alone: kernels" in output
+    code, _, errors = call(capsys, "fit", tmp_path / "t.csv", "--base", "kernels", "--out", tmp_path / "other")
+    assert code == 1 and errors.count("\n") == 1 and "is for places on one sphere" in errors
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.filterwarnings("ignore")  # of repeated rows

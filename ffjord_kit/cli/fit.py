@@ -187,7 +187,7 @@ def _print_result(model: Estimator, path: Path) -> None:
         click.echo(f"reports by default: the density of {DENSITY[density]}")
     if "chosen" in model.config_:
         words = ", ".join(f"{name}={option_text(value)}" for name, value in model.config_["chosen"].items())
-        click.echo(f"chosen: {words}{untrained_remark(model.config_['chosen'])}")
+        click.echo(f"chosen: {words}{untrained_remark(model.model_.config.fields)}")
     click.echo(f"run: {path}   seed: {history.seed}")
     if history.interrupted:
         _print_how_to_continue(path)

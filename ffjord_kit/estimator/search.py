@@ -4,8 +4,9 @@ Short fits by flow matching follow each other, each with one field changed, and 
 (which weight suits is a matter of the data), the scaling next to the data (correlations, edges and skew against plain
 units), and for a few columns the Fourier features among the inputs. A later value must win by a margin. The best fit is
 trained on by flow matching. A quarter of the seconds left goes to its few explicit steps, trained by exact likelihood,
-or, of more columns than these pay for, a share to a finish by maximum likelihood, if that buys enough steps. The log
-records every trial and choice.
+or, of more columns than these pay for, a share to a finish by maximum likelihood, if that buys enough steps. Where the
+base alone is likelier by far, as kernels at places on a sphere can be, it is left as it is. The log records every trial
+and choice.
 
 Of a table of fewer than a thousand rows, a part judges badly: there settings and the length of training are chosen by
 cross-validation, beginning with the flow as it is, which is its base.
@@ -150,7 +151,9 @@ def choose(
     )
     values["schedule"] = [spec.value for spec in specs]
     search.note(
-        "chosen: " + ", ".join(f"{name}={_word(value)}" for name, value in values.items()) + untrained_remark(values)
+        "chosen: "
+        + ", ".join(f"{name}={_word(value)}" for name, value in values.items())
+        + untrained_remark(settled.fields)
     )
     search.before.seconds, search.before.work_seconds = timer.read()
     return Choice(values, best.flow, search.before)
@@ -192,8 +195,8 @@ class Search:
         options = list(self.options())
         count = 1 + sum(len(values) - 1 for _, values in options)
         first = {name: values[0] for name, values in options}
-        for word in self._untrained_bases(given=True):
-            return self._tried_base(first, word)
+        if given := self._untrained_bases(given=True):
+            return self._tried_base(first, given[0])
         if self.fields.max_seconds is not None:
             self._fitted(first, (WARM_STEPS, math.inf), None)
         best = self._tried(first, f"trial 1/{count}")
@@ -535,20 +538,20 @@ def _with_rate(values: Mapping[str, Any], steps: int) -> dict[str, Any]:
     return {**values, **({"learning_rate": RATE_OF_ONE_STEP} if steps == 1 else {})}
 
 
-def untrained_remark(values: Mapping[str, Any]) -> str:
-    """Say that one step that changes nothing was the best, if it was.
+def untrained_remark(fields: CommonFields) -> str:
+    """Say that the flow is left as it begins, if it is.
 
     Args:
-        values: Chosen values by field.
+        fields: Settled fields.
 
     Returns:
-        A remark to follow the values, or nothing.
+        A remark to follow the chosen values, or nothing.
     """
-    if values.get("learning_rate") != RATE_OF_ONE_STEP:
+    if fields.learning_rate != RATE_OF_ONE_STEP:
         return ""
-    words = {"mixture": "a mixture of normals of the scaled columns", "kernels": "that of kernels at the places"}
-    base = words.get(values.get("base", ""), "a normal density of the scaled columns")
-    return f"; more steps are no likelier on rows left out, so the density is {base}"
+    base = getattr(fields, "base", "")
+    word = base if isinstance(base, str) else "your own"
+    return f"; more steps are no likelier on rows left out, so the density is that of the base alone: {word}"
 
 
 def _word(value: Any) -> str:

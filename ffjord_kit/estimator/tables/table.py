@@ -44,7 +44,7 @@ from ffjord_kit.estimator.tables.contexts import coded_contexts, coded_names
 from ffjord_kit.estimator.tables.names import context_in_order, in_order
 from ffjord_kit.estimator.tables.own import base_makers
 from ffjord_kit.estimator.tables.settled import is_paired, needs_width, weight_decay
-from ffjord_kit.estimator.tables.typed import grid_with_types, is_one_sphere, refuse_on_manifolds
+from ffjord_kit.estimator.tables.typed import grid_with_types, refuse_on_manifolds
 from ffjord_kit.geometry import Geometry
 from ffjord_kit.nn import DYNAMICS, ManifoldDynamics, VectorField
 from ffjord_kit.objectives import FlowMatching, ManifoldMatching, Objective
@@ -77,7 +77,7 @@ FITTED_ROWS = 100_000  # of a longer table, for scalings and trials
 MOST_STEPPED_COLUMNS = 64  # a step's frame has a tangent for each
 SMALL = 1000  # rows: fewer are cross-validated, for a part of them judges badly
 GAUSSIANIZED_FROM = 200  # rows: fewer say little of the quantiles
-LEAST_PLACES = 100  # on a sphere, for kernels at them
+PLACES_OF_KERNELS = 100  # on a sphere: fewer have no kernels, so that each fold has some
 FEATURES_OF_SPHERES = 4  # octaves: coasts are fine on a unit sphere (benchmarks/earth.py)
 WHITENED_UP_TO = 32  # columns: with 63 it led by ten nats after 240 steps, and after 2,500 by nothing
 COLUMNWISE = ("standardize", "robust")  # scalings under which the errors of a column stay its own
@@ -263,9 +263,9 @@ class TableDomain(Domain):
     def untrained_bases(self, data: TrainingData) -> tuple[str, ...]:
         weight = data.fitting.weight
         suits = data.context is None and (weight is None or bool((weight >= 0).all()))
-        if not (suits and is_one_sphere(self.geometry)):
+        if not (suits and self.geometry.is_one_sphere):
             return ()
-        return ("kernels",) if len(data.fitting.x.unique(dim=0)) >= LEAST_PLACES else ()
+        return ("kernels",) if len(data.fitting.x.unique(dim=0)) >= PLACES_OF_KERNELS else ()
 
     def is_small(self, rows: int) -> bool:
         return rows < SMALL

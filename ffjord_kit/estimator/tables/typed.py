@@ -49,18 +49,6 @@ def grid_with_types(dequantize: Any, types: Types, x: np.ndarray, names: Sequenc
     return find_grid(steps or None, x, names)
 
 
-def is_one_sphere(geometry: Geometry) -> bool:
-    """Say whether a row is a point on one sphere, and nothing else.
-
-    Args:
-        geometry: Which elements of a row are angles, and which are points on spheres.
-
-    Returns:
-        Whether it is.
-    """
-    return len(geometry.spheres) == 1 and geometry.size == 3
-
-
 def refuse_on_manifolds(fields: TableFields, types: Types, geometry: Geometry) -> None:
     """Refuse what is made for real columns where there are circles or spheres, and the reverse.
 
@@ -72,7 +60,7 @@ def refuse_on_manifolds(fields: TableFields, types: Types, geometry: Geometry) -
     Raises:
         ValueError: If a field asks for it.
     """
-    if fields.base == "kernels" and not is_one_sphere(geometry):
+    if fields.base == "kernels" and not geometry.is_one_sphere:
         raise ValueError(
             "base='kernels' is for places on one sphere without other columns, e.g. columns={('lon', 'lat'): "
             "Sphere('deg')}: choose another base"
