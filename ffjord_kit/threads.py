@@ -66,7 +66,8 @@ def solving_threads(flow: Flow, rows: Batch) -> AbstractContextManager[None]:
     Returns:
         The context.
     """
-    x = flow.like.new_zeros(len(rows), *flow.base.event_shape)
+    generator = keyed_generator(flow.like.device, "threads")
+    x = flow.base.sample(len(rows), generator).to(flow.like)  # zeros would be on no sphere
     context = None if rows.context is None else torch.zeros_like(rows.context).to(flow.like)
 
     @torch.no_grad()

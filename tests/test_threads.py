@@ -2,10 +2,11 @@
 
 import time
 
+import numpy as np
 import pytest
 import torch
 
-from ffjord_kit import threads
+from ffjord_kit import FFJORD, threads
 from ffjord_kit.threads import faster_threads
 
 CPU = torch.device("cpu")
@@ -37,6 +38,15 @@ def test_the_faster_number_is_used_measured_once_and_given_back(two_threads, bes
             assert torch.get_num_threads() == best
         assert torch.get_num_threads() == 2
     assert len(calls) == 4 * threads.REPEATS
+
+
+@pytest.mark.parametrize("types", [{}, {"x0": "circle:360"}, {"x0+x1": "sphere:deg"}])
+def test_any_kind_of_row_is_scored_drawn_and_certified_by_the_faster_number(two_threads, types):
+    x = np.random.default_rng(0).uniform(0, 80, (60, 2))
+    model = FFJORD(columns=types, schedule=[("flow_matching", 2)], hidden=(8,), random_state=0).fit(x)
+    assert np.isfinite(model.score_samples(x)).all() and np.isfinite(np.asarray(model.sample(3))).all()
+    assert np.isfinite(model.certify(x[:3]).log_prob).all()
+    assert {key[0] for key in threads._chosen} == {"fit", "solve"}
 
 
 @pytest.mark.parametrize("how", ["environment", "call"])
