@@ -430,6 +430,31 @@ def test_coarse_steps_are_told():
         LatentODE(**{**SMALL, "steps": 4, "max_steps": 250, "learning_rate": 2e-2, "hidden": 24}).fit(waves(40))
 
 
+# ---- several fits
+
+
+def test_the_best_of_several_fits_is_kept():
+    series, options = waves(40), {**SMALL, "max_steps": 20}
+    one, three = (LatentODE(**options, n_init=count).fit(series).history_ for count in (1, 3))
+    assert (three.step, three.phases) == (60, 3)
+    assert three.best_nll == min(nll for _, nll in three.validations)
+    assert min(nll for step, nll in three.validations if step <= 20) == one.best_nll
+
+
+def test_several_fits_begin_with_weights_of_their_own():
+    model = LatentODE(**SMALL).fit(waves(8))
+    networks = [model._blank(Scales.blank(2), number) for number in (0, 1, 2)]
+    first, second, third = (nn.utils.parameters_to_vector(each.parameters()) for each in networks)
+    assert not torch.equal(first, second)
+    assert not torch.equal(second, third)
+
+
+@pytest.mark.parametrize(("seconds", "fits"), [(60.0, 1), (199.0, 1), (200.0, 2), (300.0, 3), (900.0, 3)])
+def test_fits_by_time(seconds, fits):
+    model = LatentODE(max_seconds=seconds)
+    assert (model._fits(judged=True), model._fits(judged=False)) == (fits, 1)
+
+
 # ---- runs
 
 
@@ -447,9 +472,9 @@ def test_a_saved_model_predicts_the_same(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recognition", RECOGNITIONS)
-def test_a_resumed_fit_equals_one_that_was_not_stopped(tmp_path, monkeypatch, recognition):
-    options, series = {**SMALL, "recognition": recognition, "max_steps": 12}, waves(60)
+@pytest.mark.parametrize(("recognition", "steps", "fits"), [("gru", 12, 1), ("ode_rnn", 12, 1), ("gru", 6, 2)])
+def test_a_resumed_fit_equals_one_that_was_not_stopped(tmp_path, monkeypatch, recognition, steps, fits):
+    options, series = {**SMALL, "recognition": recognition, "max_steps": steps, "n_init": fits}, waves(60)
     whole = LatentODE(**options).fit(series)
     calls, loss = [], ELBO.loss
 
@@ -465,6 +490,11 @@ def test_a_resumed_fit_equals_one_that_was_not_stopped(tmp_path, monkeypatch, re
     resumed = LatentODE(**options).fit(series, run=tmp_path / "run", resume=True)
     for a, b in zip(whole.network_.parameters(), resumed.network_.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_several_fits_need_held_out_series():
+    with pytest.raises(ValueError, match="n_init=2 needs series held out"):
+        LatentODE(**SMALL, n_init=2).fit(waves(8))
 
 
 def test_a_run_is_resumed_with_its_own_series_and_fields(tmp_path):

@@ -177,6 +177,18 @@ def test_a_later_phase_that_never_improves_leaves_the_best_of_the_earlier_one():
     assert nll(both, held_out) == pytest.approx(history.best_nll, abs=1e-7)
 
 
+def test_a_phase_may_begin_with_weights_of_its_own():
+    x, held_out, flow, path = normal_rows(200), normal_rows(200, seed=1), shifted(), []
+    anew = Phase(Toward(9.0), 40, 0.1, initial=lambda: [torch.full_like(p, 5.0) for p in flow.inner.parameters()])
+    history = fit_flow(
+        flow, x, schedule=[Phase(MaximumLikelihood(), 100, 0.1), anew], validation=Batch(held_out), config=steady(),
+        on_step=lambda record: path.append(weight(flow)),
+    )  # fmt: skip
+    assert path[99] < 1 < 4.9 < path[100]
+    assert nll(flow, held_out) == pytest.approx(history.best_nll, abs=1e-7)
+    assert history.best_step <= 100
+
+
 def test_without_validation_rows_the_moving_average_is_left_in_the_flow():
     flow, path = shifted(), []
     history = fit_flow(

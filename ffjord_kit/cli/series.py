@@ -17,7 +17,8 @@ from ffjord_kit.datasets.files import absolute
 from ffjord_kit.datasets.series import SeriesTable, read_series, select_channels, write_series
 from ffjord_kit.models import Bands, LatentODE, Series
 from ffjord_kit.models.fields import LatentODEFields
-from ffjord_kit.models.latent_ode import open_run, unfitted
+from ffjord_kit.models.latent_ode import unfitted
+from ffjord_kit.models.latent_runs import open_run
 
 DRAWN, POINTS = 4, 200  # series of a picture, and times of a line
 

@@ -37,7 +37,13 @@ class LatentODEFields:
         True, "add what the dynamics leave over, as a Gaussian process of each channel (not with events)"
     )
     max_seconds: float = option(60.0, "CPU seconds of training, the last validation included", 0.0)
-    max_steps: int | None = option(None, "largest number of training steps", 1)
+    max_steps: int | None = option(None, "largest number of training steps of each fit", 1)
+    n_init: int | None = option(
+        None,
+        "fits from weights of their own, of which the best by series held out is kept (default: one for every 100 "
+        "seconds, up to three)",
+        1,
+    )
     steps: int | None = option(
         None, "Runge-Kutta steps over the longest series (default: by its rows and turns, from 16 to 64)", 1
     )

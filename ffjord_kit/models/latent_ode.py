@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 import secrets
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,24 +21,24 @@ from ffjord_kit.diagnostics import WeightLoss
 from ffjord_kit.models.elbo import ELBO, ELBOValidation, elbo, fit_noise, fit_residual
 from ffjord_kit.models.fields import LatentODEFields, check_fields
 from ffjord_kit.models.latent_network import LatentNetwork, Scales
+from ffjord_kit.models.latent_runs import KIND, open_run, opened_run, record_to_resume
 from ffjord_kit.models.posterior import Posterior, laplace
 from ffjord_kit.models.series import Series, channel_names, check_series, check_times, digest, padded
 from ffjord_kit.noise import keyed_generator, standard_normal
 from ffjord_kit.progress import training_progress
-from ffjord_kit.run import Run, RunError, claimed
+from ffjord_kit.run import Run, claimed
 from ffjord_kit.threads import faster_threads
 from ffjord_kit.training import History, Phase, TensorData, TrainConfig, fit
 from ffjord_kit.training.runtime import pass_on
 
-KIND = "latent_ode"  # of a run, in its config
 FEWEST_HELD_OUT = 5  # series; fewer say too little
 LEAST_SHARE = 4  # times as many must there be, for them to be held out
 NEVER = 10**9  # validations without improvement that end a fit: the bound of few series stands still for long
 ROWS_PER_STEP, MOST_BY_ROWS, STEPS_PER_RADIAN, FEWEST_STEPS, MOST_STEPS = 4, 32, 3, 16, 64
 COARSE = 0.1  # of the noise: a difference from a solve of twice the steps that calls for a warning
 MOST_DURATIONS = 20  # of the longest series of the fit, to which a prediction may reach
+SECONDS_PER_FIT, MOST_FITS = 100, 3  # of 1,000 spirals: longer fits gain nothing, and one of five fails
 CHUNK = 16  # series that are predicted at once
-FREE_ON_RESUME = ("verbose", "random_state")
 
 
 class Bands(NamedTuple):
@@ -79,7 +79,10 @@ class LatentODE(LatentODEFields):
         residual: Whether predictions add what the dynamics leave over at the values that were seen, by a Gaussian
             process of each channel; not with events.
         max_seconds: CPU seconds of training.
-        max_steps: Largest number of training steps, or None.
+        max_steps: Largest number of training steps of each fit, or None.
+        n_init: Number of fits from weights of their own, which share the seconds, and of which the one with the best
+            bound of held-out series is kept; None for one for every 100 seconds, up to three. Some weights lead to
+            dynamics that say little beyond the last row.
         steps: Runge-Kutta steps over the longest series; None for three for each radian that the series turn in it, up
             to 64, or one for every four of its rows, from 16 to 32.
         batch_size: Series of a training step.
@@ -137,7 +140,7 @@ class LatentODE(LatentODEFields):
         self.record_ = self._record(run, data or {}, resume=resume)
         fitting, held_out = self._split(self.record_["seed"])
         self.network_ = self._network(fitting)
-        with _opened(run, self.record_, force=force, resume=resume) as folder:
+        with opened_run(run, self.record_, force=force, resume=resume) as folder:
             self.history_ = self._train(fitting, held_out, folder, resume=resume)
             self.network_.requires_grad_(False)
             if held_out is not None:
@@ -350,7 +353,7 @@ class LatentODE(LatentODEFields):
         steps = self.steps or _steps(_batch(self.series_))
         about = {"channels": list(self.channels_), "series": len(self.series_), "sha256": digest(self.series_)}
         record = {"model": KIND, "fields": values, "seed": seed, "steps": steps, **about, "data": dict(data)}
-        return _record_to_resume(path, record) if resume else record
+        return record_to_resume(path, record) if resume else record
 
     def _split(self, seed: int) -> tuple[Batch, Batch | None]:
         """Return the series to fit, and those held out, if they are enough."""
@@ -371,19 +374,42 @@ class LatentODE(LatentODEFields):
                 raise ValueError(f"channel {name!r} has no value in any series of the fit: leave it out")
         return self._blank(Scales.of(values, times))
 
-    def _blank(self, scales: Scales) -> LatentNetwork:
-        """Return a network whose weights the seed draws; the global state of torch stays as it is."""
+    def _blank(self, scales: Scales, number: int = 0) -> LatentNetwork:
+        """Return a network whose weights the seed and a number draw; the global state of torch stays as it is."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.record_["seed"])
+            seed = self.record_["seed"]
+            torch.manual_seed(
+                keyed_generator(torch.device("cpu"), seed, "fit", number).initial_seed() if number else seed
+            )
             return LatentNetwork(
                 scales, latent_dim=self.latent_dim, hidden=self.hidden, recognition=self.recognition,
                 events=self.events, prior=self.prior,
                 steps=self.record_["steps"], residual=self.residual and not self.events,
             )  # fmt: skip
 
+    def _fits(self, *, judged: bool) -> int:
+        """Return the number of fits from weights of their own; without held-out series nobody could choose one."""
+        if (self.n_init or 1) > 1 and not judged:
+            raise ValueError(
+                f"n_init={self.n_init} needs series held out, which choose a fit: give at least "
+                f"{LEAST_SHARE * FEWEST_HELD_OUT} series and a validation_fraction, or n_init=1"
+            )
+        if self.n_init is not None or self.max_steps is not None or not judged:
+            return self.n_init or 1
+        return min(MOST_FITS, max(1, int(self.max_seconds / SECONDS_PER_FIT)))
+
+    def _schedule(self, fits: int) -> list[Phase]:
+        """Return a phase for each fit; all share the seconds, and each begins with weights of its own."""
+        steps, seconds = self.max_steps or math.inf, self.max_seconds / fits
+
+        def weights(number: int) -> list[Tensor]:
+            return list(self._blank(Scales.blank(self.network_.channels), number).parameters())
+
+        initial = [None, *(partial(weights, number) for number in range(1, fits))]
+        return [Phase(ELBO(), steps, self.learning_rate, seconds, initial=each) for each in initial]
+
     def _train(self, fitting: Batch, held_out: Batch | None, run: Run | None, *, resume: bool) -> History:
-        steps = math.inf if self.max_steps is None else self.max_steps
-        schedule = [Phase(ELBO(), steps, self.learning_rate, self.max_seconds)]
+        schedule = self._schedule(self._fits(judged=held_out is not None))
         config = TrainConfig(batch_size=self.batch_size, ema_decay=0.99, patience=NEVER, seed=self.record_["seed"])
         validate = None if held_out is None else ELBOValidation(self.network_, held_out)
 
@@ -500,24 +526,6 @@ class LatentODE(LatentODEFields):
         return shift, noise
 
 
-def open_run(path: str | Path) -> Run:
-    """Open the run of a latent ODE.
-
-    Args:
-        path: Run folder.
-
-    Returns:
-        The run.
-
-    Raises:
-        RunError: If there is none, or it is another model's.
-    """
-    run = Run.open(path)
-    if run.config.get("model") != KIND:
-        raise RunError(f"{path} is no run of series: use it by ffjord-kit sample, score or plot")
-    return run
-
-
 def unfitted(path: str | Path) -> LatentODE:
     """Return the model of a run without its weights, e.g. to resume it.
 
@@ -535,35 +543,6 @@ def unfitted(path: str | Path) -> LatentODE:
         model = LatentODE(**run.config["fields"])
         check_fields(model)
     return model
-
-
-def _record_to_resume(path: str | Path | None, record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the config of the run to resume, whose data and fields must be the same."""
-    if path is None:
-        raise ValueError("resume needs the run to go on with: pass run=")
-    run = open_run(path)
-    its = run.config
-    if its["sha256"] != record["sha256"]:
-        raise RunError(f"{path} was fitted to other series: resume it with the same ones")
-    mine = json.loads(json.dumps(record["fields"]))
-    for name, value in its["fields"].items():
-        if name not in FREE_ON_RESUME and mine[name] != value:
-            raise RunError(f"{path} has {name}={value!r}; got {mine[name]!r}: resume it with its own")
-    return its
-
-
-@contextmanager
-def _opened(path: str | Path | None, record: Mapping[str, Any], *, force: bool, resume: bool) -> Iterator[Run | None]:
-    """Make or open the run folder of a fit, and keep other processes out of it meanwhile."""
-    if path is None:
-        yield None
-        return
-    with claimed(path):
-        run = Run.open(path) if resume else Run.create(path, record, force=force)
-        with nullcontext() if resume else closing(run):
-            if resume:
-                run.tidy()
-            yield run
 
 
 def _steps(batch: Batch) -> int:

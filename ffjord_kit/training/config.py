@@ -10,8 +10,11 @@ where tau is the share of the phase that is done, by steps or by time.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from torch import Tensor
 
 from ffjord_kit.objectives import Objective
 from ffjord_kit.precision import check_precision
@@ -40,6 +43,8 @@ class Phase:
         overtime: Seconds by which the last validation may be late.
         patient: Whether validations without improvement do not end it. Where weights decay, they get better only as the
             learning rate falls.
+        initial: Function that returns the weights to begin with, for each parameter that is trained; None for the best
+            ones of the phases before.
 
     Raises:
         ValueError: If a length is not positive, or the phase has no end.
@@ -59,6 +64,7 @@ class Phase:
     validations: int = 4
     overtime: float = 0.0
     patient: bool = False
+    initial: Callable[[], Sequence[Tensor]] | None = None
 
     def __post_init__(self) -> None:
         if not (self.steps > 0 and self.seconds > 0 and min(self.steps, self.seconds) < math.inf):

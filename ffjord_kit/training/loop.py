@@ -62,11 +62,11 @@ def fit(
 
     The model ends with the weights of the best validation, or, without validation, with their moving average. A phase
     ends early after `config.patience` validations in a row without improvement; the next phase starts from the best
-    weights. A phase that is limited by steps alone is validated every `config.validate_every` steps, and at least four
-    times; a phase with a limit of time is validated twenty times, or less often if validations are expensive. Ctrl-C or
-    SIGTERM ends the fit after the present step, which the history tells (`pass_on` does then what the signal does); a
-    second one ends it at once. Buffers, e.g. the running statistics of
-    batch normalisation, are neither averaged nor part of a checkpoint.
+    weights, or from weights of its own. A phase that is limited by steps alone is validated every
+    `config.validate_every` steps, and at least four times; a phase with a limit of time is validated twenty times, or
+    less often if validations are expensive. Ctrl-C or SIGTERM ends the fit after the present step, which the history
+    tells (`pass_on` does then what the signal does); a second one ends it at once. Buffers, e.g. the running statistics
+    of batch normalisation, are neither averaged nor part of a checkpoint.
 
     Args:
         model: Model, whose parameters that require a gradient are trained.
@@ -274,6 +274,8 @@ class _Trainer:
         return self.stop_requested() if self.workers.size == 1 else self.stopped
 
     def _train_phase(self, phase: Phase) -> None:
+        if phase.initial is not None and self.history.phase_step == 0:
+            self.state.begin_phase(phase.initial())
         if phase.from_start and self.history.phase_step == 0:
             self._judge_start(phase)
         while not self.history.is_over(phase, self.config.patience):

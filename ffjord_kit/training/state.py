@@ -92,10 +92,18 @@ class TrainState:
         self.average.reset()
         self._optimizer = None
 
+    def begin_phase(self, weights: Sequence[Tensor]) -> None:
+        """Put other weights into the model than the selected ones, which stay selected.
+
+        Args:
+            weights: One tensor for each parameter.
+        """
+        self.good = snapshot(weights)
+        self.restore()
+
     def end_phase(self) -> None:
         """Put the selected weights into the model, with a new average and optimizer."""
-        self.good = snapshot(self.selected)
-        self.restore()
+        self.begin_phase(self.selected)
 
     def packed(self) -> dict[str, Tensor]:
         """Return all tensors by flat names, e.g. "average/0" and "optimizer/0/exp_avg".
