@@ -264,6 +264,26 @@ def test_a_fitted_model_is_discretized(tmp_path):
         plain.discretize(x[1:], max_seconds=2)
     with pytest.raises(ValueError, match="max_seconds must be positive; got 0"):
         plain.discretize(x, max_seconds=0)
+    with pytest.raises(ValueError, match="method must be one of euler, midpoint.*; got 'dopri5'"):
+        plain.discretize(x, method="dopri5")
+    with pytest.raises(ValueError, match="steps must be a whole number, at least 1; got 0"):
+        plain.discretize(x, steps=0)
+
+
+@pytest.mark.slow
+def test_the_steps_may_be_named(capsys, tmp_path):
+    x = banana(1500, 0)
+    plain = estimator(schedule=SCHEDULE[:1]).fit(x)
+    assert plain.discretize(x, steps=4, max_seconds=0.5).model_.note.scheme.steps == 4
+    assert plain.discretize(x, method="heun2", max_seconds=0.5).model_.note.scheme.method == "heun2"
+    plain.save(tmp_path / "run")
+    np.savetxt(tmp_path / "x.csv", x, delimiter=",")
+    options = ["--steps", "5", "--method", "fractal2", "--max-seconds", "0.5"]
+    code, out, err = call(
+        capsys, "discretize", tmp_path / "run", tmp_path / "x.csv", "--out", tmp_path / "new", *options
+    )
+    assert code == 0, err
+    assert "5 steps of fractal2" in out
 
 
 @pytest.mark.slow

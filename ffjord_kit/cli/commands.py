@@ -351,6 +351,8 @@ def reflow(**options: Any) -> None:
 @run_argument
 @click.argument("source", metavar="[DATA]", required=False)
 @click.option("--out", type=click.Path(), required=True, help="Folder of the new run.")
+@click.option("--steps", type=int, help="Number of steps, e.g. 4 for a cheap density. [default: by held-out rows]")
+@click.option("--method", metavar="WORD", help="Scheme of the steps, e.g. midpoint. [default: by held-out rows]")
 @click.option(
     "--max-seconds", type=float, metavar="FLOAT", default=60.0, show_default=True, help="Seconds of training."
 )

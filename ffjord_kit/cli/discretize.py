@@ -17,22 +17,28 @@ from ffjord_kit.estimator.discretize import SteppedNote
 COMPARED_ROWS = 1_000
 
 
-def discretize(run: str, source: str | None, out: str, max_seconds: float, force: bool) -> None:
+def discretize(
+    run: str, source: str | None, out: str, steps: int | None, method: str | None, max_seconds: float, force: bool
+) -> None:
     """Train few explicit steps of a run by exact likelihood, and keep the result as a new run.
 
     Args:
         run: Run folder.
         source: Rows of the fit; None for those that the run names.
         out: Folder of the new run.
+        steps: Number of steps; None to choose it.
+        method: Scheme of the steps; None to choose it.
         max_seconds: Seconds of training.
         force: Whether to replace an existing run.
 
     Raises:
-        ValueError: If the data are not the rows of the fit.
+        ValueError: If the data are not the rows of the fit, or an option cannot be used.
     """
     opened, model = open_run(run), DensityModel.load(run)
     data = load_fitted(opened) if source is None else load_for_run(opened, source)
-    new = model.discretize(data.x, context=data.context, sample_weight=data.weight, max_seconds=max_seconds)
+    new = model.discretize(
+        data.x, context=data.context, sample_weight=data.weight, steps=steps, method=method, max_seconds=max_seconds
+    )
     new.save(out, force=force)
     note = cast(SteppedNote, new.note)
     _print_comparison(new, held_out(new, data).take(slice(COMPARED_ROWS)))

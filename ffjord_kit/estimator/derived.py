@@ -17,13 +17,14 @@ from ffjord_kit.diagnostics.sample_weight import EFFECTIVE, check_sample_weight
 from ffjord_kit.estimator.config import Config, resolve, slow_transforms
 from ffjord_kit.estimator.data import Arrays, seed_from, tensor
 from ffjord_kit.estimator.discretize import fit_steps
-from ffjord_kit.estimator.fields import positive, whole
+from ffjord_kit.estimator.fields import choice, positive, whole
 from ffjord_kit.estimator.persistence import prepare_reports
 from ffjord_kit.estimator.scoring import ScoringModel
 from ffjord_kit.estimator.tables.subsets import SubsetDomain
 from ffjord_kit.nn.mlp import set_reach
 from ffjord_kit.objectives.reflow import Reflow, stack_pairs
 from ffjord_kit.ode import FINEST_SINGLE
+from ffjord_kit.ode.explicit import EXPLICIT_SCHEMES
 from ffjord_kit.precision import single_precision
 from ffjord_kit.progress import training_progress
 from ffjord_kit.rows import as_rows
@@ -56,18 +57,22 @@ class DerivingModel(ScoringModel):
         *,
         context: Any = None,
         sample_weight: Any = None,
+        steps: int | None = None,
+        method: str | None = None,
         max_seconds: float = 60.0,
         on_step: Callable[[dict[str, Any]], None] | None = None,
     ) -> Model:
         """Return a model whose density is that of few exact steps: cheap, and without a solver's error.
 
-        The number of steps and their grid are chosen on the rows that the fit held out; then the steps are
-        trained on by exact likelihood, each one held injective. The continuous flow stays beside them.
+        The number of steps, their scheme and their grid are chosen on the rows that the fit held out; then the steps
+        are trained on by exact likelihood, each one held injective. The continuous flow stays beside them.
 
         Args:
             X: Rows of the fit, all and in their order.
             context: Their contexts, of a conditional model.
             sample_weight: Their weights, of a model that was fitted with weights.
+            steps: Number of steps, e.g. 4 for a cheap density; None to choose it.
+            method: Scheme of the steps, a word of EXPLICIT_SCHEMES; None to choose it.
             max_seconds: Seconds of training, as the model's clock counts them.
             on_step: Called with the record of each step.
 
@@ -76,24 +81,28 @@ class DerivingModel(ScoringModel):
             `note` and `density`); this one stays as it is.
 
         Raises:
-            ValueError: If X are not the rows of the fit, have too many columns, or the seconds are not positive.
+            ValueError: If X are not the rows of the fit, have too many columns, or an option cannot be used.
         """
         self.domain.require_table("discretize", "sample it with few fixed steps")
         self.domain.check_schedule(["flow_matching", "steps"])
+        if steps is not None:
+            whole("steps", steps)
+        if method is not None:
+            choice("method", method, EXPLICIT_SCHEMES)
         arrays = self._rows_of_fit(X, context, sample_weight)
         rows = self.domain.training_data(arrays, self.config.fields.validation_fraction, self.seed)
         objective, rate = self.config.objectives["steps"]
         phase = Phase(objective, math.inf, rate, positive("max_seconds", max_seconds), trial=True, from_start=True)
         known = {name: value for name, value in self.record.items() if name != "steps"}
         nll = min((nll for _, nll in self.history.validations_of("continuous")), default=None)
-        steps, history, record = fit_steps(
+        flow, history, record = fit_steps(
             self.flow, rows, phase, self.config.train, before=self.history, continuous_nll=nll, record=known,
-            shown=self.config.fields.verbose, on_step=on_step,
+            steps=steps, method=method, shown=self.config.fields.verbose, on_step=on_step,
         )  # fmt: skip
-        if steps is None:
+        if flow is None:
             pass_on(history.signal)
             raise KeyboardInterrupt
-        return replace(self, record=record, history=history, steps=steps)
+        return replace(self, record=record, history=history, steps=flow)
 
     def condense(
         self: Model,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ from ffjord_kit.estimator.tables.measurement_errors import NEEDS_STEPS
 from ffjord_kit.flow import Flow
 from ffjord_kit.objectives import Objective
 from ffjord_kit.ode import SolveError
+from ffjord_kit.ode.explicit import EXPLICIT_SCHEMES
 from ffjord_kit.precision import double_precision, single_precision
 from ffjord_kit.progress import training_progress
 from ffjord_kit.run import Run, finite_or_none, number_or_infinity
@@ -153,6 +155,8 @@ def fit_steps(
     before: History,
     continuous_nll: float | None,
     record: dict[str, Any],
+    steps: int | None = None,
+    method: str | None = None,
     folder: Run | None = None,
     resume: bool = False,
     timer: Timer | None = None,
@@ -169,6 +173,8 @@ def fit_steps(
         before: History of the continuous flow.
         continuous_nll: Validation NLL of the continuous flow; None if it was not validated.
         record: What config.json holds; an earlier choice of steps in it stays.
+        steps: Number of steps; chosen on held-out rows if None.
+        method: Word of EXPLICIT_SCHEMES; chosen on held-out rows if None.
         folder: Run folder, or None.
         resume: Whether to go on from the last checkpoint of the steps, if there is one.
         timer: Clocks that run already.
@@ -181,14 +187,17 @@ def fit_steps(
     workers, judges = Workers.here(), rows.fitting if rows.held_out is None else rows.held_out
     judges = replace(judges, noise=None)
     known = record.get("steps")
-    scheme: Steps = workers.broadcast(lambda: scheme_of(known) if known else _best_scheme(flow, judges, len(rows.x)))
+    wanted = (steps, method)
+    scheme: Steps = workers.broadcast(
+        lambda: scheme_of(known) if known else _best_scheme(flow, judges, len(rows.x), *wanted)
+    )
     record = record if known else amended(record, folder, steps=scheme._asdict())
     phase = replace(phase, learning_rate=learning_rate(flow, len(rows.x)))
-    steps, part = stepped(flow, scheme), None if folder is None else folder.within("steps")
+    few, part = stepped(flow, scheme), None if folder is None else folder.within("steps")
     going_on = workers.broadcast(lambda: part is not None and resume and part.has_checkpoint)
     with training_progress([phase], shown=shown and workers.is_first, on_step=on_step) as bars:
         history = train_steps(
-            steps, rows.x, validation=_judges_of_steps(rows), context=rows.context, weight=rows.weight,
+            few, rows.x, validation=_judges_of_steps(rows), context=rows.context, weight=rows.weight,
             noise=rows.noise, phase=phase, config=config, workers=workers, run=part, resume=going_on,
             before=replace(before, best_nll=None), timer=timer, on_step=bars.on_step,
         )  # fmt: skip
@@ -200,9 +209,9 @@ def fit_steps(
         RECEIPT_ELEMENTS, judges, (RECEIPT_ROWS[0], min(RECEIPT_ROWS[1], RECEIPT_ROWS_A_SECOND * phase.seconds))
     )
     asked = rows.examined(judges)
-    note = workers.broadcast(lambda: _examined(steps, scheme, asked, *nlls, rows=count).record())
-    steps.requires_grad_(False)
-    return steps, history, amended(record, folder, steps=note)
+    note = workers.broadcast(lambda: _examined(few, scheme, asked, *nlls, rows=count).record())
+    few.requires_grad_(False)
+    return few, history, amended(record, folder, steps=note)
 
 
 def follow_steps(
@@ -293,17 +302,22 @@ def amended(record: dict[str, Any], folder: Run | None, **content: Any) -> dict[
     return {**record, **content} if folder is None else folder.amend(**content)
 
 
-def _best_scheme(flow: Flow, judges: Batch, rows: int) -> Steps:
+def _best_scheme(flow: Flow, judges: Batch, rows: int, steps: int | None = None, method: str | None = None) -> Steps:
     """Return the scheme with the lowest sum of NLL and penalty, of more evaluations where that penalty is large.
 
     Narrow peaks fold long steps. On the power_plant table, whose rows are nearly identical, 16, 32 and 64 evaluations
     begin with a penalty of 1790, 170 and 7 nats after 5 minutes of matching; on protein it is below 1 nat.
     """
-    some = torch.linspace(0, len(judges) - 1, min(len(judges), _count(SCHEME_ELEMENTS, judges, SCHEME_ROWS))).long()
-    single, choice = single_precision(flow), _choice(flow, rows)
+    count = min(len(judges), _count(SCHEME_ELEMENTS, judges, SCHEME_ROWS))
+    some, choice = judges[torch.linspace(0, len(judges) - 1, count).long()], _choice(flow, rows)
     schemes, weight = _schemes(flow, rows)
+    rank = partial(rank_steps, single_precision(flow), some, folding=weight)
+    schemes = schemes if method is None else (method,)
+    if steps is not None:
+        each = [rank(steps * EXPLICIT_SCHEMES[word].stages, (word,))[0] for word in schemes]
+        return min(each, key=lambda candidate: candidate.nll + weight * candidate.penalty).steps
     for evaluations in choice.evaluations:
-        best = rank_steps(single, judges[some], evaluations, schemes, folding=weight)[0]
+        best = rank(evaluations, schemes)[0]
         if best.penalty < choice.folding:
             break
     return best.steps

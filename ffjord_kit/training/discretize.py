@@ -20,7 +20,7 @@ from ffjord_kit.data import Batch, Rows
 from ffjord_kit.flow import Flow
 from ffjord_kit.noise import keyed_generator
 from ffjord_kit.objectives import SteppedLikelihood
-from ffjord_kit.ode.explicit import RUNGE_KUTTA
+from ffjord_kit.ode.explicit import EXPLICIT_SCHEMES, RUNGE_KUTTA
 from ffjord_kit.training.config import Phase, TrainConfig
 from ffjord_kit.training.data import preprocessed
 from ffjord_kit.training.history import History
@@ -192,7 +192,7 @@ def train_steps(
 
 def _affordable(evaluations: int, methods: Sequence[str]) -> Iterator[Steps]:
     for method in methods:
-        steps = evaluations // RUNGE_KUTTA[method].stages
+        steps = evaluations // EXPLICIT_SCHEMES[method].stages
         if steps:
             yield from (Steps(method, steps, grading) for grading in GRADINGS)
 
