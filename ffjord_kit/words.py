@@ -29,6 +29,8 @@ OBJECTIVES = ("flow_matching", "mle", "transforms", "steps")  # objectives/__ini
 COUPLINGS = ("independent", "optimal_transport")  # objectives/couplings.py
 TIME_DENSITIES = ("uniform", "likelihood")  # objectives/flow_matching.py
 
+OPTIMIZERS = ("adamw", "muon")  # training/optim.py
+
 PRIORS = ("normal", "flow")  # of the first state of a latent ODE
 RECOGNITIONS = ("gru", "ode_rnn")  # models/latent_network.py
 

@@ -449,7 +449,7 @@ def test_several_fits_begin_with_weights_of_their_own():
     assert not torch.equal(second, third)
 
 
-@pytest.mark.parametrize(("seconds", "fits"), [(60.0, 1), (199.0, 1), (200.0, 2), (300.0, 3), (900.0, 3)])
+@pytest.mark.parametrize(("seconds", "fits"), [(60.0, 1), (599.0, 1), (600.0, 2), (900.0, 3), (3600.0, 3)])
 def test_fits_by_time(seconds, fits):
     model = LatentODE(max_seconds=seconds)
     assert (model._fits(judged=True), model._fits(judged=False)) == (fits, 1)

@@ -25,7 +25,7 @@ from ffjord_kit.run import Run
 from ffjord_kit.trace import ExactTrace, HutchinsonTrace
 from ffjord_kit.training import Phase, StreamedData, TensorData, TrainConfig, TrainingDiverged, fit, fit_flow
 from ffjord_kit.training.data import Batches, preprocessed
-from ffjord_kit.training.optim import MovingAverage, Optimizer
+from ffjord_kit.training.optim import MUON_FACTOR, MovingAverage, Optimizer
 from ffjord_kit.training.runtime import Timer
 from ffjord_kit.training.validation import ValidationScore
 from ffjord_kit.transforms import CNF, Standardize, Transform
@@ -139,6 +139,37 @@ def test_weight_decay_is_of_matrices_alone_and_of_no_step_that_is_not_finite():
     with pytest.raises(ArithmeticError, match="the loss is nan"):
         optimizer.step(torch.tensor(math.nan), 0.1, 0.3)
     assert parameters[0].tolist() == [[pytest.approx(0.97)] * 2] * 2
+
+
+def test_muon_makes_the_singular_values_of_an_update_equal_and_leaves_small_parameters_to_adam():
+    wide, small, bias = (nn.Parameter(torch.zeros(*shape)) for shape in ((40, 32), (8, 32), (40,)))
+    optimizer = Optimizer([wide, small, bias], TrainConfig(optimizer="muon", clip_norm=1e9))
+    generator = torch.Generator().manual_seed(0)
+    gradient = torch.randn(40, 32, generator=generator) @ torch.diag(torch.logspace(-1, 1, 32))
+    wide.grad, small.grad, bias.grad = gradient.clone(), torch.ones(8, 32), torch.ones(40)
+    optimizer.step(torch.tensor(0.0), 0.01)
+    values = torch.linalg.svdvals(wide.detach()) / (0.01 * MUON_FACTOR * 0.2 * math.sqrt(40))
+    assert float(torch.linalg.cond(gradient)) > 100
+    assert 0.3 < float(values.min()) < float(values.median()) < float(values.max()) < 1.3
+    assert float((wide.detach() * gradient).sum()) < 0
+    for p in (small, bias):
+        torch.testing.assert_close(p.detach(), torch.full_like(p, -0.01))
+    before = wide.detach().clone()
+    wide.grad = torch.full((40, 32), math.inf)
+    with pytest.raises(ArithmeticError):
+        optimizer.step(torch.tensor(0.0), 0.01)
+    assert torch.equal(wide, before)
+    optimizer.every = 50  # as on a GPU, which looks at bad steps later
+    wide.grad = torch.full((40, 32), math.inf)
+    optimizer.step(torch.tensor(0.0), 0.01)
+    assert torch.equal(wide, before)
+    with pytest.raises(ArithmeticError, match="in 1 of the last"):
+        optimizer.check()
+
+
+def test_an_unknown_optimizer_is_refused():
+    with pytest.raises(ValueError, match="optimizer must be one of adamw, muon; got 'sgd'"):
+        TrainConfig(optimizer="sgd")
 
 
 @pytest.mark.slow
@@ -421,14 +452,15 @@ class HeldOutError:
 class Case:
     """A model that the loop trains, with its data, its objective and its validation."""
 
-    def __init__(self, make, data, objective, validate=None):
+    def __init__(self, make, data, objective, validate=None, optimizer="adamw"):
         self.make, self.data, self.objective, self.validate = make, data, objective, validate
+        self.optimizer = optimizer
 
     def fit(self, folder, **options):
         model = self.make()
         validate = None if self.validate is None else self.validate(model)
         run = None if folder is None else Run(folder) if folder.exists() else Run.create(folder, {})
-        config = TrainConfig(batch_size=16, ema_decay=0.9, validate_every=5, seed=3)
+        config = TrainConfig(batch_size=16, optimizer=self.optimizer, ema_decay=0.9, validate_every=5, seed=3)
         schedule = [Phase(self.objective, 12, 0.02), Phase(self.objective, 8, 0.01)]
         return model, fit(model, self.data, schedule, config=config, validate=validate, run=run, **options)
 
@@ -437,6 +469,12 @@ def regressor():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 1))
+
+
+def deep_regressor():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(2, 40), nn.Tanh(), nn.Linear(40, 40), nn.Tanh(), nn.Linear(40, 1))
 
 
 def sums(n, seed):
@@ -459,6 +497,7 @@ CASES = {
     "regressor": Case(
         regressor, TensorData(sums(64, 0)), LeastSquares(), lambda model: HeldOutError(model, sums(32, 1))
     ),
+    "muon": Case(deep_regressor, TensorData(sums(64, 0)), LeastSquares(), optimizer="muon"),
     "pairs": Case(lambda: continuous(context_dim=1), pairs(), Reflow()),
     "streamed rows": Case(continuous, streamed(), MaximumLikelihood(ExactTrace())),
 }

@@ -349,6 +349,7 @@ def _train_config(fields: CommonFields, seed: int) -> TrainConfig:
             raise ValueError(f"{name} must not be negative; got {getattr(fields, name)}")
     return TrainConfig(
         batch_size=whole("batch_size", fields.batch_size),
+        optimizer=fields.optimizer,
         weight_decay=fields.weight_decay or 0.0,
         warmup=fields.warmup_steps,
         clip_norm=positive("clip_norm", fields.clip_norm),

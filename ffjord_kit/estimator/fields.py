@@ -26,6 +26,7 @@ from ffjord_kit.words import (
     IMAGE_SCALINGS,
     METHODS,
     OBJECTIVES,
+    OPTIMIZERS,
     PRECISIONS,
     REGULARIZERS,
     SCALINGS,
@@ -114,8 +115,17 @@ class CommonFields:
     micro_batches: int | None = option(
         None, "Machine", "equal parts of a batch, computed in turn or by several workers (default: one a worker)"
     )
+    optimizer: str = option(
+        "auto",
+        "Training",
+        "optimizer: adamw, or muon, which learns tables of more than 3 columns sooner (auto: adamw, but muon for these "
+        "under schedule auto)",
+        ("auto", *OPTIMIZERS),
+    )
     weight_decay: float | None = option(
-        None, "Training", "weight decay of AdamW (default: 0; schedule auto: up to 0.3 with contexts, 1 for few rows)"
+        None,
+        "Training",
+        "weight decay of matrices (default: 0; schedule auto: up to 0.3 with contexts, 1 for few rows)",
     )
     warmup_steps: int = option(200, "Training", "steps of warm-up, at most a tenth of a phase")
     clip_norm: float = option(1.0, "Training", "largest norm of the gradient")

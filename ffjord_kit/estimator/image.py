@@ -132,7 +132,7 @@ class ImageDomain(Domain):
             "schedule": [("flow_matching", 4000)] if self.scales == 1 else [("mle", 2000)],
             "time_density": "likelihood", "coupling": "independent", "scaling": "logit", "dynamics": "unet",
             "solver": "rk4", "adjoint": "checkpointed", "learning_rate": 2e-3, "batch_size": 64, "solver_steps": 4,
-            "hidden": channels, "weight_decay": 0.0,
+            "hidden": channels, "optimizer": "adamw", "weight_decay": 0.0,
         }  # fmt: skip
 
     def search_options(self, data: TrainingData, seconds: float) -> Iterator[tuple[str, tuple[Any, ...]]]:

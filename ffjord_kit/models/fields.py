@@ -40,7 +40,7 @@ class LatentODEFields:
     max_steps: int | None = option(None, "largest number of training steps of each fit", 1)
     n_init: int | None = option(
         None,
-        "fits from weights of their own, of which the best by series held out is kept (default: one for every 100 "
+        "fits from weights of their own, of which the best by series held out is kept (default: one for every 300 "
         "seconds, up to three)",
         1,
     )

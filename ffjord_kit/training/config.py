@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ffjord_kit.objectives import Objective
 from ffjord_kit.precision import check_precision
+from ffjord_kit.words import OPTIMIZERS
 
 WARMUP_SHARE = 0.1
 
@@ -80,6 +81,7 @@ class TrainConfig:
 
     Args:
         batch_size: Rows of a step.
+        optimizer: Word of OPTIMIZERS.
         weight_decay: Weight decay of matrices, as AdamW has it.
         warmup: Steps of warm-up; at most a tenth of a phase is used.
         clip_norm: Largest norm of the gradient.
@@ -94,7 +96,7 @@ class TrainConfig:
         seed: Seed of all noise.
 
     Raises:
-        ValueError: If the precision is unknown, or the guard negative.
+        ValueError: If a word is unknown, or the guard negative.
 
     Example:
         >>> config = TrainConfig(batch_size=64, warmup=10)
@@ -103,6 +105,7 @@ class TrainConfig:
     """
 
     batch_size: int = 512
+    optimizer: str = "adamw"
     weight_decay: float = 0.0
     warmup: int = 200
     clip_norm: float = 1.0
@@ -117,6 +120,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_precision(self.precision)
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}; got {self.optimizer!r}")
         if not self.guard >= 0:
             raise ValueError(f"guard must be at least 0, the share of the loss's noise; got {self.guard}")
 

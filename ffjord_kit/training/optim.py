@@ -10,7 +10,7 @@ exchanged and saved.)
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -19,6 +19,10 @@ from torch import Tensor, nn
 from ffjord_kit.training.config import TrainConfig
 
 CHECK_EVERY = 50  # steps between two checks on a GPU, which has to wait at each
+# Muon's matrices: a smaller one has few directions to even out. Its updates are 0.6 in each element where those of Adam
+# are about 1, and its momentum is short: after 60 s on protein 0.2 and 0.6, with a momentum of 0.95, have an NLL of
+# -3.67 and -3.77, with one of 0.9 and 0.8 it is -4.04 and -4.20; Adam has -3.51, and updates of 1 have -3.01.
+LEAST_SIDE, MUON_FACTOR, MUON_MOMENTUM = 32, 3.0, 0.8  # of "match_rms_adamw", which has 0.2
 
 
 class _Adam(torch.optim.Adam):
@@ -28,22 +32,27 @@ class _Adam(torch.optim.Adam):
 
 
 class Optimizer:
-    """AdamW with clipped gradients; a step that is not finite leaves the weights as they are.
+    """AdamW or Muon with clipped gradients; a step that is not finite leaves the weights as they are.
 
-    Matrices alone decay: a bias, or the exponent of a tail, is not the smaller the simpler.
+    Matrices alone decay: a bias, or the exponent of a tail, is not the smaller the simpler. Muon updates matrices of 32
+    rows and columns or more by momenta whose singular values are made equal, and leaves the rest to Adam.
 
     Args:
         parameters: Parameters to train.
-        config: Clipping.
+        config: Optimizer and clipping.
 
     References:
-        Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101.
+        Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101; Jordan et al. 2024, Muon: an optimizer for hidden
+        layers, https://kellerjordan.github.io/posts/muon.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], config: TrainConfig) -> None:
         self.parameters, self.config = list(parameters), config
+        self.even = [p for p in self.parameters if config.optimizer == "muon" and is_even(p)]
+        rest = [p for p in self.parameters if config.optimizer != "muon" or not is_even(p)]
         # Each step sets its own learning rate.
-        self.adam = _Adam(self.parameters, lr=0.0, fused=True)
+        self.adam = _Adam(rest, lr=0.0, fused=True) if rest else None
+        self.muon = _muon(self.even) if self.even else None
         self.matrices: list[Tensor] = [p for p in self.parameters if p.dim() > 1]
         self.every = 1 if self.parameters[0].device.type == "cpu" else CHECK_EVERY
         self.steps, self.bad = 0, torch.zeros((), device=self.parameters[0].device)
@@ -65,19 +74,58 @@ class Optimizer:
         """
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
         bad = (~(loss + norm).isfinite()).float()
-        self.adam.found_inf = bad
-        for group in self.adam.param_groups:
-            group["lr"] = rate
+        if self.every == 1 and bool(bad):
+            raise ArithmeticError(f"the loss is {float(loss):.4g} and its gradient's norm {float(norm):.4g}")
         decaying = [p for p in self.matrices if p.grad is not None] if decay else []
         if decaying:
             torch._foreach_mul_(decaying, 1 - rate * decay * (1 - bad))
-        self.adam.step()
+        if self.adam is not None:
+            self.adam.found_inf = bad
+            _at(self.adam, rate).step()
+        if self.muon is not None:
+            self._step_evenly(_at(self.muon, MUON_FACTOR * rate), bad)
         self.bad, self.steps = self.bad + bad, self.steps + 1
-        if self.every == 1 and bool(bad):
-            raise ArithmeticError(f"the loss is {float(loss):.4g} and its gradient's norm {float(norm):.4g}")
         if self.steps % self.every == 0:
             self.check()
         return norm
+
+    def _step_evenly(self, muon: torch.optim.Optimizer, bad: Tensor) -> None:
+        """Update the matrices that are Muon's, which stay as they are after a bad step."""
+        if self.every == 1:
+            muon.step()
+            return
+        before = snapshot(self.even)
+        for p in self.even:
+            if p.grad is not None:
+                p.grad.masked_fill_(bad > 0, 0.0)
+        muon.step()
+        for p, value in zip(self.even, before, strict=True):
+            p.copy_(torch.where(bad > 0, value, p))
+
+    def moments(self) -> dict[int, dict[str, Tensor]]:
+        """Return what the optimizer remembers of each parameter.
+
+        Returns:
+            Tensors by name, by the number of the parameter.
+        """
+        places = {id(p): i for i, p in enumerate(self.parameters)}
+        return {places[id(p)]: dict(state) for each in self._all() for p, state in each.state.items()}
+
+    def load_moments(self, moments: Mapping[int, Mapping[str, Tensor]]) -> None:
+        """Go on with what an optimizer of the same kind remembered.
+
+        Args:
+            moments: Tensors as `moments` returned them.
+        """
+        places = {id(p): i for i, p in enumerate(self.parameters)}
+        for each in self._all():
+            known = each.state_dict()
+            numbers = [places[id(p)] for group in each.param_groups for p in group["params"]]
+            state = {i: dict(moments[number]) for i, number in enumerate(numbers) if number in moments}
+            each.load_state_dict({**known, "state": state})
+
+    def _all(self) -> list[torch.optim.Optimizer]:
+        return [each for each in (self.adam, self.muon) if each is not None]
 
     def check(self) -> None:
         """Check the steps since the last check.
@@ -88,6 +136,29 @@ class Optimizer:
         count, self.bad = int(self.bad), torch.zeros_like(self.bad)
         if count:
             raise ArithmeticError(f"in {count} of the last {CHECK_EVERY} steps loss or gradient was not finite")
+
+
+def is_even(parameter: Tensor) -> bool:
+    """Return whether a parameter is a matrix that Muon updates.
+
+    Args:
+        parameter: The parameter.
+
+    Returns:
+        Whether it is.
+    """
+    return parameter.dim() == 2 and min(parameter.shape) >= LEAST_SIDE
+
+
+def _at(optimizer: torch.optim.Optimizer, rate: float) -> torch.optim.Optimizer:
+    """Set the learning rate of an optimizer."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    return optimizer
+
+
+def _muon(matrices: Sequence[nn.Parameter]) -> torch.optim.Muon:
+    return torch.optim.Muon(matrices, lr=0.0, weight_decay=0.0, momentum=MUON_MOMENTUM, adjust_lr_fn="match_rms_adamw")
 
 
 class MovingAverage:

@@ -115,7 +115,7 @@ class TrainState:
             "weights": self.parameters, "average": self.average.values, "good": self.good, "best": self.best or [],
         }  # fmt: skip
         tensors = {f"{group}/{i}": value for group, values in groups.items() for i, value in enumerate(values)}
-        moments = {} if self._optimizer is None else self._optimizer.adam.state_dict()["state"]
+        moments = {} if self._optimizer is None else self._optimizer.moments()
         flat = {f"optimizer/{i}/{key}": value for i, state in moments.items() for key, value in state.items()}
         return {**tensors, **flat}
 
@@ -140,7 +140,7 @@ class TrainState:
         self.best = [value.to(p) for value, p in zip(best, self.parameters, strict=True)] if best else None
         moments = _moments(tensors)
         if moments:
-            self.optimizer.adam.load_state_dict({**self.optimizer.adam.state_dict(), "state": moments})
+            self.optimizer.load_moments(moments)
 
 
 def _numbered(tensors: dict[str, Tensor], group: str) -> list[Tensor]:

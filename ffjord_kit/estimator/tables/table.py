@@ -228,7 +228,8 @@ class TableDomain(Domain):
             "schedule": [("flow_matching", 4000)], "time_density": "uniform", "coupling": "independent",
             "scaling": "robust" if self.base_word == "student" else "standardize", "dynamics": "residual",
             "solver": "dopri5", "adjoint": "backprop", "learning_rate": 8e-3, "batch_size": 512, "fourier_features": 0,
-            "base": "normal", "hidden": NARROW if self.few_columns else WIDE, "weight_decay": 0.0,
+            "base": "normal", "hidden": NARROW if self.few_columns else WIDE, "optimizer": "adamw",
+            "weight_decay": 0.0,
         }  # fmt: skip
 
     def search_options(self, data: TrainingData, seconds: float) -> Iterator[tuple[str, tuple[Any, ...]]]:
@@ -252,6 +253,8 @@ class TableDomain(Domain):
 
     def _settled(self, data: TrainingData, seconds: float) -> Iterator[tuple[str, tuple[Any, ...]]]:
         """Yield the fields that need no trial, for the numbers of rows and columns settle them."""
+        if not self.few_columns and data.context is None:
+            yield "optimizer", ("muon",)
         if decay := weight_decay(data.effective_rows, contexts=data.context is not None):
             yield "weight_decay", (decay,)
         plain = data.context is None and data.fitting.weight is None and self.geometry.is_flat
