@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from ffjord_kit.training.config import TrainConfig
 
 CHECK_EVERY = 50  # steps between two checks on a GPU, which has to wait at each
-# Muon's matrices: a smaller one has few directions to even out. Its updates are 0.6 in each element where those of Adam
-# are about 1, and its momentum is short: after 60 s on protein 0.2 and 0.6, with a momentum of 0.95, have an NLL of
-# -3.67 and -3.77, with one of 0.9 and 0.8 it is -4.04 and -4.20; Adam has -3.51, and updates of 1 have -3.01.
-LEAST_SIDE, MUON_FACTOR, MUON_MOMENTUM = 32, 3.0, 0.8  # of "match_rms_adamw", which has 0.2
+# Rows and columns of a matrix of Muon's; its rate, as a multiple of Adam's; and its momentum. After 60 s protein has an
+# NLL of -3.67 and -3.77 by multiples of 1 and 3 (momentum 0.95), of -3.01 by 5, and of -4.04 and -4.20 by a momentum of
+# 0.9 and 0.8 (multiple 3); by Adam -3.51.
+LEAST_SIDE, MUON_FACTOR, MUON_MOMENTUM = 32, 3.0, 0.8
 
 
 class _Adam(torch.optim.Adam):
@@ -48,11 +48,12 @@ class Optimizer:
 
     def __init__(self, parameters: Sequence[nn.Parameter], config: TrainConfig) -> None:
         self.parameters, self.config = list(parameters), config
-        self.even = [p for p in self.parameters if config.optimizer == "muon" and is_even(p)]
-        rest = [p for p in self.parameters if config.optimizer != "muon" or not is_even(p)]
+        muon = config.optimizer == "muon"
+        self.hidden = [p for p in self.parameters if muon and is_hidden(p)]
+        rest = [p for p in self.parameters if not (muon and is_hidden(p))]
         # Each step sets its own learning rate.
         self.adam = _Adam(rest, lr=0.0, fused=True) if rest else None
-        self.muon = _muon(self.even) if self.even else None
+        self.muon = _muon(self.hidden) if self.hidden else None
         self.matrices: list[Tensor] = [p for p in self.parameters if p.dim() > 1]
         self.every = 1 if self.parameters[0].device.type == "cpu" else CHECK_EVERY
         self.steps, self.bad = 0, torch.zeros((), device=self.parameters[0].device)
@@ -83,23 +84,23 @@ class Optimizer:
             self.adam.found_inf = bad
             _at(self.adam, rate).step()
         if self.muon is not None:
-            self._step_evenly(_at(self.muon, MUON_FACTOR * rate), bad)
+            self._step_hidden(_at(self.muon, MUON_FACTOR * rate), bad)
         self.bad, self.steps = self.bad + bad, self.steps + 1
         if self.steps % self.every == 0:
             self.check()
         return norm
 
-    def _step_evenly(self, muon: torch.optim.Optimizer, bad: Tensor) -> None:
-        """Update the matrices that are Muon's, which stay as they are after a bad step."""
+    def _step_hidden(self, muon: torch.optim.Optimizer, bad: Tensor) -> None:
+        """Update the matrices of hidden layers, which stay as they are after a bad step."""
         if self.every == 1:
             muon.step()
             return
-        before = snapshot(self.even)
-        for p in self.even:
+        before = snapshot(self.hidden)
+        for p in self.hidden:
             if p.grad is not None:
                 p.grad.masked_fill_(bad > 0, 0.0)
         muon.step()
-        for p, value in zip(self.even, before, strict=True):
+        for p, value in zip(self.hidden, before, strict=True):
             p.copy_(torch.where(bad > 0, value, p))
 
     def moments(self) -> dict[int, dict[str, Tensor]]:
@@ -138,8 +139,8 @@ class Optimizer:
             raise ArithmeticError(f"in {count} of the last {CHECK_EVERY} steps loss or gradient was not finite")
 
 
-def is_even(parameter: Tensor) -> bool:
-    """Return whether a parameter is a matrix that Muon updates.
+def is_hidden(parameter: Tensor) -> bool:
+    """Return whether a parameter is a matrix of a hidden layer, which Muon updates.
 
     Args:
         parameter: The parameter.
