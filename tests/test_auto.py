@@ -222,11 +222,13 @@ def test_weight_decay_is_chosen_where_there_are_contexts_and_less_of_it_for_more
 
 
 @pytest.mark.slow
-def test_tables_of_more_than_three_columns_without_contexts_are_trained_by_muon(monkeypatch):
+def test_many_rows_of_more_than_three_columns_without_contexts_are_trained_by_muon(monkeypatch):
     monkeypatch.setattr(auto, "STEPS", 2)
+    monkeypatch.setattr(settled, "ROWS_OF_MUON", 2000)
     x = np.random.default_rng(0).normal(size=(3000, 4))
-    fits = FFJORD(**FIELDS).fit(x), FFJORD(**FIELDS).fit(x[:, :3]), FFJORD(**FIELDS).fit(x, context=x[:, :1] ** 2)
-    assert [each.model_.config.train.optimizer for each in fits] == ["muon", "adamw", "adamw"]
+    fits = [FFJORD(**FIELDS).fit(part) for part in (x, x[:, :3], x[:2000])]
+    fits.append(FFJORD(**FIELDS).fit(x, context=x[:, :1] ** 2))
+    assert [each.model_.config.train.optimizer for each in fits] == ["muon", "adamw", "adamw", "adamw"]
     given = FFJORD(**FIELDS, optimizer="adamw").fit(x)
     assert given.model_.config.train.optimizer == "adamw"
 

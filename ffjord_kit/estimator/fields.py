@@ -118,8 +118,8 @@ class CommonFields:
     optimizer: str = option(
         "auto",
         "Training",
-        "optimizer: adamw, or muon, which learns tables of more than 3 columns sooner (auto: adamw, but muon for these "
-        "under schedule auto)",
+        "optimizer: adamw, or muon, which learns many rows of more than 3 columns sooner (auto: adamw; schedule auto: "
+        "muon for these)",
         ("auto", *OPTIMIZERS),
     )
     weight_decay: float | None = option(

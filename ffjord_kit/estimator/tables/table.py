@@ -43,7 +43,7 @@ from ffjord_kit.estimator.fields import TableFields, choice
 from ffjord_kit.estimator.tables.contexts import coded_contexts, coded_names
 from ffjord_kit.estimator.tables.names import context_in_order, in_order
 from ffjord_kit.estimator.tables.own import base_makers
-from ffjord_kit.estimator.tables.settled import is_paired, needs_width, weight_decay
+from ffjord_kit.estimator.tables.settled import is_paired, needs_width, takes_muon, weight_decay
 from ffjord_kit.estimator.tables.typed import grid_with_types, refuse_on_manifolds
 from ffjord_kit.geometry import Geometry
 from ffjord_kit.nn import DYNAMICS, ManifoldDynamics, VectorField
@@ -253,7 +253,7 @@ class TableDomain(Domain):
 
     def _settled(self, data: TrainingData, seconds: float) -> Iterator[tuple[str, tuple[Any, ...]]]:
         """Yield the fields that need no trial, for the numbers of rows and columns settle them."""
-        if not self.few_columns and data.context is None:
+        if takes_muon(self.size, data.effective_rows, contexts=data.context is not None):
             yield "optimizer", ("muon",)
         if decay := weight_decay(data.effective_rows, contexts=data.context is not None):
             yield "weight_decay", (decay,)
