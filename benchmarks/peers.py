@@ -317,7 +317,7 @@ METHODS: dict[str, Method] = {
     for method in (
         Method("auto", ours(lambda budget: {"max_seconds": budget})),
         Method("auto 64", ours(lambda budget: {"max_seconds": budget, "hidden": NARROW})),
-        Method("auto 64 in 4 steps", ours(lambda budget: {"max_seconds": budget, "hidden": NARROW}, steps=4)),
+        Method("auto 64 in 5 steps", ours(lambda budget: {"max_seconds": budget, "hidden": NARROW}, steps=5)),
         Method("mle", ours(lambda budget: {"schedule": [("mle", f"{budget:g}s")]})),
         Method("zuko CNF", peer(zuko_cnf, CONTINUOUS), anytime=True),
         Method("zuko NSF", peer(zuko_discrete("NSF", transforms=4, hidden_features=(64, 64)), DISCRETE)),
