@@ -34,7 +34,6 @@ from ffjord_kit.transforms import SCALINGS, Transform
 
 CHUNK_ELEMENTS = 16_384
 NARROW = (64, 64, 64)  # hidden layers of ours where scoring is to be cheap
-STEPS_SHARE = 0.15  # of the budget, for steps whose number is given
 SKLEARN_ROWS = 20_000  # most rows for scikit-learn's estimators: a mixture of 100,000 rows takes an hour
 MOST_EVALUATIONS = 20_000  # of one batch by zuko, whose solver never ends where its field is NaN
 DISCRETE = Recipe()
@@ -79,24 +78,18 @@ class Method(NamedTuple):
                 yield from self.fit(split, [budget], seed, device)
 
 
-def ours(budgeted: Callable[[float], dict[str, Any]], steps: int | None = None) -> Fit:
-    """FFJORD with the fields of a budget in seconds; it holds out a tenth of the rows for itself.
-
-    With a number of steps of the midpoint's scheme these are trained for a share of the budget.
-    """
+def ours(budgeted: Callable[[float], dict[str, Any]]) -> Fit:
+    """FFJORD with the fields of a budget in seconds; it holds out a tenth of the rows for itself."""
 
     def fit(split: Split, budgets: Sequence[float], seed: int, device: str) -> Iterator[Fitted]:
-        budget = budgets[0] if steps is None else (1 - STEPS_SHARE) * budgets[0]
+        (budget,) = budgets
         clock = Clock(device)
         model = FFJORD(**budgeted(budget), random_state=seed, device=device)
         x, context = split.parts(np.concatenate([split.train, split.validation]))
         model.fit(x, context=context)
-        if steps is not None:
-            seconds = STEPS_SHARE * budgets[0]
-            model = model.discretize(x, context=context, steps=steps, method="midpoint", max_seconds=seconds)
         log = [record["event"] for record in model.history_.records if "event" in record]
         facts = _facts(clock, model.history_.step, model.flow_, log=log)
-        yield Fitted(partial(_score_ours, model, split), budgets[0], facts, model)
+        yield Fitted(partial(_score_ours, model, split), budget, facts, model)
 
     return fit
 
@@ -317,7 +310,6 @@ METHODS: dict[str, Method] = {
     for method in (
         Method("auto", ours(lambda budget: {"max_seconds": budget})),
         Method("auto 64", ours(lambda budget: {"max_seconds": budget, "hidden": NARROW})),
-        Method("auto 64 in 5 steps", ours(lambda budget: {"max_seconds": budget, "hidden": NARROW}, steps=5)),
         Method("mle", ours(lambda budget: {"schedule": [("mle", f"{budget:g}s")]})),
         Method("zuko CNF", peer(zuko_cnf, CONTINUOUS), anytime=True),
         Method("zuko NSF", peer(zuko_discrete("NSF", transforms=4, hidden_features=(64, 64)), DISCRETE)),
