@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 from commands import call
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
@@ -461,6 +461,7 @@ CHANGED = st.dictionaries(st.sampled_from(sorted(FFJORD().get_params())), st.sam
 @pytest.mark.slow
 @settings(max_examples=150, **CALM)
 @given(changed=CHANGED)
+@example(changed={"regularizers": -1})
 def test_fields_of_any_value_are_used_or_refused(changed):
     fields = {**TINY, **changed}
     fields["max_nfe"] = fields.get("max_nfe", 2000)

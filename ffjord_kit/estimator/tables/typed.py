@@ -11,7 +11,7 @@ from ffjord_kit.columns.categories import Dated
 from ffjord_kit.columns.rows import curved_columns
 from ffjord_kit.columns.types import Bounded, Integer, Sphere, Types
 from ffjord_kit.diagnostics.grid import Grid, find_grid
-from ffjord_kit.estimator.fields import TableFields
+from ffjord_kit.estimator.fields import TableFields, regularizer_weights
 from ffjord_kit.geometry import Geometry
 
 
@@ -68,7 +68,7 @@ def refuse_on_manifolds(fields: TableFields, types: Types, geometry: Geometry) -
     curved = curved_columns(types)
     asked = {
         "transforms": fields.transforms, "robust": fields.robust, "watch": fields.watch,
-        "regularizers hjb": "hjb" in (fields.regularizers or {}),
+        "regularizers hjb": "hjb" in regularizer_weights(fields.regularizers),
     }  # fmt: skip
     name = next((name for name, value in asked.items() if value), None)
     if curved and name is not None:
