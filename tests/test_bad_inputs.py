@@ -380,7 +380,7 @@ PYTHON = {
 KINDS = {
     "schedule": 5, "max_seconds": "long", "time_density": 1, "coupling": None, "dynamics": 3, "hidden": 64.0,
     "activation": 1, "fourier_features": 0.5, "input_scales": 2.0, "blocks": 1.5, "end_time": "1", "learn_end_time": 1,
-    "transforms": "maf:1",
+    "transforms": "maf:1", "optimizer": 2,
     "scaling": None, "base": 2, "dequantize": True, "support": 1, "columns": 1,
     "learning_rate": "fast", "batch_size": 10.0,
     "mle_learning_rate": None, "weight_decay": "no", "warmup_steps": 1.5, "clip_norm": [1], "ema_decay": "x",
