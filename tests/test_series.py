@@ -492,9 +492,10 @@ def test_a_resumed_fit_equals_one_that_was_not_stopped(tmp_path, monkeypatch, re
         assert torch.equal(a, b)
 
 
-def test_several_fits_need_held_out_series():
+def test_several_fits_need_held_out_series(tmp_path):
     with pytest.raises(ValueError, match="n_init=2 needs series held out"):
-        LatentODE(**SMALL, n_init=2).fit(waves(8))
+        LatentODE(**SMALL, n_init=2).fit(waves(8), run=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_is_resumed_with_its_own_series_and_fields(tmp_path):

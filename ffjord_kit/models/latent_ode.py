@@ -142,8 +142,9 @@ class LatentODE(LatentODEFields):
         self.record_ = self._record(run, data or {}, resume=resume)
         fitting, held_out = self._split(self.record_["seed"])
         self.network_ = self._network(fitting)
+        schedule = self._schedule(self._fits(judged=held_out is not None))
         with opened_run(run, self.record_, force=force, resume=resume) as folder:
-            self.history_ = self._train(fitting, held_out, folder, resume=resume)
+            self.history_ = self._train(schedule, fitting, held_out, folder, resume=resume)
             self.network_.requires_grad_(False)
             if held_out is not None:
                 fit_noise(self.network_, held_out)
@@ -410,8 +411,9 @@ class LatentODE(LatentODEFields):
         initial = [None, *(partial(weights, number) for number in range(1, fits))]
         return [Phase(ELBO(), steps, self.learning_rate, seconds, initial=each) for each in initial]
 
-    def _train(self, fitting: Batch, held_out: Batch | None, run: Run | None, *, resume: bool) -> History:
-        schedule = self._schedule(self._fits(judged=held_out is not None))
+    def _train(
+        self, schedule: Sequence[Phase], fitting: Batch, held_out: Batch | None, run: Run | None, *, resume: bool
+    ) -> History:
         config = TrainConfig(batch_size=self.batch_size, ema_decay=0.99, patience=NEVER, seed=self.record_["seed"])
         validate = None if held_out is None else ELBOValidation(self.network_, held_out)
 
