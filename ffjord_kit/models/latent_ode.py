@@ -424,7 +424,9 @@ class LatentODE(LatentODEFields):
             self.network_.zero_grad(set_to_none=True)
 
         threads = faster_threads(train_once, torch.device("cpu"), (KIND, self.hidden, self.batch_size))
-        with training_progress(schedule, shown=self.verbose) as bars, threads:
+        count = len(schedule)
+        titles = [f"fit {number}/{count}" for number in range(1, count + 1)] if count > 1 else None
+        with training_progress(schedule, shown=self.verbose, titles=titles) as bars, threads:
             history = fit(
                 self.network_, TensorData(fitting), schedule, config=config, validate=validate, run=run, resume=resume,
                 on_step=bars.on_step,
