@@ -187,9 +187,8 @@ def fit_steps(
     workers, judges = Workers.here(), rows.fitting if rows.held_out is None else rows.held_out
     judges = replace(judges, noise=None)
     known = record.get("steps")
-    wanted = (steps, method)
     scheme: Steps = workers.broadcast(
-        lambda: scheme_of(known) if known else _best_scheme(flow, judges, len(rows.x), *wanted)
+        lambda: scheme_of(known) if known else _best_scheme(flow, judges, len(rows.x), steps, method)
     )
     record = record if known else amended(record, folder, steps=scheme._asdict())
     phase = replace(phase, learning_rate=learning_rate(flow, len(rows.x)))
@@ -315,7 +314,7 @@ def _best_scheme(flow: Flow, judges: Batch, rows: int, steps: int | None = None,
     schemes = schemes if method is None else (method,)
     if steps is not None:
         each = [rank(steps * EXPLICIT_SCHEMES[word].stages, (word,))[0] for word in schemes]
-        return min(each, key=lambda candidate: candidate.nll + weight * candidate.penalty).steps
+        return min(each, key=lambda candidate: candidate.score(weight)).steps
     for evaluations in choice.evaluations:
         best = rank(evaluations, schemes)[0]
         if best.penalty < choice.folding:

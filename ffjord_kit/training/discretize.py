@@ -74,6 +74,17 @@ class Candidate(NamedTuple):
     nll: float
     penalty: float
 
+    def score(self, folding: float) -> float:
+        """Return what candidates are ranked by: the NLL of steps that fold is worthless.
+
+        Args:
+            folding: Factor of the penalty.
+
+        Returns:
+            The sum of NLL and penalty, nats; lower is better.
+        """
+        return self.nll + folding * self.penalty
+
 
 def in_steps(flow: Flow, method: str, steps: int, grading: float = 1.0, *, learn_grid: bool = False) -> Flow:
     """Return a flow whose continuous transforms are explicit steps of copies of their fields.
@@ -159,7 +170,7 @@ def rank_steps(
     """
     affordable = _affordable(evaluations, methods)
     found = [Candidate(steps, *_scores(in_steps(flow, *steps), validation)) for steps in affordable]
-    return sorted(found, key=lambda candidate: candidate.nll + folding * candidate.penalty)
+    return sorted(found, key=lambda candidate: candidate.score(folding))
 
 
 def train_steps(
