@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
 from ffjord_kit.accuracy import AccuracyOptions, LogDensity, log_density
-from ffjord_kit.data import Batch
+from ffjord_kit.data import Batch, scoring_batch_size
 from ffjord_kit.distributions import Base, StandardNormal, as_base
 from ffjord_kit.flow_distribution import FlowDistribution, support_of
 from ffjord_kit.ode import RowSteps, Solver
@@ -141,6 +141,13 @@ class Flow(nn.Module):
         parameters = itertools.chain(self.transforms.parameters(), self.base.parameters())
         device = next((buffer.device for buffer in self.base.buffers()), None)
         return next(parameters, torch.zeros((), dtype=torch.float64, device=device))
+
+    @property
+    def rows_at_once(self) -> int:
+        """Number of rows whose log-densities are computed at once: as many as the caches hold with their tangents."""
+        matrices = (p for p in self.transforms.parameters() if p.dim() == 2)
+        width = max((min(matrix.shape) for matrix in matrices), default=1)  # of the widest hidden layer
+        return scoring_batch_size(self.event_shape, self.like.device.type, width)
 
     def log_prob(
         self,

@@ -32,7 +32,6 @@ from ffjord_kit.transforms import Stepped, Transform
 
 ROWS = 1000
 SPREADS = (0.1, 0.3, 1.0, 3.0, 10.0)  # of the points near rows, in deviations of preprocessed rows
-CHUNK = 4000  # points at once
 LOOK_AROUND = (0.3, 3.0)  # distances from a known preimage at which the search for another one begins
 DEFECT = 0.005  # share of the mass that may be missing or counted twice: it shifts log-densities by as many nats
 ROUNDING = 1e-6  # of the way there and back
@@ -245,8 +244,8 @@ class _Examined(NamedTuple):
 
 def _examined(inner: Flow, points: Batch, *, look_around: bool = False) -> _Examined:
     """Examine all steps on the way of points; other preimages are looked for on request."""
-    empty = points.x.new_zeros(0)
-    results = [_examined_chunk(inner, chunk, look_around) for chunk in points.split(CHUNK)] if len(points) else []
+    empty, rows = points.x.new_zeros(0), inner.rows_at_once
+    results = [_examined_chunk(inner, chunk, look_around) for chunk in points.split(rows)] if len(points) else []
     return (
         _Examined(*(torch.cat(parts) for parts in zip(*results, strict=True))) if results else _Examined(*[empty] * 4)
     )
@@ -275,7 +274,7 @@ def _integral(inner: Flow, batch: Batch, seed: int) -> Integral:
 
     def log_density(points: Tensor) -> Tensor:
         context = None if batch.context is None else batch.context[:1].expand(len(points), -1)
-        chunks = Batch(points.reshape(-1, *batch.x.shape[1:]), context).split(CHUNK)
+        chunks = Batch(points.reshape(-1, *batch.x.shape[1:]), context).split(inner.rows_at_once)
         return torch.cat([inner.log_prob(chunk.x, chunk.context) for chunk in chunks])
 
     rows, geometry = flat(batch.x), inner.base.geometry

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ffjord_kit.accuracy import LogDensity
-from ffjord_kit.data import Batch, scoring_batch_size
+from ffjord_kit.data import Batch
 from ffjord_kit.diagnostics.columns import warn_of_unlearnt_contexts
 from ffjord_kit.diagnostics.sample_weight import check_sample_weight
 from ffjord_kit.display import html_table
@@ -409,7 +409,7 @@ class ScoringModel(StoredModel):
 
     @property
     def _rows_at_once(self) -> int:
-        return scoring_batch_size(self.event_shape, self.flow.like.device.type)
+        return self.flow.rows_at_once
 
     def _batch(self, x: Any, context: Any) -> tuple[Batch, np.ndarray]:
         """Return the rows within the support with their contexts, and a mask of these among all rows."""

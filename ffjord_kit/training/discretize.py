@@ -28,7 +28,6 @@ from ffjord_kit.training.loop import fit_flow
 from ffjord_kit.transforms import CNF, Stepped
 
 GRADINGS = (1.0, 2.0, 3.0)
-CHUNK = 2000  # rows at once
 MANY_COLUMNS = 32  # beyond which the frame of a row is so dear that few steps of training can be had
 # Of a training that makes some hundreds of steps. Where rows of few columns are many, the high rate and the long
 # average leave 0.9 of the KL that 3e-3 and 0.98 leave, and 0.7 of that by 1e-3; 1,500 rows are learnt by heart (NLL of
@@ -213,8 +212,9 @@ def _scores(flow: Flow, rows: Batch) -> tuple[float, float]:
     """Return the NLL of rows by the sizes of their weights, nats in the units of the data, and the weighted penalty."""
     rows = rows.sized()
     objective, parts, inner = SteppedLikelihood(), [], preprocessed(flow, rows)
-    for part in inner.batch.split(CHUNK):
-        terms = objective.loss(flow.inner, part, keyed_generator(part.x.device, "scheme")).terms
+    generator = keyed_generator(inner.batch.x.device, "scheme")
+    for part in inner.batch.split(flow.rows_at_once):
+        terms = objective.loss(flow.inner, part, generator).terms
         parts.append([len(part) * float(term) for term in (terms["nll"], terms["monotonicity"])])
     nll, penalty = (sum(part) / len(rows) for part in zip(*parts, strict=True))
     shift = 0.0 if inner.log_det is None else float(rows.mean(inner.log_det))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ffjord_kit.data import Batch, scoring_batch_size
+from ffjord_kit.data import Batch
 from ffjord_kit.flow import Flow
 from ffjord_kit.noise import keyed_generator
 from ffjord_kit.objectives.deconvolution import mean_over_draws, noise_removed
@@ -94,8 +94,7 @@ class LikelihoodValidation:
         Raises:
             SolveError: If a log-density is not finite.
         """
-        most = scoring_batch_size(self.data.batch.x.shape[1:], self.data.device.type)
-        rows = min(most, math.ceil(len(self.data) / pieces))
+        rows = min(self.flow.rows_at_once, math.ceil(len(self.data) / pieces))
         nll = torch.zeros(len(self.data), dtype=torch.float64)
 
         def score_own() -> float | None:
@@ -155,5 +154,5 @@ class SteppedValidation(LikelihoodValidation):
     def _uncertified(self) -> float:
         near, device = (SPREAD[0], SPREAD[0]), self.data.device
         points = with_neighbours(self.data.batch[:STEPPED_ROWS], keyed_generator(device, "folds"), near)
-        lowest = torch.cat([lowest_eigenvalue(self.flow, part) for part in points.split(STEPPED_ROWS)])
+        lowest = torch.cat([lowest_eigenvalue(self.flow, part) for part in points.split(self.flow.rows_at_once)])
         return float((lowest <= 0).double().mean())
