@@ -32,9 +32,9 @@ from ffjord_kit.training.discretize import (
     MANY_ROWS,
     Steps,
     in_steps,
-    learning_rate,
     learns_fast,
     rank_steps,
+    suited,
     train_steps,
 )  # fmt: skip
 from ffjord_kit.training.history import OnStep
@@ -191,7 +191,7 @@ def fit_steps(
         lambda: scheme_of(known) if known else _best_scheme(flow, judges, len(rows.x), steps, method)
     )
     record = record if known else amended(record, folder, steps=scheme._asdict())
-    phase = replace(phase, learning_rate=learning_rate(flow, len(rows.x)))
+    phase = suited(phase, flow, len(rows.x))
     few, part = stepped(flow, scheme), None if folder is None else folder.within("steps")
     going_on = workers.broadcast(lambda: part is not None and resume and part.has_checkpoint)
     with training_progress([phase], shown=shown and workers.is_first, on_step=on_step) as bars:
