@@ -9,7 +9,7 @@ from ffjord_kit import CNF, Flow, FlowMatching, Phase, ResidualDynamics, fit_flo
 from ffjord_kit.data import Batch
 from ffjord_kit.objectives import SteppedLikelihood
 from ffjord_kit.training import TrainConfig
-from ffjord_kit.training.discretize import in_steps, rank_steps, train_steps
+from ffjord_kit.training.discretize import FAST_PENALTY, in_steps, rank_steps, suited, train_steps
 from ffjord_kit.transforms import Standardize
 
 
@@ -44,6 +44,15 @@ def test_many_steps_are_the_continuous_flow(flow):
     with torch.no_grad():
         many = in_steps(flow, "rk4", 60).log_prob(rows(50, 1))
         assert torch.allclose(many, flow.log_prob(rows(50, 1)), atol=2e-3)
+
+
+def test_steps_of_many_rows_of_few_columns_learn_faster_with_a_lighter_penalty():
+    phase = Phase(SteppedLikelihood(weight=1000.0), 10, 1.0)
+    plane, many = (Flow([CNF(ResidualDynamics((columns,), hidden=(8,)), (columns,))]) for columns in (2, 9))
+    fast, few_rows, nine = suited(phase, plane, 10_000), suited(phase, plane, 1000), suited(phase, many, 10_000)
+    assert fast.objective.weight == FAST_PENALTY * 1000.0
+    assert few_rows.objective == nine.objective == phase.objective
+    assert fast.learning_rate > few_rows.learning_rate == nine.learning_rate
 
 
 @pytest.mark.slow

@@ -20,8 +20,10 @@ from oracles import (
 )
 from torch import distributions as d
 
+from ffjord_kit.data import LEAST_SCORED
 from ffjord_kit.distributions import StandardNormal
 from ffjord_kit.flow import Flow
+from ffjord_kit.nn import ResidualDynamics
 from ffjord_kit.ode import ADJOINTS, FixedSolver, SolveError, make_solver
 from ffjord_kit.trace import TRACE_ESTIMATORS, HutchinsonTrace, OrthogonalTrace
 from ffjord_kit.transforms import CNF, Softplus, Standardize
@@ -305,3 +307,13 @@ def test_what_does_not_fit_is_refused_with_what_was_expected_and_got(context_dim
     with pytest.raises(ValueError) as caught:
         call(curved_flow(context_dim=context_dim))
     assert text in str(caught.value)
+
+
+def test_as_many_rows_at_once_as_the_caches_hold_with_their_tangents():
+    def at_once(columns, width):
+        return Flow([CNF(ResidualDynamics((columns,), hidden=(width, width)), (columns,))]).rows_at_once
+
+    assert at_once(9, 128) == 2**18 // (10 * 128)
+    assert at_once(9, 64) == 2 * at_once(9, 128) + 1  # 409.6 and 204.8 rows
+    assert at_once(2000, 256) == LEAST_SCORED
+    assert Flow([Standardize.of(randn(5, 2))], base=StandardNormal((2,))).rows_at_once > 10_000  # no network
