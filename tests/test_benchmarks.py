@@ -357,7 +357,7 @@ def test_the_mixture_of_questions_knows_its_conditionals_and_their_moments():
 
 
 def test_the_cost_of_steps_counts_the_evaluations_that_a_fit_has():
-    assert step_cost._row(2, compiled=False).startswith("| 2 | 0.5 |")
+    assert step_cost._row(2, compiled=False).startswith("| 2 | 1365 | 0.5 |")
 
 
 def test_the_normals_of_deconvolution_are_drawn_from_the_density_that_judges():
