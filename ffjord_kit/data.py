@@ -19,8 +19,9 @@ from torch import Tensor
 from ffjord_kit.noise import per_row_noise
 
 # Numbers of one hidden layer, for the rows computed at once and their tangents, that the caches of a CPU hold, 1 MiB:
-# of 9 columns 200 rows at once take 0.8 of the time of 900, of 63 columns 16 take 0.8 of that of 130 (few exact steps),
-# and of 5 and 7 columns some hundreds 0.7 of that of a thousand (continuous flow). Least rows: fewer gain nothing.
+# of 9 columns 200 rows at once take 0.9 of the time of 900, of 63 columns 32 take 0.9 of that of 130 (few exact steps),
+# 0.8 on a busy machine, and of 5 and 7 columns some hundreds 0.7 of that of a thousand (continuous flow). Fewer than
+# the least rows gain nothing.
 CACHED, LEAST_SCORED = 2**18, 16
 SCORED_ELEMENTS = {"mps": 131_072, "cuda": 1_048_576}  # of rows, which keep an accelerator busy
 SCORED_PIXELS = {**SCORED_ELEMENTS, "cpu": 32_768}  # few probes
