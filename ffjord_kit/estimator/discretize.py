@@ -191,8 +191,8 @@ def fit_steps(
         lambda: scheme_of(known) if known else _best_scheme(flow, judges, len(rows.x), steps, method)
     )
     record = record if known else amended(record, folder, steps=scheme._asdict())
-    phase = suited(phase, flow, len(rows.x))
     few, part = stepped(flow, scheme), None if folder is None else folder.within("steps")
+    phase = suited(phase, few, len(rows.x))
     going_on = workers.broadcast(lambda: part is not None and resume and part.has_checkpoint)
     with training_progress([phase], shown=shown and workers.is_first, on_step=on_step) as bars:
         history = train_steps(
